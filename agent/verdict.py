@@ -1,0 +1,56 @@
+"""A trigger and the one state it ends in."""
+
+from dataclasses import dataclass
+from enum import StrEnum
+
+from engine.frame import Frame, Inspection
+
+
+class State(StrEnum):
+    """How a trigger ended. The counts of all states sum to the number of triggers."""
+
+    OK = "OK"
+    NG = "NG"
+    TIMEOUT = "TIMEOUT"
+    """The verdict came after the deadline; the part is treated as the fail-safe says."""
+    DROPPED = "DROPPED"
+    """The part was seen but not inspected, because the line was faster than the agent."""
+    NO_FRAME = "NO_FRAME"
+    """The camera gave no frame for this part."""
+    ERROR = "ERROR"
+    """Inspection failed; never taken for OK."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Trigger:
+    """A part has arrived. `sequence` counts triggers of this ledger from 1, without gaps.
+
+    Times are UTC in nanoseconds since 1970. `deadline_ns` is `None` on lines without one.
+    """
+
+    sequence: int
+    part_id: str
+    triggered_ns: int
+    deadline_ns: int | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class Verdict:
+    """The end of one trigger, with all its evidence.
+
+    `inspection` is there for OK and NG, and for a TIMEOUT whose late result was still found;
+    `frame` wherever there was one. `reason` says in one line why a state other than OK and NG.
+    """
+
+    trigger: Trigger
+    state: State
+    decided_ns: int
+    threshold: float
+    frame: Frame | None = None
+    inspection: Inspection | None = None
+    reason: str = ""
+
+
+def decide(inspection: Inspection, threshold: float) -> State:
+    """NG when the score is above the threshold: the threshold itself still passes."""
+    return State.NG if inspection.score > threshold else State.OK

@@ -1,0 +1,47 @@
+"""Runtimes that can run a bundle's network. All differ in one method only."""
+
+from dataclasses import dataclass
+from types import TracebackType
+from typing import Protocol, Self
+
+import numpy as np
+import numpy.typing as npt
+
+from engine.frame import Pixels
+
+Maps = npt.NDArray[np.float32]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class NetworkOutput:
+    """What the network says of N views: two float32 `(N, h, w)` maps.
+
+    `score_map` is a_mp (Eq 3 and 7), signed; `attention` is C_attn (Eq 4), not negative.
+    """
+
+    score_map: Maps
+    attention: Maps
+
+
+class Backend(Protocol):
+    """A network, loaded and ready; a context manager that owns its memory and threads.
+
+    `run` takes uint8 RGB views `(N, side, side, 3)`, N ≥ 1, in C order. It is called from one
+    thread at a time. Raises `BackendError` when the runtime fails.
+    """
+
+    @property
+    def name(self) -> str:
+        """Runtime, device and precision, for records: `onnxruntime cpu fp32`."""
+        ...
+
+    def run(self, views: Pixels) -> NetworkOutput: ...
+
+    def __enter__(self) -> Self: ...
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None: ...

@@ -1,0 +1,59 @@
+"""ONNX Runtime on the CPU: the embedded default, and the oracle the others are compared with."""
+
+import os
+from types import TracebackType
+from typing import Self
+
+import numpy as np
+import onnxruntime
+
+from engine.backends import NetworkOutput
+from engine.bundle import Bundle, Precision
+from engine.errors import BackendError
+from engine.frame import Pixels
+
+
+class OnnxRuntimeBackend:
+    """A `Backend` over an ONNX Runtime CPU session; `threads=0` takes one per core."""
+
+    def __init__(self, bundle: Bundle, *, precision: Precision = "fp32", threads: int = 0) -> None:
+        options = onnxruntime.SessionOptions()
+        options.intra_op_num_threads = threads or os.cpu_count() or 1
+        options.inter_op_num_threads = 1
+        # Idle workers must sleep: the camera, the ledger and MQTT live on the same cores.
+        options.add_session_config_entry("session.intra_op.allow_spinning", "0")
+        options.log_severity_level = 3
+        try:
+            self._session = onnxruntime.InferenceSession(
+                bundle.network(precision), options, providers=["CPUExecutionProvider"]
+            )
+        except Exception as error:  # ONNX Runtime's exceptions share no base class
+            raise BackendError(
+                f"ONNX Runtime {onnxruntime.__version__} cannot load the {precision} network "
+                f"of {bundle.path}: {error}"
+            ) from error
+        self._name = f"onnxruntime cpu {precision}"
+
+    @property
+    def name(self) -> str:
+        return self._name
+
+    def run(self, views: Pixels) -> NetworkOutput:
+        try:
+            score_map, attention = self._session.run(
+                ["score_map", "attention"], {"views": np.ascontiguousarray(views)}
+            )
+        except Exception as error:
+            raise BackendError(f"{self._name} failed on {views.shape}: {error}") from error
+        return NetworkOutput(score_map=score_map, attention=attention)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        del self._session

@@ -1,0 +1,188 @@
+"""The model bundle: a folder that training ends in and running starts from.
+
+    manifest.json          what is here, how views, boxes and scores are made, and every file's hash
+    network.onnx           the fp32 network; network.fp16.onnx, network.int8.onnx beside it
+    weights.safetensors    the trained parameters, for further training
+    parity.json            how far the precisions agree, in decisions
+    calibration.json       the threshold; written later, bound to the manifest's own hash
+
+The manifest's SHA-256 is the bundle's id. Nothing is parsed before its hash is right.
+"""
+
+import hashlib
+import os
+from dataclasses import dataclass
+from pathlib import Path, PurePosixPath
+from typing import Annotated, Final, Literal, get_args
+
+from pydantic import Field, TypeAdapter, ValidationError
+
+from engine.attention import CropSpec
+from engine.errors import BundleError
+from engine.frame import Pixels
+from engine.score import ScoreSpec
+from engine.spec import spec
+from engine.view import ViewSpec
+
+SCHEMA_VERSION: Final = 1
+MANIFEST: Final = "manifest.json"
+CALIBRATION: Final = "calibration.json"
+WEIGHTS: Final = "weights.safetensors"
+PARITY: Final = "parity.json"
+_MANIFEST_MAX_BYTES: Final = 4_000_000
+
+Precision = Literal["fp32", "fp16", "int8"]
+PRECISIONS: Final[tuple[Precision, ...]] = get_args(Precision)
+Sha256 = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
+
+
+@spec
+class NetworkSpec:
+    """The network's one input and two outputs, the same in every precision.
+
+    `views` is uint8 `(N, side, side, 3)` RGB; `score_map` and `attention` are float32 `(N, h, w)`.
+    """
+
+    side: int
+    map_height: Annotated[int, Field(ge=1)]
+    map_width: Annotated[int, Field(ge=1)]
+
+
+@spec
+class TrainingRecord:
+    """Where the weights come from: enough to repeat the training.
+
+    `held_out_scores` are the fp32 scores of good images that training never saw; they serve the
+    parity gate, not the threshold, which is `agent calibrate`'s to set.
+    """
+
+    profile: str
+    backbone: str
+    pretrained: str
+    seed: int
+    epochs: int
+    good: int
+    defective: int
+    split_sha256: Sha256
+    training_sha256: tuple[Sha256, ...]
+    held_out_scores: tuple[float, ...]
+    final_loss: float
+    seconds: float
+    versions: dict[str, str]
+
+
+@spec
+class Manifest:
+    """All that the engine needs to know about a model besides its weights."""
+
+    schema_version: int
+    created_at: str
+    view: ViewSpec
+    crop: CropSpec
+    score: ScoreSpec
+    network: NetworkSpec
+    networks: dict[Precision, str]
+    training: TrainingRecord
+    files: dict[str, Sha256]
+
+
+_MANIFEST: Final = TypeAdapter(Manifest)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Bundle:
+    """An opened bundle whose files all had the hashes that its manifest names."""
+
+    path: Path
+    manifest: Manifest
+    id: str
+
+    def read(self, name: str) -> bytes:
+        """The bytes of file `name`, checked against the manifest once more."""
+        return _read_checked(self.path, name, self.manifest.files[name])
+
+    def network(self, precision: Precision) -> bytes:
+        """The ONNX model of one precision."""
+        try:
+            return self.read(self.manifest.networks[precision])
+        except KeyError:
+            have = ", ".join(self.manifest.networks)
+            raise BundleError(
+                str(self.path),
+                f"has no {precision} network (it has {have}); "
+                f"make one with: agent export --bundle {self.path} --precision {precision}",
+            ) from None
+
+
+def open_bundle(path: Path) -> Bundle:
+    """Open the bundle in folder `path`; raises `BundleError` naming the file at fault."""
+    data = _read(path, MANIFEST, limit=_MANIFEST_MAX_BYTES)
+    try:
+        version = TypeAdapter(dict[str, object]).validate_json(data).get("schema_version")
+        if isinstance(version, int) and version > SCHEMA_VERSION:
+            raise BundleError(
+                str(path / MANIFEST),
+                f"has schema version {version}, newer than {SCHEMA_VERSION}; update atac-agent",
+            )
+        manifest = _MANIFEST.validate_json(data)
+    except ValidationError as error:
+        first = error.errors()[0]
+        where = ".".join(str(part) for part in first["loc"])
+        raise BundleError(
+            str(path / MANIFEST), f"is not a valid manifest ({where or 'JSON'}: {first['msg']})"
+        ) from error
+    unlisted = set(manifest.networks.values()) - set(manifest.files)
+    if unlisted:
+        raise BundleError(str(path / MANIFEST), f"gives no hash for {', '.join(sorted(unlisted))}")
+    for name, digest in manifest.files.items():
+        _read_checked(path, name, digest)
+    return Bundle(path=path, manifest=manifest, id=sha256(data))
+
+
+def write_manifest(path: Path, manifest: Manifest) -> Bundle:
+    """Write `manifest` into folder `path`, atomically, and open the bundle."""
+    replace_file(path / MANIFEST, _MANIFEST.dump_json(manifest, indent=2) + b"\n")
+    return open_bundle(path)
+
+
+def replace_file(path: Path, data: bytes) -> None:
+    """Write `data` to `path` so that a crash leaves the old file or the new one, whole."""
+    temporary = path.with_name(path.name + ".partial")
+    with temporary.open("wb") as file:
+        file.write(data)
+        file.flush()
+        os.fsync(file.fileno())
+    temporary.replace(path)
+
+
+def sha256(data: bytes) -> str:
+    """The SHA-256 of `data`, in hexadecimal."""
+    return hashlib.sha256(data).hexdigest()
+
+
+def pixels_sha256(pixels: Pixels) -> str:
+    """A hash of what an image shows: equal for equal pixels, whatever file format held them."""
+    return sha256(repr(pixels.shape).encode() + pixels.tobytes())
+
+
+def _read_checked(folder: Path, name: str, digest: str) -> bytes:
+    if PurePosixPath(name).name != name or "\\" in name:
+        raise BundleError(str(folder / MANIFEST), f"names a file outside the bundle: {name!r}")
+    data = _read(folder, name)
+    if sha256(data) != digest:
+        raise BundleError(
+            str(folder / name),
+            "does not have the hash that the manifest names: it was changed or damaged; "
+            "restore it or train again",
+        )
+    return data
+
+
+def _read(folder: Path, name: str, *, limit: int | None = None) -> bytes:
+    file = folder / name
+    try:
+        if limit is not None and file.stat().st_size > limit:
+            raise BundleError(str(file), f"is larger than {limit} bytes: not a bundle's manifest")
+        return file.read_bytes()
+    except OSError as error:
+        raise BundleError(str(file), f"cannot be read ({error.strerror})") from error

@@ -1,0 +1,67 @@
+"""Every error a user can meet.
+
+    AtacError
+    ├── ConfigurationError      a value the user wrote cannot work (exit code 2)
+    ├── ImageError              one image cannot be used; others may
+    ├── BundleError             a model bundle is missing, damaged, too new or of another make
+    ├── BackendError            a runtime, its driver or its device cannot be used
+    ├── InspectionError         the network answered something that is not a score
+    ├── CalibrationError        the parts at hand cannot support the promise asked for
+    ├── TrainingError           the images at hand, or their numbers, cannot be learnt from
+    └── CameraError             a camera is not ready or has gone; the line retries
+
+Messages say what is wrong, with which value, and what to do about it; a command-line user sees
+the message alone, never a traceback.
+"""
+
+
+class AtacError(Exception):
+    """Base of all errors this product raises on purpose."""
+
+
+class ConfigurationError(AtacError):
+    """A configuration value cannot work: `key` (dotted path), `value` as written, `remedy`."""
+
+    def __init__(self, key: str, value: object, remedy: str) -> None:
+        self.key = key
+        self.value = value
+        self.remedy = remedy
+        super().__init__(f"{key}: {value!r}: {remedy}")
+
+
+class ImageError(AtacError):
+    """The image at `source` cannot be used, for `reason`."""
+
+    def __init__(self, source: str, reason: str) -> None:
+        self.source = source
+        self.reason = reason
+        super().__init__(f"{source}: {reason}")
+
+
+class BundleError(AtacError):
+    """The bundle file or folder at `path` cannot be used, for `reason`."""
+
+    def __init__(self, path: str, reason: str) -> None:
+        self.path = path
+        self.reason = reason
+        super().__init__(f"{path}: {reason}")
+
+
+class BackendError(AtacError):
+    """A runtime is missing or failed; the message says which part and what to install."""
+
+
+class InspectionError(AtacError):
+    """The network's answer for a frame is not a finite score."""
+
+
+class CalibrationError(AtacError):
+    """The promise asked for cannot be given from these parts; the message says what would do."""
+
+
+class TrainingError(AtacError):
+    """Training cannot start or go on; the message says which images or numbers are at fault."""
+
+
+class CameraError(AtacError):
+    """A camera is not ready or has gone away; worth retrying."""
