@@ -3,10 +3,10 @@
 import importlib
 import sys
 from collections.abc import Callable
-from typing import Final
+from typing import Final, NoReturn
 
-import click
 import typer
+import typer.exceptions
 
 from engine.errors import AtacError, ConfigurationError
 
@@ -26,18 +26,16 @@ def main() -> None:
     for name in COMMANDS:
         app.command(name)(_command(name))
     try:
-        app(standalone_mode=False)
+        code = app(standalone_mode=False)
     except ConfigurationError as error:
         _fail(str(error), code=2)
     except AtacError as error:
         _fail(str(error), code=1)
-    except click.UsageError as error:
-        error.show()
-        sys.exit(2)
-    except click.exceptions.Exit as stop:
-        sys.exit(stop.exit_code)
-    except (KeyboardInterrupt, click.Abort):
+    except typer.exceptions.TyperException as error:
+        _fail(f"{error.format_message()} (agent --help lists commands and options)", code=2)
+    except (KeyboardInterrupt, typer.Abort):
         _fail("stopped", code=130)
+    sys.exit(code if isinstance(code, int) else 0)
 
 
 def _command(name: str) -> Callable[..., object]:
@@ -47,6 +45,6 @@ def _command(name: str) -> Callable[..., object]:
     return function
 
 
-def _fail(message: str, *, code: int) -> None:
+def _fail(message: str, *, code: int) -> NoReturn:
     sys.stderr.write(f"agent: {message}\n")
     sys.exit(code)
