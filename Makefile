@@ -1,0 +1,78 @@
+# make demo          everything at work: no camera, broker, GPU or torch needed
+# make test          all tests
+# make check         format, lint, types, import rules, then all tests
+#
+# Each sets itself up in .venv, from constraints.txt, and does so again only when that changes.
+
+VENV := .venv
+BIN := $(VENV)/bin
+ATAC_DATA ?= ../shared/data
+export ATAC_DATA
+export PIP_DISABLE_PIP_VERSION_CHECK := 1
+export PATH := $(PATH):/usr/sbin:/usr/local/sbin
+
+PYTHON ?= $(shell for python in python3 python3.14 python3.13 python3.12 python3.11; do \
+	$$python -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null \
+	&& command -v $$python && break; done)
+
+# Without build isolation the pinned setuptools builds the package, and no other is fetched.
+INSTALL = $(BIN)/python -m pip install --quiet --constraint constraints.txt
+INSTALL_PRODUCT = $(INSTALL) setuptools && $(INSTALL) --no-build-isolation --editable
+
+.DELETE_ON_ERROR:
+.PHONY: demo test check lint format clean mosquitto
+
+demo: $(VENV)/installed-run
+	$(BIN)/agent demo --parts 120 --report runs/demo.html
+
+test: $(VENV)/installed-all mosquitto
+	$(BIN)/pytest
+
+check: lint
+	$(MAKE) test
+
+lint: $(VENV)/installed-all
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+
+format: $(VENV)/installed-all
+	$(BIN)/ruff format .
+	$(BIN)/ruff check --fix .
+
+clean:
+	rm -rf $(VENV) build *.egg-info .mypy_cache .pytest_cache .ruff_cache .import_linter_cache
+
+# What runs on a device: neither torch nor a test tool.
+$(VENV)/installed-run: $(VENV)/made pyproject.toml constraints.txt
+	@echo "Installing the agent into $(VENV)"
+	@$(INSTALL_PRODUCT) '.[demo]'
+	@touch $@
+
+$(VENV)/installed-all: $(VENV)/made pyproject.toml constraints.txt
+	@echo "Installing the agent, training and test tools into $(VENV)"
+	@$(INSTALL_PRODUCT) '.[demo,train,dev]'
+	@touch $@
+
+$(VENV)/made:
+	@test -n "$(PYTHON)" || { echo "No Python 3.11 or newer found; install one, or name it:" \
+		"make PYTHON=/path/to/python3.11" >&2; exit 1; }
+	@"$(PYTHON)" -m venv --clear $(VENV) || { echo "$(PYTHON) cannot make a virtual environment;" \
+		"on Debian and Ubuntu: apt-get install python3-venv" >&2; exit 1; }
+	@touch $@
+
+# The tests of delivery want a real broker. Where we may not install one they skip and say so.
+mosquitto:
+	@command -v mosquitto >/dev/null && exit 0; \
+	apt=$$(command -v apt-get) || apt=; \
+	if [ -n "$$apt" ] && [ "$$(id -u)" = 0 ]; then sudo=; \
+	elif [ -n "$$apt" ] && sudo -n true 2>/dev/null; then sudo="sudo -n"; \
+	else apt=; fi; \
+	if [ -n "$$apt" ]; then \
+		echo "Installing mosquitto with apt-get"; \
+		{ $$sudo apt-get -qq update && $$sudo env DEBIAN_FRONTEND=noninteractive \
+			apt-get -qq install --yes --no-install-recommends mosquitto; } >/dev/null 2>&1; \
+	fi; \
+	command -v mosquitto >/dev/null \
+		|| echo "mosquitto is missing: the tests that need it will be skipped"
