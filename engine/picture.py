@@ -1,0 +1,102 @@
+"""Pictures for people: a frame under its heat map, with its box, as JPEG."""
+
+import base64
+from typing import Final
+
+import cv2
+import numpy as np
+
+from engine.errors import ImageError
+from engine.frame import Box, Inspection, Pixels
+
+MAX_SIDE: Final = 640
+"""Annotated pictures are reduced to this, in pixels: enough to see, quick to draw and send."""
+
+_NG_COLOUR: Final = (255, 80, 40)
+_OK_COLOUR: Final = (60, 200, 120)
+_HEAT_SHARE: Final = 0.65
+"""How much of the frame the hottest colour may cover; the part must stay visible below it."""
+
+
+def annotated(
+    pixels: Pixels, inspection: Inspection, threshold: float, *, max_side: int = MAX_SIDE
+) -> Pixels:
+    """The frame with its heat map and, when pass 2 zoomed in, the attention box.
+
+    `pixels` is the inspected frame, `(H, W)` or `(H, W, 3)` uint8 RGB. Returns `(h, w, 3)` uint8
+    RGB with `max(h, w) <= max_side`. The box is red when the score is above the threshold, else
+    green; `heatmap` says what the colours mean.
+    """
+    picture = heatmap(reduced(pixels, max_side), inspection, threshold)
+    if inspection.zoomed:
+        box = inspection.box.scaled(of=Box.around(pixels), to=Box.around(picture))
+        width = 1 + max(picture.shape) // 250
+        corners = (box.left, box.top), (box.right - 1, box.bottom - 1)
+        # A dark line below the bright one is seen on any background.
+        cv2.rectangle(picture, *corners, (0, 0, 0), width + 2)
+        colour = _NG_COLOUR if inspection.score > threshold else _OK_COLOUR
+        cv2.rectangle(picture, *corners, colour, width)
+    return picture
+
+
+def heatmap(pixels: Pixels, inspection: Inspection, threshold: float) -> Pixels:
+    """`pixels` under the heat of pass 1's score map: `(H, W, 3)` uint8 RGB, same size.
+
+    `pixels` shows the whole inspected frame, at any size. The scale is absolute, so pictures
+    compare: a cell at half the threshold or below adds no colour, one at twice the threshold
+    is the hottest. Cells count by magnitude, as in the score (D12).
+    """
+    height, width = pixels.shape[:2]
+    scale = max(threshold, float(np.finfo(np.float32).tiny))
+    heat = (np.abs(inspection.score_map) / scale - 0.5) / 1.5
+    heat = np.nan_to_num(heat.clip(0, 1), nan=1.0).astype(np.float32)
+    heat = cv2.resize(heat, (width, height), interpolation=cv2.INTER_LINEAR)
+    levels = np.rint(heat * 255).astype(np.uint8)
+    colours = cv2.cvtColor(cv2.applyColorMap(levels, cv2.COLORMAP_TURBO), cv2.COLOR_BGR2RGB)
+    cover = (_HEAT_SHARE * np.sqrt(heat))[..., None]
+    return np.asarray(np.rint(_rgb(pixels) * (1 - cover) + colours * cover), dtype=np.uint8)
+
+
+def reduced(pixels: Pixels, max_side: int) -> Pixels:
+    """`pixels` itself if no side is longer than `max_side`, else scaled down to that, by area."""
+    height, width = pixels.shape[:2]
+    scale = max_side / max(height, width)
+    if scale >= 1:
+        return pixels
+    size = max(1, round(width * scale)), max(1, round(height * scale))
+    return np.asarray(cv2.resize(pixels, size, interpolation=cv2.INTER_AREA), dtype=np.uint8)
+
+
+def jpeg(pixels: Pixels, *, max_bytes: int = 65_536, quality: int = 85) -> bytes:
+    """`pixels` as one JPEG file of at most `max_bytes`; less quality first, then fewer pixels.
+
+    `pixels` is `(H, W)` or `(H, W, 3)` uint8 RGB. Raises `ImageError` when even the smallest
+    picture is larger than `max_bytes`.
+    """
+    while True:
+        for attempt in (quality, quality * 3 // 4, quality // 2):
+            data = _encoded(pixels, attempt)
+            if len(data) <= max_bytes:
+                return data
+        side = max(pixels.shape[:2])
+        if side <= 16:
+            raise ImageError("JPEG picture", f"does not fit into {max_bytes} bytes")
+        pixels = reduced(pixels, side * 3 // 4)
+
+
+def data_uri(pixels: Pixels, *, max_bytes: int = 65_536, quality: int = 85) -> str:
+    """`pixels` as a `data:` URI for a page that needs no other file; see `jpeg`."""
+    data = jpeg(pixels, max_bytes=max_bytes, quality=quality)
+    return "data:image/jpeg;base64," + base64.b64encode(data).decode("ascii")
+
+
+def _rgb(pixels: Pixels) -> Pixels:
+    return pixels if pixels.ndim == 3 else cv2.cvtColor(pixels, cv2.COLOR_GRAY2RGB).astype(np.uint8)
+
+
+def _encoded(pixels: Pixels, quality: int) -> bytes:
+    if pixels.ndim == 3:
+        pixels = cv2.cvtColor(pixels, cv2.COLOR_RGB2BGR).astype(np.uint8)
+    done, data = cv2.imencode(".jpg", pixels, [cv2.IMWRITE_JPEG_QUALITY, quality])
+    assert done, "OpenCV encodes every uint8 image of one or three channels"
+    return data.tobytes()
