@@ -4,13 +4,12 @@ import math
 from time import perf_counter
 from typing import Protocol
 
-from engine.attention import attention_box
+from engine.attention import CropSpec, attention_box
 from engine.backends import Backend
-from engine.bundle import Manifest
 from engine.errors import InspectionError
 from engine.frame import Box, Inspection, Pixels, StageTimes
-from engine.score import deviation, top_k_mean
-from engine.view import view, zoomed
+from engine.score import ScoreSpec, deviation, top_k_mean
+from engine.view import ViewSpec, view, zoomed
 
 
 class Inspector(Protocol):
@@ -19,12 +18,25 @@ class Inspector(Protocol):
     def inspect(self, pixels: Pixels) -> Inspection: ...
 
 
+class Optics(Protocol):
+    """How views, boxes and scores are made: a bundle's `Manifest`, or a model still in training."""
+
+    @property
+    def view(self) -> ViewSpec: ...
+
+    @property
+    def crop(self) -> CropSpec: ...
+
+    @property
+    def score(self) -> ScoreSpec: ...
+
+
 class TwoPassInspector:
     """The two passes on any backend, views and boxes on the host."""
 
-    def __init__(self, backend: Backend, manifest: Manifest) -> None:
+    def __init__(self, backend: Backend, optics: Optics) -> None:
         self._backend = backend
-        self._manifest = manifest
+        self._optics = optics
 
     def inspect(self, pixels: Pixels) -> Inspection:
         """Inspect uint8 `pixels`, `(H, W)` mono or `(H, W, 3)` RGB, of any size.
@@ -32,7 +44,7 @@ class TwoPassInspector:
         A box that covers the whole frame would repeat pass 1 exactly, so pass 2 is skipped and
         its score is that of pass 1. Raises `InspectionError` when a score is not finite.
         """
-        spec, crop, scoring = self._manifest.view, self._manifest.crop, self._manifest.score
+        spec, crop, scoring = self._optics.view, self._optics.crop, self._optics.score
         frame_box = Box.around(pixels)
 
         t0 = perf_counter()
