@@ -6,6 +6,7 @@ little off, turned a little, under light that varies, with dust and a faint smud
 """
 
 import functools
+import threading
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -18,6 +19,7 @@ import numpy as np
 import numpy.typing as npt
 from pydantic import Field
 
+from agent.cameras.pace import Pace
 from engine.frame import Frame, Map, Pixels
 from engine.spec import spec
 
@@ -105,14 +107,15 @@ class ConveyorCamera:
 
     triggered: Final = True
 
-    def __init__(self, settings: ConveyorSettings) -> None:
+    def __init__(self, settings: ConveyorSettings, stop: threading.Event | None = None) -> None:
         self._settings = settings
+        per_minute = settings.parts_per_minute
+        self._pace = Pace(60 / per_minute if per_minute else 0.0, stop or threading.Event())
         self._number = 0
-        self._due = 0.0
 
     def __enter__(self) -> Self:
         _scene()  # drawn before the first part is due
-        self._due = time.monotonic()
+        self._pace.restart()
         return self
 
     def __exit__(
@@ -123,17 +126,18 @@ class ConveyorCamera:
     ) -> None: ...
 
     def read(self) -> Frame | None:
-        """The next part's frame; `None` after the last of `settings.parts`."""
+        """The next part's frame; `None` after the last of `settings.parts`, or when stopped."""
         settings = self._settings
-        if self._number == settings.parts:
+        if self._number == settings.parts or not self._pace.wait():
             return None
-        if settings.parts_per_minute is not None:
-            time.sleep(max(0.0, self._due - time.monotonic()))
-            self._due = max(self._due, time.monotonic() - 1.0) + 60 / settings.parts_per_minute
         made = part(settings.seed, self._number, settings.defect_rate)
         frame = Frame(pixels=made.pixels, number=self._number, captured_ns=time.time_ns())
         self._number += 1
         return frame
+
+    def part_id(self, number: int) -> str:
+        """`part-000012`, whose truth is `truth(12)`."""
+        return f"part-{number:06d}"
 
     def truth(self, number: int) -> str:
         """What part `number` shows: `good` or one of `DEFECTS`."""
