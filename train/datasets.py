@@ -1,0 +1,333 @@
+"""Folders of images → a split that is written down → training images in memory.
+
+    DATA/train/good   DATA/test/good   DATA/test/<type>   DATA/ground_truth/<type>/<stem>_mask.png
+
+is MVTec's layout. Plain folders work as well: DATA/good and DATA/defective (sub-folders name the
+types), or any two folders of good and defective parts.
+
+The split lists every image by path and content hash. It is drawn from sorted paths with a seed,
+so it is the same on every file system.
+"""
+
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path, PurePosixPath
+from typing import Final, Generic, Literal, TypeVar
+
+import numpy as np
+from pydantic import TypeAdapter
+
+from engine.bundle import Sha256, pixels_sha256
+from engine.errors import ConfigurationError, ImageError, TrainingError
+from engine.frame import Pixels
+from engine.image import images_below, read_image
+from engine.spec import spec
+from train.anomalies import Mask
+
+GOOD: Final = "good"
+DEFECTIVE: Final = "defective"
+DEFAULT_DEFECTS: Final = 10
+LEAST_GOOD: Final = 8
+"""Fewer good images than fill half a batch are no basis for learning what good is."""
+PLAIN_TEST_SHARE: Final = 0.25
+"""Share of good images that plain folders give to the test, as DevNet and DRA do (spec §3)."""
+
+K = TypeVar("K")
+V = TypeVar("V")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Source:
+    """Where the images are: MVTec's layout below `root`, or the folders `good` and `defective`."""
+
+    layout: Literal["mvtec", "plain"]
+    root: Path
+    good: Path | None = None
+    defective: Path | None = None
+
+    def path(self, name: str) -> Path:
+        """The file of the image that a split calls `name`."""
+        first, *rest = PurePosixPath(name).parts
+        if first == GOOD and self.good is not None:
+            return self.good.joinpath(*rest)
+        if first == DEFECTIVE and self.defective is not None:
+            return self.defective.joinpath(*rest)
+        return self.root / name
+
+
+@spec
+class Listed:
+    """One image of a split: its path below the data folder, in POSIX form, and its pixels' hash.
+
+    `kind` is `good` or the type of defect; `mask` the path of its ground truth, if there is one.
+    """
+
+    path: str
+    sha256: Sha256
+    kind: str
+    mask: str | None = None
+
+    @property
+    def defective(self) -> bool:
+        return self.kind != GOOD
+
+
+@spec
+class Dropped:
+    """An image that shows the same pixels as another one, and therefore counts only once."""
+
+    path: str
+    same_as: str
+
+
+@spec
+class Split:
+    """Who trains, who is held out, who tests; no image is in two places."""
+
+    layout: Literal["mvtec", "plain"]
+    seed: int
+    train_good: tuple[Listed, ...]
+    held_out_good: tuple[Listed, ...]
+    train_defective: tuple[Listed, ...]
+    test: tuple[Listed, ...]
+    dropped: tuple[Dropped, ...]
+
+    @property
+    def training(self) -> tuple[Listed, ...]:
+        return self.train_good + self.train_defective
+
+    @property
+    def unseen_good(self) -> tuple[Listed, ...]:
+        """Good images that training never sees: those held out, else those of the test."""
+        return self.held_out_good or tuple(item for item in self.test if not item.defective)
+
+
+SPLIT: Final = "split.json"
+SPLIT_JSON: Final = TypeAdapter(Split)
+
+
+def find_source(data: Path | None, good: Path | None, defective: Path | None) -> Source:
+    """What `--data`, `--good` and `--defective` mean; raises `ConfigurationError`."""
+    if good is not None:
+        return Source(
+            layout="plain",
+            root=_folder("--good", good),
+            good=good,
+            defective=None if defective is None else _folder("--defective", defective),
+        )
+    if defective is not None:
+        raise ConfigurationError("--defective", str(defective), "needs --good DIR beside it")
+    if data is None:
+        raise ConfigurationError("--data", None, "give --data DIR, or --good DIR --defective DIR")
+    _folder("--data", data)
+    if (data / "train" / GOOD).is_dir():
+        return Source(layout="mvtec", root=data)
+    if (data / GOOD).is_dir():
+        defects = data / DEFECTIVE
+        return Source(
+            layout="plain",
+            root=data,
+            good=data / GOOD,
+            defective=defects if defects.is_dir() else None,
+        )
+    raise ConfigurationError(
+        "--data",
+        str(data),
+        "has neither train/good (MVTec's layout) nor good and defective; "
+        "name the folders with --good DIR --defective DIR",
+    )
+
+
+def draw_split(source: Source, *, defects: int | None, hold_out: float, seed: int) -> Split:
+    """Hash all images of `source`, leave out repeated ones, and draw who trains.
+
+    `defects` known defects leave the test for the training (default: ten, at most half of them);
+    `hold_out` is the share of training images kept unseen. Raises `TrainingError` when there are
+    too few images, when some cannot be read, or when one image is called good and defective.
+    """
+    listed, dropped = _distinct(_hashed(source, _listing(source)))
+    good_train = [item for item in listed if _is_for_training(item)]
+    test_good = [item for item in listed if not item.defective and not _is_for_training(item)]
+    faulty = [item for item in listed if item.defective]
+
+    if source.layout == "plain":
+        count = round(PLAIN_TEST_SHARE * len(good_train))
+        test_good, good_train = _drawn(good_train, count, seed=seed, stream=0)
+    known = min(DEFAULT_DEFECTS, len(faulty) // 2) if defects is None else defects
+    if known > len(faulty):
+        raise TrainingError(
+            f"--defects {known} asks for more defective images than the {len(faulty)} there are"
+        )
+    known_defects, unknown_defects = _drawn(faulty, known, seed=seed, stream=1)
+    held = max(1, round(hold_out * len(good_train))) if hold_out else 0
+    held_out, kept = _drawn(good_train, held, seed=seed, stream=2)
+    if len(kept) < LEAST_GOOD:
+        raise TrainingError(
+            f"{source.root} leaves {len(kept)} different good images to train on "
+            f"(of {len(good_train) + len(test_good)}; {held} held out); at least {LEAST_GOOD} are "
+            "needed, 50 or more are advisable"
+        )
+    return Split(
+        layout=source.layout,
+        seed=seed,
+        train_good=tuple(kept),
+        held_out_good=tuple(held_out),
+        train_defective=tuple(known_defects),
+        test=(*test_good, *unknown_defects),
+        dropped=tuple(dropped),
+    )
+
+
+def read_listed(source: Source, item: Listed) -> Pixels:
+    """The pixels of a split's image; raises `TrainingError` when they are not those listed."""
+    pixels = read_image(source.path(item.path))
+    if pixels_sha256(pixels) != item.sha256:
+        raise TrainingError(
+            f"{source.path(item.path)} is not the image that the split lists; "
+            "give the data the bundle was trained on"
+        )
+    return pixels
+
+
+def read_mask(source: Source, item: Listed, pixels: Pixels) -> Mask | None:
+    """Where `item` is defective, `(H, W)` bool, or None when nobody drew it."""
+    if item.mask is None:
+        return None
+    path = source.path(item.mask)
+    drawn = read_image(path)
+    if drawn.shape[:2] != pixels.shape[:2]:
+        raise ImageError(
+            str(path), f"is {drawn.shape[:2]} pixels where its image is {pixels.shape[:2]}"
+        )
+    return np.asarray(drawn.reshape(*drawn.shape[:2], -1).any(axis=2))
+
+
+class Kept(Generic[K, V]):
+    """Values made once and kept while they fit into `limit` bytes; beyond it, made each time."""
+
+    def __init__(self, *, limit: int) -> None:
+        self._values: dict[K, V] = {}
+        self._left = limit
+
+    def get(self, key: K, make: Callable[[], V], size: Callable[[V], int]) -> V:
+        """The value of `key`, from `make()` when it is not here; `size` gives its bytes."""
+        if key in self._values:
+            return self._values[key]
+        value = make()
+        if size(value) <= self._left:
+            self._left -= size(value)
+            self._values[key] = value
+        return value
+
+
+class TrainingImages:
+    """The frames of a split's training images, by their position in `split.training`."""
+
+    def __init__(self, source: Source, split: Split, *, limit: int = 2 << 30) -> None:
+        self.good = range(len(split.train_good))
+        self.defective = range(len(split.train_good), len(split.training))
+        self._source = source
+        self._items = split.training
+        self._frames: Kept[int, Pixels] = Kept(limit=limit)
+
+    def frame(self, index: int) -> Pixels:
+        """Native pixels, mono or RGB."""
+        return self._frames.get(
+            index, lambda: read_listed(self._source, self._items[index]), lambda p: p.nbytes
+        )
+
+    def mask(self, index: int) -> Mask | None:
+        """Where image `index` is defective; all False for a good one, None when unknown."""
+        item, pixels = self._items[index], self.frame(index)
+        if not item.defective:
+            return np.zeros(pixels.shape[:2], dtype=np.bool_)
+        return read_mask(self._source, item, pixels)
+
+
+def _folder(option: str, path: Path) -> Path:
+    if not path.is_dir():
+        raise ConfigurationError(option, str(path), "is not a folder")
+    return path
+
+
+def _listing(source: Source) -> list[tuple[str, str, str | None]]:
+    """Every image as (name, kind, mask), training first, in sorted order."""
+    if source.good is not None:
+        rows = [(f"{GOOD}/{name}", GOOD) for name in _names(source.good)]
+        if source.defective is not None:
+            for name in _names(source.defective):
+                *folders, _ = PurePosixPath(name).parts
+                kind = folders[0] if folders and folders[0] != GOOD else DEFECTIVE
+                rows.append((f"{DEFECTIVE}/{name}", kind))
+        return [(name, kind, None) for name, kind in rows]
+    rows = [(f"train/{GOOD}/{name}", GOOD) for name in _names(source.root / "train" / GOOD)]
+    test = source.root / "test"
+    kinds = (
+        sorted(folder.name for folder in test.iterdir() if folder.is_dir()) if test.is_dir() else []
+    )
+    rows += [(f"test/{kind}/{name}", kind) for kind in kinds for name in _names(test / kind)]
+    return [(name, kind, _mask_of(source.root, name, kind)) for name, kind in rows]
+
+
+def _names(folder: Path) -> list[str]:
+    return [path.relative_to(folder).as_posix() for path in images_below(folder)]
+
+
+def _mask_of(root: Path, name: str, kind: str) -> str | None:
+    mask = f"ground_truth/{kind}/{PurePosixPath(name).stem}_mask.png"
+    return mask if kind != GOOD and (root / mask).is_file() else None
+
+
+def _is_for_training(item: Listed) -> bool:
+    return not item.defective and not item.path.startswith("test/")
+
+
+def _hashed(source: Source, rows: Sequence[tuple[str, str, str | None]]) -> list[Listed]:
+    def digest(row: tuple[str, str, str | None]) -> str | ImageError:
+        try:
+            return pixels_sha256(read_image(source.path(row[0])))
+        except ImageError as error:
+            return error
+
+    with ThreadPoolExecutor() as pool:
+        digests = list(pool.map(digest, rows))
+    damaged = [str(found) for found in digests if isinstance(found, ImageError)]
+    if damaged:
+        raise TrainingError(
+            f"{len(damaged)} of {len(rows)} images cannot be used; remove or replace them:\n  "
+            + "\n  ".join(damaged)
+        )
+    return [
+        Listed(path=name, sha256=found, kind=kind, mask=mask)
+        for (name, kind, mask), found in zip(rows, digests, strict=True)
+        if isinstance(found, str)
+    ]
+
+
+def _distinct(items: Sequence[Listed]) -> tuple[list[Listed], list[Dropped]]:
+    first: dict[str, Listed] = {}
+    dropped = []
+    for item in items:
+        earlier = first.setdefault(item.sha256, item)
+        if earlier is item:
+            continue
+        if earlier.defective != item.defective:
+            raise TrainingError(
+                f"{earlier.path} ({earlier.kind}) and {item.path} ({item.kind}) are the same "
+                "image; it cannot be good and defective: remove one of them"
+            )
+        dropped.append(Dropped(path=item.path, same_as=earlier.path))
+    return list(first.values()), dropped
+
+
+def _drawn(
+    items: Sequence[Listed], count: int, *, seed: int, stream: int
+) -> tuple[list[Listed], list[Listed]]:
+    """`count` items drawn by `seed`, and the others; more drawn items include the fewer."""
+    order = np.random.default_rng([seed, stream]).permutation(len(items))
+    chosen = set(order[:count].tolist())
+    return (
+        [item for i, item in enumerate(items) if i in chosen],
+        [item for i, item in enumerate(items) if i not in chosen],
+    )

@@ -1,0 +1,152 @@
+"""How well scores tell defective from good: exact, on raw float64 scores."""
+
+import numpy as np
+import numpy.typing as npt
+
+from engine.inspector import Inspector
+from engine.spec import spec
+from train.datasets import Listed, Source, read_listed
+
+Scores = npt.NDArray[np.float64]
+Labels = npt.NDArray[np.bool_]
+
+
+@spec
+class Scored:
+    """One image of the test and its raw score; `zoomed` says whether pass 2 looked closer."""
+
+    path: str
+    kind: str
+    score: float
+    zoomed: bool
+
+    @property
+    def defective(self) -> bool:
+        return self.kind != "good"
+
+
+@spec
+class Ranking:
+    """How scores rank `defective` against `good` images; None where there are none of a kind.
+
+    `fpr_at_95_tpr` is the smallest share of good images rejected when at least 95 % of the
+    defective ones are found.
+    """
+
+    good: int
+    defective: int
+    auroc: float | None
+    average_precision: float | None
+    fpr_at_95_tpr: float | None
+
+
+@spec
+class AtThreshold:
+    """What a threshold makes of the test; a score above it is NG."""
+
+    threshold: float
+    false_rejects: int
+    misses: int
+    missed: tuple[str, ...]
+
+
+@spec
+class Evaluation:
+    """A bundle's (or a backend's) answer to the whole test."""
+
+    backend: str
+    overall: Ranking
+    by_kind: dict[str, Ranking]
+    images: tuple[Scored, ...]
+    at_threshold: AtThreshold | None = None
+
+
+def scored(inspector: Inspector, source: Source, items: tuple[Listed, ...]) -> tuple[Scored, ...]:
+    """Inspect the images `items`, one by one, as the line would."""
+    found = []
+    for item in items:
+        inspection = inspector.inspect(read_listed(source, item))
+        found.append(
+            Scored(path=item.path, kind=item.kind, score=inspection.score, zoomed=inspection.zoomed)
+        )
+    return tuple(found)
+
+
+def evaluation(
+    images: tuple[Scored, ...], *, backend: str, threshold: float | None = None
+) -> Evaluation:
+    """Rank all images, each defect type against all good ones, and count at `threshold`."""
+    good = [image for image in images if not image.defective]
+    kinds = sorted({image.kind for image in images if image.defective})
+    return Evaluation(
+        backend=backend,
+        overall=_ranking(images),
+        by_kind={
+            kind: _ranking((*good, *(image for image in images if image.kind == kind)))
+            for kind in kinds
+        },
+        images=images,
+        at_threshold=None if threshold is None else _at_threshold(images, threshold),
+    )
+
+
+def auroc(scores: Scores, defective: Labels) -> float:
+    """The chance that a defective image scores above a good one, ties counting half.
+
+    Both classes must be there. Exact: Mann-Whitney's U from mid-ranks.
+    """
+    _, inverse, counts = np.unique(scores, return_inverse=True, return_counts=True)
+    last = np.cumsum(counts)
+    mid_rank = (last - counts + 1 + last) / 2
+    positives = int(defective.sum())
+    negatives = len(scores) - positives
+    u = mid_rank[inverse][defective].sum() - positives * (positives + 1) / 2
+    return float(u / (positives * negatives))
+
+
+def average_precision(scores: Scores, defective: Labels) -> float:
+    """Precision summed over the steps in recall, equal scores taken as one step."""
+    found, flagged = _cumulative(scores, defective)
+    recall_steps = np.diff(found, prepend=0) / found[-1]
+    return float((recall_steps * found / flagged).sum())
+
+
+def fpr_at_tpr(scores: Scores, defective: Labels, tpr: float = 0.95) -> float:
+    """The least share of good images flagged when at least `tpr` of the defective ones are."""
+    found, flagged = _cumulative(scores, defective)
+    enough = int(np.argmax(found >= tpr * found[-1]))
+    return float((flagged - found)[enough] / (len(scores) - found[-1]))
+
+
+def _cumulative(
+    scores: Scores, defective: Labels
+) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]:
+    """Defective and all images flagged at each distinct threshold, from the highest down."""
+    order = np.argsort(-scores, kind="stable")
+    last_of_ties = np.append(np.flatnonzero(np.diff(scores[order])), len(scores) - 1)
+    found = np.cumsum(defective[order].astype(np.int64))[last_of_ties]
+    return found, last_of_ties + 1
+
+
+def _ranking(images: tuple[Scored, ...]) -> Ranking:
+    scores = np.array([image.score for image in images], dtype=np.float64)
+    defective = np.array([image.defective for image in images], dtype=np.bool_)
+    positives = int(defective.sum())
+    both = 0 < positives < len(images)
+    return Ranking(
+        good=len(images) - positives,
+        defective=positives,
+        auroc=auroc(scores, defective) if both else None,
+        average_precision=average_precision(scores, defective) if both else None,
+        fpr_at_95_tpr=fpr_at_tpr(scores, defective) if both else None,
+    )
+
+
+def _at_threshold(images: tuple[Scored, ...], threshold: float) -> AtThreshold:
+    missed = tuple(i.path for i in images if i.defective and i.score <= threshold)
+    return AtThreshold(
+        threshold=threshold,
+        false_rejects=sum(not i.defective and i.score > threshold for i in images),
+        misses=len(missed),
+        missed=missed,
+    )

@@ -1,0 +1,461 @@
+"""A trained network → one ONNX graph per precision → a bundle, with a gate on decisions.
+
+    views uint8 (N, side, side, 3)  →  score_map, attention  float32 (N, h, w)
+
+Every precision runs both passes over good images that training never saw and over known
+defects, and is compared with its reference in what matters: verdicts, boxes, scores. An export
+that changes a verdict is refused unless the user accepts it.
+"""
+
+import io
+import logging
+import platform
+import shutil
+import tempfile
+import warnings
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Final, Literal
+
+import cv2
+import numpy as np
+import onnx
+import onnxruntime
+import PIL
+import safetensors.torch
+import torch
+from onnxruntime.quantization import (
+    QuantFormat,
+    QuantType,
+    quantize_static,
+)
+from pydantic import TypeAdapter
+
+from engine.attention import attention_box
+from engine.backends import Backend
+from engine.backends.onnxruntime_backend import OnnxRuntimeBackend
+from engine.bundle import (
+    PARITY,
+    SCHEMA_VERSION,
+    WEIGHTS,
+    Bundle,
+    Manifest,
+    NetworkSpec,
+    Precision,
+    TrainingRecord,
+    open_bundle,
+    replace_file,
+    sha256,
+    write_manifest,
+)
+from engine.errors import BundleError
+from engine.frame import Box, Inspection, Pixels
+from engine.inspector import Optics, TwoPassInspector
+from engine.score import ScoreSpec
+from engine.spec import spec
+from engine.view import view, zoomed
+from train.datasets import SPLIT, SPLIT_JSON, Listed, Source, Split, read_listed
+from train.network import AtacNet, TorchBackend
+from train.profile import PROFILE_JSON, Profile
+
+PROFILE: Final = "profile.json"
+_OPSET: Final = 20
+_FILES: Final[dict[Precision, str]] = {
+    "fp32": "network.onnx",
+    "fp16": "network.fp16.onnx",
+    "int8": "network.int8.onnx",
+}
+_INT8_CALIBRATION_IMAGES: Final = 64
+
+
+@spec
+class PrecisionParity:
+    """How one precision's decisions compare with its reference's on `images` images.
+
+    `flips` names the images whose verdict at `threshold` differs. A calibrated threshold is the
+    score of one good image; that image itself lies on the fence in any precision and is not
+    counted. Box IoUs are of the boxes that pass 2 looked at.
+    """
+
+    compared_with: str
+    images: int
+    threshold: float
+    threshold_from: Literal["calibration", "held-out images"]
+    max_score_difference: float
+    median_box_iou: float
+    least_box_iou: float
+    flips: tuple[str, ...]
+
+
+PARITY_JSON: Final = TypeAdapter(dict[Precision, PrecisionParity])
+
+
+def write_bundle(
+    out: Path,
+    network: AtacNet,
+    profile: Profile,
+    reference: ScoreSpec,
+    record: TrainingRecord,
+    source: Source,
+    split: Split,
+    *,
+    accept_flips: bool = False,
+) -> Bundle:
+    """Write the fp32 bundle of a trained `network` to folder `out`, which must not be a bundle.
+
+    `record.held_out_scores` is filled in here. The folder appears only when it is complete.
+    Raises `BundleError` when ONNX and torch disagree in a verdict.
+    """
+    items = _parity_items(split)
+    optics = _manifest(profile, reference, network, record, {}, {})
+    with TorchBackend(network) as backend:
+        expected = _inspections(backend, optics, source, items)
+    unseen = len(split.unseen_good)
+    scores = tuple(found.score for found in expected)
+    record = replace(record, held_out_scores=scores[:unseen])
+
+    out.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(prefix=f".{out.name}.", dir=out.parent) as staging:
+        folder = Path(staging)
+        files = {
+            _FILES["fp32"]: onnx_graph(network, profile),
+            WEIGHTS: _weights(network),
+            SPLIT: SPLIT_JSON.dump_json(split, indent=1),
+            PROFILE: PROFILE_JSON.dump_json(profile, indent=2),
+        }
+        bundle = _written(folder, profile, reference, network, record, files)
+        threshold = provisional_threshold(scores[:unseen], scores[unseen:])
+        with OnnxRuntimeBackend(bundle) as backend:
+            found = _inspections(backend, optics, source, items)
+        parity = _compared(expected, found, items, "torch fp32", threshold, "held-out images")
+        _gate(bundle, "fp32", parity, accept_flips=accept_flips)
+        files[PARITY] = PARITY_JSON.dump_json({"fp32": parity}, indent=2)
+        _written(folder, profile, reference, network, record, files)
+        out.mkdir(exist_ok=True)
+        for file in sorted(folder.iterdir(), key=lambda file: file.suffix == ".json"):
+            shutil.copyfile(file, out / file.name)
+    return open_bundle(out)
+
+
+def add_precision(
+    bundle: Bundle,
+    precision: Precision,
+    source: Source,
+    *,
+    threshold: float | None = None,
+    accept_flips: bool = False,
+) -> tuple[Bundle, PrecisionParity]:
+    """Export `precision` from a bundle's weights into the bundle, if its decisions agree.
+
+    `source` must hold the images of the bundle's split. `threshold` is the calibrated one; without
+    it the held-out scores give a provisional one. The bundle's id changes, and a calibration made
+    before no longer belongs to it. Raises `BundleError` for a verdict that flips.
+    """
+    profile = PROFILE_JSON.validate_json(_part(bundle, PROFILE))
+    split = SPLIT_JSON.validate_json(_part(bundle, SPLIT))
+    network = load_network(bundle)
+    items = _parity_items(split)
+
+    reference_backend: Backend
+    if precision == "fp32":
+        reference_backend, compared_with = TorchBackend(network), "torch fp32"
+        data = onnx_graph(network, profile)
+    else:
+        reference_backend, compared_with = OnnxRuntimeBackend(bundle), "onnxruntime cpu fp32"
+        data = (
+            onnx_graph(network, profile, half=True)
+            if precision == "fp16"
+            else int8_graph(bundle, source, split)
+        )
+    with reference_backend as backend:
+        expected = _inspections(backend, bundle.manifest, source, items)
+    scores = [found.score for found in expected]
+    unseen = len(split.unseen_good)
+    manifest = replace(
+        bundle.manifest,
+        networks={**bundle.manifest.networks, precision: _FILES[precision]},
+        files={**bundle.manifest.files, _FILES[precision]: sha256(data)},
+    )
+    with tempfile.TemporaryDirectory() as staging:
+        folder = Path(staging)
+        for name in bundle.manifest.files:
+            (folder / name).write_bytes(bundle.read(name))
+        (folder / _FILES[precision]).write_bytes(data)
+        with OnnxRuntimeBackend(write_manifest(folder, manifest), precision=precision) as backend:
+            found = _inspections(backend, bundle.manifest, source, items)
+    parity = _compared(
+        expected,
+        found,
+        items,
+        compared_with,
+        provisional_threshold(scores[:unseen], scores[unseen:]) if threshold is None else threshold,
+        "held-out images" if threshold is None else "calibration",
+    )
+    _gate(bundle, precision, parity, accept_flips=accept_flips)
+
+    recorded = PARITY_JSON.validate_json(_part(bundle, PARITY)) | {precision: parity}
+    report = PARITY_JSON.dump_json(recorded, indent=2)
+    replace_file(bundle.path / _FILES[precision], data)
+    replace_file(bundle.path / PARITY, report)
+    manifest = replace(manifest, files={**manifest.files, PARITY: sha256(report)})
+    return write_manifest(bundle.path, manifest), parity
+
+
+def load_network(bundle: Bundle) -> AtacNet:
+    """The torch network of a bundle, in evaluation mode, on the CPU."""
+    network = AtacNet(PROFILE_JSON.validate_json(_part(bundle, PROFILE)))
+    network.load_state_dict(safetensors.torch.load(_part(bundle, WEIGHTS)))
+    return network.eval()
+
+
+def bundle_split(bundle: Bundle) -> Split:
+    """The split that a bundle was trained on."""
+    return SPLIT_JSON.validate_json(_part(bundle, SPLIT))
+
+
+def onnx_graph(network: AtacNet, profile: Profile, *, half: bool = False) -> bytes:
+    """The network as ONNX, BatchNorm folded into convolutions, any batch size.
+
+    `half` puts the trunk into fp16. The head stays in fp32, a small share of the work: its maps
+    decide the box.
+    """
+    copy = AtacNet(profile)
+    copy.load_state_dict({name: tensor.cpu() for name, tensor in network.state_dict().items()})
+    copy.eval().requires_grad_(requires_grad=False)
+    if half:
+        copy.trunk.half()
+    side = profile.view.side
+    views = torch.zeros(2, side, side, 3, dtype=torch.uint8)
+    logger = logging.getLogger("torch.onnx")
+    level = logger.level
+    logger.setLevel(logging.ERROR)  # it reports the absence of torchvision, which nothing needs
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # torch's own deprecations
+            program = torch.onnx.export(
+                copy,
+                (views,),
+                dynamo=True,
+                opset_version=_OPSET,
+                input_names=["views"],
+                output_names=["score_map", "attention"],
+                dynamic_shapes=({0: torch.export.Dim("N")},),
+                verbose=False,
+            )
+    finally:
+        logger.setLevel(level)
+    if program is None:
+        raise AssertionError("the dynamo exporter returns a program")
+    model = program.model_proto
+    onnx.checker.check_model(model, full_check=True)
+    buffer = io.BytesIO()
+    onnx.save_model(model, buffer)
+    return buffer.getvalue()
+
+
+def int8_graph(bundle: Bundle, source: Source, split: Split) -> bytes:
+    """The fp32 network of `bundle` with its trunk quantised to int8 (QDQ).
+
+    Ranges come from training images, whole and zoomed, through `engine.view`. Weights are
+    symmetric per channel, activations symmetric, so that TensorRT accepts the same file. Weights
+    use 7 bits: on CPUs without VNNI two 8-bit products can overflow their 16-bit sum.
+    """
+    views = list(_int8_views(bundle, source, split))
+    fp32 = onnx.load_model_from_string(bundle.network("fp32"))
+    # The head decides the box and costs little: it stays in fp32.
+    head = [node.name for node in fp32.graph.node if any(i.startswith("head.") for i in node.input)]
+    with tempfile.TemporaryDirectory() as folder:
+        target = Path(folder) / "int8.onnx"
+        quantize_static(
+            fp32,
+            target,
+            _Views(views),
+            quant_format=QuantFormat.QDQ,
+            op_types_to_quantize=["Conv", "Relu", "Add", "MaxPool"],
+            nodes_to_exclude=head,
+            per_channel=True,
+            reduce_range=True,
+            activation_type=QuantType.QInt8,
+            weight_type=QuantType.QInt8,
+            extra_options={
+                "ActivationSymmetric": True,
+                "AddQDQPairToWeight": True,
+                "QuantizeBias": False,
+            },
+        )
+        return target.read_bytes()
+
+
+def provisional_threshold(good: Sequence[float], defective: Sequence[float]) -> float:
+    """A threshold for comparing verdicts before `agent calibrate` has set the real one.
+
+    Half-way from the highest good score to the next higher defective one: on the highest good
+    score itself, any rounding at all would flip that image.
+    """
+    highest = max(good)
+    above = [score for score in defective if score > highest]
+    return (highest + min(above)) / 2 if above else 1.1 * highest
+
+
+def box_iou(one: Box, other: Box) -> float:
+    """Intersection over union of two boxes of the same image."""
+    width = min(one.right, other.right) - max(one.left, other.left)
+    height = min(one.bottom, other.bottom) - max(one.top, other.top)
+    shared = max(0, width) * max(0, height)
+    return shared / (one.width * one.height + other.width * other.height - shared)
+
+
+def library_versions() -> dict[str, str]:
+    """Versions of everything that shapes weights or pixels."""
+    return {
+        "python": platform.python_version(),
+        "numpy": np.__version__,
+        "pillow": PIL.__version__,
+        "opencv": cv2.__version__,
+        "torch": torch.__version__,
+        "onnx": onnx.__version__,
+        "onnxruntime": onnxruntime.__version__,
+    }
+
+
+class _Views:
+    """Hands prepared views, one at a time, to ONNX Runtime's int8 calibration."""
+
+    def __init__(self, views: Sequence[Pixels]) -> None:
+        self._views = iter(views)
+
+    def get_next(self) -> dict[str, Pixels] | None:
+        view = next(self._views, None)
+        return None if view is None else {"views": view[None]}
+
+
+def _int8_views(bundle: Bundle, source: Source, split: Split) -> Iterator[Pixels]:
+    """What pass 1 and pass 2 see of training images, known defects first."""
+    manifest = bundle.manifest
+    items = (*split.train_defective, *split.train_good)[:_INT8_CALIBRATION_IMAGES]
+    with OnnxRuntimeBackend(bundle) as backend:
+        for item in items:
+            pixels = read_listed(source, item)
+            whole = view(pixels, Box.around(pixels), manifest.view)
+            yield whole
+            box = attention_box(
+                backend.run(whole[None]).attention[0], manifest.view.box, manifest.crop
+            )
+            if box != manifest.view.box:
+                yield zoomed(pixels, whole, box, manifest.view)[0]
+
+
+def _parity_items(split: Split) -> tuple[Listed, ...]:
+    """Good images that training never saw, then known defects (else those of the test)."""
+    if not split.unseen_good:
+        raise BundleError(
+            "--hold-out",
+            "no good image is left that training has not seen, so exports cannot be compared; "
+            "hold some out, for example --hold-out 0.15",
+        )
+    unknown = tuple(item for item in split.test if item.defective)
+    return (*split.unseen_good, *(split.train_defective or unknown))
+
+
+def _inspections(
+    backend: Backend, optics: Optics, source: Source, items: Sequence[Listed]
+) -> list[Inspection]:
+    inspector = TwoPassInspector(backend, optics)
+    return [inspector.inspect(read_listed(source, item)) for item in items]
+
+
+def _compared(
+    expected: Sequence[Inspection],
+    found: Sequence[Inspection],
+    items: Sequence[Listed],
+    compared_with: str,
+    threshold: float,
+    threshold_from: Literal["calibration", "held-out images"],
+) -> PrecisionParity:
+    overlaps = [box_iou(a.box, b.box) for a, b in zip(expected, found, strict=True)]
+    return PrecisionParity(
+        compared_with=compared_with,
+        images=len(items),
+        threshold=threshold,
+        threshold_from=threshold_from,
+        max_score_difference=max(
+            abs(a.score - b.score) for a, b in zip(expected, found, strict=True)
+        ),
+        median_box_iou=float(np.median(overlaps)),
+        least_box_iou=min(overlaps),
+        flips=tuple(
+            item.path
+            for item, a, b in zip(items, expected, found, strict=True)
+            if a.score != threshold and (a.score > threshold) != (b.score > threshold)
+        ),
+    )
+
+
+def _gate(
+    bundle: Bundle, precision: Precision, parity: PrecisionParity, *, accept_flips: bool
+) -> None:
+    if parity.flips and not accept_flips:
+        raise BundleError(
+            str(bundle.path),
+            f"{precision} changes {len(parity.flips)} of {parity.images} verdicts at threshold "
+            f"{parity.threshold:.4g} ({', '.join(parity.flips[:3])}); largest score difference "
+            f"{parity.max_score_difference:.3g}, median box IoU {parity.median_box_iou:.2f}. "
+            "Nothing was written; accept it with --accept-flips",
+        )
+
+
+def _written(
+    folder: Path,
+    profile: Profile,
+    reference: ScoreSpec,
+    network: AtacNet,
+    record: TrainingRecord,
+    files: dict[str, bytes],
+) -> Bundle:
+    for name, data in files.items():
+        (folder / name).write_bytes(data)
+    hashes = {name: sha256(data) for name, data in files.items()}
+    networks: dict[Precision, str] = {"fp32": _FILES["fp32"]}
+    return write_manifest(folder, _manifest(profile, reference, network, record, networks, hashes))
+
+
+def _manifest(
+    profile: Profile,
+    reference: ScoreSpec,
+    network: AtacNet,
+    record: TrainingRecord,
+    networks: dict[Precision, str],
+    hashes: dict[str, str],
+) -> Manifest:
+    side = profile.view.side
+    with torch.inference_mode():
+        views = torch.zeros(1, side, side, 3, dtype=torch.uint8, device=network.mean.device)
+        height, width = network.eval()(views).score_map.shape[-2:]
+    return Manifest(
+        schema_version=SCHEMA_VERSION,
+        created_at=datetime.now(UTC).isoformat(timespec="seconds"),
+        view=profile.view,
+        crop=profile.crop,
+        score=reference,
+        network=NetworkSpec(side=side, map_height=height, map_width=width),
+        networks=networks,
+        training=record,
+        files=hashes,
+    )
+
+
+def _weights(network: AtacNet) -> bytes:
+    data: bytes = safetensors.torch.save(
+        {name: tensor.cpu().contiguous() for name, tensor in network.state_dict().items()}
+    )
+    return data
+
+
+def _part(bundle: Bundle, name: str) -> bytes:
+    if name not in bundle.manifest.files:
+        raise BundleError(
+            str(bundle.path), f"has no {name}, which only bundles of `agent train` carry"
+        )
+    return bundle.read(name)

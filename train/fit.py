@@ -1,0 +1,490 @@
+"""Training ATAC-Net: Algorithm 2 of the paper.
+
+    agent train --data mvtec_bottle --out bottle --backbone-weights resnet50-0676ba61.pth
+    agent train --data mvtec_bottle --out bottle --profile paper --backbone-weights …
+
+The defaults stand in `train.profile`. The last epoch counts; nothing is selected on test images.
+After every epoch the state is saved, so that an interrupted training can go on; a training that
+was interrupted ends in the same weights as one that was not.
+"""
+
+import json
+import math
+import os
+import shutil
+import time
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import Executor, ThreadPoolExecutor
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Final
+
+import numpy as np
+import safetensors
+import safetensors.torch
+import torch
+from torch import Tensor, nn
+
+from engine.attention import CropSpec, attention_box
+from engine.bundle import MANIFEST, Bundle, TrainingRecord, replace_file, sha256
+from engine.errors import ConfigurationError, TrainingError
+from engine.frame import Box, Pixels
+from engine.inspector import TwoPassInspector
+from engine.score import ScoreSpec
+from engine.view import ViewSpec, view, zoomed
+from train.anomalies import Mask, alike, cutmix
+from train.backbone import PretrainedWeights, load_pretrained
+from train.datasets import (
+    SPLIT_JSON,
+    Kept,
+    Source,
+    Split,
+    TrainingImages,
+    draw_split,
+    read_listed,
+)
+from train.evaluate import auroc
+from train.export import library_versions, write_bundle
+from train.loss import deviation, deviation_loss, drawn_reference, top_k_mean
+from train.network import AtacNet, Maps, TorchBackend
+from train.profile import PROFILE_JSON, Profile
+
+CHECKPOINT: Final = "checkpoint.safetensors"
+_SAME_DONOR: Final = 0.5  # chance that CutMix pastes from the image itself (D19)
+_FEATURES_LIMIT: Final = 1 << 30  # bytes of a frozen trunk's features kept in memory
+_WATCHED: Final = 32  # held-out good images looked at after each epoch
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class Sample:
+    """One training image as it is shown in one step.
+
+    `mask` is where it is defective (all False for a good one), None when nobody knows. `index` is
+    its place among the training images when it is shown unchanged: what the frozen trunk says of
+    it then never changes. A pseudo-defect has none.
+    """
+
+    pixels: Pixels
+    mask: Mask | None
+    defective: bool
+    index: int | None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Epoch:
+    """What one epoch came to.
+
+    `separation` is the AUROC of held-out good against known defective images, NaN without either;
+    it is there to watch, nothing is decided by it.
+    """
+
+    number: int
+    of: int
+    loss: float
+    separation: float
+    seconds: float
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class Trained:
+    """A trained network, in evaluation mode, and what its record needs."""
+
+    network: AtacNet
+    reference: ScoreSpec
+    final_loss: float
+    seconds: float
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TrainedOptics:
+    """What `TwoPassInspector` needs to know of a model that has no manifest yet."""
+
+    view: ViewSpec
+    crop: CropSpec
+    score: ScoreSpec
+
+
+def train_bundle(
+    source: Source,
+    out: Path,
+    profile: Profile,
+    *,
+    weights: PretrainedWeights | None,
+    defects: int | None = None,
+    seed: int = 0,
+    resume: bool = False,
+    accept_flips: bool = False,
+    on_split: Callable[[Split], None] = lambda _: None,
+    on_epoch: Callable[[Epoch], None] = lambda _: None,
+) -> Bundle:
+    """Draw a split of `source`, train on it, and write the bundle to the new folder `out`.
+
+    Unfinished work waits in the folder `out.training` beside it and goes when the bundle stands.
+    """
+    if (out / MANIFEST).exists():
+        raise ConfigurationError("--out", str(out), "is a bundle already; name a new folder")
+    profile = settled(profile, weights)
+    split = draw_split(source, defects=defects, hold_out=profile.hold_out, seed=seed)
+    on_split(split)
+    run_folder = out.with_name(out.name + ".training")
+    trained = fit(
+        source,
+        split,
+        profile,
+        weights=weights,
+        seed=seed,
+        run_folder=run_folder,
+        resume=resume,
+        on_epoch=on_epoch,
+    )
+    record = TrainingRecord(
+        profile=profile.name,
+        backbone=f"{profile.architecture} {'+'.join(profile.stages)}",
+        pretrained=_described(weights),
+        seed=seed,
+        epochs=profile.epochs,
+        good=len(split.train_good),
+        defective=len(split.train_defective),
+        split_sha256=sha256(SPLIT_JSON.dump_json(split, indent=1)),
+        training_sha256=tuple(item.sha256 for item in split.training),
+        held_out_scores=(),
+        final_loss=trained.final_loss,
+        seconds=round(trained.seconds, 1),
+        versions=library_versions(),
+    )
+    bundle = write_bundle(
+        out,
+        trained.network,
+        profile,
+        trained.reference,
+        record,
+        source,
+        split,
+        accept_flips=accept_flips,
+    )
+    shutil.rmtree(run_folder)
+    return bundle
+
+
+def settled(profile: Profile, weights: PretrainedWeights | None) -> Profile:
+    """`profile` with what the weights decide: nothing to freeze without any, and their form.
+
+    Raises `ConfigurationError` for weights without a BatchNorm of their own that would be trained.
+    """
+    if weights is None:
+        return replace(profile, freeze=False)
+    if weights.fused and not profile.freeze:
+        raise ConfigurationError(
+            "--backbone-weights",
+            weights.source,
+            "its BatchNorm is folded into the convolutions, so it can only be used frozen: "
+            "choose --profile line",
+        )
+    return replace(profile, form=weights.form)
+
+
+def fit(
+    source: Source,
+    split: Split,
+    profile: Profile,
+    *,
+    weights: PretrainedWeights | None,
+    seed: int,
+    run_folder: Path,
+    resume: bool = False,
+    on_epoch: Callable[[Epoch], None] = lambda _: None,
+) -> Trained:
+    """Train on `split` as `profile` says; the trunk starts from `weights`, or from scratch.
+
+    `run_folder` receives the state after every epoch; `resume` goes on from there. Raises
+    `TrainingError` when the loss is no longer a number, `ConfigurationError` when a checkpoint
+    belongs to another training.
+    """
+    device = _deterministic(seed)
+    network = AtacNet(profile)
+    if weights is not None:
+        load_pretrained(network.trunk, weights)
+    network.to(device)
+    reference = drawn_reference(profile, seed=seed)
+    parameters = [p for p in network.parameters() if p.requires_grad]
+    optimiser = torch.optim.Adam(parameters, profile.learning_rate)
+    checkpoint = _Checkpoint(
+        run_folder / CHECKPOINT,
+        identity=sha256(
+            PROFILE_JSON.dump_json(profile) + SPLIT_JSON.dump_json(split) + str(seed).encode()
+        ),
+    )
+    first, loss, seconds = checkpoint.load(network, optimiser) if resume else (0, math.nan, 0.0)
+
+    images = TrainingImages(source, split)
+    watch = _Watch(source, split, profile, reference)
+    steps = max(profile.least_steps, math.ceil(len(images.good) / (profile.batch // 2)))  # D18
+    with ThreadPoolExecutor() as pool:
+        eyes = _Eyes(network, profile, pool)
+        for epoch in range(first, profile.epochs):
+            started = time.perf_counter()
+            # Seeded by epoch, so that going on after an interruption changes nothing.
+            rng = np.random.default_rng([seed, epoch])
+            torch.manual_seed(seed + epoch)
+            rate = profile.learning_rate * profile.decay ** (epoch // profile.decay_every)
+            for group in optimiser.param_groups:
+                group["lr"] = rate
+
+            network.train()
+            losses = []
+            for step, batch in enumerate(_batches(images, profile, rng, steps=steps)):
+                scores = eyes.scores(batch)  # γ(x), both passes   Eq 3-10
+                defective = torch.tensor([s.defective for s in batch], device=device)
+                objective = deviation_loss(deviation(scores, reference), defective, profile)
+                if not torch.isfinite(objective):
+                    raise TrainingError(
+                        f"the loss became {objective.item()} in epoch {epoch + 1}, "
+                        f"step {step + 1}; try another --seed, and look for blank or damaged "
+                        "training images"
+                    )
+                optimiser.zero_grad()
+                objective.backward()  # type: ignore[no-untyped-call]  # torch has no type for it
+                nn.utils.clip_grad_norm_(parameters, profile.clip_norm)
+                optimiser.step()
+                losses.append(objective.item())
+
+            loss = float(np.mean(losses))
+            seconds += time.perf_counter() - started
+            checkpoint.save(network, optimiser, epochs=epoch + 1, loss=loss, seconds=seconds)
+            on_epoch(
+                Epoch(
+                    number=epoch + 1,
+                    of=profile.epochs,
+                    loss=loss,
+                    separation=watch.separation(network),
+                    seconds=seconds,
+                )
+            )
+    network.eval()
+    return Trained(network=network, reference=reference, final_loss=loss, seconds=seconds)
+
+
+class _Eyes:
+    """Both passes over a batch, with gradient; views are made by the engine, on the CPU.
+
+    Boxes come from detached maps: no gradient flows through them, it flows through what both
+    passes see (D8).
+    """
+
+    def __init__(self, network: AtacNet, profile: Profile, pool: Executor) -> None:
+        self._network = network
+        self._profile = profile
+        self._pool = pool
+        self._views: Kept[int, Pixels] = Kept(limit=_FEATURES_LIMIT // 4)
+        self._features: Kept[int, list[Tensor]] = Kept(limit=_FEATURES_LIMIT)
+
+    def scores(self, batch: Sequence[Sample]) -> Tensor:
+        """γ of every sample: float32 `(N,)` (Eq 10)."""
+        spec, crop, share = self._profile.view, self._profile.crop, self._profile.top_k
+        wholes = list(self._pool.map(self._whole, batch))
+        features = self._first_features(batch, wholes)
+        first: Maps = self._network.head(features)
+
+        attention = first.attention.detach().cpu().numpy()
+        boxes = [attention_box(a, spec.box, crop) for a in attention]  # Eq 4 and 5
+        views = list(
+            self._pool.map(
+                lambda sample, whole, box: (
+                    whole if box == spec.box else zoomed(sample.pixels, whole, box, spec)[0]
+                ),
+                batch,
+                wholes,
+                boxes,
+            )
+        )  # Eq 6
+        zooms = [i for i, box in enumerate(boxes) if box != spec.box]
+        second: Maps = self._network.head(self._second_features(features, views, zooms))
+        return (top_k_mean(first.score_map, share) + top_k_mean(second.score_map, share)) / 2
+
+    def _whole(self, sample: Sample) -> Pixels:
+        def make() -> Pixels:
+            return view(sample.pixels, Box.around(sample.pixels), self._profile.view)
+
+        if sample.index is None:
+            return make()
+        return self._views.get(sample.index, make, lambda v: v.nbytes)
+
+    def _first_features(self, batch: Sequence[Sample], wholes: Sequence[Pixels]) -> list[Tensor]:
+        if not self._network.frozen:
+            return self._seen(wholes)
+        fresh = iter(self._rows([w for s, w in zip(batch, wholes, strict=True) if s.index is None]))
+        rows = [
+            next(fresh) if sample.index is None else self._remembered(sample.index, whole)
+            for sample, whole in zip(batch, wholes, strict=True)
+        ]
+        return [torch.stack(maps).float() for maps in zip(*rows, strict=True)]
+
+    def _remembered(self, index: int, whole: Pixels) -> list[Tensor]:
+        return self._features.get(
+            index, lambda: self._rows([whole])[0], lambda maps: sum(m.nbytes for m in maps)
+        )
+
+    def _second_features(
+        self, first: list[Tensor], views: Sequence[Pixels], zooms: Sequence[int]
+    ) -> list[Tensor]:
+        if not self._network.frozen:
+            return self._seen(views)
+        if not zooms:
+            return first
+        closer = self._seen([views[i] for i in zooms])
+        return [
+            f.index_copy(0, torch.tensor(zooms, device=f.device), c)
+            for f, c in zip(first, closer, strict=True)
+        ]
+
+    def _rows(self, views: Sequence[Pixels]) -> list[list[Tensor]]:
+        """Each view's feature maps, in half precision: they wait in memory for their next turn."""
+        if not views:
+            return []
+        return [list(maps) for maps in zip(*(f.half() for f in self._seen(views)), strict=True)]
+
+    def _seen(self, views: Sequence[Pixels]) -> list[Tensor]:
+        stack = torch.from_numpy(np.stack(views)).to(self._network.mean.device)
+        with torch.set_grad_enabled(not self._network.frozen):
+            return self._network.features(stack)
+
+
+class _Watch:
+    """Held-out good and known defective images, inspected after each epoch as the line would."""
+
+    def __init__(
+        self, source: Source, split: Split, profile: Profile, reference: ScoreSpec
+    ) -> None:
+        good = split.held_out_good[:_WATCHED]
+        watched = (*good, *split.train_defective) if good and split.train_defective else ()
+        self._frames = [read_listed(source, item) for item in watched]
+        self._defective = [item.defective for item in watched]
+        self._optics = TrainedOptics(view=profile.view, crop=profile.crop, score=reference)
+
+    def separation(self, network: AtacNet) -> float:
+        """AUROC of the watched images; NaN when there are none of a kind."""
+        if not self._frames:
+            return math.nan
+        with TorchBackend(network) as backend:
+            inspector = TwoPassInspector(backend, self._optics)
+            scores = [inspector.inspect(frame).score for frame in self._frames]
+        return auroc(np.array(scores), np.array(self._defective))
+
+
+class _Checkpoint:
+    """The state of a training after its last whole epoch, in one safetensors file."""
+
+    def __init__(self, path: Path, *, identity: str) -> None:
+        self._path = path
+        self._identity = identity
+
+    def save(
+        self,
+        network: AtacNet,
+        optimiser: torch.optim.Optimizer,
+        *,
+        epochs: int,
+        loss: float,
+        seconds: float,
+    ) -> None:
+        tensors = {f"network.{name}": t for name, t in network.state_dict().items()}
+        for index, state in optimiser.state_dict()["state"].items():
+            tensors |= {f"optimiser.{index}.{name}": value for name, value in state.items()}
+        progress = {"epochs": epochs, "loss": loss, "seconds": seconds}
+        self._path.parent.mkdir(parents=True, exist_ok=True)
+        replace_file(
+            self._path,
+            safetensors.torch.save(
+                {name: tensor.contiguous() for name, tensor in tensors.items()},
+                {"identity": self._identity, "progress": json.dumps(progress)},
+            ),
+        )
+
+    def load(self, network: AtacNet, optimiser: torch.optim.Optimizer) -> tuple[int, float, float]:
+        """Restore both; returns whole epochs, last loss and seconds so far."""
+        try:
+            with safetensors.safe_open(self._path, "pt") as file:
+                metadata = file.metadata()
+            tensors = safetensors.torch.load_file(self._path)
+        except FileNotFoundError:
+            return 0, math.nan, 0.0  # interrupted before the first epoch ended
+        except (OSError, safetensors.SafetensorError) as error:
+            raise TrainingError(
+                f"{self._path} is damaged ({error}); start again without --resume"
+            ) from error
+        if metadata["identity"] != self._identity:
+            raise ConfigurationError(
+                "--resume",
+                str(self._path),
+                "was left by a training with other images, another profile or another seed; "
+                "repeat its options, or start again without --resume",
+            )
+        prefix = "network."
+        network.load_state_dict(
+            {n.removeprefix(prefix): t for n, t in tensors.items() if n.startswith(prefix)}
+        )
+        state: dict[int, dict[str, Tensor]] = {}
+        for name, tensor in tensors.items():
+            if name.startswith("optimiser."):
+                _, index, key = name.split(".")
+                state.setdefault(int(index), {})[key] = tensor
+        optimiser.load_state_dict(
+            {"state": state, "param_groups": optimiser.state_dict()["param_groups"]}
+        )
+        progress = json.loads(metadata["progress"])
+        return progress["epochs"], progress["loss"], progress["seconds"]
+
+
+def _batches(
+    images: TrainingImages, profile: Profile, rng: np.random.Generator, *, steps: int
+) -> Iterator[list[Sample]]:
+    """`steps` batches, half good and half defective (D17).
+
+    A good image returns only after all the others had their turn, and so does a known defect.
+    """
+    good, known = _endless(images.good, rng), _endless(images.defective, rng)
+    half = profile.batch // 2
+    for _ in range(steps):
+        batch = [_original(images, next(good)) for _ in range(half)]
+        for _ in range(half):
+            real = len(images.defective) > 0 and rng.random() < profile.real_share
+            batch.append(_original(images, next(known)) if real else _pseudo(images, rng))
+        yield batch
+
+
+def _endless(indices: range, rng: np.random.Generator) -> Iterator[int]:
+    while True:
+        yield from (indices[i] for i in rng.permutation(len(indices)))
+
+
+def _original(images: TrainingImages, index: int) -> Sample:
+    return Sample(
+        pixels=images.frame(index),
+        mask=images.mask(index),
+        defective=index in images.defective,
+        index=index,
+    )
+
+
+def _pseudo(images: TrainingImages, rng: np.random.Generator) -> Sample:
+    pixels = images.frame(images.good[int(rng.integers(len(images.good)))])
+    donor = pixels
+    if rng.random() >= _SAME_DONOR:
+        donor = alike(images.frame(images.good[int(rng.integers(len(images.good)))]), pixels)
+    changed, mask = cutmix(pixels, donor, rng)
+    return Sample(pixels=changed, mask=mask, defective=True, index=None)
+
+
+def _described(weights: PretrainedWeights | None) -> str:
+    return "none" if weights is None else f"{weights.source} ({weights.form})"
+
+
+def _deterministic(seed: int) -> torch.device:
+    """Seed torch, make its results repeatable on this machine, and choose the device."""
+    torch.manual_seed(seed)
+    cuda = torch.cuda.is_available()
+    if cuda:
+        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+    # A few CUDA gradients have no repeatable form; there a warning is better than no training.
+    torch.use_deterministic_algorithms(mode=True, warn_only=cuda)
+    return torch.device("cuda" if cuda else "cpu")

@@ -1,0 +1,49 @@
+"""Score map → score → deviation → loss (Eq 8-12), differentiable."""
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from engine.score import ScoreSpec, top_k_count
+from train.profile import Profile
+
+
+def drawn_reference(profile: Profile, *, seed: int) -> ScoreSpec:
+    """μ_R and σ_R of Eq 11, from standard normal draws made once and stored (D16)."""
+    draws = np.random.default_rng(seed).standard_normal(profile.reference_draws)
+    return ScoreSpec(
+        top_k=profile.top_k,
+        reference_mean=float(draws.mean()),
+        reference_std=float(draws.std(ddof=1)),
+    )
+
+
+def top_k_mean(score_map: Tensor, share: float) -> Tensor:
+    """Mean of the K largest |values| of each map: `(N, h, w)` → `(N,)` (Eq 8 and 9, D12).
+
+    The same number as `engine.score.top_k_mean`, with a gradient.
+    """
+    magnitudes = score_map.flatten(1).abs()
+    return magnitudes.topk(top_k_count(magnitudes.shape[1], share), dim=1).values.mean(dim=1)
+
+
+def deviation(scores: Tensor, reference: ScoreSpec) -> Tensor:
+    """dev(x) = (γ(x) − μ_R) / σ_R (Eq 11)."""
+    return (scores - reference.reference_mean) / reference.reference_std
+
+
+def deviation_loss(deviations: Tensor, defective: Tensor, profile: Profile) -> Tensor:
+    """Eq 12, averaged over the batch: good parts to 0, defective ones beyond the margin k.
+
+    `deviations` float32 `(N,)`, `defective` bool `(N,)`. As printed (`literal`) the defective
+    term falls without bound; `hinge` stops at the margin as DevNet does (D15).
+    """
+    k = profile.margin
+    match profile.loss:
+        case "hinge":
+            pull = torch.relu(k - deviations)
+        case "literal":
+            pull = k - deviations.abs()
+        case "two_sided":
+            pull = (k - deviations).abs()
+    return torch.where(defective, pull, deviations.abs()).mean()

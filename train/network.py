@@ -1,0 +1,160 @@
+"""ATAC-Net, top to bottom.
+
+    views (N, H, W, 3) uint8 → standardise → φ trunk → σ attention → F → τ → score map   (Eq 3, 7)
+                                                                    └→ mean of ReLU(F) → attention
+
+The network is run twice with the same weights: on the whole view, then on the view of the
+attention box. What lies between, from the attention map to the box and from the frame to the
+second view, is `engine.attention` and `engine.view`; what comes after is `engine.score`.
+"""
+
+from types import TracebackType
+from typing import Final, NamedTuple, Self
+
+import numpy as np
+import torch
+import torch.nn.functional as F  # noqa: N812  (PyTorch's own custom)
+from torch import Tensor, nn
+
+from engine.backends import NetworkOutput
+from engine.frame import Pixels
+from train.backbone import Trunk, initialise
+from train.profile import Profile
+
+_STANDARDISE: Final = {
+    # The constants that supplement §2 prints. It calls them ImageNet's; they are CLIP's (D25).
+    "clip": ((0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711)),
+    "imagenet": ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225)),
+}
+
+
+class Maps(NamedTuple):
+    """What a head says of N views: float32 `(N, h, w)`; `attention` is not negative."""
+
+    score_map: Tensor
+    attention: Tensor
+
+
+class SelfAttention(nn.Module):
+    """SAGAN's self-attention (Zhang et al. 2019) over the cells of a map, as a residual (D10).
+
+    The residual's scale starts at 0: at first the block passes its input through.
+    """
+
+    def __init__(self, channels: int, query_channels: int) -> None:
+        super().__init__()
+        self.query = nn.Conv2d(channels, query_channels, 1)
+        self.key = nn.Conv2d(channels, query_channels, 1)
+        self.value = nn.Conv2d(channels, channels, 1)
+        self.scale = nn.Parameter(torch.zeros(1))
+
+    def forward(self, x: Tensor) -> Tensor:
+        query = self.query(x).flatten(2).transpose(1, 2)  # (N, h·w, q)
+        key = self.key(x).flatten(2)  # (N, q, h·w)
+        value = self.value(x).flatten(2).transpose(1, 2)  # (N, h·w, c)
+        weights = torch.softmax(query @ key, dim=-1)  # (N, h·w, h·w), rows sum to 1
+        attended = (weights @ value).transpose(1, 2).reshape(x.shape)  # (N, c, h, w)
+        y: Tensor = x + self.scale * attended
+        return y
+
+
+class AttentionHead(nn.Module):
+    """σ and τ of the paper: trunk features → score map and attention map."""
+
+    def __init__(self, channels: int, attention_channels: int, query_channels: int) -> None:
+        super().__init__()
+        # σ(·; θ_a): "convolution layers and self-attention layers" of 64 channels (D10)
+        self.convolve = nn.Conv2d(channels, attention_channels, 3, padding=1, bias=False)
+        self.normalise = nn.BatchNorm2d(attention_channels)
+        self.attend = SelfAttention(attention_channels, query_channels)
+        # τ(·; θ_s) (D11)
+        self.score = nn.Conv2d(attention_channels, 1, 1)
+
+    def forward(self, features: list[Tensor]) -> Maps:
+        x = stacked(features)  # (N, C, h, w)
+        x = torch.relu(self.normalise(self.convolve(x)))  # (N, 64, h, w)
+        f = self.attend(x)  # F = σ(φ(x)): (N, 64, h, w)
+        score_map = self.score(f).flatten(0, 1)  # a_mp = τ(F): (N, h, w)   Eq 3 and 7
+        attention = torch.relu(f).mean(dim=1)  # C_attn: (N, h, w)   Eq 4; rectified, D2
+        return Maps(score_map, attention)
+
+
+class AtacNet(nn.Module):
+    """The whole scorer γ of one view, standardisation inside so that no caller gets it wrong."""
+
+    mean: Tensor
+    std: Tensor
+
+    def __init__(self, profile: Profile) -> None:
+        super().__init__()
+        mean, std = _STANDARDISE[profile.standardise]
+        self.register_buffer("mean", torch.tensor(mean).view(1, 3, 1, 1))
+        self.register_buffer("std", torch.tensor(std).view(1, 3, 1, 1))
+        self.trunk = Trunk(profile.architecture, profile.stages, profile.form)  # φ
+        self.head = AttentionHead(
+            sum(self.trunk.channels), profile.attention_channels, profile.query_channels
+        )
+        self.frozen = profile.freeze
+        initialise(self)
+        self.trunk.requires_grad_(not self.frozen)
+
+    def features(self, views: Tensor) -> list[Tensor]:
+        """φ(x): uint8 RGB `(N, H, W, 3)` → one map `(N, C, h, w)` of each stage."""
+        x = views.to(torch.float32).permute(0, 3, 1, 2) / 255  # (N, 3, H, W) in [0, 1]
+        x = (x - self.mean) / self.std
+        x = x.to(self.trunk.conv1.weight.dtype)  # half in an fp16 export
+        return [feature.to(torch.float32) for feature in self.trunk(x)]
+
+    def forward(self, views: Tensor) -> Maps:
+        maps: Maps = self.head(self.features(views))
+        return maps
+
+    def train(self, mode: bool = True) -> Self:  # noqa: FBT001, FBT002  (PyTorch's signature)
+        """Switch to training; a frozen trunk keeps its BatchNorm statistics (D22)."""
+        super().train(mode)
+        if self.frozen:
+            self.trunk.eval()
+        return self
+
+
+def stacked(features: list[Tensor]) -> Tensor:
+    """Feature maps of several stages as one, on the grid of the first and finest (D9)."""
+    first, *deeper = features
+    size = first.shape[-2:]
+    return torch.cat(
+        [first, *(F.interpolate(f, size, mode="bilinear", align_corners=False) for f in deeper)],
+        dim=1,
+    )
+
+
+class TorchBackend:
+    """The torch reference as an `engine.backends.Backend`: what every export is compared with."""
+
+    def __init__(self, network: AtacNet) -> None:
+        self._network = network
+        self._device = network.mean.device
+
+    @property
+    def name(self) -> str:
+        return f"torch {self._device.type} fp32"
+
+    def run(self, views: Pixels) -> NetworkOutput:
+        with torch.inference_mode():
+            maps = self._network(torch.from_numpy(views).to(self._device))
+        return NetworkOutput(
+            score_map=np.asarray(maps.score_map.cpu().numpy()),
+            attention=np.asarray(maps.attention.cpu().numpy()),
+        )
+
+    def __enter__(self) -> Self:
+        self._training = self._network.training
+        self._network.eval()
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self._network.train(self._training)

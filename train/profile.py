@@ -1,0 +1,124 @@
+"""The two recipes, every hyper-parameter in one place.
+
+`PAPER` is the spec's faithful default and never changes. `LINE` is what works best on a line.
+A bundle carries the profile it was trained with as `profile.json`.
+"""
+
+from typing import Annotated, Final, Literal
+
+from pydantic import Field, TypeAdapter
+
+from engine.attention import CropSpec
+from engine.spec import spec
+from engine.view import ViewSpec
+
+Architecture = Literal["resnet18", "resnet50"]
+Stage = Literal["layer2", "layer3", "layer4"]
+Form = Literal["v1", "v1.5"]
+Share = Annotated[float, Field(ge=0, le=1)]
+Count = Annotated[int, Field(ge=1)]
+Positive = Annotated[float, Field(gt=0)]
+
+
+@spec
+class Profile:
+    """One way to build and train the network; the comments give the spec's decision ids."""
+
+    name: Literal["paper", "line"]
+
+    # What the network sees and where it zooms (D1-D7, D25-D27).
+    view: ViewSpec
+    crop: CropSpec
+    standardise: Literal["clip", "imagenet"]
+
+    # φ, the trunk. `form` says where ResNet-50 halves the resolution: in the first 1×1
+    # convolution of a stage (v1) or in its 3×3 (v1.5, torchvision); the weights decide.
+    # `freeze` keeps the trunk and its BatchNorm as they were pretrained (D22).
+    architecture: Architecture
+    stages: tuple[Stage, ...]  # D9; several are brought to the finest grid and stacked
+    form: Form
+    freeze: bool
+
+    # σ and τ (D10, D11).
+    attention_channels: Count
+    query_channels: Count
+
+    # Score and loss (D12-D16).
+    top_k: Share
+    loss: Literal["hinge", "literal", "two_sided"]
+    margin: Positive  # k of Eq 12
+    reference_draws: Count  # standard normal draws behind μ_R and σ_R
+
+    # The loop (D17, D18, D21).
+    epochs: Count
+    batch: Annotated[int, Field(ge=2, multiple_of=2)]  # half good, half defective
+    least_steps: Count  # steps an epoch, however few good images there are
+    real_share: Share  # chance that a defective slot shows a known defect, not a pseudo one
+    learning_rate: Positive
+    decay_every: Count  # epochs
+    decay: Positive
+    clip_norm: Positive
+
+    # Share of the training images kept out: for the parity gate now, for the threshold later.
+    hold_out: Annotated[float, Field(ge=0, lt=1)]
+
+
+PAPER: Final = Profile(
+    name="paper",
+    view=ViewSpec(side=224, equalise="before_resize", crop_from="view"),
+    crop=CropSpec(omega=0.40, normalise="max"),
+    standardise="clip",
+    architecture="resnet50",
+    stages=("layer4",),
+    form="v1.5",
+    freeze=False,
+    attention_channels=64,
+    query_channels=8,
+    top_k=0.10,
+    loss="hinge",
+    margin=10.0,
+    reference_draws=5000,
+    epochs=30,
+    batch=16,
+    least_steps=20,
+    real_share=0.5,
+    learning_rate=1e-3,
+    decay_every=10,
+    decay=0.1,
+    clip_norm=1.0,
+    hold_out=0.0,
+)
+
+LINE: Final = Profile(
+    name="line",
+    view=ViewSpec(side=224, equalise="after_resize", crop_from="frame", reducing_gap=3.0),
+    crop=CropSpec(omega=0.40, normalise="max", padding=0.1, min_side=96, square=True),
+    standardise="imagenet",
+    architecture="resnet50",
+    stages=("layer2", "layer3"),
+    form="v1.5",
+    freeze=True,
+    attention_channels=64,
+    query_channels=8,
+    top_k=0.10,
+    loss="hinge",
+    margin=10.0,
+    reference_draws=5000,
+    epochs=30,
+    batch=16,
+    least_steps=20,
+    real_share=0.5,
+    learning_rate=1e-3,
+    decay_every=10,
+    decay=0.1,
+    clip_norm=1.0,
+    hold_out=0.15,
+)
+
+PROFILES: Final = {profile.name: profile for profile in (PAPER, LINE)}
+PROFILE_JSON: Final = TypeAdapter(Profile)
+
+
+def stages_up_to(stages: tuple[Stage, ...], deepest: Stage) -> tuple[Stage, ...]:
+    """`stages` cut at `deepest`, which is always among them."""
+    return (*(stage for stage in stages if stage < deepest), deepest)
