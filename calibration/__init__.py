@@ -1,0 +1,1 @@
+"""From scores of good parts to a threshold with a stated promise."""

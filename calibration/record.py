@@ -1,0 +1,199 @@
+"""`calibration.json`: a threshold, the promise behind it, and the bundle it belongs to."""
+
+import platform
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from importlib.metadata import version
+from pathlib import Path
+from typing import Annotated, Final
+
+from pydantic import Field, TypeAdapter, ValidationError
+
+from calibration.bound import interval
+from calibration.scores import Scores
+from calibration.threshold import choose_threshold
+from engine.bundle import CALIBRATION, Bundle, Precision, Sha256, replace_file, sha256
+from engine.errors import CalibrationError
+from engine.spec import spec
+
+SCHEMA_VERSION: Final = 1
+
+_PACKAGES: Final = ("atac-agent", "numpy", "onnxruntime", "opencv-python-headless", "pillow")
+
+Count = Annotated[int, Field(ge=0)]
+Rate = Annotated[float, Field(ge=0, le=1)]
+
+
+@spec
+class Calibration:
+    """The threshold of one bundle in one precision, and everything needed to argue about it.
+
+    A part is NG when its score is above `threshold`, the (`allowed_exceedances` + 1)-th largest
+    of `good_scores` (ascending). The promise: at most `max_false_reject` of good parts are
+    rejected, with `confidence`; these `good` parts even exclude more than
+    `guaranteed_false_reject`. `detection_interval` is Clopper-Pearson at `confidence`, two-sided;
+    `None` without defective parts. The counts below say what was set aside, or was counted but
+    looks like another part; see `calibration.scores`.
+    """
+
+    schema_version: int
+    created_at: str
+    bundle_id: Sha256
+    precision: Precision
+    backend: str
+    threshold: float
+    max_false_reject: Annotated[float, Field(gt=0, lt=1)]
+    confidence: Annotated[float, Field(gt=0, lt=1)]
+    good: Annotated[int, Field(ge=1)]
+    allowed_exceedances: Count
+    exceedances: Count
+    guaranteed_false_reject: Rate
+    defective: Count
+    detected: Count
+    detection_interval: tuple[Rate, Rate] | None
+    training_images: Count
+    duplicates: Count
+    look_alikes: Count
+    unreadable: Count
+    good_scores: tuple[float, ...]
+    defective_scores: tuple[float, ...]
+    versions: dict[str, str]
+
+
+_CALIBRATION: Final = TypeAdapter(Calibration)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CalibrationRecord:
+    """A calibration as it lies in the bundle; `id` is the SHA-256 of its file."""
+
+    calibration: Calibration
+    id: str
+
+
+def calibrate(
+    bundle: Bundle,
+    good: Scores,
+    defective: Scores | None,
+    *,
+    precision: Precision,
+    backend: str,
+    max_false_reject: float,
+    confidence: float,
+) -> Calibration:
+    """Choose the threshold from `good` and judge `defective` by it.
+
+    Raises `CalibrationError` when the good parts are too few, or when a picture is in both sets.
+    """
+    if defective is not None and good.hashes & defective.hashes:
+        both = len(good.hashes & defective.hashes)
+        raise CalibrationError(
+            f"{both} pictures are among the good and the defective parts alike; "
+            "sort them into one folder or the other"
+        )
+    try:
+        threshold = choose_threshold(
+            good.values, max_false_reject=max_false_reject, confidence=confidence
+        )
+    except CalibrationError as error:
+        raise CalibrationError(
+            f"{error} (set aside: {len(good.training)} training images, "
+            f"{len(good.duplicates)} duplicates, {len(good.unreadable)} unreadable)"
+        ) from error
+    defective_scores = defective.values if defective is not None else ()
+    detected = sum(score > threshold.value for score in defective_scores)
+    parts = [good] if defective is None else [good, defective]
+    return Calibration(
+        schema_version=SCHEMA_VERSION,
+        created_at=datetime.now(UTC).isoformat(timespec="seconds"),
+        bundle_id=bundle.id,
+        precision=precision,
+        backend=backend,
+        threshold=threshold.value,
+        max_false_reject=max_false_reject,
+        confidence=confidence,
+        good=len(good.values),
+        allowed_exceedances=threshold.allowed,
+        exceedances=threshold.exceedances,
+        guaranteed_false_reject=threshold.guaranteed,
+        defective=len(defective_scores),
+        detected=detected,
+        detection_interval=(
+            interval(detected, len(defective_scores), confidence=confidence)
+            if defective_scores
+            else None
+        ),
+        training_images=sum(len(scores.training) for scores in parts),
+        duplicates=sum(len(scores.duplicates) for scores in parts),
+        look_alikes=good.look_alikes,
+        unreadable=sum(len(scores.unreadable) for scores in parts),
+        good_scores=tuple(sorted(good.values)),
+        defective_scores=tuple(sorted(defective_scores)),
+        versions={"python": platform.python_version()} | {p: version(p) for p in _PACKAGES},
+    )
+
+
+def write_calibration(bundle: Bundle, calibration: Calibration) -> Path:
+    """Write `calibration` into its bundle's folder, in place of the last one; atomically."""
+    path = bundle.path / CALIBRATION
+    try:
+        replace_file(path, _CALIBRATION.dump_json(calibration, indent=2) + b"\n")
+    except OSError as error:
+        raise CalibrationError(f"{path}: cannot be written ({error.strerror})") from error
+    return path
+
+
+def read_calibration(bundle: Bundle, *, precision: Precision) -> CalibrationRecord:
+    """The calibration in `bundle`'s folder, made for this very bundle and `precision`.
+
+    Raises `CalibrationError`, with the command that helps, when there is none, when it belongs to
+    another bundle or precision, or when its threshold is not what its own scores give.
+    """
+    path = bundle.path / CALIBRATION
+    remedy = (
+        f"make one with: agent calibrate --bundle {bundle.path} --precision {precision} --good DIR"
+    )
+    try:
+        data = path.read_bytes()
+    except FileNotFoundError:
+        raise CalibrationError(f"{path}: there is no calibration yet; {remedy}") from None
+    except OSError as error:
+        raise CalibrationError(f"{path}: cannot be read ({error.strerror})") from error
+    try:
+        found = TypeAdapter(dict[str, object]).validate_json(data).get("schema_version")
+        if isinstance(found, int) and found > SCHEMA_VERSION:
+            raise CalibrationError(
+                f"{path}: has schema version {found}, newer than {SCHEMA_VERSION}; "
+                f"update atac-agent or {remedy}"
+            )
+        calibration = _CALIBRATION.validate_json(data)
+    except ValidationError as error:
+        first = error.errors()[0]
+        where = ".".join(str(part) for part in first["loc"]) or "JSON"
+        raise CalibrationError(
+            f"{path}: is not a valid calibration ({where}: {first['msg']}); {remedy}"
+        ) from error
+    if calibration.bundle_id != bundle.id:
+        raise CalibrationError(
+            f"{path}: belongs to another bundle ({calibration.bundle_id[:12]}, "
+            f"this is {bundle.id[:12]}); {remedy}"
+        )
+    if calibration.precision != precision:
+        raise CalibrationError(
+            f"{path}: was made for {calibration.precision}, not for {precision}; {remedy}"
+        )
+    if not _consistent(calibration):
+        raise CalibrationError(
+            f"{path}: its threshold is not the one that its scores give, so its promise is void; "
+            f"{remedy}"
+        )
+    return CalibrationRecord(calibration=calibration, id=sha256(data))
+
+
+def _consistent(calibration: Calibration) -> bool:
+    scores, rank = calibration.good_scores, calibration.allowed_exceedances
+    return (
+        len(scores) == calibration.good > rank
+        and list(scores) == sorted(scores)
+        and scores[-1 - rank] == calibration.threshold
+    )

@@ -1,0 +1,80 @@
+"""Scores of good parts → the threshold that keeps a promise about rejecting them."""
+
+import math
+from bisect import bisect_left
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from calibration.bound import allowed_exceedances, good_parts_needed, upper_bound
+from engine.errors import CalibrationError
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Threshold:
+    """A score above which parts are rejected, and what it promises.
+
+    `allowed` is j: the threshold is the (j+1)-th largest score. `exceedances` is how many scores
+    really lie above it, fewer than j only where scores tie. `guaranteed` is the false-reject rate
+    that these parts exclude from above, at most the one asked for.
+    """
+
+    value: float
+    allowed: int
+    exceedances: int
+    guaranteed: float
+
+
+def choose_threshold(
+    scores: Sequence[float], *, max_false_reject: float, confidence: float
+) -> Threshold:
+    """The lowest threshold at which at most `max_false_reject` of good parts are rejected.
+
+    `scores` are of good parts drawn like those to come, in any order; both rates lie strictly
+    between 0 and 1. The promise holds with probability `confidence` over the draw of these parts,
+    whatever the distribution (see `calibration.bound`). The lowest such threshold lets the fewest
+    defects pass. Raises `CalibrationError`, saying how many good parts it takes, for too few.
+    """
+    parts = len(scores)
+    allowed = require_enough(parts, max_false_reject=max_false_reject, confidence=confidence)
+    value = sorted(scores)[-1 - allowed]
+    return Threshold(
+        value=value,
+        allowed=allowed,
+        exceedances=sum(score > value for score in scores),
+        guaranteed=upper_bound(allowed, parts, confidence=confidence),
+    )
+
+
+def require_enough(parts: int, *, max_false_reject: float, confidence: float) -> int:
+    """How many of `parts` good parts the promise allows above the threshold.
+
+    Raises `CalibrationError` when it cannot stand on so few: worth asking before scoring them.
+    """
+    allowed = allowed_exceedances(parts, max_false_reject=max_false_reject, confidence=confidence)
+    if allowed is not None:
+        return allowed
+    needed = good_parts_needed(max_false_reject=max_false_reject, confidence=confidence)
+    message = (
+        f"at most {percent(max_false_reject)} false rejects with {percent(confidence)} confidence "
+        f"needs {needed} good parts that training has not seen; there are {parts}: "
+        f"bring {needed - parts} more"
+    )
+    if parts:
+        possible = math.ceil(1000 * upper_bound(0, parts, confidence=confidence)) / 1000
+        message += f", or ask for what {parts} can carry: --max-false-reject {100 * possible:g}%"
+    raise CalibrationError(message)
+
+
+def p_value(score: float, good_scores: Sequence[float]) -> float:
+    """How unusual `score` is for a good part: (1 + #{good ≥ score}) / (n + 1) (spec §6.1).
+
+    `good_scores` are the calibration's, ascending. For a good part, P(p ≤ α) ≤ α for every α;
+    with n parts p is never below 1 / (n + 1).
+    """
+    parts = len(good_scores)
+    return (1 + parts - bisect_left(good_scores, score)) / (parts + 1)
+
+
+def percent(rate: float, *, digits: int = 6) -> str:
+    """`rate` as people write it: 0.01 is `1 %`; measured rates deserve fewer digits."""
+    return f"{100 * rate:.{digits}g} %"
