@@ -18,7 +18,7 @@ from typing import Final, Generic, Literal, TypeVar
 import numpy as np
 from pydantic import TypeAdapter
 
-from engine.bundle import Sha256, pixels_sha256
+from engine.bundle import Bundle, Sha256, pixels_sha256
 from engine.errors import ConfigurationError, ImageError, TrainingError
 from engine.frame import Pixels
 from engine.image import images_below, read_image
@@ -176,6 +176,24 @@ def draw_split(source: Source, *, defects: int | None, hold_out: float, seed: in
         train_defective=tuple(known_defects),
         test=(*test_good, *unknown_defects),
         dropped=tuple(dropped),
+    )
+
+
+def unseen_images(source: Source, bundle: Bundle) -> tuple[Listed, ...]:
+    """What a bundle can be tested on: all images of `source` that its training never used.
+
+    Of MVTec's layout that is the folder `test`. Known by content, so it serves for the data the
+    bundle was trained on and for any other; good images held out for the threshold stay out.
+    """
+    used = set(bundle.manifest.training.training_sha256)
+    if SPLIT in bundle.manifest.files:
+        split = SPLIT_JSON.validate_json(bundle.read(SPLIT))
+        used |= {item.sha256 for item in split.held_out_good}
+    listed, _ = _distinct(_hashed(source, _listing(source)))
+    return tuple(
+        item
+        for item in listed
+        if item.sha256 not in used and (source.layout == "plain" or item.path.startswith("test/"))
     )
 
 

@@ -1,5 +1,7 @@
 """How well scores tell defective from good: exact, on raw float64 scores."""
 
+from collections.abc import Iterable
+
 import numpy as np
 import numpy.typing as npt
 
@@ -61,7 +63,7 @@ class Evaluation:
     at_threshold: AtThreshold | None = None
 
 
-def scored(inspector: Inspector, source: Source, items: tuple[Listed, ...]) -> tuple[Scored, ...]:
+def scored(inspector: Inspector, source: Source, items: Iterable[Listed]) -> tuple[Scored, ...]:
     """Inspect the images `items`, one by one, as the line would."""
     found = []
     for item in items:

@@ -210,11 +210,6 @@ def load_network(bundle: Bundle) -> AtacNet:
     return network.eval()
 
 
-def bundle_split(bundle: Bundle) -> Split:
-    """The split that a bundle was trained on."""
-    return SPLIT_JSON.validate_json(_part(bundle, SPLIT))
-
-
 def onnx_graph(network: AtacNet, profile: Profile, *, half: bool = False) -> bytes:
     """The network as ONNX, BatchNorm folded into convolutions, any batch size.
 

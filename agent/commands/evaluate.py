@@ -1,0 +1,93 @@
+"""`agent evaluate`: how well a bundle tells defective from good, on images it never saw."""
+
+import json
+import sys
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Literal
+
+import typer
+
+from engine.errors import CalibrationError, ConfigurationError
+
+if TYPE_CHECKING:
+    from engine.bundle import Bundle, Precision
+    from train.evaluate import Evaluation, Ranking
+
+
+def evaluate(
+    *,
+    bundle: Annotated[Path, typer.Option(help="The bundle to evaluate.")],
+    data: Annotated[
+        Path | None, typer.Option(help="Images: MVTec's layout, or good/ and defective/.")
+    ] = None,
+    good: Annotated[Path | None, typer.Option(help="Folder of good parts, without --data.")] = None,
+    defective: Annotated[
+        Path | None, typer.Option(help="Folder of defective parts, beside --good.")
+    ] = None,
+    precision: Annotated[
+        Literal["fp32", "fp16", "int8"], typer.Option(help="Which network of the bundle.")
+    ] = "fp32",
+    as_json: Annotated[bool, typer.Option("--json", help="Print the result as JSON.")] = False,
+) -> None:
+    """Score images that training never used: AUROC, AP, FPR at 95 % TPR, per defect type.
+
+    Example: agent evaluate --bundle bottle --data mvtec_bottle
+
+    With a calibration, also false rejects and misses at its threshold.
+    """
+    from engine.backends.onnxruntime_backend import OnnxRuntimeBackend
+    from engine.bundle import open_bundle
+    from engine.inspector import TwoPassInspector
+    from train.datasets import find_source, unseen_images
+    from train.evaluate import evaluation, scored
+
+    opened = open_bundle(bundle)
+    source = find_source(data, good, defective)
+    items = unseen_images(source, opened)
+    if not items:
+        raise ConfigurationError(
+            "--data", str(source.root), "holds no image that training has not seen"
+        )
+    with (
+        OnnxRuntimeBackend(opened, precision=precision) as backend,
+        typer.progressbar(
+            items, label="images", file=sys.stderr, hidden=not sys.stderr.isatty()
+        ) as bar,
+    ):
+        images = scored(TwoPassInspector(backend, opened.manifest), source, bar)
+        found = evaluation(images, backend=backend.name, threshold=_threshold(opened, precision))
+    if as_json:
+        typer.echo(json.dumps(asdict(found), indent=2))
+    else:
+        _print(found)
+
+
+def _threshold(bundle: "Bundle", precision: "Precision") -> float | None:
+    from calibration.record import read_calibration
+
+    try:
+        return read_calibration(bundle, precision=precision).calibration.threshold
+    except CalibrationError as error:
+        sys.stderr.write(f"no threshold: {error}\n")
+        return None
+
+
+def _print(found: "Evaluation") -> None:
+    typer.echo(f"{'':<20} {'good':>5} {'defective':>9} {'AUROC':>6} {'AP':>6} {'FPR@95':>6}")
+    for kind, ranking in {"all": found.overall, **found.by_kind}.items():
+        typer.echo(_row(kind, ranking))
+    at = found.at_threshold
+    if at is not None:
+        typer.echo(
+            f"At threshold {at.threshold:.4g}: {at.false_rejects} of {found.overall.good} good "
+            f"rejected, {at.misses} of {found.overall.defective} defective missed."
+        )
+        for path in at.missed:
+            typer.echo(f"  missed: {path}")
+
+
+def _row(kind: str, ranking: "Ranking") -> str:
+    rates = (ranking.auroc, ranking.average_precision, ranking.fpr_at_95_tpr)
+    cells = " ".join(f"{'–' if rate is None else f'{rate:.3f}':>6}" for rate in rates)
+    return f"{kind:<20} {ranking.good:>5} {ranking.defective:>9} {cells}"

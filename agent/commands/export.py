@@ -1,0 +1,70 @@
+"""`agent export`: another precision for a bundle, if its verdicts stay the same."""
+
+import json
+from dataclasses import asdict
+from pathlib import Path
+from typing import Annotated, Literal
+
+import typer
+
+from agent.commands.train import require_training_packages
+from engine.errors import CalibrationError
+
+
+def export(
+    *,
+    bundle: Annotated[Path, typer.Option(help="The bundle to add to.")],
+    precision: Annotated[
+        Literal["fp32", "fp16", "int8"], typer.Option(help="What to make.")
+    ] = "int8",
+    data: Annotated[Path | None, typer.Option(help="The images it was trained on.")] = None,
+    good: Annotated[Path | None, typer.Option(help="Their good folder, without --data.")] = None,
+    defective: Annotated[
+        Path | None, typer.Option(help="Their defective folder, beside --good.")
+    ] = None,
+    accept_flips: Annotated[
+        bool, typer.Option(help="Write it even if verdicts change; they are in parity.json.")
+    ] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="Print the result as JSON.")] = False,
+) -> None:
+    """Add a network in another precision and compare its decisions with the reference.
+
+    Example: agent export --bundle bottle --precision int8 --data mvtec_bottle
+
+    Both passes run on good images that training never saw and on the known defects. A verdict
+    that changes at the threshold fails the export. The bundle gets a new id: calibrate it again.
+    """
+    require_training_packages("agent export")
+    from calibration.record import read_calibration
+    from engine.bundle import open_bundle
+    from train.datasets import find_source
+    from train.export import add_precision
+
+    opened = open_bundle(bundle)
+    try:
+        threshold = read_calibration(opened, precision="fp32").calibration.threshold
+    except CalibrationError:
+        threshold = None  # the held-out scores give a provisional one
+    extended, parity = add_precision(
+        opened,
+        precision,
+        find_source(data, good, defective),
+        threshold=threshold,
+        accept_flips=accept_flips,
+    )
+    if as_json:
+        answer = {"bundle": str(bundle), "id": extended.id, "precision": precision}
+        typer.echo(json.dumps(answer | {"parity": asdict(parity)}, indent=2))
+        return
+    typer.echo(
+        f"{precision} against {parity.compared_with} on {parity.images} images: "
+        f"{len(parity.flips)} verdicts differ at threshold {parity.threshold:.4g} "
+        f"(from {parity.threshold_from}); largest score difference "
+        f"{parity.max_score_difference:.3g}; box IoU {parity.median_box_iou:.2f} median, "
+        f"{parity.least_box_iou:.2f} at worst."
+    )
+    typer.echo(f"Written: {bundle / extended.manifest.networks[precision]}")
+    typer.echo(
+        f"Next: agent calibrate --bundle {bundle} --precision {precision} --good DIR "
+        "(an earlier calibration no longer fits)"
+    )
