@@ -115,11 +115,14 @@ def _body(calibration: Calibration, good: Scores, defective: Scores | None) -> I
     yield f"<p>{escape(detection(calibration))}</p>"
     for warning in warnings(calibration, good, defective):
         yield f'<p class="warning">{escape(warning)}</p>'
+    good_scores, defective_scores = calibration.good_scores, calibration.defective_scores
     yield "<h2>Scores</h2>"
-    yield '<div class="card">' + histogram_svg(
-        calibration.good_scores, calibration.defective_scores, calibration.threshold
-    )
-    yield "</div>"
+    histogram = histogram_svg(good_scores, defective_scores, calibration.threshold)
+    yield f'<div class="card">{histogram}</div>'
+    if defective_scores:
+        yield "<h2>Scores of the good parts alone</h2>"
+        histogram = histogram_svg(good_scores, (), calibration.threshold)
+        yield f'<div class="card">{histogram}</div>'
     yield "<h2>Figures</h2>"
     yield f'<div class="card"><dl>{"".join(_figures(calibration))}</dl></div>'
     yield "<h2>Good parts with the highest scores</h2>"
@@ -132,7 +135,7 @@ def _body(calibration: Calibration, good: Scores, defective: Scores | None) -> I
     yield (
         '<p class="soft">Colours show where the network sees a deviation, on one scale for all '
         "pictures: none below half the threshold, the hottest at twice the threshold. "
-        "The frame in a picture is what the second pass looked at.</p>"
+        "The box is where the second pass looked closer.</p>"
         '<p class="soft">The promise rests on counting alone, not on the shape of the '
         "distribution. It holds for good parts like these: same product, camera, lens and light. "
         "When one of them changes, calibrate again.</p>"
@@ -140,21 +143,22 @@ def _body(calibration: Calibration, good: Scores, defective: Scores | None) -> I
 
 
 def _figures(calibration: Calibration) -> Iterator[str]:
-    low, high = calibration.detection_interval or (0.0, 1.0)
     figures = [
         ("Threshold (NG above)", f"{calibration.threshold:.6g}"),
         ("Good parts", f"{calibration.good}"),
-    ]
-    figures.append(
         (
             f"False rejects, with {percent(calibration.confidence)} confidence",
             f"≤ {percent(calibration.guaranteed_false_reject, digits=3)}",
+        ),
+    ]
+    if calibration.detection_interval is not None:
+        low, high = calibration.detection_interval
+        figures.append(
+            (
+                f"Defects detected ({percent(low, digits=3)} to {percent(high, digits=3)})",
+                percent(calibration.detected / calibration.defective, digits=3),
+            )
         )
-    )
-    if calibration.defective:
-        rate = percent(calibration.detected / calibration.defective, digits=3)
-        interval = f"{percent(low, digits=3)} to {percent(high, digits=3)}"
-        figures.append(("Defects detected", f"{rate} ({interval})"))
     yield from (f'<div><dt>{dt}</dt><dd class="figure">{dd}</dd></div>' for dt, dd in figures)
     facts = {
         "Asked for": f"≤ {percent(calibration.max_false_reject)} false rejects",
@@ -162,7 +166,7 @@ def _figures(calibration: Calibration) -> Iterator[str]:
         f"({calibration.allowed_exceedances} allowed)",
         "Look-alikes, duplicates, training images, unreadable": f"{calibration.look_alikes}, "
         f"{calibration.duplicates}, {calibration.training_images}, {calibration.unreadable}",
-        "Made": calibration.created_at,
+        "Made": calibration.created_at.replace("T", " ").replace("+00:00", " UTC"),
         "Backend": calibration.backend,
         "Bundle": calibration.bundle_id,
         "Versions": ", ".join(f"{name} {v}" for name, v in calibration.versions.items()),
@@ -180,7 +184,7 @@ def _gallery(calibration: Calibration, scores: Scores, label: str) -> Iterator[s
 
 def _figure(calibration: Calibration, exhibit: Exhibit, verdict: str) -> str:
     picture = annotated(exhibit.pixels, exhibit.inspection, calibration.threshold, max_side=480)
-    name = escape(exhibit.name)
+    name = escape("/".join(Path(exhibit.name).parts[-2:]))
     height, width = picture.shape[:2]
     return (
         f"<figure{' class=wrong' if verdict else ''}>"

@@ -40,6 +40,8 @@ figcaption { padding: .45rem .6rem; font-size: .85rem; overflow-wrap: anywhere; 
 figcaption b { font-variant-numeric: tabular-nums; }
 figure.wrong figcaption b { color: var(--wrong); }
 .soft { color: var(--soft); font-size: .9rem; }
+svg text { font-size: 14px; }
+@media (max-width: 38rem) { svg text { font-size: 24px; } }
 @media print { body { background: none; } .card, figure { break-inside: avoid; } }
 """
 
@@ -81,7 +83,7 @@ def counts(values: Sequence[float], edges: Sequence[float]) -> list[int]:
     return [int(count) for count in np.bincount(found, minlength=len(edges))[1 : len(edges)]]
 
 
-_LEFT, _RIGHT, _TOP, _ROW, _GAP = 84, 784, 34, 130, 22
+_LEFT, _RIGHT, _TOP, _ROW, _GAP = 60, 784, 66, 130, 46
 
 
 def histogram_svg(
@@ -95,6 +97,10 @@ def histogram_svg(
     edges = bins([*good, *defective], threshold, about=about)
     rows = [("good", good), *([("defective", defective)] if defective else [])]
     bottom = _TOP + len(rows) * (_ROW + _GAP) - _GAP
+    cut = _x(threshold, edges)
+    # Words go where the line is not.
+    anchor, aside = ("start", "end") if cut < (_LEFT + _RIGHT) / 2 else ("end", "start")
+    beside = _RIGHT if aside == "end" else _LEFT
     parts = [f"<title>Scores of {len(good)} good and {len(defective)} defective parts</title>"]
     for row, (label, values) in enumerate(rows):
         base = _TOP + row * (_ROW + _GAP) + _ROW
@@ -103,25 +109,23 @@ def histogram_svg(
         parts += (
             _line(_LEFT, base, _RIGHT, base, "--faint"),
             _text(_LEFT - 8, base, "0", "end"),
-            _text(_LEFT - 8, base - _ROW + 10, str(max(found)), "end"),
-            _text(_LEFT - 8, base - _ROW / 2 + 4, label, "end", bold=True),
+            _text(_LEFT - 8, base - _ROW + 12, str(max(found)), "end"),
+            _text(beside, base - _ROW - 12, f"{label}, n = {len(values)}", aside, bold=True),
         )
-    cut = _x(threshold, edges)
-    anchor = "start" if cut < (_LEFT + _RIGHT) / 2 else "end"
     parts += (
-        _line(cut, _TOP - 12, cut, bottom, "--ink", 'stroke-width="1.5" stroke-dasharray="5 3"'),
-        _text(cut, _TOP - 19, f"threshold {threshold:.4g}", anchor, bold=True),
+        _line(cut, 30, cut, bottom, "--ink", 'stroke-width="1.5" stroke-dasharray="5 3"'),
+        _text(cut, 22, f"threshold {threshold:.4g}", anchor, bold=True),
     )
     for tick in _ticks(edges[0], edges[-1]):
         at = _x(tick, edges)
         parts += (
-            _line(at, bottom, at, bottom + 5, "--faint"),
-            _text(at, bottom + 20, f"{tick:g}", "middle"),
+            _line(at, bottom, at, bottom + 6, "--faint"),
+            _text(at, bottom + 26, f"{tick:g}", "middle"),
         )
-    parts.append(_text((_LEFT + _RIGHT) / 2, bottom + 40, "score", "middle"))
+    parts.append(_text((_LEFT + _RIGHT) / 2, bottom + 54, "score", "middle"))
     return (
-        f'<svg viewBox="0 0 800 {bottom + 46}" width="100%" role="img" font-size="13" '
-        f'style="min-width:34rem" fill="var(--ink)">{"".join(parts)}</svg>'
+        f'<svg viewBox="0 0 800 {bottom + 62}" width="100%" role="img" '
+        f'fill="var(--ink)">{"".join(parts)}</svg>'
     )
 
 

@@ -51,7 +51,8 @@ def heatmap(pixels: Pixels, inspection: Inspection, threshold: float) -> Pixels:
     heat = (np.abs(inspection.score_map) / scale - 0.5) / 1.5
     heat = np.nan_to_num(heat.clip(0, 1), nan=1.0).astype(np.float32)
     heat = cv2.resize(heat, (width, height), interpolation=cv2.INTER_LINEAR)
-    levels = np.rint(heat * 255).astype(np.uint8)
+    # From green on: the blue end of the colour map would tint calm pictures.
+    levels = np.rint(110 + 130 * heat).astype(np.uint8)
     colours = cv2.cvtColor(cv2.applyColorMap(levels, cv2.COLORMAP_TURBO), cv2.COLOR_BGR2RGB)
     cover = (_HEAT_SHARE * np.sqrt(heat))[..., None]
     return np.asarray(np.rint(_rgb(pixels) * (1 - cover) + colours * cover), dtype=np.uint8)
