@@ -3,24 +3,34 @@
 import json
 import re
 import sys
-from dataclasses import asdict
+from collections.abc import Iterable, Iterator
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
-from engine.errors import ConfigurationError
+from engine.errors import ConfigurationError, ImageError
 
 if TYPE_CHECKING:
-    from calibration.scores import Scores
-    from engine.bundle import Bundle
+    from agent.cameras import CameraSettings
+    from calibration.scores import Picture, Scores
+    from engine.bundle import Bundle, Precision
     from engine.inspector import Inspector
 
 
 def calibrate(
     *,
-    bundle: Annotated[Path, typer.Option(help="The bundle to calibrate.")],
-    good: Annotated[Path, typer.Option(help="Folder of good parts, unseen by training.")],
+    bundle: Annotated[Path | None, typer.Option(help="The bundle to calibrate.")] = None,
+    good: Annotated[
+        Path | None, typer.Option(help="Folder of good parts, unseen by training.")
+    ] = None,
+    config: Annotated[
+        Path | None, typer.Option(help="agent.yaml, whose camera shows good parts only.")
+    ] = None,
+    frames: Annotated[
+        int | None, typer.Option(min=1, help="How many frames to take from that camera.")
+    ] = None,
     defective: Annotated[
         Path | None, typer.Option(help="Folder of defective parts, if there are any.")
     ] = None,
@@ -29,13 +39,16 @@ def calibrate(
     ] = "1%",
     confidence: Annotated[str, typer.Option(help="How sure that must be.")] = "95%",
     precision: Annotated[
-        Literal["fp32", "fp16", "int8"], typer.Option(help="Which network of the bundle.")
-    ] = "fp32",
+        Literal["fp32", "fp16", "int8"] | None,
+        typer.Option(help="Which network of the bundle; fp32 unless agent.yaml says else."),
+    ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print the result as JSON.")] = False,
 ) -> None:
     """Set the threshold so that few good parts are rejected, with a stated confidence.
 
     Example: agent calibrate --bundle bottle --good parts/good --defective parts/defective
+
+    Or with the camera of the line: agent calibrate --config agent.yaml --frames 300
 
     Writes calibration.json and calibration.html into the bundle. Refuses when the good parts are
     too few for the promise and says how many it takes: 299 for 1 % at 95 %.
@@ -50,35 +63,42 @@ def calibrate(
         warnings,
         write_report,
     )
+    from calibration.threshold import require_enough
     from engine.backends.onnxruntime_backend import OnnxRuntimeBackend
     from engine.bundle import open_bundle
     from engine.inspector import TwoPassInspector
 
     rate = share("--max-false-reject", max_false_reject)
     sure = share("--confidence", confidence)
-    opened = open_bundle(bundle)
-    with OnnxRuntimeBackend(opened, precision=precision) as backend:
+    path, chosen, good_parts = _source(bundle, good, config, frames, precision)
+    defective_parts = None if defective is None else _folder("--defective", defective)
+    # Fewer pictures than it takes need not be scored.
+    require_enough(good_parts.count, max_false_reject=rate, confidence=sure)
+    opened = open_bundle(path)
+    with OnnxRuntimeBackend(opened, precision=chosen) as backend:
         inspector = TwoPassInspector(backend, opened.manifest)
-        good_scores = _scored(inspector, opened, "good", good)
+        good_scores = _scored(inspector, opened, "good", good_parts)
         defective_scores = (
-            None if defective is None else _scored(inspector, opened, "defective", defective)
+            None
+            if defective_parts is None
+            else _scored(inspector, opened, "defective", defective_parts)
         )
         calibration = calibrated(
             opened,
             good_scores,
             defective_scores,
-            precision=precision,
+            precision=chosen,
             backend=backend.name,
             max_false_reject=rate,
             confidence=sure,
         )
-    report = bundle / REPORT
+    report = path / REPORT
     write_report(report, calibration, good_scores, defective_scores)
     record = write_calibration(opened, calibration)
     found = warnings(calibration, good_scores, defective_scores)
     if as_json:
         answer = asdict(calibration) | {
-            "id": read_calibration(opened, precision=precision).id,
+            "id": read_calibration(opened, precision=chosen).id,
             "warnings": found,
             "record": str(record),
             "report": str(report),
@@ -102,22 +122,83 @@ def share(option: str, text: str) -> float:
     return value
 
 
-def _scored(
-    inspector: "Inspector", bundle: "Bundle", label: Literal["good", "defective"], folder: Path
-) -> "Scores":
-    from calibration.scores import pictures_of, score_pictures
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Parts:
+    """`count` pictures of parts, at most; read as they are asked for."""
+
+    count: int
+    pictures: "Iterable[Picture | ImageError]"
+
+
+def _source(
+    bundle: Path | None,
+    good: Path | None,
+    config: Path | None,
+    frames: int | None,
+    precision: "Precision | None",
+) -> "tuple[Path, Precision, _Parts]":
+    """The bundle's folder, the precision, and the good parts: from a folder or from a camera."""
+    if config is None:
+        remedy = "is not given; name it, or use --config agent.yaml --frames N"
+        if frames is not None:
+            raise ConfigurationError("--frames", frames, "goes with --config agent.yaml")
+        if bundle is None:
+            raise ConfigurationError("--bundle", None, remedy)
+        if good is None:
+            raise ConfigurationError("--good", None, remedy)
+        return bundle, precision or "fp32", _folder("--good", good)
+
+    from agent.config import load_config
+
+    for option, value in (("--bundle", bundle), ("--good", good), ("--precision", precision)):
+        if value is not None:
+            raise ConfigurationError(option, str(value), "does not go with --config, which says it")
+    if frames is None:
+        raise ConfigurationError("--frames", None, "is not given; say how many frames to take")
+    loaded = load_config(config)
+    parts = _Parts(count=frames, pictures=_filmed(loaded.camera, frames))
+    return loaded.bundle.path, loaded.bundle.precision, parts
+
+
+def _folder(option: str, folder: Path) -> _Parts:
+    from calibration.scores import pictures_of
     from engine.image import images_below
 
     files = images_below(folder)
     if not files:
         remedy = "there are no images below it" if folder.is_dir() else "there is no such folder"
-        raise ConfigurationError(f"--{label}", str(folder), remedy)
+        raise ConfigurationError(option, str(folder), remedy)
+    return _Parts(count=len(files), pictures=pictures_of(files))
+
+
+def _filmed(settings: "CameraSettings", frames: int) -> "Iterator[Picture | ImageError]":
+    """The camera's next `frames` frames, or fewer when its source ends before."""
+    from agent.cameras import open_camera
+    from calibration.scores import Picture
+
+    with open_camera(settings) as camera:
+        for _ in range(frames):
+            try:
+                frame = camera.read()
+            except ImageError as error:
+                yield error
+                continue
+            if frame is None:
+                return
+            yield Picture(name=camera.part_id(frame.number), pixels=frame.pixels)
+
+
+def _scored(
+    inspector: "Inspector", bundle: "Bundle", label: Literal["good", "defective"], parts: _Parts
+) -> "Scores":
+    from calibration.scores import score_pictures
+
     with typer.progressbar(
-        length=len(files), label=f"{label} parts", file=sys.stderr, hidden=not sys.stderr.isatty()
+        length=parts.count, label=f"{label} parts", file=sys.stderr, hidden=not sys.stderr.isatty()
     ) as bar:
         return score_pictures(
             inspector,
-            pictures_of(files),
+            parts.pictures,
             label=label,
             training=frozenset(bundle.manifest.training.training_sha256),
             progress=lambda: bar.update(1),
