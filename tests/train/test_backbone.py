@@ -1,0 +1,129 @@
+import pickle
+
+import pytest
+import safetensors.torch
+import torch
+
+from engine.errors import ConfigurationError
+from train.backbone import Trunk, initialise, load_pretrained, read_weights
+
+
+class Intruder:
+    def __reduce__(self):
+        return (print, ("code in a checkpoint ran",))
+
+
+@pytest.mark.parametrize(
+    ("architecture", "channels", "parameters"),
+    # The counts are torchvision's resnet18 and resnet50 without `fc`.
+    [("resnet18", (128, 256, 512), 11_176_512), ("resnet50", (512, 1024, 2048), 23_508_032)],
+)
+def test_stages_have_strides_8_16_32(architecture, channels, parameters):
+    trunk = Trunk(architecture, ("layer2", "layer3", "layer4"), "v1.5").eval()
+    assert trunk.channels == channels
+    assert sum(p.numel() for p in trunk.parameters()) == parameters
+    with torch.inference_mode():
+        maps = trunk(torch.zeros(1, 3, 64, 64))
+    assert [tuple(m.shape) for m in maps] == [
+        (1, channels[0], 8, 8),
+        (1, channels[1], 4, 4),
+        (1, channels[2], 2, 2),
+    ]
+
+
+def test_form_says_which_convolution_halves():
+    strides = {
+        form: (block.conv1.stride, block.conv2.stride)
+        for form in ("v1", "v1.5")
+        for block in [Trunk("resnet50", ("layer2",), form).layer2[0]]
+    }
+    assert strides == {"v1": ((2, 2), (1, 1)), "v1.5": ((1, 1), (2, 2))}
+
+
+def test_he_initialisation_fans_out():
+    trunk = Trunk("resnet18", ("layer4",), "v1.5")
+    initialise(trunk)
+    weight = trunk.layer4[1].conv2.weight
+    assert weight.std().item() == pytest.approx((2 / (512 * 9)) ** 0.5, rel=0.01)
+    assert weight.mean().item() == pytest.approx(0, abs=1e-4)
+
+
+@pytest.mark.parametrize("suffix", [".pth", ".safetensors"])
+def test_a_checkpoint_comes_back_whole(tmp_path, suffix):
+    torch.manual_seed(1)
+    saved = Trunk("resnet18", ("layer4",), "v1.5").state_dict()
+    saved |= {"fc.weight": torch.zeros(1000, 512), "fc.bias": torch.zeros(1000)}
+    path = tmp_path / f"resnet18{suffix}"
+    (safetensors.torch.save_file if suffix == ".safetensors" else torch.save)(saved, path)
+
+    trunk = Trunk("resnet18", ("layer2", "layer3"), "v1.5")
+    load_pretrained(trunk, read_weights(path))
+
+    assert all(torch.equal(tensor, saved[name]) for name, tensor in trunk.state_dict().items())
+
+
+def test_half_precision_weights_are_widened(tmp_path):
+    saved = {
+        name: tensor.half()
+        for name, tensor in Trunk("resnet18", ("layer2",), "v1.5").state_dict().items()
+    }
+    safetensors.torch.save_file(saved, tmp_path / "half.safetensors")
+    weights = read_weights(tmp_path / "half.safetensors")
+    assert {tensor.dtype for tensor in weights.tensors.values()} == {torch.float32}
+
+
+def fault(tmp_path, tensors, architecture="resnet18", stage="layer3"):
+    path = tmp_path / "weights.safetensors"
+    safetensors.torch.save_file(tensors, path)
+    with pytest.raises(ConfigurationError) as error:
+        load_pretrained(Trunk(architecture, (stage,), "v1.5"), read_weights(path))
+    return str(error.value)
+
+
+def test_misfits_are_named(tmp_path):
+    good = dict(Trunk("resnet18", ("layer3",), "v1.5").state_dict())
+    lacking = {k: v for k, v in good.items() if k != "layer2.0.conv1.weight"}
+    assert "missing: layer2.0.conv1.weight" in fault(tmp_path, lacking)
+    extra = good | {"layer2.0.se.weight": torch.zeros(1)}
+    assert "unexpected: layer2.0.se.weight" in fault(tmp_path, extra)
+    other = good | {"conv1.weight": torch.zeros(64, 1, 7, 7)}
+    assert "of another shape: conv1.weight" in fault(tmp_path, other)
+    assert "is --backbone right?" in fault(tmp_path, good, "resnet50")
+
+
+def test_a_shallow_checkpoint_names_the_stage_that_would_do(tmp_path):
+    shallow = dict(Trunk("resnet18", ("layer3",), "v1.5").state_dict())
+    assert "has no layer4; choose --stage layer3" in fault(tmp_path, shallow, stage="layer4")
+    assert "not a ResNet checkpoint" in fault(tmp_path, {"net.weight": torch.zeros(1)})
+
+
+def test_files_that_are_no_checkpoints_are_refused(tmp_path, capsys):
+    (tmp_path / "text.pth").write_text("hello")
+    (tmp_path / "code.pth").write_bytes(pickle.dumps({"conv1.weight": Intruder()}))
+    torch.save({"epoch": 3, "state_dict": {}}, tmp_path / "nested.pth")
+    for name in ("text.pth", "code.pth", "nested.pth", "absent.safetensors"):
+        with pytest.raises(ConfigurationError, match="--backbone-weights"):
+            read_weights(tmp_path / name)
+    assert "ran" not in capsys.readouterr().out
+
+
+def test_the_file_the_option_then_torchvision_decide_the_form(tmp_path):
+    tensors = dict(Trunk("resnet18", ("layer2",), "v1.5").state_dict())
+    plain, stated = tmp_path / "plain.safetensors", tmp_path / "stated.safetensors"
+    safetensors.torch.save_file(tensors, plain)
+    safetensors.torch.save_file(tensors, stated, {"stride_in": "conv1 (the first 1x1)"})
+    assert read_weights(plain).form == "v1.5"
+    assert read_weights(stated).form == "v1"
+    assert read_weights(stated, form="v1.5").form == "v1.5"
+
+
+@pytest.mark.data
+@pytest.mark.parametrize(
+    ("name", "form", "fused"), [("resnet50", "v1", False), ("resnet18", "v1.5", True)]
+)
+def test_real_weights_load(data, name, form, fused):
+    weights = read_weights(data / "weights" / f"{name}_layer3.safetensors")
+    assert (weights.form, weights.fused) == (form, fused)
+    trunk = Trunk(name, ("layer3",), weights.form)
+    load_pretrained(trunk, weights)
+    assert torch.equal(trunk.conv1.weight, weights.tensors["conv1.weight"])

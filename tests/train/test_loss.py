@@ -1,0 +1,76 @@
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from hypothesis.extra import numpy as arrays
+
+from engine import score as engine_score
+from train.loss import deviation, deviation_loss, drawn_reference, top_k_mean
+from train.profile import PAPER
+
+FINITE = st.floats(-1e3, 1e3, width=32)
+
+
+@given(
+    arrays.arrays(
+        np.float32, st.tuples(st.just(3), st.integers(1, 14), st.integers(1, 14)), elements=FINITE
+    ),
+    st.sampled_from([0.05, 0.1, 0.2, 1.0]),
+)
+def test_training_and_serving_score_alike(maps, share):
+    trained = top_k_mean(torch.from_numpy(maps), share).numpy()
+    served = [engine_score.top_k_mean(one, share) for one in maps]
+    np.testing.assert_allclose(trained, served, rtol=1e-5, atol=1e-5)
+
+
+def test_only_the_top_k_cells_get_a_gradient():
+    score_map = torch.arange(-24.0, 25.0).reshape(1, 7, 7).requires_grad_()
+    top_k_mean(score_map, 0.1).sum().backward()
+    # |−24|, |24|, |−23|, |23| are the four largest of 49.
+    assert score_map.grad.flatten().nonzero().flatten().tolist() == [0, 1, 47, 48]
+    assert score_map.grad.flatten()[[0, 48]].tolist() == [-0.25, 0.25]
+
+
+def test_the_reference_is_drawn_once_by_seed():
+    reference = drawn_reference(PAPER, seed=3)
+    assert reference == drawn_reference(PAPER, seed=3)
+    assert reference != drawn_reference(PAPER, seed=4)
+    assert abs(reference.reference_mean) < 0.06
+    assert abs(reference.reference_std - 1) < 0.05
+    score = torch.tensor([2.0])
+    assert deviation(score, reference).item() == pytest.approx(
+        engine_score.deviation(2.0, reference)
+    )
+
+
+def loss_and_gradient(dev, *, defective, kind):
+    value = torch.tensor([dev], requires_grad=True)
+    loss = deviation_loss(value, torch.tensor([defective]), replace(PAPER, loss=kind))
+    loss.backward()
+    return loss.item(), value.grad.item()
+
+
+@pytest.mark.parametrize(
+    ("dev", "defective", "kind", "expected"),
+    [
+        (3.0, False, "hinge", (3.0, 1.0)),
+        (-3.0, False, "hinge", (3.0, -1.0)),
+        (3.0, True, "hinge", (7.0, -1.0)),
+        (10.0, True, "hinge", (0.0, 0.0)),
+        (25.0, True, "hinge", (0.0, 0.0)),
+        (25.0, True, "literal", (-15.0, -1.0)),  # as printed: no floor
+        (25.0, True, "two_sided", (15.0, 1.0)),
+    ],
+)
+def test_loss_and_its_pull(dev, defective, kind, expected):
+    assert loss_and_gradient(dev, defective=defective, kind=kind) == pytest.approx(expected)
+
+
+@given(st.lists(st.tuples(st.floats(-50, 50, width=32), st.booleans()), min_size=1, max_size=16))
+def test_hinge_is_never_negative(rows):
+    devs = torch.tensor([dev for dev, _ in rows])
+    labels = torch.tensor([label for _, label in rows])
+    assert deviation_loss(devs, labels, PAPER).item() >= 0

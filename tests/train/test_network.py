@@ -1,0 +1,102 @@
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+
+from train.network import AtacNet, AttentionHead, SelfAttention, TorchBackend, stacked
+
+
+@pytest.fixture
+def views():
+    return np.random.default_rng(0).integers(0, 256, (5, 64, 64, 3), dtype=np.uint8)
+
+
+def test_the_head_has_the_size_that_the_spec_names():
+    head = AttentionHead(2048, 64, 8)
+    assert sum(p.numel() for p in head.parameters()) == 1_184_977 + 65  # σ and τ
+
+
+def test_self_attention_starts_as_the_identity_and_then_mixes_all_cells():
+    torch.manual_seed(0)
+    block = SelfAttention(64, 8)
+    x = torch.randn(2, 64, 5, 7)
+    assert torch.equal(block(x), x)
+    block.scale.data.fill_(1.0)
+    moved = x.clone()
+    moved[:, :, 0, 0] += 1
+    assert (block(moved) - block(x))[:, :, 4, 6].abs().max() > 1e-6
+
+
+def test_self_attention_is_the_formula_of_sagan():
+    torch.manual_seed(0)
+    block = SelfAttention(4, 2)
+    block.scale.data.fill_(0.7)
+    x = torch.randn(1, 4, 2, 3)
+    q, k, v = (conv(x)[0].flatten(1) for conv in (block.query, block.key, block.value))
+    expected = torch.empty(4, 6)
+    for j in range(6):
+        logits = torch.stack([q[:, j] @ k[:, i] for i in range(6)])
+        beta = logits.exp() / logits.exp().sum()
+        expected[:, j] = sum(beta[i] * v[:, i] for i in range(6))
+    torch.testing.assert_close(block(x)[0].flatten(1), x[0].flatten(1) + 0.7 * expected)
+
+
+@pytest.mark.parametrize("mode", ["clip", "imagenet"])
+def test_views_are_standardised_inside(paper, mode):
+    network = AtacNet(replace(paper, standardise=mode))
+    seen = []
+    network.trunk.register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0]))
+    grey = torch.full((1, 64, 64, 3), 128, dtype=torch.uint8)
+    network.eval()(grey)
+    mean, std = {
+        "clip": ([0.48145466, 0.4578275, 0.40821073], [0.26862954, 0.26130258, 0.27577711]),
+        "imagenet": ([0.485, 0.456, 0.406], [0.229, 0.224, 0.225]),
+    }[mode]
+    expected = [(128 / 255 - m) / s for m, s in zip(mean, std, strict=True)]
+    assert seen[0].shape == (1, 3, 64, 64)
+    assert seen[0][0, :, 3, 5].tolist() == pytest.approx(expected, abs=1e-5)
+
+
+def test_maps_have_the_grid_of_the_finest_stage(paper, views):
+    network = AtacNet(replace(paper, stages=("layer2", "layer3"))).eval()
+    maps = network(torch.from_numpy(views))
+    assert maps.score_map.shape == maps.attention.shape == (5, 8, 8)
+    assert maps.attention.min() >= 0
+
+
+def test_stacking_keeps_the_finest_stage_as_it_is():
+    fine, coarse = torch.randn(1, 2, 8, 8), torch.randn(1, 3, 4, 4)
+    both = stacked([fine, coarse])
+    assert both.shape == (1, 5, 8, 8)
+    assert torch.equal(both[:, :2], fine)
+
+
+def test_a_batch_answers_as_its_single_views_do(paper, views):
+    torch.manual_seed(0)
+    with TorchBackend(AtacNet(paper)) as backend:
+        together = backend.run(views)
+        singly = [backend.run(view[None]) for view in views]
+    for name in ("score_map", "attention"):
+        alone = np.concatenate([getattr(out, name) for out in singly])
+        np.testing.assert_allclose(getattr(together, name), alone, atol=1e-4)
+    assert together.score_map.dtype == np.float32
+
+
+def test_a_backend_leaves_training_as_it_found_it(paper, views):
+    network = AtacNet(paper).train()
+    with TorchBackend(network) as backend:
+        assert not network.training
+        assert backend.name == "torch cpu fp32"
+    assert network.training
+
+
+def test_a_frozen_trunk_learns_nothing_not_even_statistics(paper, views):
+    network = AtacNet(replace(paper, freeze=True)).train()
+    before = {name: t.clone() for name, t in network.trunk.state_dict().items()}
+    maps = network(torch.from_numpy(views))
+    maps.score_map.sum().backward()
+    assert all(torch.equal(t, before[n]) for n, t in network.trunk.state_dict().items())
+    assert all(p.grad is None for p in network.trunk.parameters())
+    assert network.head.convolve.weight.grad.abs().sum() > 0
+    assert network.head.normalise.num_batches_tracked == 1
