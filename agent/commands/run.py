@@ -1,0 +1,118 @@
+"""`agent run`: inspect the parts of the configured camera and announce what is wrong."""
+
+import json
+import logging
+import sys
+import threading
+from collections import Counter
+from dataclasses import asdict
+from pathlib import Path
+from time import monotonic, perf_counter
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+if TYPE_CHECKING:
+    from agent.tally import Summary
+    from agent.verdict import State, Verdict
+
+
+def run(
+    *,
+    config: Annotated[Path, typer.Option(help="The configuration.")] = Path("agent.yaml"),
+    parts: Annotated[
+        int | None, typer.Option(min=1, help="Stop after so many parts; else run until stopped.")
+    ] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print the summary as JSON.")] = False,
+) -> None:
+    """Inspect the camera's parts, record every verdict, and send an alarm for what is not OK.
+
+    Example: agent run --config agent.yaml --parts 100
+
+    A camera or a broker that is away is waited for. Ctrl-C or SIGTERM finishes the part in hand.
+    """
+    started = perf_counter()
+
+    import numpy as np
+
+    from agent.cameras import open_camera
+    from agent.config import load_config
+    from agent.line import run_line, stopping_on_signals
+    from calibration.record import read_calibration
+    from engine.backends.onnxruntime_backend import OnnxRuntimeBackend
+    from engine.bundle import open_bundle
+    from engine.inspector import TwoPassInspector
+
+    logging.basicConfig(format="agent: %(message)s", level=logging.WARNING)
+    settings = load_config(config)
+    bundle = open_bundle(settings.bundle.path)
+    precision = settings.bundle.precision
+    record = read_calibration(bundle, precision=precision)
+    stop = threading.Event()
+    with stopping_on_signals(stop), OnnxRuntimeBackend(bundle, precision=precision) as backend:
+        # The first run of a network allocates its memory: not on a part's time.
+        side = bundle.manifest.view.side
+        backend.run(np.zeros((1, side, side, 3), np.uint8))
+        status = StatusLine()
+        summary = run_line(
+            settings,
+            camera=open_camera(settings.camera, stop),
+            inspector=TwoPassInspector(backend, bundle.manifest),
+            threshold=record.calibration.threshold,
+            bundle_id=bundle.id,
+            calibration_id=record.id,
+            parts=parts,
+            stop=stop,
+            started=started,
+            watch=status.show,
+        )
+        status.clear()
+    typer.echo(json.dumps(asdict(summary), indent=2) if as_json else told(summary))
+
+
+class StatusLine:
+    """One line on a terminal's error output, rewritten as parts go by; nothing in a pipe."""
+
+    _EVERY_S = 0.2
+
+    def __init__(self) -> None:
+        self._shown = sys.stderr.isatty()
+        self._counts: Counter[State] = Counter()
+        self._started = monotonic()
+        self._due = 0.0
+
+    def show(self, verdict: "Verdict") -> None:
+        """Count `verdict`; rewrite the line five times a second."""
+        self._counts[verdict.state] += 1
+        now = monotonic()
+        if self._shown and now >= self._due:
+            self._due = now + self._EVERY_S
+            total = self._counts.total()
+            rate = total / max(now - self._started, 1e-9)
+            states = " · ".join(f"{state} {n}" for state, n in self._counts.items())
+            sys.stderr.write(f"\r\x1b[K{total} parts · {states} · {rate:.1f}/s")
+            sys.stderr.flush()
+
+    def clear(self) -> None:
+        """Make room for other output."""
+        if self._shown:
+            sys.stderr.write("\r\x1b[K")
+
+
+def told(summary: "Summary") -> str:
+    """The summary for people."""
+    states = ", ".join(f"{n} {state}" for state, n in summary.counts.items() if n)
+    rate = f"{summary.seconds:.1f} s ({summary.parts_per_second:.1f}/s)"
+    lines = [
+        f"{summary.triggers} parts in {rate}: {states or 'none arrived'}",
+        f"{summary.zoomed} parts looked at twice, {summary.alarms} alarms recorded",
+        f"outbox: {summary.undelivered} messages wait for the broker, {summary.refused} refused",
+        f"first part {summary.start_up_s:.1f} s after the start",
+    ]
+    if summary.latencies:
+        lines.append("stage         p50 ms    p99 ms")
+    lines += [
+        f"{stage:<12}{latency.p50_ms:>8.1f}  {latency.p99_ms:>8.1f}"
+        for stage, latency in summary.latencies.items()
+    ]
+    return "\n".join(lines)

@@ -1,0 +1,308 @@
+"""`agent.yaml` → `Config`: checked once, at the start; what is wrong is said in one line."""
+
+import dataclasses
+import difflib
+import json
+import reprlib
+import types
+from collections.abc import Hashable, Mapping
+from pathlib import Path
+from typing import Annotated, Any, Final, Literal, Union, get_args, get_origin, get_type_hints
+
+import yaml
+from pydantic import Field, TypeAdapter, ValidationError
+
+from agent.announcer import FailSafe
+from agent.cameras import CameraSettings
+from agent.messages import check_topics
+from agent.mqtt import MqttSettings
+from engine.bundle import Precision
+from engine.errors import ConfigurationError
+from engine.spec import spec
+
+_MAX_BYTES: Final = 1_000_000
+_MAX_DEPTH: Final = 10
+
+Seconds = Annotated[float, Field(gt=0)]
+
+
+@spec
+class AgentSettings:
+    """Who this agent is: `id` is part of every topic and of every alarm's id."""
+
+    id: Annotated[str, Field(min_length=1, max_length=64)]
+
+
+@spec
+class BundleSettings:
+    """Which model inspects, and what runs it."""
+
+    path: Path
+    precision: Precision = "fp32"
+    backend: Literal["onnxruntime"] = "onnxruntime"
+
+
+@spec
+class LineSettings:
+    """What the line expects of a verdict.
+
+    A part whose verdict is not there `deadline_ms` after its frame ends as TIMEOUT; without it
+    `parts_per_minute` gives the deadline: the next part's time. `fail_safe` says what becomes of
+    a part without a verdict in time, or without a frame: `reject` raises an alarm, `pass` does
+    not; both are counted.
+    """
+
+    deadline_ms: Annotated[float, Field(gt=0)] | None = None
+    parts_per_minute: Annotated[float, Field(gt=0)] | None = None
+    fail_safe: FailSafe = "reject"
+
+    @property
+    def deadline_ns(self) -> int | None:
+        """The time from frame to verdict that the line allows, in nanoseconds."""
+        if self.deadline_ms is not None:
+            return round(self.deadline_ms * 1e6)
+        if self.parts_per_minute is not None:
+            return round(60e9 / self.parts_per_minute)
+        return None
+
+
+@spec
+class LedgerSettings:
+    """The file that holds every trigger's end and the messages still to be sent.
+
+    `memory_mb` bounds what waits in memory while the disk is full or away.
+    """
+
+    path: Path = Path("ledger.sqlite")
+    memory_mb: Annotated[int, Field(ge=1, le=4096)] = 64
+
+
+@spec
+class EvidenceSettings:
+    """What goes with an alarm: a JPEG of at most 64 KiB with heat map and box."""
+
+    thumbnails: bool = True
+
+
+@spec
+class Config:
+    """All of `agent.yaml`; paths are absolute or relative to the working directory."""
+
+    agent: AgentSettings
+    bundle: BundleSettings
+    camera: CameraSettings
+    mqtt: MqttSettings
+    line: LineSettings = LineSettings()
+    ledger: LedgerSettings = LedgerSettings()
+    evidence: EvidenceSettings = EvidenceSettings()
+
+
+_CONFIG: Final = TypeAdapter(Config)
+_Key = tuple[str, ...]
+_Lines = Mapping[_Key, int]
+
+
+def load_config(path: Path) -> Config:
+    """Read a configuration; relative paths in it start at its own folder.
+
+    Raises `ConfigurationError`, naming key, value, remedy, file and line, for the first thing
+    that cannot work. Touches nothing but the file.
+    """
+    data, lines = _read(path)
+    try:
+        # Through JSON, where strictness knows paths and lists but takes no "5" for a number.
+        config = _CONFIG.validate_json(json.dumps(data, default=str), strict=True)
+    except ValidationError as error:
+        raise _explained(error, data, path, lines) from None
+    check_topics(config.mqtt.topics, config.agent.id)
+    anchored: Config = _anchored(config, path.parent)
+    return anchored
+
+
+class _Loader(yaml.SafeLoader):
+    """YAML without duplicate keys."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Hashable, Any]:  # noqa: FBT001, FBT002 - the base class's signature
+        seen = set()
+        for key, _ in node.value:
+            if not isinstance(key, yaml.ScalarNode):
+                continue
+            if key.value in seen:
+                raise yaml.constructor.ConstructorError(
+                    None, None, f"the key {key.value!r} is written twice", key.start_mark
+                )
+            seen.add(key.value)
+        return super().construct_mapping(node, deep)
+
+
+def _read(path: Path) -> tuple[dict[str, Any], _Lines]:
+    """The mapping in a YAML file, and the line on which each of its keys stands."""
+    where = str(path)
+    try:
+        with path.open("rb") as file:
+            raw = file.read(_MAX_BYTES + 1)
+        text = raw.decode("utf-8-sig")
+    except FileNotFoundError:
+        raise ConfigurationError(
+            "--config", where, "there is no such file; name one with --config"
+        ) from None
+    except OSError as error:
+        raise ConfigurationError("--config", where, f"cannot be read ({error.strerror})") from None
+    except UnicodeDecodeError:
+        raise ConfigurationError("--config", where, "is not text in UTF-8") from None
+    if len(raw) > _MAX_BYTES:
+        raise ConfigurationError("--config", where, f"is larger than {_MAX_BYTES} bytes")
+    try:
+        _check_shape(text)
+        loader = _Loader(text)
+        node = loader.get_single_node()
+        data = {} if node is None else loader.construct_document(node)
+        lines = _lines(node, ())
+    except yaml.MarkedYAMLError as error:
+        mark = error.problem_mark
+        line = f", line {mark.line + 1}" if mark else ""
+        raise ConfigurationError("--config", where + line, error.problem or str(error)) from None
+    except _ShapeError as error:
+        raise ConfigurationError("--config", where, str(error)) from None
+    except (yaml.YAMLError, ValueError) as error:
+        raise ConfigurationError("--config", where, f"is not YAML ({error})") from None
+    if not isinstance(data, dict):
+        remedy = "should hold keys such as agent:, bundle: and camera:"
+        raise ConfigurationError("--config", where, remedy)
+    # A section whose keys are all commented out is left to its defaults.
+    return {key: value for key, value in data.items() if value is not None}, lines
+
+
+class _ShapeError(ValueError):
+    """YAML of a shape that no configuration has."""
+
+
+def _check_shape(text: str) -> None:
+    """Refuse what takes few bytes to write and much memory or time to read."""
+    depth = 0
+    for event in yaml.parse(text, Loader=yaml.SafeLoader):
+        depth += isinstance(event, yaml.CollectionStartEvent)
+        depth -= isinstance(event, yaml.CollectionEndEvent)
+        if isinstance(event, yaml.AliasEvent):
+            problem = f"aliases (*{event.anchor}) are not allowed"
+        elif depth > _MAX_DEPTH:
+            problem = f"nested more than {_MAX_DEPTH} levels deep"
+        else:
+            continue
+        raise _ShapeError(f"{problem} (line {event.start_mark.line + 1})")
+
+
+def _lines(node: yaml.Node | None, at: _Key) -> dict[_Key, int]:
+    found = {}
+    if isinstance(node, yaml.MappingNode) and len(at) < 4:
+        for key, value in node.value:
+            below = (*at, str(key.value))
+            found[below] = key.start_mark.line + 1
+            found |= _lines(value, below)
+    return found
+
+
+def _explained(
+    error: ValidationError, data: dict[str, Any], path: Path, lines: _Lines
+) -> ConfigurationError:
+    first = error.errors(include_url=False)[0]
+    key, value = _located(first["loc"], data)
+    match first["type"]:
+        case "unexpected_keyword_argument":
+            remedy = _unknown(key)
+        case "missing":
+            value, remedy = None, "is missing; write it"
+        case "union_tag_not_found":
+            key, value, remedy = (*key, "type"), None, f"is missing; write {_camera_types()}"
+        case "union_tag_invalid":
+            key, value = (*key, "type"), value.get("type")
+            remedy = f"write {_camera_types()}"
+        case "dataclass_type" | "dataclass_exact_type":
+            remedy = f"should hold keys, such as {', '.join(_known(key)[:3])}"
+        case _:
+            message = first["msg"].removeprefix("Value error, ")
+            remedy = message[0].lower() + message[1:].replace("Input should", "should")
+            remedy = remedy.replace("input should", "should")
+    line = next((lines[key[:n]] for n in range(len(key), 0, -1) if key[:n] in lines), None)
+    place = f"{path}, line {line}" if line else str(path)
+    shown = "…" if "password" in key[-1] else _short(value)
+    return ConfigurationError(".".join(key), _Written(shown), f"{remedy} ({place})")
+
+
+class _Written(str):
+    """A value already in the form to be shown."""
+
+    __slots__ = ()
+
+    def __repr__(self) -> str:
+        return str(self)
+
+
+def _short(value: object) -> str:
+    if isinstance(value, str):
+        return repr(value if len(value) <= 80 else value[:79] + "…")
+    return reprlib.repr(value)
+
+
+def _located(location: tuple[int | str, ...], data: object) -> tuple[_Key, Any]:
+    """The key in the file, without pydantic's own steps into unions, and what is written there."""
+    key: list[str] = []
+    value: Any = data
+    for step in location:
+        if isinstance(value, dict) and step not in value and step == value.get("type"):
+            continue
+        key.append(str(step))
+        try:
+            value = value[step]
+        except (KeyError, IndexError, TypeError):
+            value = None
+    return tuple(key), value
+
+
+def _unknown(key: _Key) -> str:
+    if "password" in key[-1]:
+        return (
+            "passwords do not belong here; name a file with mqtt.password_file "
+            "or a variable with mqtt.password_variable"
+        )
+    known = _known(key[:-1])
+    near = difflib.get_close_matches(key[-1], known, n=1, cutoff=0.5)
+    if near:
+        return f"unknown key; did you mean {near[0]}?"
+    return f"unknown key; known here: {', '.join(known)}"
+
+
+def _known(key: _Key) -> list[str]:
+    """The keys that may stand below `key`."""
+    classes: set[Any] = {Config}
+    for step in key:
+        hints = [get_type_hints(each, include_extras=True).get(step) for each in classes]
+        classes = {found for hint in hints for found in _classes(hint)}
+    return sorted({field.name for each in classes for field in dataclasses.fields(each)})
+
+
+def _classes(hint: Any) -> list[Any]:
+    if dataclasses.is_dataclass(hint):
+        return [hint]
+    if get_origin(hint) in {Annotated, Union, types.UnionType}:
+        return [found for part in get_args(hint) for found in _classes(part)]
+    return []
+
+
+def _camera_types() -> str:
+    hints = [get_type_hints(each)["type"] for each in _classes(CameraSettings)]
+    return " or ".join(get_args(hint)[0] for hint in hints)
+
+
+def _anchored(value: Any, folder: Path) -> Any:
+    """`value` with every relative path in it put below `folder`."""
+    if isinstance(value, Path):
+        return folder / value.expanduser()
+    if dataclasses.is_dataclass(value) and not isinstance(value, type):
+        return dataclasses.replace(
+            value,
+            **{
+                f.name: _anchored(getattr(value, f.name), folder) for f in dataclasses.fields(value)
+            },
+        )
+    return value

@@ -1,0 +1,196 @@
+"""The line: a camera's parts are inspected, one after another, and every one is accounted for.
+
+    atac-acquisition         main thread            atac-announcer            atac-ledger
+    camera.read ─▶ trigger ─▶ handover ─▶ inspect ─▶ decide ─▶ queue ─▶ picture, messages ─▶ commit
+                      └─ skipped, lost, unusable ──────────────▲                              │
+                                                  broker ◀── MQTT sender ◀── outbox ◀─────────┘
+
+Inspection never waits for a broker or a disk. The handover holds two parts, the queue eight.
+"""
+
+import logging
+import signal
+import threading
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
+from dataclasses import replace
+from time import perf_counter, time_ns
+from types import FrameType
+from typing import Final
+
+from agent.acquisition import Acquisition, Arrival
+from agent.announcer import Announcer
+from agent.cameras import Camera
+from agent.config import Config
+from agent.ledger import Ledger
+from agent.messages import Origin, health, outgoing
+from agent.mqtt import Publisher
+from agent.tally import Summary, Tally, Timing
+from agent.verdict import State, Trigger, Verdict, decide
+from engine.errors import AtacError
+from engine.inspector import Inspector
+
+_LOG: Final = logging.getLogger("atac_agent.line")
+
+
+def run_line(
+    config: Config,
+    *,
+    camera: Camera,
+    inspector: Inspector,
+    threshold: float,
+    bundle_id: str = "",
+    calibration_id: str = "",
+    parts: int | None = None,
+    stop: threading.Event | None = None,
+    started: float | None = None,
+    watch: Callable[[Verdict], None] = lambda _verdict: None,
+) -> Summary:
+    """Run until the camera's source ends, `parts` triggers have begun or `stop` is set.
+
+    `camera` should have been made with the same `stop`, so that its waits end too; `stop` is set
+    on return. `started` is `perf_counter()` when the program began. `watch` gets each verdict, in
+    the announcer's thread, once the ledger has it. Raises `ConfigurationError` when the ledger
+    cannot be used; a camera or a broker that is away is waited for.
+    """
+    stop = stop or threading.Event()
+    origin = Origin(
+        agent_id=config.agent.id,
+        epoch="",
+        bundle_id=bundle_id,
+        calibration_id=calibration_id,
+        template=config.mqtt.topics,
+    )
+    with (
+        Ledger(
+            config.ledger.path,
+            agent_id=config.agent.id,
+            bundle_id=bundle_id,
+            calibration_id=calibration_id,
+            announce=lambda verdict, epoch: outgoing(replace(origin, epoch=epoch), verdict),
+            memory_bytes=config.ledger.memory_mb * 1_000_000,
+        ) as ledger,
+        Publisher(config.mqtt, ledger, config.agent.id) as publisher,
+    ):
+        origin = replace(origin, epoch=ledger.epoch)
+        tally = Tally(
+            ledger,
+            deadline_ns=config.line.deadline_ns,
+            started=perf_counter() if started is None else started,
+        )
+
+        def end(trigger: Trigger, state: State, reason: str) -> None:
+            announcer.settle(
+                Verdict(
+                    trigger=trigger,
+                    state=state,
+                    decided_ns=time_ns(),
+                    threshold=threshold,
+                    reason=reason,
+                )
+            )
+
+        def settled(verdict: Verdict) -> None:
+            tally.add(verdict)
+            watch(verdict)
+
+        def tell_health() -> None:
+            now = tally.health(
+                delivered=publisher.status.delivered,
+                camera_trouble=acquisition.trouble,
+                broker_trouble=publisher.status.trouble,
+            )
+            publisher.publish_now(health(origin, time_ns(), now))
+
+        acquisition = Acquisition(camera, begin=tally.begin, end=end, stop=stop, parts=parts)
+        announcer = Announcer(
+            ledger,
+            origin,
+            fail_safe=config.line.fail_safe,
+            thumbnails=config.evidence.thumbnails,
+            every_part=config.mqtt.every_part,
+            tell_health=tell_health,
+            health_s=config.mqtt.health_s,
+            watch=settled,
+        )
+        with announcer, acquisition as arrivals:
+            _inspect_parts(arrivals, inspector, threshold, announcer, tally.timing)
+        ledger.flush()
+        return tally.summary(alarms=announcer.alarms)
+
+
+def _inspect_parts(
+    arrivals: Iterable[Arrival],
+    inspector: Inspector,
+    threshold: float,
+    announcer: Announcer,
+    timing: Timing,
+) -> None:
+    """The loop: receive, inspect, decide, record, time."""
+    for arrival in arrivals:
+        begun = perf_counter()
+        verdict = _judged(arrival, inspector, threshold)
+        decided = perf_counter()
+        announcer.settle(verdict)
+        if verdict.inspection is not None:
+            timing.add(
+                verdict.inspection,
+                wait=begun - arrival.received,
+                end_to_end=decided - arrival.received,
+            )
+
+
+def _judged(arrival: Arrival, inspector: Inspector, threshold: float) -> Verdict:
+    inspection, reason = None, ""
+    if _late_s(arrival) > 0:
+        state, reason = State.TIMEOUT, "its deadline passed before its inspection began"
+    else:
+        try:
+            inspection = inspector.inspect(arrival.frame.pixels)
+            state = decide(inspection, threshold)
+        except AtacError as error:
+            state, reason = State.ERROR, str(error)
+        except Exception as error:  # noqa: BLE001 - one part must never stop the line
+            _LOG.exception("inspection of part %s failed", arrival.trigger.part_id)
+            state, reason = State.ERROR, f"{type(error).__name__}: {error}"
+        late_s = _late_s(arrival)
+        if inspection is not None and late_s > 0:
+            reason = f"{state} came {late_s * 1e3:.1f} ms after the deadline"
+            state = State.TIMEOUT
+    return Verdict(
+        trigger=arrival.trigger,
+        state=state,
+        decided_ns=time_ns(),
+        threshold=threshold,
+        frame=arrival.frame,
+        inspection=inspection,
+        reason=reason,
+    )
+
+
+def _late_s(arrival: Arrival) -> float:
+    """Seconds since the deadline, negative before it; by the steady clock, since UTC may jump."""
+    trigger = arrival.trigger
+    if trigger.deadline_ns is None:
+        return -float("inf")
+    allowed_s = (trigger.deadline_ns - trigger.triggered_ns) / 1e9
+    return perf_counter() - arrival.received - allowed_s
+
+
+@contextmanager
+def stopping_on_signals(stop: threading.Event) -> Iterator[None]:
+    """Within this context Ctrl-C and SIGTERM set `stop`; a second one acts as usual."""
+
+    def handle(number: int, _frame: FrameType | None) -> None:
+        signal.signal(number, before[number])
+        # In another thread, as this one may hold the event's lock right now.
+        threading.Thread(target=stop.set, name="atac-stop").start()
+
+    before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+    for number in before:
+        signal.signal(number, handle)
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)

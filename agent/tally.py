@@ -1,0 +1,177 @@
+"""What a run counts and times: begun and ended triggers, and how long the stages took."""
+
+from dataclasses import dataclass
+from time import perf_counter
+from typing import Final
+
+import numpy as np
+
+from agent.ledger import Ledger
+from agent.messages import Health
+from agent.verdict import State, Trigger, Verdict
+from engine.frame import Inspection
+
+STAGES: Final = (
+    "wait",
+    "view_1",
+    "pass_1",
+    "attention",
+    "view_2",
+    "pass_2",
+    "inspect",
+    "end_to_end",
+)
+_KEPT: Final = 10_000
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Latency:
+    """Median and 99th percentile, in milliseconds, of one stage."""
+
+    p50_ms: float
+    p99_ms: float
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Summary:
+    """One run: how its triggers ended and how long things took.
+
+    `counts` has every state and sums to `triggers`. `alarms` were recorded for delivery; of all
+    the ledger's messages, `undelivered` still waited and `refused` had been refused by the broker
+    when the run ended. `start_up_s` is from the program's start to the first part, `seconds` from
+    there to the last verdict. `latencies` are by stage; see `Timing`.
+    """
+
+    epoch: str
+    triggers: int
+    counts: dict[State, int]
+    zoomed: int
+    alarms: int
+    undelivered: int
+    refused: int
+    start_up_s: float
+    seconds: float
+    parts_per_second: float
+    latencies: dict[str, Latency]
+
+
+class Timing:
+    """The stages of the newest 10 000 inspected parts, in memory that does not grow.
+
+    `wait` is from the frame's arrival to the start of its inspection, `inspect` the inspection,
+    `end_to_end` from the frame's arrival to its verdict. Written by one thread.
+    """
+
+    def __init__(self) -> None:
+        self._seconds = np.zeros((_KEPT, len(STAGES)))
+        self._count = 0
+
+    def add(self, inspection: Inspection, *, wait: float, end_to_end: float) -> None:
+        """Note one part; all in seconds."""
+        times = inspection.times
+        self._seconds[self._count % _KEPT] = (
+            wait,
+            times.view_1,
+            times.pass_1,
+            times.attention,
+            times.view_2,
+            times.pass_2,
+            times.total,
+            end_to_end,
+        )
+        self._count += 1
+
+    def latencies(self, *, newest: int = _KEPT) -> dict[str, Latency]:
+        """Each stage over the `newest` parts that went through it; others are left out."""
+        count = self._count
+        kept = self._seconds[np.arange(max(0, count - min(newest, _KEPT)), count) % _KEPT]
+        found = {}
+        for index, stage in enumerate(STAGES):
+            seconds = kept[:, index]
+            seconds = seconds[seconds > 0]  # a pass that was skipped took 0
+            if len(seconds):
+                p50, p99 = np.percentile(seconds, (50, 99)) * 1e3
+                found[stage] = Latency(p50_ms=float(p50), p99_ms=float(p99))
+        return found
+
+
+class Tally:
+    """The count of one run over `ledger`.
+
+    `begin` is called by the thread that receives frames, `add` and `health` by the one that
+    records verdicts, `summary` after both have ended. `started` is a `perf_counter()`.
+    """
+
+    def __init__(self, ledger: Ledger, *, deadline_ns: int | None, started: float) -> None:
+        self.timing: Final = Timing()
+        self._ledger = ledger
+        self._deadline_ns = deadline_ns
+        self._started = started
+        self._triggers = 0
+        self._counts = dict.fromkeys(State, 0)
+        self._zoomed = 0
+        self._first: float | None = None
+        self._last = started
+        self._rated = (started, 0)
+
+    def begin(self, part_id: str, triggered_ns: int) -> Trigger:
+        """The trigger of a part that has just arrived, known to the ledger."""
+        if self._first is None:
+            self._first = perf_counter()
+        self._triggers += 1
+        trigger = Trigger(
+            sequence=self._ledger.next_sequence(),
+            part_id=part_id,
+            triggered_ns=triggered_ns,
+            deadline_ns=None if self._deadline_ns is None else triggered_ns + self._deadline_ns,
+        )
+        self._ledger.expect(trigger)
+        return trigger
+
+    def add(self, verdict: Verdict) -> None:
+        """Count the end of a trigger."""
+        self._counts[verdict.state] += 1
+        self._zoomed += verdict.inspection is not None and verdict.inspection.zoomed
+        self._last = perf_counter()
+
+    def health(
+        self, *, delivered: int, camera_trouble: str | None, broker_trouble: str | None
+    ) -> Health:
+        """How the agent is now; the rate is that since the last call."""
+        now, ended = perf_counter(), sum(self._counts.values())
+        before, ended_before = self._rated
+        self._rated = (now, ended)
+        recent = self.timing.latencies(newest=500).get("end_to_end")
+        return Health(
+            uptime_s=now - self._started,
+            triggers=self._ledger.total(),
+            counts=self._ledger.counts(),
+            parts_per_second=(ended - ended_before) / max(now - before, 1e-9),
+            latency_p50_ms=recent.p50_ms if recent else None,
+            latency_p99_ms=recent.p99_ms if recent else None,
+            waiting=self._ledger.pending,
+            delivered=delivered,
+            refused=self._ledger.refused,
+            lost=self._ledger.lost,
+            camera_trouble=camera_trouble,
+            broker_trouble=broker_trouble,
+            ledger_trouble=self._ledger.trouble,
+        )
+
+    def summary(self, *, alarms: int) -> Summary:
+        """The whole run."""
+        first = self._last if self._first is None else self._first
+        seconds = self._last - first
+        return Summary(
+            epoch=self._ledger.epoch,
+            triggers=self._triggers,
+            counts=dict(self._counts),
+            zoomed=self._zoomed,
+            alarms=alarms,
+            undelivered=self._ledger.pending,
+            refused=self._ledger.refused,
+            start_up_s=first - self._started,
+            seconds=seconds,
+            parts_per_second=self._triggers / seconds if seconds else 0.0,
+            latencies=self.timing.latencies(),
+        )

@@ -1,0 +1,167 @@
+"""`agent.yaml`: what is wrong is said in one line, with key, value, remedy and place."""
+
+import dataclasses
+import re
+from pathlib import Path
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from agent.cameras import ConveyorSettings
+from agent.cameras.folder import FolderSettings
+from agent.config import load_config
+from engine.errors import ConfigurationError
+
+ROOT = Path(__file__).parents[2]
+GOOD = """\
+agent: {id: line-3}
+bundle: {path: models/bottle}
+camera: {type: folder, path: parts}
+mqtt: {host: localhost}
+"""
+
+
+@pytest.fixture
+def refused(tmp_path):
+    """Load a text that must be refused; gives the one line that says why."""
+
+    def load(text: str | bytes) -> str:
+        path = tmp_path / "agent.yaml"
+        path.write_bytes(text if isinstance(text, bytes) else text.encode())
+        with pytest.raises(ConfigurationError) as caught:
+            load_config(path)
+        message = str(caught.value)
+        assert "\n" not in message
+        assert len(message) < 400
+        return message
+
+    return load
+
+
+def test_the_shipped_configuration_runs_generated_parts_through_the_bundled_model():
+    config = load_config(ROOT / "agent.yaml")
+    assert isinstance(config.camera, ConveyorSettings)
+    assert config.bundle.path == ROOT / "agent" / "demo_bundle"
+
+
+def test_every_key_of_the_shipped_configuration_exists_and_none_is_left_out(tmp_path):
+    """Keys behind a `#` are put in force: `#camera:` lines one at a time, all others together."""
+    text = (ROOT / "agent.yaml").read_text()
+    cameras = re.findall(r"^#(camera: .*)$", text, re.MULTILINE)
+    shown = re.sub(r"^( *)#(?=[a-z_]+: )(?!camera)", r"\1", text, flags=re.MULTILINE)
+    path = tmp_path / "agent.yaml"
+    path.write_text(shown)
+    config = load_config(path)
+    kinds = {config.camera.type}
+    for section in dataclasses.fields(config):
+        for field in dataclasses.fields(getattr(config, section.name)):
+            assert re.search(rf"^ +{field.name}: ", shown, re.MULTILINE), (section, field.name)
+    start, end = shown.index("camera:"), shown.index("line:")
+    for camera in cameras:
+        path.write_text(shown[:start] + camera + "\n" + shown[end:])
+        kinds.add(load_config(path).camera.type)
+    assert kinds == {"conveyor", "folder", "video"}
+
+
+def test_paths_start_at_the_file_s_own_folder(tmp_path):
+    (tmp_path / "agent.yaml").write_text(GOOD + "ledger: {path: /var/lib/atac/ledger.sqlite}\n")
+    config = load_config(tmp_path / "agent.yaml")
+    assert config.bundle.path == tmp_path / "models" / "bottle"
+    assert isinstance(config.camera, FolderSettings)
+    assert config.camera.path == tmp_path / "parts"
+    assert config.ledger.path == Path("/var/lib/atac/ledger.sqlite")
+
+
+def test_a_section_with_all_its_keys_commented_out_keeps_its_defaults(tmp_path):
+    (tmp_path / "agent.yaml").write_text(GOOD + "line:\n  # deadline_ms: 5\n")
+    assert load_config(tmp_path / "agent.yaml").line.deadline_ns is None
+
+
+def test_the_deadline_comes_from_the_rate_where_it_is_not_given(tmp_path):
+    path = tmp_path / "agent.yaml"
+    path.write_text(GOOD + "line: {parts_per_minute: 120}\n")
+    assert load_config(path).line.deadline_ns == 500_000_000
+    path.write_text(GOOD + "line: {parts_per_minute: 120, deadline_ms: 80}\n")
+    assert load_config(path).line.deadline_ns == 80_000_000
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        (("", "liness: 3\n"), ["liness: 3", "did you mean line?", "line 5"]),
+        (("", "line: {dedline_ms: 3}\n"), ["line.dedline_ms: 3", "did you mean deadline_ms?"]),
+        (("", "line: {deadline_ms: -3}\n"), ["line.deadline_ms: -3", "greater than 0", "line 5"]),
+        (("", "line: {deadline_ms: soon}\n"), ["line.deadline_ms: 'soon'", "number"]),
+        (("", "line: {deadline_ms: '5'}\n"), ["line.deadline_ms: '5'", "number"]),
+        (("", "line: {deadline_ms: yes}\n"), ["line.deadline_ms: True", "number"]),
+        (("", "line: {deadline_ms: .nan}\n"), ["line.deadline_ms: nan", "finite"]),
+        (("", "line: {fail_safe: ignore}\n"), ["line.fail_safe: 'ignore'", "'reject' or 'pass'"]),
+        (("", "line: 3\n"), ["line: 3", "deadline_ms"]),
+        (("type: folder", "type: webcam"), ["camera.type: 'webcam'", "folder", "conveyor"]),
+        (("type: folder, ", ""), ["camera.type: None", "missing"]),
+        (("path: parts", "paths: parts"), ["camera.path", "missing", "line 3"]),
+        (("path: parts", "path: 5"), ["camera.path: 5", "path", "line 3"]),
+        (("path: parts", "path: parts, loop: true"), ["camera.loop: True", "unknown key"]),
+        (("line-3", "3"), ["agent.id: 3", "string"]),
+        (("line-3", "a/b"), ["agent.id: 'a/b'", "without"]),
+        (("agent: {id: line-3}\n", ""), ["agent: None", "missing"]),
+        (("", "agent: {id: b}\n"), ["line 5", "'agent' is written twice"]),
+        (("id: line-3", "id: a, id: b"), ["line 1", "'id' is written twice"]),
+        (("id: line-3", "id: &a x, name: *a"), ["line 1", "aliases"]),
+        (("path: parts}", "path: parts"), ["line 4"]),
+        (("", "\tline: 3\n"), ["line 5"]),
+        (("", "? [a]\n: b\n"), ["line 5"]),
+    ],
+)
+def test_a_wrong_value_is_named_with_its_remedy(refused, change, said):
+    old, new = change
+    message = refused(GOOD.replace(old, new, 1) if old else GOOD + new)
+    for part in said:
+        assert part in message
+
+
+def test_the_first_wrong_key_s_line_is_the_one_named(refused):
+    message = refused(GOOD.replace("bundle:", "\n\nbundle:") + "ledger:\n  memory_mb: none\n")
+    assert "ledger.memory_mb: 'none'" in message
+    assert "agent.yaml, line 8" in message
+
+
+def test_a_password_is_refused_and_not_repeated(refused):
+    message = refused(GOOD.replace("host: localhost", "host: localhost, password: hunter2"))
+    assert "mqtt.password" in message
+    assert "hunter2" not in message
+    assert "password_file" in message
+
+
+@pytest.mark.parametrize(
+    "data",
+    [
+        b"",
+        b"- a\n- b\n",
+        b"just words",
+        b"\xff\xfe\x00",
+        b"a: " + b"[" * 5000,
+        b"%" * 100,
+        b"x: " + b"y" * 2_000_000,
+        b"a: 2024-99-99",
+    ],
+)
+def test_files_that_are_no_configuration_are_refused_in_one_line(refused, data):
+    refused(data)
+
+
+def test_a_missing_file_or_a_folder_is_refused(tmp_path):
+    with pytest.raises(ConfigurationError, match="there is no such file"):
+        load_config(tmp_path / "none.yaml")
+    with pytest.raises(ConfigurationError, match="cannot be read"):
+        load_config(tmp_path)
+
+
+@settings(max_examples=50)
+@given(st.text(max_size=200))
+def test_no_text_escapes_as_another_error(tmp_path_factory, text):
+    path = tmp_path_factory.mktemp("fuzz") / "agent.yaml"
+    path.write_bytes(text.encode("utf-8", "surrogatepass"))
+    with pytest.raises(ConfigurationError):
+        load_config(path)
