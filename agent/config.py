@@ -184,12 +184,12 @@ def _check_shape(text: str) -> None:
         depth += isinstance(event, yaml.CollectionStartEvent)
         depth -= isinstance(event, yaml.CollectionEndEvent)
         if isinstance(event, yaml.AliasEvent):
-            problem = f"aliases (*{event.anchor}) are not allowed"
+            problem = f"the alias *{event.anchor} is not allowed: write its value again"
         elif depth > _MAX_DEPTH:
             problem = f"nested more than {_MAX_DEPTH} levels deep"
         else:
             continue
-        raise _ShapeError(f"{problem} (line {event.start_mark.line + 1})")
+        raise _ShapeError(problem)
 
 
 def _lines(node: yaml.Node | None, at: _Key) -> dict[_Key, int]:

@@ -108,7 +108,7 @@ def test_the_deadline_comes_from_the_rate_where_it_is_not_given(tmp_path):
         (("agent: {id: line-3}\n", ""), ["agent: None", "missing"]),
         (("", "agent: {id: b}\n"), ["line 5", "'agent' is written twice"]),
         (("id: line-3", "id: a, id: b"), ["line 1", "'id' is written twice"]),
-        (("id: line-3", "id: &a x, name: *a"), ["line 1", "aliases"]),
+        (("id: line-3", "id: &a x, name: *a"), ["alias *a"]),
         (("path: parts}", "path: parts"), ["line 4"]),
         (("", "\tline: 3\n"), ["line 5"]),
         (("", "? [a]\n: b\n"), ["line 5"]),
