@@ -40,7 +40,9 @@ def decode_image(data: bytes, *, source: str, max_pixels: int = MAX_PIXELS) -> P
         raise ImageError(source, "is empty (0 bytes)")
     try:
         with warnings.catch_warnings():
-            warnings.simplefilter("error", Image.DecompressionBombWarning)
+            # Pillow warns of damaged metadata, which matters to nobody here, and of many pixels,
+            # which are counted below.
+            warnings.simplefilter("ignore")
             with Image.open(io.BytesIO(data)) as image:
                 width, height = image.size
                 if width * height > max_pixels:
@@ -48,12 +50,14 @@ def decode_image(data: bytes, *, source: str, max_pixels: int = MAX_PIXELS) -> P
                         source, f"{width}×{height} pixels are more than the {max_pixels} allowed"
                     )
                 return _to_pixels(ImageOps.exif_transpose(image))
+    except ImageError:
+        raise
     except UnidentifiedImageError as error:
         raise ImageError(source, "is not an image in a known format") from error
-    except (Image.DecompressionBombWarning, Image.DecompressionBombError) as error:
+    except Image.DecompressionBombError as error:
         raise ImageError(source, f"more than {max_pixels} pixels: refused") from error
-    except (OSError, ValueError, SyntaxError, EOFError) as error:
-        # Pillow's plugins raise any of these for damaged data.
+    except Exception as error:
+        # Whatever Pillow's plugins raise for damaged data, struct.error included.
         raise ImageError(source, f"is damaged ({error})") from error
 
 

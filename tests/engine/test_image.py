@@ -1,0 +1,193 @@
+import io
+import struct
+import zlib
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import example, given
+from hypothesis import strategies as st
+from PIL import Image
+
+from engine.errors import ImageError
+from engine.image import decode_image, images_below, read_image
+from tests.tiny_bundle import good_part
+
+
+def encoded(image: Image.Image, form: str = "PNG", **options: Any) -> bytes:
+    buffer = io.BytesIO()
+    image.save(buffer, form, **options)
+    return buffer.getvalue()
+
+
+def decoded(image: Image.Image, form: str = "PNG", **options: Any) -> np.ndarray:
+    return decode_image(encoded(image, form, **options), source="test")
+
+
+COLOUR = Image.fromarray(good_part(0, width=31, height=17))
+
+
+@pytest.mark.parametrize("form", ["PNG", "BMP", "TIFF", "PPM"])
+def test_colour_comes_as_it_was(form: str) -> None:
+    found = decoded(COLOUR, form)
+    assert found.dtype == np.uint8
+    assert np.array_equal(found, np.asarray(COLOUR))
+
+
+@pytest.mark.parametrize("form", ["PNG", "BMP", "TIFF", "PPM"])
+def test_grey_stays_grey(form: str) -> None:
+    grey = COLOUR.convert("L")
+    assert np.array_equal(decoded(grey, form), np.asarray(grey))
+
+
+@pytest.mark.parametrize("form", ["JPEG", "WEBP"])
+def test_lossy_forms_come_close(form: str) -> None:
+    found = decoded(COLOUR, form, quality=95)
+    assert found.shape == (17, 31, 3)
+    assert np.abs(found.astype(int) - np.asarray(COLOUR)).mean() < 5
+
+
+def test_alpha_is_ignored_not_blended() -> None:
+    rgba = COLOUR.copy()
+    rgba.putalpha(Image.new("L", COLOUR.size, 7))
+    assert np.array_equal(decoded(rgba), np.asarray(COLOUR))
+    grey = COLOUR.convert("L")
+    la = Image.merge("LA", [grey, Image.new("L", grey.size, 0)])
+    assert np.array_equal(decoded(la), np.asarray(grey))
+
+
+def test_palettes_are_resolved() -> None:
+    palette = COLOUR.quantize(16)
+    assert np.array_equal(decoded(palette), np.asarray(palette.convert("RGB")))
+    assert decoded(palette, transparency=0).shape == (17, 31, 3)
+
+
+def test_one_bit_is_black_and_white() -> None:
+    found = decoded(COLOUR.convert("1"))
+    assert found.shape == (17, 31)
+    assert set(np.unique(found)) <= {0, 255}
+
+
+def test_sixteen_bits_are_scaled_from_their_full_range() -> None:
+    wide = np.array([[0, 128, 129, 257, 32768, 65535]], np.uint16)
+    for form in ("PNG", "TIFF", "PPM"):
+        found = decoded(Image.fromarray(wide), form)
+        assert found.dtype == np.uint8
+        assert found.tolist() == [[0, 0, 1, 1, 128, 255]]
+
+
+def test_cmyk_becomes_rgb() -> None:
+    cmyk = COLOUR.convert("CMYK")
+    assert np.array_equal(decoded(cmyk, "TIFF"), np.asarray(cmyk.convert("RGB")))
+    assert decoded(cmyk, "JPEG").shape == (17, 31, 3)
+
+
+@pytest.mark.parametrize(
+    ("orientation", "turn"),
+    [
+        (1, lambda a: a),
+        (2, lambda a: a[:, ::-1]),
+        (3, lambda a: a[::-1, ::-1]),
+        (4, lambda a: a[::-1]),
+        (5, lambda a: a.swapaxes(0, 1)),
+        (6, lambda a: np.rot90(a, -1)),
+        (7, lambda a: np.rot90(a, 2).swapaxes(0, 1)),
+        (8, np.rot90),
+    ],
+)
+def test_exif_rotation_is_applied(orientation: int, turn: Any) -> None:
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    found = decoded(COLOUR, "PNG", exif=exif)
+    assert np.array_equal(found, turn(np.asarray(COLOUR)))
+
+
+@pytest.mark.parametrize("size", [(1, 1), (1, 997), (997, 1), (3, 5)])
+def test_odd_sizes(size: tuple[int, int]) -> None:
+    assert decoded(Image.new("RGB", size)).shape == (size[1], size[0], 3)
+
+
+def test_pixels_may_be_written_to() -> None:
+    for image in (COLOUR, COLOUR.convert("L"), Image.fromarray(np.zeros((2, 2), np.uint16))):
+        decoded(image)[0, 0] = 1
+
+
+def test_floating_point_pixels_are_refused() -> None:
+    with pytest.raises(ImageError, match="no defined range"):
+        decoded(COLOUR.convert("F"), "TIFF")
+
+
+@pytest.mark.parametrize(
+    ("data", "reason"),
+    [
+        (b"", "is empty"),
+        (b"part 17 is fine\n", "not an image"),
+        (encoded(COLOUR)[:8], "not an image"),
+        (encoded(COLOUR)[:-40], "is damaged"),
+        (encoded(COLOUR, "JPEG")[:-200], "is damaged"),
+        (encoded(COLOUR, "BMP")[:-30], "is damaged"),
+        (encoded(COLOUR, "TIFF")[:60], "is damaged|not an image"),
+        (b"\x89PNG\r\n\x1a\n" + bytes(100), "is damaged|not an image"),
+    ],
+)
+def test_what_is_no_whole_image_is_refused(data: bytes, reason: str) -> None:
+    with pytest.raises(ImageError, match=reason) as caught:
+        decode_image(data, source="camera 1")
+    assert str(caught.value).startswith("camera 1: ")
+
+
+def bomb(width: int, height: int) -> bytes:
+    """A PNG header that promises `width` × `height` pixels."""
+    header = b"IHDR" + struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0)
+    body = b"IDAT" + zlib.compress(bytes(1000))
+    return b"\x89PNG\r\n\x1a\n" + b"".join(
+        struct.pack(">I", len(chunk) - 4) + chunk + struct.pack(">I", zlib.crc32(chunk))
+        for chunk in (header, body, b"IEND")
+    )
+
+
+@pytest.mark.parametrize("size", [(11_000, 10_000), (50_000, 50_000), (2**31 - 1, 2**31 - 1)])
+def test_decompression_bombs_are_refused_before_decoding(size: tuple[int, int]) -> None:
+    with pytest.raises(ImageError, match="pixels"):
+        decode_image(bomb(*size), source="bomb")
+
+
+def test_the_limit_is_the_callers() -> None:
+    data = encoded(Image.new("L", (100, 100)))
+    assert decode_image(data, source="x", max_pixels=10_000).shape == (100, 100)
+    with pytest.raises(ImageError, match="100×100 pixels are more than the 9999 allowed"):
+        decode_image(data, source="x", max_pixels=9_999)
+
+
+@given(cut=st.integers(0, 400), at=st.integers(0, 400), byte=st.integers(0, 255))
+@example(cut=400, at=10, byte=0)
+def test_damaged_bytes_give_pixels_or_an_image_error(cut: int, at: int, byte: int) -> None:
+    for form in ("PNG", "JPEG", "BMP", "TIFF", "WEBP", "PPM"):
+        data = bytearray(encoded(COLOUR.crop((0, 0, 8, 8)), form))
+        data[at % len(data)] = byte
+        try:
+            found = decode_image(bytes(data[: max(0, len(data) - cut // 8)]), source="x")
+        except ImageError:
+            continue
+        assert found.dtype == np.uint8
+        assert found.ndim in {2, 3}
+
+
+def test_a_file_that_cannot_be_read_is_named(tmp_path: Path) -> None:
+    with pytest.raises(ImageError, match=r"gone\.png: cannot be read"):
+        read_image(tmp_path / "gone.png")
+    (tmp_path / "folder.png").mkdir()
+    with pytest.raises(ImageError, match=r"folder\.png: cannot be read"):
+        read_image(tmp_path / "folder.png")
+
+
+def test_images_are_listed_in_one_order_and_by_suffix(tmp_path: Path) -> None:
+    for name in ("b.PNG", "a.jpg", "sub/c.tif", "note.txt", ".hidden"):
+        file = tmp_path / name
+        file.parent.mkdir(exist_ok=True)
+        file.write_bytes(b"")
+    (tmp_path / "folder.png").mkdir()
+    found = [path.relative_to(tmp_path).as_posix() for path in images_below(tmp_path)]
+    assert found == ["a.jpg", "b.PNG", "sub/c.tif"]
+    assert images_below(tmp_path / "nowhere") == []
