@@ -44,11 +44,7 @@ def decode_image(data: bytes, *, source: str, max_pixels: int = MAX_PIXELS) -> P
             # which are counted below.
             warnings.simplefilter("ignore")
             with Image.open(io.BytesIO(data)) as image:
-                width, height = image.size
-                if width * height > max_pixels:
-                    raise ImageError(
-                        source, f"{width}×{height} pixels are more than the {max_pixels} allowed"
-                    )
+                _refuse_larger(image, max_pixels, source)
                 return _to_pixels(ImageOps.exif_transpose(image))
     except ImageError:
         raise
@@ -59,6 +55,12 @@ def decode_image(data: bytes, *, source: str, max_pixels: int = MAX_PIXELS) -> P
     except Exception as error:
         # Whatever Pillow's plugins raise for damaged data, struct.error included.
         raise ImageError(source, f"is damaged ({error})") from error
+
+
+def _refuse_larger(image: Image.Image, max_pixels: int, source: str) -> None:
+    width, height = image.size
+    if width * height > max_pixels:
+        raise ImageError(source, f"{width}×{height} pixels are more than the {max_pixels} allowed")
 
 
 def _to_pixels(image: Image.Image) -> Pixels:
