@@ -1,0 +1,432 @@
+"""The ledger: every trigger's one end, and the messages still to be sent, in one SQLite file.
+
+    line ── expect, record ──▶ queue ──▶ owner thread ══ one transaction ══▶ file
+    sender ◀── pending_messages ── owner thread ◀── mark_delivered, mark_refused ── sender
+
+One thread owns the only connection (WAL, synchronous FULL) and commits whatever has gathered
+while the disk was busy. Callers never wait for the disk. A disk that is full or read-only stops
+nothing: rows wait in bounded memory, and what does not fit there is counted by sequence.
+"""
+
+import logging
+import sqlite3
+import threading
+import time
+from collections import Counter, deque
+from collections.abc import Callable, Iterable, Sequence
+from concurrent.futures import Future
+from pathlib import Path
+from types import TracebackType
+from typing import Final, Self
+
+from agent.ledger_file import (
+    Announce,
+    Begun,
+    Ended,
+    Mark,
+    OutboxMessage,
+    Run,
+    Span,
+    Standing,
+    check_place,
+    ended,
+    error_code,
+    insert_begun,
+    insert_ended,
+    insert_loss,
+    new_epoch,
+    open_file,
+    read_pending,
+    transaction,
+    with_span,
+    write_mark,
+    write_tally,
+)
+from agent.messages import Message
+from agent.verdict import State, Trigger, Verdict
+from engine.errors import ConfigurationError
+
+_LOG: Final = logging.getLogger("atac_agent.ledger")
+_GROUP: Final = 1000
+"""Entries of one transaction: enough to drain quickly, few enough to keep each commit short."""
+_RETRY_S: Final = 1.0
+_ROW_BYTES: Final = 1000
+"""What a queued entry weighs in memory besides its messages, roughly."""
+
+_Entry = Begun | Ended | Mark
+
+
+class Ledger:
+    """The ledger in file `path`; a context manager.
+
+    A file that another agent holds, that is newer than this software or that may not be written
+    raises `ConfigurationError` on entry; a damaged one is moved aside and its readable rows are
+    kept. A full or read-only disk is `trouble`, said once and retried.
+
+    `announce(verdict, epoch)` gives the messages for triggers that an earlier run left open and
+    that become ERROR on entry. `memory_bytes` bounds what waits for the disk.
+    """
+
+    def __init__(
+        self,
+        path: Path,
+        *,
+        agent_id: str,
+        bundle_id: str = "",
+        calibration_id: str = "",
+        announce: Announce = lambda _verdict, _epoch: (),
+        memory_bytes: int = 64_000_000,
+    ) -> None:
+        self._path = path
+        self._run_of = Run(agent_id=agent_id, bundle_id=bundle_id, calibration_id=calibration_id)
+        self._announce = announce
+        self._memory_bytes = memory_bytes
+
+        self._changed = threading.Condition()
+        self._queue: deque[_Entry] = deque()
+        self._queued_bytes = 0
+        self._added = 0
+        self._settled = 0
+        self._reads: deque[Callable[[], None]] = deque()
+        self._stopping = False
+        self._is_closed = False
+        self._epoch = ""
+        self._last_sequence = 0
+        self._open: set[int] = set()
+        self._counts: Counter[State] = Counter()
+        self._lost: list[Span] = []
+        self._losing: list[Span] = []
+        self._losing_states: Counter[State] = Counter()
+        self._trouble: str | None = None
+        self._pending = 0
+        self._refused = 0
+        self._newest = 0
+        self._listener: Callable[[], None] = lambda: None
+
+        self._connection: sqlite3.Connection | None = None
+        self._run = 0
+        self._committed: Counter[State] = Counter()
+        self._thread = threading.Thread(target=self._own, name="atac-ledger")
+        self._ready: Future[None] = Future()
+
+    def __enter__(self) -> Self:
+        check_place(self._path)
+        self._thread.start()
+        try:
+            self._ready.result()
+        except ConfigurationError:
+            self._thread.join()
+            raise
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        with self._changed:
+            self._stopping = True
+            self._changed.notify_all()
+        self._thread.join()
+
+    @property
+    def epoch(self) -> str:
+        """Names this count of sequences: a new file, or a new agent id, has a new one."""
+        return self._epoch
+
+    @property
+    def trouble(self) -> str | None:
+        """Why nothing can be written just now, in one line; `None` while all is well."""
+        return self._trouble
+
+    @property
+    def lost(self) -> tuple[Span, ...]:
+        """Sequence ranges, first and last inclusive, whose verdicts could not be kept."""
+        with self._changed:
+            return tuple(self._lost)
+
+    @property
+    def pending(self) -> int:
+        """Committed messages that are neither delivered nor refused."""
+        return self._pending
+
+    @property
+    def refused(self) -> int:
+        """Messages that the broker has refused."""
+        return self._refused
+
+    @property
+    def newest_message(self) -> int:
+        """The id of the newest committed message; 0 before the first."""
+        return self._newest
+
+    def next_sequence(self) -> int:
+        """The number of the next trigger: 1, 2, 3, … without gaps, also after a restart."""
+        with self._changed:
+            self._last_sequence += 1
+            self._open.add(self._last_sequence)
+            return self._last_sequence
+
+    def expect(self, trigger: Trigger) -> None:
+        """Note that `trigger` has begun; after a crash it ends as ERROR, not in silence."""
+        with self._changed:
+            self._check_begun(trigger)
+            if self._queued_bytes + _ROW_BYTES <= self._memory_bytes:
+                self._add(Begun(trigger=trigger), _ROW_BYTES)
+
+    def record(self, verdict: Verdict, messages: Sequence[Message]) -> bool:
+        """Record the end of a trigger and its messages, all or none of them.
+
+        The first verdict of a trigger counts; `False` says that this one was not the first.
+        """
+        entry = ended(verdict, messages)
+        weight = _weight(entry)
+        sequence = verdict.trigger.sequence
+        with self._changed:
+            self._check_begun(verdict.trigger)
+            if sequence not in self._open:
+                return False
+            self._open.remove(sequence)
+            self._counts[verdict.state] += 1
+            if self._queued_bytes + weight > self._memory_bytes:
+                self._lose(sequence, verdict.state)
+            else:
+                self._add(entry, weight)
+        return True
+
+    def flush(self, timeout_s: float = 10.0) -> bool:
+        """Wait until all that was recorded is committed; `False` if that took too long."""
+        with self._changed:
+            target = self._added
+            return self._changed.wait_for(lambda: self._settled >= target, timeout_s)
+
+    def counts(self) -> dict[State, int]:
+        """How many triggers of this epoch ended in each state."""
+        with self._changed:
+            return {state: self._counts[state] for state in State}
+
+    def total(self) -> int:
+        """How many triggers of this epoch have begun: the sum of `counts` and those open."""
+        return self._last_sequence
+
+    def listen(self, listener: Callable[[], None]) -> None:
+        """Call `listener` in the owner thread after each commit that brought new messages."""
+        self._listener = listener
+
+    def pending_messages(self, *, after: int, limit: int) -> list[OutboxMessage]:
+        """Up to `limit` pending messages with ids above `after`, oldest first.
+
+        Waits for the owner thread; empty while the file cannot be read.
+        """
+        answer: Future[list[OutboxMessage]] = Future()
+
+        def read() -> None:
+            answer.set_result(self._read_pending(after, limit))
+
+        with self._changed:
+            if self._is_closed:
+                return []
+            self._reads.append(read)
+            self._changed.notify_all()
+        return answer.result()
+
+    def mark_delivered(self, ids: Iterable[int]) -> None:
+        """The broker has acknowledged these messages."""
+        self._mark(Mark(ids=tuple(ids), time_ns=time.time_ns()))
+
+    def mark_refused(self, message: int, code: int) -> None:
+        """The broker has refused this message; it is kept and counts as not delivered."""
+        self._mark(Mark(ids=(message,), time_ns=time.time_ns(), refused=code))
+
+    def _mark(self, mark: Mark) -> None:
+        with self._changed:
+            self._add(mark, 0)
+
+    def _check_begun(self, trigger: Trigger) -> None:
+        if not 1 <= trigger.sequence <= self._last_sequence:
+            raise ValueError(f"sequence {trigger.sequence} was not given by next_sequence()")
+
+    def _add(self, entry: _Entry, weight: int) -> None:
+        self._queue.append(entry)
+        self._queued_bytes += weight
+        self._added += 1
+        self._changed.notify_all()
+
+    def _lose(self, sequence: int, state: State) -> None:
+        self._losing = with_span(self._losing, sequence, sequence)
+        self._losing_states[state] += 1
+        self._lost = with_span(self._lost, sequence, sequence)
+
+    # ---- everything below runs in the owner thread
+
+    def _own(self) -> None:
+        try:
+            self._try_to_open()
+        except ConfigurationError as error:
+            self._ready.set_exception(error)
+            return
+        self._epoch = self._epoch or new_epoch()
+        self._ready.set_result(None)
+        try:
+            while self._wait():
+                self._work()
+            self._work()
+        finally:
+            self._close()
+
+    def _wait(self) -> bool:
+        """Wait for work, or in trouble for the next attempt; `False` when it is time to stop."""
+        with self._changed:
+            if self._trouble is None:
+                self._changed.wait_for(lambda: self._queue or self._reads or self._stopping)
+            else:
+                self._changed.wait_for(lambda: self._reads or self._stopping, _RETRY_S)
+            return not self._stopping
+
+    def _work(self) -> None:
+        """Serve readers and commit what has gathered, until there is no more or trouble comes."""
+        self._serve_reads()
+        while self._queue or self._losing or self._trouble is not None:
+            if self._connection is None and not self._try_to_open():
+                return
+            if not self._commit_group():
+                return
+            self._serve_reads()
+
+    def _serve_reads(self) -> None:
+        while self._reads:
+            self._reads.popleft()()
+
+    def _try_to_open(self) -> bool:
+        try:
+            connection, standing = open_file(
+                self._path, self._run_of, epoch=self._epoch, announce=self._announce
+            )
+        except (sqlite3.Error, OSError) as error:
+            if error_code(error) == sqlite3.SQLITE_BUSY and not self._ready.done():
+                remedy = "another agent is writing to this file; give each agent its own"
+                raise ConfigurationError("ledger.path", str(self._path), remedy) from None
+            self._fail(error)
+            return False
+        except ConfigurationError as error:
+            if not self._ready.done():
+                raise
+            self._fail(error)
+            return False
+        self._connection = connection
+        self._take_up(standing)
+        return True
+
+    def _take_up(self, standing: Standing) -> None:
+        """Take up the counts where the file has them, unless this run has begun to count."""
+        self._run = standing.run
+        self._pending, self._refused = standing.pending, standing.refused
+        self._newest = max(self._newest, standing.newest)
+        if not self._epoch:
+            self._epoch = standing.epoch
+            self._last_sequence = standing.last_sequence
+            self._counts = standing.counts.copy()
+            self._committed = standing.counts
+            self._lost = standing.lost
+
+    def _commit_group(self) -> bool:
+        with self._changed:
+            group = [self._queue.popleft() for _ in range(min(len(self._queue), _GROUP))]
+            losing, losing_states = self._losing, self._losing_states
+            self._losing, self._losing_states = [], Counter()
+        try:
+            added = self._write(group, losing, losing_states)
+        except (sqlite3.Error, OSError) as error:
+            with self._changed:
+                self._queue.extendleft(reversed(group))
+                for first, last in losing:
+                    self._losing = with_span(self._losing, first, last)
+                self._losing_states += losing_states
+            self._fail(error)
+            return False
+        with self._changed:
+            self._settled += len(group)
+            self._queued_bytes -= sum(_weight(entry) for entry in group)
+            if self._trouble is not None:
+                _LOG.warning("writing to %s again", self._path)
+            self._trouble = None
+            self._changed.notify_all()
+        if added:
+            self._listener()
+        return True
+
+    def _write(self, group: list[_Entry], losing: list[Span], losing_states: Counter[State]) -> int:
+        """Write one transaction; returns how many messages it added to the outbox."""
+        connection = self._connection
+        assert connection is not None
+        committed = self._committed + losing_states
+        pending, refused, newest = self._pending, self._refused, self._newest
+        with transaction(connection):
+            for entry in group:
+                match entry:
+                    case Begun():
+                        insert_begun(connection, self._epoch, self._run, entry.trigger)
+                    case Ended():
+                        last = insert_ended(connection, self._epoch, self._run, entry)
+                        newest = max(newest, last)
+                        pending += len(entry.messages)
+                        committed[entry.state] += 1
+                    case Mark():
+                        marked = write_mark(connection, entry)
+                        pending -= marked
+                        refused += marked if entry.refused is not None else 0
+            for first, last in losing:
+                insert_loss(connection, self._epoch, (first, last), self._trouble or "")
+            write_tally(connection, self._epoch, committed)
+        added = newest - self._newest
+        self._committed = committed
+        self._pending, self._refused, self._newest = pending, refused, newest
+        return added
+
+    def _read_pending(self, after: int, limit: int) -> list[OutboxMessage]:
+        if self._connection is None:
+            return []
+        try:
+            return read_pending(self._connection, after, limit)
+        except sqlite3.Error as error:
+            self._fail(error)
+            return []
+
+    def _fail(self, error: sqlite3.Error | OSError | ConfigurationError) -> None:
+        """Say once what stops the writing; a connection that is not merely full is made anew."""
+        trouble = f"{self._path}: {error}"
+        if trouble != self._trouble:
+            _LOG.error("nothing can be recorded, rows wait in memory: %s", trouble)
+        self._trouble = trouble
+        if self._connection is not None and error_code(error) != sqlite3.SQLITE_FULL:
+            self._connection.close()
+            self._connection = None
+
+    def _close(self) -> None:
+        if self._connection is not None:
+            self._connection.close()
+            self._connection = None
+        with self._changed:
+            self._is_closed = True
+            if not self._stopping:
+                self._trouble = "the thread that writes has died: restart the agent"
+            self._serve_reads()
+            self._changed.notify_all()
+        unwritten = [entry.trigger.sequence for entry in self._queue if isinstance(entry, Ended)]
+        ranges = self._losing
+        for sequence in unwritten:
+            ranges = with_span(ranges, sequence, sequence)
+        if ranges:
+            spans = ", ".join(f"{first}-{last}" for first, last in ranges)
+            _LOG.error("stopped in trouble; verdicts lost: sequences %s", spans)
+
+
+def _weight(entry: _Entry) -> int:
+    match entry:
+        case Begun():
+            return _ROW_BYTES
+        case Ended():
+            return _ROW_BYTES + sum(len(message.payload) for message in entry.messages)
+        case Mark():
+            return 0

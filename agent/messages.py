@@ -1,0 +1,313 @@
+"""What the agent says over MQTT, as pure functions: verdicts in, messages out.
+
+Topics come from one template, by default `atac/{agent}/{what}`:
+
+    state       retained `online` or `offline`; the broker says `offline` when the agent dies
+    health      every few seconds: counts, rates, what is in trouble
+    alarm       every part that did not end OK, as JSON
+    thumbnail   the JPEG of an alarm, matched by its id
+    verdict     every part, as JSON; only where the configuration asks for it
+
+The JSON is described by `agent/schemas/*.schema.json` and `docs/asyncapi.yaml`.
+"""
+
+import json
+import math
+import string
+from collections.abc import Mapping
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from functools import cache
+from importlib.metadata import PackageNotFoundError, version
+from typing import Final, Literal, get_args
+
+from agent.verdict import State, Verdict
+from engine.errors import ConfigurationError
+from engine.frame import Box, Frame, StageTimes
+
+What = Literal["state", "health", "alarm", "thumbnail", "verdict"]
+TOPIC_TEMPLATE: Final = "atac/{agent}/{what}"
+THUMBNAIL_MAX_BYTES: Final = 64 * 1024
+_JPEG_START: Final = b"\xff\xd8"
+_JPEG_COMMENT: Final = b"\xff\xfe"
+_NOT_IN_TOPICS: Final = frozenset("+#\0")
+_TOPIC_MAX_BYTES: Final = 65_535
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Message:
+    """One MQTT publication. `properties` are user properties, sent on MQTT v5 only."""
+
+    topic: str
+    payload: bytes
+    qos: Literal[0, 1] = 1
+    retain: bool = False
+    content_type: str = "application/json"
+    properties: tuple[tuple[str, str], ...] = ()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Origin:
+    """Who speaks and with which model: the same in every message of one run.
+
+    `epoch` is the ledger's; an empty `bundle_id` or `calibration_id` means there is none.
+    """
+
+    agent_id: str
+    epoch: str
+    bundle_id: str = ""
+    calibration_id: str = ""
+    template: str = TOPIC_TEMPLATE
+
+    def topic(self, what: What) -> str:
+        """The topic of one kind of message."""
+        return topic(self.template, self.agent_id, what)
+
+    def id(self, sequence: int) -> str:
+        """The id of trigger `sequence`: the same in each of its messages, and in no others."""
+        return f"{self.agent_id}:{self.epoch}:{sequence}"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Health:
+    """A snapshot of the running agent. Troubles are one line each; `None` means well.
+
+    `triggers` counts the parts begun and `counts` those ended; latencies are milliseconds from
+    trigger to verdict over the recent parts, `None` before the first. `lost` names the sequence
+    ranges, first and last inclusive, whose verdicts the ledger could not keep.
+    """
+
+    uptime_s: float
+    triggers: int
+    counts: Mapping[State, int]
+    parts_per_second: float
+    latency_p50_ms: float | None = None
+    latency_p99_ms: float | None = None
+    waiting: int = 0
+    delivered: int = 0
+    refused: int = 0
+    lost: tuple[tuple[int, int], ...] = ()
+    camera_trouble: str | None = None
+    broker_trouble: str | None = None
+    ledger_trouble: str | None = None
+    other_troubles: tuple[str, ...] = ()
+
+
+def topic(template: str, agent_id: str, what: What) -> str:
+    """Fill `{agent}` and `{what}` into a template that `check_topics` has accepted."""
+    return template.format(agent=agent_id, what=what)
+
+
+def check_topics(template: str, agent_id: str, *, key: str = "mqtt.topics") -> None:
+    """Raise `ConfigurationError` unless template and agent id give usable, distinct topics."""
+    if not agent_id or not agent_id.isprintable() or set(agent_id) & (_NOT_IN_TOPICS | {"/", ":"}):
+        raise ConfigurationError("agent.id", agent_id, "write a name without / + # or :")
+    remedy = "write topic levels with {what} and, if need be, {agent}; no wildcards"
+    try:
+        fields = [field for _, field, _, _ in string.Formatter().parse(template) if field]
+        topics = {topic(template, agent_id, what) for what in get_args(What)}
+    except (ValueError, KeyError, IndexError, AttributeError):
+        raise ConfigurationError(key, template, remedy) from None
+    if "what" not in fields or not set(fields) <= {"agent", "what"} or len(topics) == 1:
+        raise ConfigurationError(key, template, remedy)
+    for name in topics:
+        if name.startswith("$") or set(name) & _NOT_IN_TOPICS or len(name) > _TOPIC_MAX_BYTES // 4:
+            raise ConfigurationError(key, template, remedy)
+
+
+def outgoing(
+    origin: Origin, verdict: Verdict, jpeg: bytes | None = None, *, every_part: bool = False
+) -> list[Message]:
+    """All messages of one verdict: alarm and thumbnail unless it is OK, then the verdict itself.
+
+    `jpeg` is the thumbnail, at most `THUMBNAIL_MAX_BYTES`; `every_part` adds the `verdict` topic.
+    """
+    messages = []
+    if verdict.state is not State.OK:
+        messages.append(alarm(origin, verdict, thumbnail=jpeg is not None))
+        if jpeg is not None:
+            messages.append(thumbnail(origin, verdict, jpeg))
+    if every_part:
+        messages.append(summary(origin, verdict))
+    return messages
+
+
+def alarm(origin: Origin, verdict: Verdict, *, thumbnail: bool) -> Message:
+    """The alarm of a part that did not end OK; `thumbnail` says whether a JPEG follows."""
+    content = _part(origin, verdict)
+    content["thumbnail_topic"] = origin.topic("thumbnail") if thumbnail else None
+    return _json(origin.topic("alarm"), content)
+
+
+def summary(origin: Origin, verdict: Verdict) -> Message:
+    """The verdict of any part."""
+    return _json(origin.topic("verdict"), _part(origin, verdict))
+
+
+def thumbnail(origin: Origin, verdict: Verdict, jpeg: bytes) -> Message:
+    """The thumbnail of an alarm: the JPEG with the alarm's id in it.
+
+    The id is a JPEG comment, readable on any MQTT version, and the user property `id`.
+    """
+    identity = origin.id(verdict.trigger.sequence)
+    payload = with_comment(jpeg, identity)
+    if len(payload) > THUMBNAIL_MAX_BYTES:
+        raise ValueError(f"a thumbnail of {len(payload)} bytes; {THUMBNAIL_MAX_BYTES} are allowed")
+    return Message(
+        topic=origin.topic("thumbnail"),
+        payload=payload,
+        content_type="image/jpeg",
+        properties=(("id", identity),),
+    )
+
+
+def with_comment(jpeg: bytes, comment: str) -> bytes:
+    """The same picture with a comment as its first segment."""
+    if not jpeg.startswith(_JPEG_START):
+        raise ValueError("not a JPEG")
+    text = comment.encode()
+    segment = _JPEG_COMMENT + (len(text) + 2).to_bytes(2, "big") + text
+    return _JPEG_START + segment + jpeg[len(_JPEG_START) :]
+
+
+def comment_of(jpeg: bytes) -> str | None:
+    """The comment that `with_comment` put first, or `None`."""
+    head = _JPEG_START + _JPEG_COMMENT
+    if not jpeg.startswith(head):
+        return None
+    end = len(head) + int.from_bytes(jpeg[len(head) : len(head) + 2], "big")
+    return jpeg[len(head) + 2 : end].decode(errors="replace")
+
+
+def state(template: str, agent_id: str, *, online: bool) -> Message:
+    """The retained presence message; the offline one is also the last will."""
+    return Message(
+        topic=topic(template, agent_id, "state"),
+        payload=b"online" if online else b"offline",
+        retain=True,
+        content_type="text/plain",
+    )
+
+
+def health(origin: Origin, now_ns: int, snapshot: Health) -> Message:
+    """The health message for the time `now_ns`, UTC nanoseconds since 1970."""
+    named = {
+        "camera": snapshot.camera_trouble,
+        "broker": snapshot.broker_trouble,
+        "ledger": snapshot.ledger_trouble,
+    }
+    reasons = [f"{name}: {trouble}" for name, trouble in named.items() if trouble is not None]
+    reasons += snapshot.other_troubles
+    return _json(
+        origin.topic("health"),
+        {
+            "agent": origin.agent_id,
+            "epoch": origin.epoch,
+            "time": utc(now_ns),
+            "software": software(),
+            "bundle_id": origin.bundle_id or None,
+            "calibration_id": origin.calibration_id or None,
+            "uptime_s": round(snapshot.uptime_s, 3),
+            "triggers": snapshot.triggers,
+            "open": snapshot.triggers - sum(snapshot.counts.values()),
+            "counts": {state.value: snapshot.counts.get(state, 0) for state in State},
+            "parts_per_second": round(snapshot.parts_per_second, 3),
+            "latency_ms": {
+                "p50": _rounded(snapshot.latency_p50_ms),
+                "p99": _rounded(snapshot.latency_p99_ms),
+            },
+            "outbox": {
+                "waiting": snapshot.waiting,
+                "delivered": snapshot.delivered,
+                "refused": snapshot.refused,
+            },
+            "lost": [{"first": first, "last": last} for first, last in snapshot.lost],
+            **{
+                name: {"status": "ok" if trouble is None else "trouble", "reason": trouble}
+                for name, trouble in named.items()
+            },
+            "degraded": bool(reasons),
+            "reasons": reasons,
+        },
+    )
+
+
+def utc(time_ns: int) -> str:
+    """RFC 3339 in UTC to the millisecond: `2026-11-22T14:05:09.123Z`."""
+    moment = datetime.fromtimestamp(time_ns // 1_000_000_000, UTC)
+    return f"{moment:%Y-%m-%dT%H:%M:%S}.{time_ns // 1_000_000 % 1000:03d}Z"
+
+
+@cache
+def software() -> str:
+    """The name and version of this software."""
+    try:
+        return f"atac-agent {version('atac-agent')}"
+    except PackageNotFoundError:
+        return "atac-agent, not installed"
+
+
+def _part(origin: Origin, verdict: Verdict) -> dict[str, object]:
+    trigger, found = verdict.trigger, verdict.inspection
+    return {
+        "id": origin.id(trigger.sequence),
+        "agent": origin.agent_id,
+        "epoch": origin.epoch,
+        "sequence": trigger.sequence,
+        "part_id": trigger.part_id,
+        "time": utc(verdict.decided_ns),
+        "triggered_at": utc(trigger.triggered_ns),
+        "state": verdict.state.value,
+        "reason": verdict.reason or None,
+        "score": found and found.score,
+        "pass_scores": found and list(found.pass_scores),
+        "deviation": found and found.deviation,
+        "threshold": verdict.threshold if math.isfinite(verdict.threshold) else None,
+        "box": found and _box(found.box),
+        "zoomed": found and found.zoomed,
+        "frame": verdict.frame and _frame(verdict.frame),
+        "latency_ms": _latency(verdict, found.times if found else None),
+        "bundle_id": origin.bundle_id or None,
+        "calibration_id": origin.calibration_id or None,
+        "software": software(),
+    }
+
+
+def _box(box: Box) -> dict[str, int]:
+    return {"left": box.left, "top": box.top, "right": box.right, "bottom": box.bottom}
+
+
+def _frame(frame: Frame) -> dict[str, object]:
+    height, width = frame.pixels.shape[:2]
+    return {
+        "number": frame.number,
+        "captured_at": utc(frame.captured_ns),
+        "width": width,
+        "height": height,
+    }
+
+
+def _latency(verdict: Verdict, times: StageTimes | None) -> dict[str, float | None]:
+    """Milliseconds; `trigger_to_verdict` by the wall clock, the stages by a steady one."""
+    stages = ("view_1", "pass_1", "attention", "view_2", "pass_2", "total")
+    return {
+        "trigger_to_verdict": round((verdict.decided_ns - verdict.trigger.triggered_ns) / 1e6, 3),
+        **{
+            stage: None if times is None else round(getattr(times, stage) * 1e3, 3)
+            for stage in stages
+        },
+    }
+
+
+def _rounded(value: float | None) -> float | None:
+    return None if value is None else round(value, 3)
+
+
+def _json(topic: str, content: dict[str, object]) -> Message:
+    text = json.dumps(content, ensure_ascii=False, allow_nan=False, separators=(",", ":"))
+    identity = content.get("id")
+    return Message(
+        topic=topic,
+        payload=text.encode(errors="replace"),
+        properties=(("id", str(identity)),) if identity else (),
+    )
