@@ -1,0 +1,118 @@
+"""`agent demo`: everything at work, with nothing to connect."""
+
+import importlib.util
+import json
+import logging
+import sys
+import threading
+from dataclasses import asdict
+from pathlib import Path
+from time import perf_counter
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from engine.errors import ConfigurationError
+
+if TYPE_CHECKING:
+    from agent.demo import Alarm, DemoSummary
+
+
+def demo(
+    *,
+    parts: Annotated[
+        int | None, typer.Option(min=1, help="Stop after so many parts; else run until stopped.")
+    ] = None,
+    seed: Annotated[int, typer.Option(min=0, help="Another seed makes other parts.")] = 0,
+    rate: Annotated[
+        float | None,
+        typer.Option(min=1, max=60_000, help="Parts a minute; default: as fast as this machine."),
+    ] = None,
+    report: Annotated[Path, typer.Option(help="Where to write the page with pictures.")] = Path(
+        "runs/demo.html"
+    ),
+    as_json: Annotated[bool, typer.Option("--json", help="Print only a summary, as JSON.")] = False,
+) -> None:
+    """Inspect generated parts and hear about the defective ones, without a camera or a broker.
+
+    Example: agent demo --parts 120
+
+    The parts are drawn, so the truth is known. The model, the two passes, the ledger and the MQTT
+    messages are real. Ctrl-C ends it with a summary and a page of pictures.
+    """
+    started = perf_counter()
+    if importlib.util.find_spec("amqtt") is None:
+        raise ConfigurationError(
+            "agent demo", "amqtt", "not installed; pip install 'atac-agent[demo]'"
+        )
+    from agent.demo import run_demo
+    from agent.line import stopping_on_signals
+    from agent.report import write_demo_report
+
+    logging.basicConfig(format="agent: %(message)s", level=logging.WARNING)
+
+    def ready(command: str) -> None:
+        if not as_json:
+            typer.echo(
+                f"Alarms come over MQTT. In another terminal this shows the same:\n{command}"
+            )
+
+    def show(alarm: "Alarm") -> None:
+        if not as_json:
+            typer.echo(told_alarm(alarm))
+
+    stop = threading.Event()
+    with stopping_on_signals(stop):
+        summary, comparison = run_demo(
+            parts=parts,
+            seed=seed,
+            rate=rate,
+            stop=stop,
+            started=started,
+            ready=ready,
+            show=show,
+        )
+    write_demo_report(report, summary, comparison)
+    if as_json:
+        typer.echo(json.dumps(asdict(summary) | {"report": str(report)}, indent=2))
+    else:
+        typer.echo(told(summary))
+        typer.echo(f"Pictures: {report}")
+    if summary.alarms_received != summary.alarms_sent:
+        sys.exit(1)
+
+
+def told_alarm(alarm: "Alarm") -> str:
+    """One line for one alarm."""
+    line = f"{alarm.state:<3} {alarm.part_id}"
+    if alarm.score is not None and alarm.threshold is not None:
+        line += f"  score {alarm.score:6.2f} against {alarm.threshold:.2f}"
+    if alarm.box is not None:
+        left, top, right, bottom = alarm.box
+        line += f"  box {right - left}×{bottom - top} at {left},{top}"
+    if alarm.reason is not None:
+        line += f"  {alarm.reason}"
+    return line
+
+
+def told(summary: "DemoSummary") -> str:
+    """The summary for people."""
+    lines = [
+        "",
+        f"{summary.parts} parts in {summary.seconds:.1f} s, {summary.parts_per_second:.1f}/s",
+        f"{summary.looked_at_twice} parts looked at twice",
+        "                 NG      OK",
+        f"defective  {summary.caught:>8}{summary.missed:>8}",
+        f"good       {summary.false_alarms:>8}{summary.passed:>8}",
+        f"alarms     {summary.alarms_sent} sent, {summary.alarms_received} received",
+    ]
+    if summary.undecided:
+        lines.append(f"without a verdict: {summary.undecided}")
+    if summary.latency is not None:
+        lines.append(
+            f"latency    {summary.latency.p50_ms:.1f} ms from frame to verdict (median), "
+            f"{summary.latency.p99_ms:.1f} ms (99 %)"
+        )
+    if summary.first_alarm_s is not None:
+        lines.append(f"first alarm {summary.first_alarm_s:.1f} s after the start")
+    return "\n".join(lines)

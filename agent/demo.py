@@ -1,0 +1,243 @@
+"""The demo: generated parts, the real line, a broker in the process, a subscriber that listens.
+
+    conveyor ─▶ line ─▶ ledger ─▶ MQTT ─▶ broker ─▶ MQTT ─▶ subscriber
+        └────────── truth ──────────▶ compared ◀── verdicts
+
+Only the parts are made up. Inspection, ledger and delivery are those of `agent run`.
+"""
+
+import json
+import tempfile
+import threading
+from collections import deque
+from collections.abc import Callable
+from contextlib import ExitStack
+from dataclasses import dataclass, field
+from pathlib import Path
+from time import perf_counter
+from typing import Final
+
+import numpy as np
+
+from agent.broker import EmbeddedBroker
+from agent.cameras.conveyor import GOOD, ConveyorCamera, ConveyorSettings
+from agent.config import AgentSettings, BundleSettings, Config, LedgerSettings
+from agent.line import run_line
+from agent.mqtt import MqttSettings, Subscriber
+from agent.tally import Latency
+from agent.verdict import State, Verdict
+from calibration.record import read_calibration
+from engine.backends.onnxruntime_backend import OnnxRuntimeBackend
+from engine.bundle import open_bundle
+from engine.inspector import TwoPassInspector
+
+AGENT_ID: Final = "demo"
+BUNDLE: Final = Path(__file__).parent / "demo_bundle"
+DEFECT_RATE: Final = 0.1
+_FILTER: Final = f"atac/{AGENT_ID}/#"
+_ALARM_TOPIC: Final = f"atac/{AGENT_ID}/alarm"
+_THUMBNAIL_TOPIC: Final = f"atac/{AGENT_ID}/thumbnail"
+_LAST_ALARM_S: Final = 5.0
+_SCORES_KEPT: Final = 10_000
+_SHOWN: Final = {"caught": 12, "missed": 12, "false_alarm": 12, "passed": 4}
+"""How many parts of each outcome are kept with their pictures, for the report."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class DemoSummary:
+    """What the demo came to, verdicts against the truth.
+
+    `caught` defective parts were NG, `missed` ones OK; `passed` good parts were OK,
+    `false_alarms` NG; `undecided` had no verdict. `alarms_sent` were recorded by the ledger,
+    `alarms_received` taken off MQTT, each id once. Latencies are from frame to verdict.
+    """
+
+    parts: int
+    caught: int
+    missed: int
+    false_alarms: int
+    passed: int
+    undecided: int
+    looked_at_twice: int
+    threshold: float
+    seconds: float
+    parts_per_second: float
+    latency: Latency | None
+    first_alarm_s: float | None
+    alarms_sent: int
+    alarms_received: int
+    thumbnails_received: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class Shown:
+    """One part for the report: `outcome` is a key of `_SHOWN`, `truth` good or its defect."""
+
+    verdict: Verdict
+    truth: str
+    outcome: str
+
+
+@dataclass(slots=True, kw_only=True, eq=False)
+class Comparison:
+    """Verdicts beside the truth, as the line goes; memory does not grow with the run."""
+
+    camera: ConveyorCamera
+    counts: dict[str, int] = field(default_factory=lambda: dict.fromkeys(_SHOWN, 0))
+    undecided: int = 0
+    shown: list[Shown] = field(default_factory=list)
+    good_scores: deque[float] = field(default_factory=lambda: deque(maxlen=_SCORES_KEPT))
+    defective_scores: deque[float] = field(default_factory=lambda: deque(maxlen=_SCORES_KEPT))
+
+    def add(self, verdict: Verdict) -> None:
+        """Compare one verdict; called in the announcer's thread."""
+        found, frame = verdict.inspection, verdict.frame
+        if found is None or frame is None or verdict.state not in {State.OK, State.NG}:
+            self.undecided += 1
+            return
+        truth = self.camera.truth(frame.number)
+        if truth == GOOD:
+            outcome = "passed" if verdict.state is State.OK else "false_alarm"
+            self.good_scores.append(found.score)
+        else:
+            outcome = "caught" if verdict.state is State.NG else "missed"
+            self.defective_scores.append(found.score)
+        if self.counts[outcome] < _SHOWN[outcome]:
+            self.shown.append(Shown(verdict=verdict, truth=truth, outcome=outcome))
+        self.counts[outcome] += 1
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Alarm:
+    """One alarm as it came over MQTT; `box` is `(left, top, right, bottom)` in frame pixels."""
+
+    part_id: str
+    state: str
+    score: float | None
+    threshold: float | None
+    box: tuple[int, int, int, int] | None
+    reason: str | None
+
+
+class Listener:
+    """What a subscriber hears; `show` is called with each alarm, once, in its thread."""
+
+    def __init__(self, started: float, show: Callable[[Alarm], None]) -> None:
+        self._started = started
+        self._show = show
+        self._changed = threading.Condition()
+        self._ids: set[str] = set()
+        self.thumbnails = 0
+        self.first_s: float | None = None
+
+    @property
+    def alarms(self) -> int:
+        return len(self._ids)
+
+    def hear(self, topic: str, payload: bytes) -> None:
+        """Take one message."""
+        if topic == _THUMBNAIL_TOPIC:
+            self.thumbnails += 1
+        if topic != _ALARM_TOPIC:
+            return
+        content = json.loads(payload)
+        if content["id"] in self._ids:  # QoS 1 may deliver twice
+            return
+        if self.first_s is None:
+            self.first_s = perf_counter() - self._started
+        self._show(
+            Alarm(
+                part_id=content["part_id"],
+                state=content["state"],
+                score=content["score"],
+                threshold=content["threshold"],
+                box=content["box"]
+                and tuple(content["box"][side] for side in ("left", "top", "right", "bottom")),
+                reason=content["reason"],
+            )
+        )
+        with self._changed:
+            self._ids.add(content["id"])
+            self._changed.notify_all()
+
+    def wait_for(self, alarms: int, timeout_s: float) -> None:
+        """Wait until so many alarms are here, or until it takes too long."""
+        with self._changed:
+            self._changed.wait_for(lambda: len(self._ids) >= alarms, timeout_s)
+
+
+def run_demo(
+    *,
+    parts: int | None,
+    seed: int,
+    rate: float | None,
+    stop: threading.Event,
+    started: float,
+    ready: Callable[[str], None],
+    show: Callable[[Alarm], None],
+    bundle_path: Path = BUNDLE,
+) -> tuple[DemoSummary, Comparison]:
+    """Run until `parts` have passed or `stop` is set.
+
+    `rate` is in parts a minute; `None` is as fast as they can be inspected. `started` is the
+    `perf_counter()` when the program began. `ready` gets the command line that would show the
+    same alarms, before the first part comes; `show` gets each alarm.
+    """
+    bundle = open_bundle(bundle_path)
+    calibrated = read_calibration(bundle, precision="fp32")
+    threshold = calibrated.calibration.threshold
+    settings = ConveyorSettings(seed=seed, defect_rate=DEFECT_RATE, parts_per_minute=rate)
+    camera = ConveyorCamera(settings, stop)
+    comparison = Comparison(camera=camera)
+    listener = Listener(started, show)
+    with ExitStack() as stack:
+        backend = stack.enter_context(OnnxRuntimeBackend(bundle))
+        # The first run of a network allocates its memory: not on a part's time.
+        side = bundle.manifest.view.side
+        backend.run(np.zeros((1, side, side, 3), np.uint8))
+        folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="atac-demo-")))
+        broker = stack.enter_context(EmbeddedBroker())
+        mqtt = MqttSettings(host=broker.host, port=broker.port, version="3.1.1")
+        stack.enter_context(Subscriber(mqtt, _FILTER, listener.hear))
+        ready(f"mosquitto_sub -h {broker.host} -p {broker.port} -t {_ALARM_TOPIC}")
+        config = Config(
+            agent=AgentSettings(id=AGENT_ID),
+            bundle=BundleSettings(path=bundle_path),
+            camera=settings,
+            mqtt=mqtt,
+            ledger=LedgerSettings(path=folder / "ledger.sqlite"),
+        )
+        summary = run_line(
+            config,
+            camera=camera,
+            inspector=TwoPassInspector(backend, bundle.manifest),
+            threshold=threshold,
+            bundle_id=bundle.id,
+            calibration_id=calibrated.id,
+            parts=parts,
+            stop=stop,
+            started=started,
+            watch=comparison.add,
+        )
+        listener.wait_for(summary.alarms, _LAST_ALARM_S)
+    counts = comparison.counts
+    return (
+        DemoSummary(
+            parts=summary.triggers,
+            caught=counts["caught"],
+            missed=counts["missed"],
+            false_alarms=counts["false_alarm"],
+            passed=counts["passed"],
+            undecided=comparison.undecided,
+            looked_at_twice=summary.zoomed,
+            threshold=threshold,
+            seconds=summary.seconds,
+            parts_per_second=summary.parts_per_second,
+            latency=summary.latencies.get("end_to_end"),
+            first_alarm_s=listener.first_s,
+            alarms_sent=summary.alarms,
+            alarms_received=listener.alarms,
+            thumbnails_received=listener.thumbnails,
+        ),
+        comparison,
+    )
