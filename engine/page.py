@@ -66,11 +66,11 @@ def bins(values: Sequence[float], threshold: float, *, about: int) -> list[float
     Bins are open on the left and closed on the right, as verdicts are: the threshold itself
     still passes. At least one bin lies on each side of the threshold.
     """
-    low, high = min(*values, threshold), max(*values, threshold)
+    low, high = min([*values, threshold]), max([*values, threshold])
     # Bins finer than the numbers themselves would have no width.
     step = max((high - low) / about, 1e-9 * max(abs(low), abs(high))) or 1.0
-    # One more below than division asks for: the leftmost edge is outside its bin.
-    below = math.floor((threshold - low) / step) + 1
+    # The leftmost edge is outside its bin, so it must lie below the lowest value, rounding or not.
+    below = math.floor((threshold - low) / step + 1e-6) + 1
     above = max(1, math.ceil((high - threshold) / step))
     edges = [threshold + i * step for i in range(-below, above + 1)]
     edges[-1] = max(edges[-1], high)

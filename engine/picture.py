@@ -47,8 +47,8 @@ def heatmap(pixels: Pixels, inspection: Inspection, threshold: float) -> Pixels:
     is the hottest. Cells count by magnitude, as in the score (D12).
     """
     height, width = pixels.shape[:2]
-    scale = max(threshold, float(np.finfo(np.float32).tiny))
-    heat = (np.abs(inspection.score_map) / scale - 0.5) / 1.5
+    magnitudes = np.abs(inspection.score_map.astype(np.float64))
+    heat = (magnitudes / max(threshold, 1e-30) - 0.5) / 1.5
     heat = np.nan_to_num(heat.clip(0, 1), nan=1.0).astype(np.float32)
     heat = cv2.resize(heat, (width, height), interpolation=cv2.INTER_LINEAR)
     # From green on: the blue end of the colour map would tint calm pictures.

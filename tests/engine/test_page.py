@@ -1,0 +1,58 @@
+from xml.etree import ElementTree as ET
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from engine.page import bins, counts, histogram_svg, page
+
+SCORES = st.lists(st.floats(-1e9, 1e9), max_size=40)
+
+
+@given(values=SCORES, threshold=st.floats(-1e9, 1e9), about=st.integers(1, 60))
+def test_no_value_is_lost_between_bins(values: list[float], threshold: float, about: int) -> None:
+    edges = bins(values, threshold, about=about)
+    assert edges == sorted(set(edges))
+    assert threshold in edges[1:-1]
+    found = counts(values, edges)
+    assert len(found) == len(edges) - 1
+    assert sum(found) == len(values)
+    # The verdict's own cut: the threshold itself still passes.
+    assert sum(found[edges.index(threshold) :]) == sum(value > threshold for value in values)
+
+
+def test_bins_are_about_as_many_as_asked_for() -> None:
+    assert len(bins([0.0, 10.0], 3.0, about=10)) - 1 in {10, 11, 12}
+
+
+@given(good=SCORES.filter(len), defective=SCORES, threshold=st.floats(-1e9, 1e9))
+def test_every_histogram_is_xml_inside_its_frame(
+    good: list[float], defective: list[float], threshold: float
+) -> None:
+    svg = ET.fromstring(histogram_svg(good, defective, threshold))
+    _, _, width, height = map(float, svg.attrib["viewBox"].split())
+    for bar in svg.iter("rect"):
+        left, top = float(bar.attrib["x"]), float(bar.attrib["y"])
+        assert 0 <= left <= left + float(bar.attrib["width"]) <= width
+        assert 0 <= top <= top + float(bar.attrib["height"]) <= height
+
+
+def test_mistakes_have_their_own_colour() -> None:
+    svg = ET.fromstring(histogram_svg([1, 1, 1, 5], [0.5, 6, 7], 2.0))
+    bars = sorted((bar[0].text.split(",")[0], bar.attrib["fill"]) for bar in svg.iter("rect"))
+    assert bars == [
+        ("1 defective", "var(--defective)"),
+        ("1 defective", "var(--defective)"),
+        ("1 defective", "var(--wrong)"),
+        ("1 good", "var(--wrong)"),
+        ("3 good", "var(--good)"),
+    ]
+
+
+@pytest.mark.parametrize("title", ["plain", "<script>alert('x')</script>", 'a & "b"'])
+def test_a_page_is_whole_and_its_title_is_text(title: str) -> None:
+    html = page(title, "<p>body</p>")
+    assert html.startswith("<!doctype html>")
+    assert "<script" not in html
+    assert "<p>body</p>" in html
+    assert 'name="viewport"' in html

@@ -1,0 +1,144 @@
+import base64
+import io
+from dataclasses import replace
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from engine.errors import ImageError
+from engine.frame import Box, Inspection, Pixels, StageTimes
+from engine.picture import annotated, data_uri, heatmap, jpeg, reduced
+from tests.tiny_bundle import good_part
+
+TIMES = StageTimes(view_1=0, pass_1=0, attention=0, view_2=0, pass_2=0)
+CALM = Inspection(
+    score=1.0,
+    pass_scores=(1.0, 1.0),
+    deviation=1.0,
+    box=Box.whole(96, 80),
+    zoomed=False,
+    attention=np.zeros((8, 8), np.float32),
+    score_map=np.zeros((8, 8), np.float32),
+    times=TIMES,
+)
+
+
+def hot(value: float) -> Inspection:
+    """Heat in the top left corner."""
+    score_map = np.zeros((8, 8), np.float32)
+    score_map[:2, :2] = value
+    return replace(CALM, score_map=score_map)
+
+
+def noise(height: int, width: int) -> Pixels:
+    return np.random.default_rng(0).integers(0, 256, (height, width, 3), dtype=np.uint8)
+
+
+def test_a_calm_part_is_shown_as_it_is() -> None:
+    pixels = good_part(0)
+    assert np.array_equal(heatmap(pixels, CALM, 2.0), pixels)
+    assert np.array_equal(annotated(pixels, CALM, 2.0), pixels)
+
+
+def test_heat_lies_where_the_score_map_has_it_whatever_its_sign() -> None:
+    pixels = good_part(0)
+    found = heatmap(pixels, hot(5.0), 2.0)
+    assert np.array_equal(found[40:, 40:], pixels[40:, 40:])
+    corner = found[:10, :10].astype(int)
+    assert (corner[..., 0] > corner[..., 2] + 40).all()
+    assert np.array_equal(found, heatmap(pixels, hot(-5.0), 2.0))
+
+
+def test_heat_is_measured_against_the_threshold() -> None:
+    pixels = good_part(0)
+
+    def change(value: float) -> float:
+        return float(np.abs(heatmap(pixels, hot(value), 2.0).astype(int) - pixels).mean())
+
+    assert change(1.0) == 0
+    assert 0 < change(1.5) < change(2.5)
+    assert change(4.0) == change(400.0)
+
+
+@pytest.mark.parametrize("threshold", [0.0, -1.0, 1e-300, 1e300])
+@pytest.mark.parametrize("value", [0.0, 3.0, np.inf, np.nan])
+def test_any_threshold_and_any_map_give_a_picture(threshold: float, value: float) -> None:
+    assert annotated(good_part(0), hot(value), threshold).shape == (80, 96, 3)
+
+
+def test_the_box_is_drawn_in_its_place_and_red_above_the_threshold() -> None:
+    pixels = np.full((480, 640), 128, np.uint8)
+    box = Box(left=100, top=50, right=300, bottom=200)
+    seen = replace(CALM, box=box, zoomed=True, score=3.0)
+    red, green = annotated(pixels, seen, 2.0), annotated(pixels, seen, 3.0)
+    for row, column in ((50, 200), (199, 200), (120, 100), (120, 299)):
+        assert red[row, column, 0] > 200 > red[row, column, 1]
+        assert green[row, column, 1] > 150 > green[row, column, 0]
+    assert (red[60:190, 110:290] == 128).all()
+    assert (red[:40] == 128).all()
+    assert (red[:, 310:] == 128).all()
+
+
+def test_a_large_frame_is_reduced_and_its_box_with_it() -> None:
+    pixels = np.full((1000, 2000, 3), 128, np.uint8)
+    box = Box(left=1000, top=500, right=2000, bottom=1000)
+    found = annotated(pixels, replace(CALM, box=box, zoomed=True), 2.0, max_side=500)
+    assert found.shape == (250, 500, 3)
+    changed = np.argwhere((found != 128).any(axis=2))
+    assert changed.min(axis=0) == pytest.approx([125, 250], abs=4)
+
+
+def test_the_frame_itself_is_not_drawn_on() -> None:
+    pixels = good_part(0)
+    before = pixels.copy()
+    box = Box(left=10, top=10, right=30, bottom=30)
+    annotated(pixels, replace(hot(9.0), box=box, zoomed=True), 2.0)
+    assert np.array_equal(pixels, before)
+
+
+@pytest.mark.parametrize("shape", [(1, 1), (1, 700, 3), (700, 1), (3, 5, 3)])
+def test_odd_frames_have_pictures(shape: tuple[int, ...]) -> None:
+    pixels = np.full(shape, 9, np.uint8)
+    seen = replace(hot(9.0), box=Box(left=0, top=0, right=1, bottom=1), zoomed=True)
+    found = annotated(pixels, seen, 2.0)
+    assert found.ndim == 3
+    assert max(found.shape[:2]) <= 640
+
+
+def test_reducing_keeps_the_shape_and_never_enlarges() -> None:
+    assert reduced(noise(300, 400), 100).shape == (75, 100, 3)
+    assert reduced(noise(300, 400)[..., 0], 100).shape == (75, 100)
+    small = noise(30, 40)
+    assert reduced(small, 100) is small
+
+
+def test_a_jpeg_keeps_colours_in_order() -> None:
+    pixels = np.zeros((32, 32, 3), np.uint8)
+    pixels[..., 0] = 200
+    found = np.asarray(Image.open(io.BytesIO(jpeg(pixels))))
+    assert np.abs(found.astype(int) - pixels).max() < 8
+
+
+def test_a_jpeg_of_a_mono_frame_is_grey() -> None:
+    assert Image.open(io.BytesIO(jpeg(np.zeros((8, 9), np.uint8)))).mode == "L"
+
+
+@pytest.mark.parametrize("max_bytes", [65_536, 20_000, 3_000])
+def test_a_jpeg_fits_even_when_its_picture_is_noise(max_bytes: int) -> None:
+    data = jpeg(noise(640, 640), max_bytes=max_bytes)
+    assert len(data) <= max_bytes
+    Image.open(io.BytesIO(data)).load()
+    # What fits is used, not the smallest picture there is.
+    assert len(data) > max_bytes / 4
+
+
+def test_what_cannot_fit_is_an_error() -> None:
+    with pytest.raises(ImageError, match="does not fit into 100 bytes"):
+        jpeg(noise(64, 64), max_bytes=100)
+
+
+def test_a_data_uri_holds_the_jpeg() -> None:
+    head, body = data_uri(noise(20, 30)).split(",")
+    assert head == "data:image/jpeg;base64"
+    assert Image.open(io.BytesIO(base64.b64decode(body))).size == (30, 20)
