@@ -292,7 +292,7 @@ def int8_graph(bundle: Bundle, source: Source, split: Split) -> bytes:
             activation_type=QuantType.QUInt8,
             weight_type=QuantType.QInt8,
             extra_options={
-                "AddQDQPairToWeight": True,
+                "AddQDQPairToWeight": False,
                 "CalibMovingAverage": True,
                 "QuantizeBias": False,
             },

@@ -17,7 +17,7 @@ from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Executor, ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Final
+from typing import Final, NamedTuple
 
 import numpy as np
 import safetensors
@@ -32,7 +32,7 @@ from engine.frame import Box, Pixels
 from engine.inspector import TwoPassInspector
 from engine.score import ScoreSpec
 from engine.view import ViewSpec, view, zoomed
-from train.anomalies import Mask, alike, cutmix
+from train.anomalies import Mask, alike, cells, moved, paint
 from train.backbone import PretrainedWeights, load_pretrained
 from train.datasets import (
     SPLIT_JSON,
@@ -45,12 +45,18 @@ from train.datasets import (
 )
 from train.evaluate import auroc
 from train.export import library_versions, write_bundle
-from train.loss import deviation, deviation_loss, drawn_reference, top_k_mean
+from train.loss import (
+    attention_loss,
+    deviation,
+    deviation_loss,
+    drawn_reference,
+    top_k_mean,
+)
 from train.network import AtacNet, Maps, TorchBackend
 from train.profile import PROFILE_JSON, Profile
 
 CHECKPOINT: Final = "checkpoint.safetensors"
-_SAME_DONOR: Final = 0.5  # chance that CutMix pastes from the image itself (D19)
+_SAME_DONOR: Final = 0.5  # chance that a pseudo-defect is made of the image itself (D19)
 _FEATURES_LIMIT: Final = 1 << 30  # bytes of a frozen trunk's features kept in memory
 _WATCHED: Final = 32  # held-out good images looked at after each epoch
 
@@ -233,9 +239,8 @@ def fit(
             network.train()
             losses = []
             for step, batch in enumerate(_batches(images, profile, rng, steps=steps)):
-                scores = eyes.scores(batch)  # γ(x), both passes   Eq 3-10
-                defective = torch.tensor([s.defective for s in batch], device=device)
-                objective = deviation_loss(deviation(scores, reference), defective, profile)
+                passes = eyes.look(batch, zoom=epoch >= profile.zoom_from)
+                objective = _objective(passes, batch, profile, reference)
                 if not torch.isfinite(objective):
                     raise TrainingError(
                         f"the loss became {objective.item()} in epoch {epoch + 1}, "
@@ -264,6 +269,41 @@ def fit(
     return Trained(network=network, reference=reference, final_loss=loss, seconds=seconds)
 
 
+class Pass(NamedTuple):
+    """What one pass says of a batch, and the box of each frame that it saw."""
+
+    maps: Maps
+    boxes: list[Box]
+
+
+def _objective(
+    passes: tuple[Pass, Pass], batch: Sequence[Sample], profile: Profile, reference: ScoreSpec
+) -> Tensor:
+    """The loss of one batch: of the scores (Eq 8-12) and, with λ, of where attention went."""
+    device = passes[0].maps.score_map.device
+    defective = torch.tensor([sample.defective for sample in batch], device=device)
+    scores = torch.stack([top_k_mean(p.maps.score_map, profile.top_k) for p in passes])
+    if profile.loss_of == "mean":
+        scores = scores.mean(dim=0, keepdim=True)  # γ(x)   Eq 10
+    losses = [deviation_loss(deviation(s, reference), defective, profile) for s in scores]
+    objective = torch.stack(losses).mean()
+    if profile.mask_weight:
+        known = torch.tensor([sample.mask is not None for sample in batch], device=device)
+        misses = [attention_loss(p.maps.attention, _map_masks(p, batch), known) for p in passes]
+        objective = objective + profile.mask_weight * torch.stack(misses).mean()
+    return objective
+
+
+def _map_masks(seen: Pass, batch: Sequence[Sample]) -> Tensor:
+    """The masks of the frames as the maps of one pass show them: `(N, h, w)` of 0 and 1."""
+    attention = seen.maps.attention
+    masks = torch.zeros(attention.shape)
+    for row, sample, box in zip(masks, batch, seen.boxes, strict=True):
+        if sample.mask is not None:
+            row.copy_(torch.from_numpy(cells(sample.mask, box, *row.shape)))
+    return masks.to(attention.device)
+
+
 class _Eyes:
     """Both passes over a batch, with gradient; views are made by the engine, on the CPU.
 
@@ -278,19 +318,24 @@ class _Eyes:
         self._views: Kept[int, Pixels] = Kept(limit=_FEATURES_LIMIT // 4)
         self._features: Kept[int, list[Tensor]] = Kept(limit=_FEATURES_LIMIT)
 
-    def scores(self, batch: Sequence[Sample]) -> Tensor:
-        """γ of every sample: float32 `(N,)` (Eq 10)."""
-        spec, crop, share = self._profile.view, self._profile.crop, self._profile.top_k
+    def look(self, batch: Sequence[Sample], *, zoom: bool = True) -> tuple[Pass, Pass]:
+        """Both passes over `batch` (Eq 3-7); without `zoom` the second repeats the first (D24)."""
+        spec, crop = self._profile.view, self._profile.crop
         wholes = list(self._pool.map(self._whole, batch))
         features = self._first_features(batch, wholes)
-        first: Maps = self._network.head(features)
+        maps: Maps = self._network.head(features)
+        first = Pass(maps, [Box.around(sample.pixels) for sample in batch])
+        if not zoom:
+            return first, first
 
-        attention = first.attention.detach().cpu().numpy()
+        attention = maps.attention.detach().cpu().numpy()
         boxes = [attention_box(a, spec.box, crop) for a in attention]  # Eq 4 and 5
-        views = list(
+        closer = list(
             self._pool.map(
                 lambda sample, whole, box: (
-                    whole if box == spec.box else zoomed(sample.pixels, whole, box, spec)[0]
+                    (whole, Box.around(sample.pixels))
+                    if box == spec.box
+                    else zoomed(sample.pixels, whole, box, spec)
                 ),
                 batch,
                 wholes,
@@ -298,8 +343,8 @@ class _Eyes:
             )
         )  # Eq 6
         zooms = [i for i, box in enumerate(boxes) if box != spec.box]
-        second: Maps = self._network.head(self._second_features(features, views, zooms))
-        return (top_k_mean(first.score_map, share) + top_k_mean(second.score_map, share)) / 2
+        features = self._second_features(features, [view for view, _ in closer], zooms)
+        return first, Pass(self._network.head(features), [box for _, box in closer])
 
     def _whole(self, sample: Sample) -> Pixels:
         def make() -> Pixels:
@@ -448,7 +493,9 @@ def _batches(
         batch = [_original(images, next(good)) for _ in range(half)]
         for _ in range(half):
             real = len(images.defective) > 0 and rng.random() < profile.real_share
-            batch.append(_original(images, next(known)) if real else _pseudo(images, rng))
+            batch.append(
+                _known(images, next(known), profile, rng) if real else _pseudo(images, profile, rng)
+            )
         yield batch
 
 
@@ -466,12 +513,24 @@ def _original(images: TrainingImages, index: int) -> Sample:
     )
 
 
-def _pseudo(images: TrainingImages, rng: np.random.Generator) -> Sample:
+def _known(
+    images: TrainingImages, index: int, profile: Profile, rng: np.random.Generator
+) -> Sample:
+    sample = _original(images, index)
+    if not profile.known_masks:
+        sample = replace(sample, mask=None)
+    if profile.moved:
+        pixels, mask = moved(sample.pixels, sample.mask, rng)
+        sample = replace(sample, pixels=pixels, mask=mask, index=None)
+    return sample
+
+
+def _pseudo(images: TrainingImages, profile: Profile, rng: np.random.Generator) -> Sample:
     pixels = images.frame(images.good[int(rng.integers(len(images.good)))])
     donor = pixels
     if rng.random() >= _SAME_DONOR:
         donor = alike(images.frame(images.good[int(rng.integers(len(images.good)))]), pixels)
-    changed, mask = cutmix(pixels, donor, rng)
+    changed, mask = paint(profile.pseudo_defects, pixels, donor, rng)
     return Sample(pixels=changed, mask=mask, defective=True, index=None)
 
 

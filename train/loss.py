@@ -1,11 +1,18 @@
 """Score map → score → deviation → loss (Eq 8-12), differentiable."""
 
+from typing import Final
+
 import numpy as np
 import torch
+import torch.nn.functional as F  # noqa: N812  (PyTorch's own custom)
 from torch import Tensor
 
 from engine.score import ScoreSpec, top_k_count
 from train.profile import Profile
+
+
+# Defective cells are few; each counts this much more than a good one (spec §5.3).
+_DEFECTIVE_CELL: Final = 4.0
 
 
 def drawn_reference(profile: Profile, *, seed: int) -> ScoreSpec:
@@ -47,3 +54,16 @@ def deviation_loss(deviations: Tensor, defective: Tensor, profile: Profile) -> T
         case "two_sided":
             pull = (k - deviations).abs()
     return torch.where(defective, pull, deviations.abs()).mean()
+
+
+def attention_loss(attention: Tensor, masks: Tensor, known: Tensor) -> Tensor:
+    """How far a supervised attention is from the known masks: cross-entropy per cell (spec §5.3).
+
+    `attention` in 0 … 1 and `masks` in {0, 1} are float32 `(N, h, w)`; `known` is bool `(N,)`,
+    False for an image whose mask nobody knows, which then does not count.
+    """
+    cells = F.binary_cross_entropy(
+        attention, masks, weight=1 + (_DEFECTIVE_CELL - 1) * masks, reduction="none"
+    )
+    per_image = cells.mean(dim=(1, 2))
+    return (per_image * known).sum() / known.sum().clamp(min=1)

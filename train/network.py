@@ -29,7 +29,10 @@ _STANDARDISE: Final = {
 
 
 class Maps(NamedTuple):
-    """What a head says of N views: float32 `(N, h, w)`; `attention` is not negative."""
+    """What a head says of N views: float32 `(N, h, w)`; `attention` is not negative.
+
+    A `supervised` attention is the chance, 0 … 1, that a cell is defective.
+    """
 
     score_map: Tensor
     attention: Tensor
@@ -61,21 +64,34 @@ class SelfAttention(nn.Module):
 class AttentionHead(nn.Module):
     """σ and τ of the paper: trunk features → score map and attention map."""
 
-    def __init__(self, channels: int, attention_channels: int, query_channels: int) -> None:
+    def __init__(self, channels: int, profile: Profile) -> None:
         super().__init__()
+        width = profile.attention_channels
         # σ(·; θ_a): "convolution layers and self-attention layers" of 64 channels (D10)
-        self.convolve = nn.Conv2d(channels, attention_channels, 3, padding=1, bias=False)
-        self.normalise = nn.BatchNorm2d(attention_channels)
-        self.attend = SelfAttention(attention_channels, query_channels)
+        self.convolve = nn.Conv2d(
+            channels, width, profile.kernel, padding=profile.kernel // 2, bias=False
+        )
+        self.normalise = nn.BatchNorm2d(width)
+        self.attend = SelfAttention(width, profile.query_channels)
         # τ(·; θ_s) (D11)
-        self.score = nn.Conv2d(attention_channels, 1, 1)
+        self.score = nn.Conv2d(width, 1, 1)
+        # S of spec §5.3, in place of the mean of F
+        self.locate = nn.Conv2d(width, 1, 1) if profile.attention == "supervised" else None
+        self._local_mean = profile.local_mean
 
     def forward(self, features: list[Tensor]) -> Maps:
+        if self._local_mean:
+            features = [
+                F.avg_pool2d(f, 3, stride=1, padding=1, count_include_pad=False) for f in features
+            ]
         x = stacked(features)  # (N, C, h, w)
         x = torch.relu(self.normalise(self.convolve(x)))  # (N, 64, h, w)
         f = self.attend(x)  # F = σ(φ(x)): (N, 64, h, w)
         score_map = self.score(f).flatten(0, 1)  # a_mp = τ(F): (N, h, w)   Eq 3 and 7
-        attention = torch.relu(f).mean(dim=1)  # C_attn: (N, h, w)   Eq 4; rectified, D2
+        if self.locate is None:
+            attention = torch.relu(f).mean(dim=1)  # C_attn: (N, h, w)   Eq 4; rectified, D2
+        else:
+            attention = torch.sigmoid(self.locate(f)).flatten(0, 1)  # S: (N, h, w)
         return Maps(score_map, attention)
 
 
@@ -91,9 +107,7 @@ class AtacNet(nn.Module):
         self.register_buffer("mean", torch.tensor(mean).view(1, 3, 1, 1))
         self.register_buffer("std", torch.tensor(std).view(1, 3, 1, 1))
         self.trunk = Trunk(profile.architecture, profile.stages, profile.form)  # φ
-        self.head = AttentionHead(
-            sum(self.trunk.channels), profile.attention_channels, profile.query_channels
-        )
+        self.head = AttentionHead(sum(self.trunk.channels), profile)
         self.frozen = profile.freeze
         initialise(self)
         self.trunk.requires_grad_(not self.frozen)
@@ -140,7 +154,8 @@ class TorchBackend:
 
     def run(self, views: Pixels) -> NetworkOutput:
         with torch.inference_mode():
-            maps = self._network(torch.from_numpy(views).to(self._device))
+            # Copied: views may be read-only, which torch cannot express.
+            maps = self._network(torch.tensor(views, device=self._device))
         return NetworkOutput(
             score_map=np.asarray(maps.score_map.cpu().numpy()),
             attention=np.asarray(maps.attention.cpu().numpy()),

@@ -11,6 +11,7 @@ from pydantic import Field, TypeAdapter
 from engine.attention import CropSpec
 from engine.spec import spec
 from engine.view import ViewSpec
+from train.anomalies import Kind
 
 Architecture = Literal["resnet18", "resnet50"]
 Stage = Literal["layer2", "layer3", "layer4"]
@@ -39,21 +40,37 @@ class Profile:
     form: Form
     freeze: bool
 
-    # σ and τ (D10, D11).
+    # σ and τ (D10, D11). `local_mean` averages each feature with its eight neighbours first;
+    # `kernel` is the side of σ's convolution. The `attention` map is the mean of σ's rectified
+    # features, or has an output of its own, `supervised` by the known masks (spec §5.3).
+    local_mean: bool
+    kernel: Literal[1, 3]
     attention_channels: Count
     query_channels: Count
+    attention: Literal["mean", "supervised"]
 
-    # Score and loss (D12-D16).
+    # Score and loss (D12-D16). The loss judges the mean of both passes' scores, or `each` (D23);
+    # `mask_weight` is λ of the attention's own loss, where the mask is known (spec §5.3).
     top_k: Share
     loss: Literal["hinge", "literal", "two_sided"]
+    loss_of: Literal["mean", "each"]
     margin: Positive  # k of Eq 12
+    mask_weight: Annotated[float, Field(ge=0)]
     reference_draws: Count  # standard normal draws behind μ_R and σ_R
 
-    # The loop (D17, D18, D21).
+    # The defective half of a batch (D17, D19). `real_share` is the chance of a known defect;
+    # `moved` shows it a little shifted, turned and brightened each time; `known_masks` lets its
+    # mask teach where the data has one (image labels alone otherwise).
+    pseudo_defects: tuple[Kind, ...]
+    real_share: Share
+    moved: bool
+    known_masks: bool
+
+    # The loop (D18, D21, D24).
     epochs: Count
     batch: Annotated[int, Field(ge=2, multiple_of=2)]  # half good, half defective
     least_steps: Count  # steps an epoch, however few good images there are
-    real_share: Share  # chance that a defective slot shows a known defect, not a pseudo one
+    zoom_from: Annotated[int, Field(ge=0)]  # epochs before the first with a pass 2
     learning_rate: Positive
     decay_every: Count  # epochs
     decay: Positive
@@ -72,16 +89,25 @@ PAPER: Final = Profile(
     stages=("layer4",),
     form="v1.5",
     freeze=False,
+    local_mean=False,
+    kernel=3,
     attention_channels=64,
     query_channels=8,
+    attention="mean",
     top_k=0.10,
     loss="hinge",
+    loss_of="mean",
     margin=10.0,
+    mask_weight=0.0,
     reference_draws=5000,
+    pseudo_defects=("cutmix",),
+    real_share=0.5,
+    moved=False,
+    known_masks=False,
     epochs=30,
     batch=16,
     least_steps=20,
-    real_share=0.5,
+    zoom_from=0,
     learning_rate=1e-3,
     decay_every=10,
     decay=0.1,
@@ -98,19 +124,28 @@ LINE: Final = Profile(
     stages=("layer2", "layer3"),
     form="v1.5",
     freeze=True,
+    local_mean=True,
+    kernel=1,
     attention_channels=64,
     query_channels=8,
-    top_k=0.10,
+    attention="supervised",
+    top_k=0.02,
     loss="hinge",
+    loss_of="each",
     margin=10.0,
+    mask_weight=1.0,
     reference_draws=5000,
-    epochs=30,
+    pseudo_defects=("cutmix", "patch", "scar", "blotch", "stroke"),
+    real_share=0.5,
+    moved=True,
+    known_masks=False,
+    epochs=10,
     batch=16,
     least_steps=20,
-    real_share=0.5,
+    zoom_from=5,
     learning_rate=1e-3,
-    decay_every=10,
-    decay=0.1,
+    decay_every=4,
+    decay=0.3,
     clip_norm=1.0,
     hold_out=0.15,
 )

@@ -69,7 +69,12 @@ def small(profile: Profile, **changes: object) -> Profile:
 
 @pytest.fixture(scope="session")
 def line() -> Profile:
-    return small(LINE, freeze=False)
+    profile = small(LINE, freeze=False, batch=8)
+    return replace(
+        profile,
+        view=replace(profile.view, side=48),
+        crop=replace(profile.crop, min_side=16),
+    )
 
 
 @pytest.fixture(scope="session")

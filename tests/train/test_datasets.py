@@ -1,0 +1,211 @@
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from engine.errors import ConfigurationError, ImageError, TrainingError
+from engine.image import read_image
+from train.datasets import (
+    SPLIT_JSON,
+    Kept,
+    TrainingImages,
+    draw_split,
+    find_source,
+    read_listed,
+    read_mask,
+)
+
+
+def drawn(root: Path, **options):
+    return draw_split(
+        find_source(root, None, None), **{"defects": 4, "hold_out": 0.25, "seed": 0} | options
+    )
+
+
+def paths(items):
+    return [item.path for item in items]
+
+
+@pytest.fixture
+def copy(parts, tmp_path):
+    return Path(shutil.copytree(parts, tmp_path / "copy"))
+
+
+def test_every_image_is_in_one_place(source, split):
+    everywhere = (*split.training, *split.held_out_good, *split.test)
+    assert sorted(paths(everywhere)) == sorted(
+        p.relative_to(source.root).as_posix()
+        for folder in ("train", "test")
+        for p in (source.root / folder).rglob("*.png")
+    )
+    assert len({item.sha256 for item in everywhere}) == len(everywhere)
+    assert (len(split.train_good), len(split.held_out_good)) == (18, 6)
+    assert (len(split.train_defective), len(split.test)) == (4, 12)
+    assert all(item.mask for item in everywhere if item.defective)
+
+
+def test_a_split_does_not_depend_on_the_order_of_the_directory(parts, split, tmp_path):
+    again = tmp_path / "again"
+    files = [path for path in parts.rglob("*") if path.is_file()]
+    for path in np.random.default_rng(0).permutation(files):
+        target = again / path.relative_to(parts)
+        target.parent.mkdir(parents=True, exist_ok=True)
+        shutil.copyfile(path, target)
+    assert drawn(again) == split
+
+
+def test_a_seed_draws_and_more_defects_include_the_fewer(parts):
+    one, four = drawn(parts, defects=1), drawn(parts, defects=4)
+    assert set(paths(one.train_defective)) < set(paths(four.train_defective))
+    assert one.train_good == four.train_good
+    other = drawn(parts, seed=1)
+    assert other.train_defective != four.train_defective
+    assert other.held_out_good != four.held_out_good
+
+
+def test_defaults_leave_half_of_the_defects_to_the_test(parts):
+    assert len(drawn(parts, defects=None).train_defective) == 5
+    assert drawn(parts, hold_out=0.0).held_out_good == ()
+    unseen = drawn(parts, hold_out=0.0).unseen_good
+    assert {item.path.split("/")[0] for item in unseen} == {"test"}
+
+
+def test_a_split_survives_its_file(split):
+    assert SPLIT_JSON.validate_json(SPLIT_JSON.dump_json(split)) == split
+
+
+def test_repeated_images_count_once_and_never_in_train_and_test(copy):
+    shutil.copyfile(copy / "train/good/003.png", copy / "test/good/zzz.png")
+    # Another file format, the same pixels.
+    Image.open(copy / "test/spot/000.png").save(copy / "test/spot/zzz.bmp")
+    split = drawn(copy)
+    assert [(d.path, d.same_as) for d in split.dropped] == [
+        ("test/good/zzz.png", "train/good/003.png"),
+        ("test/spot/zzz.bmp", "test/spot/000.png"),
+    ]
+    assert "test/good/zzz.png" not in paths(split.test)
+
+
+def test_one_image_cannot_be_good_and_defective(copy):
+    shutil.copyfile(copy / "train/good/003.png", copy / "test/spot/zzz.png")
+    with pytest.raises(TrainingError, match=r"train/good/003\.png .* test/spot/zzz\.png"):
+        drawn(copy)
+
+
+def test_damaged_images_are_all_named(copy):
+    (copy / "train/good/001.png").write_bytes(b"")
+    cut = (copy / "test/spot/002.png").read_bytes()[:200]
+    (copy / "test/spot/002.png").write_bytes(cut)
+    with pytest.raises(TrainingError) as error:
+        drawn(copy)
+    assert "2 of 40 images cannot be used" in str(error.value)
+    assert "train/good/001.png: is empty" in str(error.value)
+    assert "test/spot/002.png: is damaged" in str(error.value)
+
+
+def test_too_few_images_say_how_many_are_needed(copy):
+    for path in sorted((copy / "train/good").iterdir())[9:]:
+        path.unlink()
+    with pytest.raises(TrainingError, match=r"leaves 7 different good images .* at least 8"):
+        drawn(copy)
+    with pytest.raises(TrainingError, match=r"--defects 11 asks for more .* than the 10"):
+        drawn(copy, defects=11)
+
+
+def test_plain_folders_give_a_quarter_of_the_good_to_the_test(parts, tmp_path):
+    shutil.copytree(parts / "train/good", tmp_path / "data/good")
+    for kind in ("spot", "scratch"):
+        shutil.copytree(parts / "test" / kind, tmp_path / "data/defective" / kind)
+    by_data = drawn(tmp_path / "data")
+    source = find_source(None, tmp_path / "data/good", tmp_path / "data/defective")
+    by_folder = draw_split(source, defects=4, hold_out=0.25, seed=0)
+    assert by_data == by_folder
+    good = [item for item in by_data.test if not item.defective]
+    assert (len(good), len(by_data.held_out_good), len(by_data.train_good)) == (6, 4, 14)
+    assert {item.kind for item in by_data.test} == {"good", "spot", "scratch"}
+    for item in by_data.training:
+        assert read_listed(source, item).shape == (80, 80, 3)
+
+
+def test_without_any_defect_only_good_images_are_split(parts, tmp_path):
+    shutil.copytree(parts / "train/good", tmp_path / "good")
+    split = drawn(tmp_path, defects=None)
+    assert split.train_defective == ()
+    assert split.train_good
+
+
+def test_folders_that_do_not_fit_are_named(tmp_path):
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(ConfigurationError, match="has neither train/good"):
+        find_source(tmp_path / "empty", None, None)
+    with pytest.raises(ConfigurationError, match=r"--data.*is not a folder"):
+        find_source(tmp_path / "absent", None, None)
+    with pytest.raises(ConfigurationError, match=r"--defective.*is not a folder"):
+        find_source(None, tmp_path / "empty", tmp_path / "absent")
+    with pytest.raises(ConfigurationError, match="needs --good"):
+        find_source(None, None, tmp_path / "empty")
+    with pytest.raises(ConfigurationError, match="give --data DIR"):
+        find_source(None, None, None)
+    (tmp_path / "good").mkdir()
+    with pytest.raises(TrainingError, match="leaves 0 different good images"):
+        draw_split(find_source(tmp_path, None, None), defects=0, hold_out=0.0, seed=0)
+
+
+def test_an_image_that_changed_since_is_refused(copy):
+    split = drawn(copy)
+    item = split.train_good[0]
+    pixels = read_image(copy / item.path)
+    Image.fromarray(pixels[::-1]).save(copy / item.path)
+    with pytest.raises(TrainingError, match="is not the image that the split lists"):
+        read_listed(find_source(copy, None, None), item)
+
+
+def test_masks_show_where_the_defect_is(copy):
+    source, split = find_source(copy, None, None), drawn(copy)
+    images = TrainingImages(source, split)
+    assert not images.mask(images.good[0]).any()
+    index = images.defective[0]
+    mask = images.mask(index)
+    assert mask.shape == images.frame(index).shape[:2]
+    assert 0.005 < mask.mean() < 0.1
+
+    item = split.train_defective[0]
+    Image.new("L", (10, 10)).save(copy / item.mask)
+    with pytest.raises(ImageError, match="is \\(10, 10\\) pixels where"):
+        read_mask(source, item, images.frame(index))
+
+
+def test_kept_values_stay_within_their_limit():
+    made = []
+
+    def value(key):
+        return kept.get(key, lambda: made.append(key) or bytes(10), len)
+
+    kept = Kept(limit=25)
+    for key in ("a", "b", "c", "a", "b", "c"):
+        assert value(key) == bytes(10)
+    assert made == ["a", "b", "c", "c"]
+
+
+@pytest.mark.data
+@pytest.mark.parametrize(
+    ("name", "good", "test", "masks"),
+    [("mvtec_bottle", 178, 73, 63), ("magnetic_tile", 128, 442, 392)],
+)
+def test_real_folders_split(data, name, good, test, masks):
+    split = drawn(data / name, defects=10, hold_out=0.15)
+    assert len(split.train_defective) == 10
+    assert (len(split.train_good), len(split.test)) == (good, test)
+    listed = [item for item in (*split.train_defective, *split.test) if item.defective]
+    assert sum(item.mask is not None for item in listed) == masks
+
+
+@pytest.mark.data
+def test_real_plain_folders_lose_their_duplicates(data):
+    source = find_source(None, data / "brain_mri/no", data / "brain_mri/yes")
+    split = draw_split(source, defects=10, hold_out=0.15, seed=0)
+    assert split.dropped
+    everywhere = (*split.training, *split.held_out_good, *split.test)
+    assert len(everywhere) + len(split.dropped) == 253

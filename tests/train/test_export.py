@@ -1,0 +1,173 @@
+import shutil
+from dataclasses import replace
+
+import numpy as np
+import onnx
+import pytest
+import torch
+
+from engine.backends.onnxruntime_backend import OnnxRuntimeBackend
+from engine.bundle import PARITY, WEIGHTS, open_bundle
+from engine.errors import BundleError
+from engine.frame import Box
+from engine.inspector import TwoPassInspector
+from train.datasets import SPLIT, read_listed, unseen_images
+from train.evaluate import evaluation, scored
+from train.export import (
+    PARITY_JSON,
+    PROFILE,
+    add_precision,
+    box_iou,
+    fold_batch_norm,
+    load_network,
+    provisional_threshold,
+)
+from train.fit import train_bundle
+from train.network import AtacNet, TorchBackend
+
+
+@pytest.fixture(scope="module")
+def bundle(source, line, tmp_path_factory):
+    out = tmp_path_factory.mktemp("bundles") / "trained"
+    profile = replace(line, epochs=3, least_steps=8, hold_out=0.25)
+    return train_bundle(source, out, profile, weights=None, defects=4, seed=0)
+
+
+@pytest.fixture
+def copy(bundle, tmp_path):
+    return open_bundle(shutil.copytree(bundle.path, tmp_path / "copy"))
+
+
+def scores(backend, bundle, source, items):
+    inspector = TwoPassInspector(backend, bundle.manifest)
+    return np.array([inspector.inspect(read_listed(source, item)).score for item in items])
+
+
+def test_training_ends_in_a_bundle(bundle, split, line):
+    manifest = bundle.manifest
+    assert set(manifest.files) == {"network.onnx", WEIGHTS, SPLIT, PROFILE, PARITY}
+    assert {path.name for path in bundle.path.iterdir()} == {*manifest.files, "manifest.json"}
+    assert [path.name for path in bundle.path.parent.iterdir()] == ["trained"]
+    assert (manifest.network.map_height, manifest.network.map_width) == (6, 6)
+    record = manifest.training
+    assert record.training_sha256 == tuple(item.sha256 for item in split.training)
+    assert len(record.held_out_scores) == len(split.held_out_good)
+    assert (record.good, record.defective, record.pretrained) == (18, 4, "none")
+    assert manifest.score.reference_std != 1.0
+    assert manifest.view == line.view
+
+
+def test_onnx_and_torch_decide_alike(bundle, source):
+    items = unseen_images(source, bundle)
+    with TorchBackend(load_network(bundle)) as torch_backend:
+        expected = scores(torch_backend, bundle, source, items)
+    with OnnxRuntimeBackend(bundle) as onnx_backend:
+        found = scores(onnx_backend, bundle, source, items)
+    np.testing.assert_allclose(found, expected, atol=1e-3)
+    parity = PARITY_JSON.validate_json(bundle.read(PARITY))["fp32"]
+    assert (parity.flips, parity.images) == ((), 10)
+    assert parity.max_score_difference < 1e-3
+
+
+def test_the_graph_has_one_input_two_outputs_and_any_batch(bundle):
+    graph = onnx.load_model_from_string(bundle.network("fp32")).graph
+    (views,) = graph.input
+    assert views.name == "views"
+    assert views.type.tensor_type.elem_type == onnx.TensorProto.UINT8
+    assert [d.dim_value for d in views.type.tensor_type.shape.dim][1:] == [48, 48, 3]
+    assert views.type.tensor_type.shape.dim[0].dim_param
+    assert [o.name for o in graph.output] == ["score_map", "attention"]
+    assert not [node for node in graph.node if node.op_type == "BatchNormalization"]
+    batch = np.random.default_rng(0).integers(0, 256, (3, 48, 48, 3), dtype=np.uint8)
+    with OnnxRuntimeBackend(bundle) as backend:
+        together = backend.run(batch)
+        alone = np.concatenate([backend.run(view[None]).score_map for view in batch])
+    np.testing.assert_allclose(together.score_map, alone, atol=1e-4)
+
+
+def test_int8_and_fp16_join_the_bundle(copy, source):
+    extended, int8 = add_precision(copy, "int8", source)
+    extended, fp16 = add_precision(extended, "fp16", source)
+    assert set(extended.manifest.networks) == {"fp32", "fp16", "int8"}
+    assert extended.id != copy.id
+    assert extended.manifest.training == copy.manifest.training
+    assert set(PARITY_JSON.validate_json(extended.read(PARITY))) == {"fp32", "fp16", "int8"}
+    assert (int8.flips, fp16.flips) == ((), ())
+    assert int8.threshold_from == "held-out images"
+    assert fp16.max_score_difference < 0.05
+    assert len(extended.network("int8")) < 0.5 * len(extended.network("fp32"))
+    assert len(extended.network("fp16")) < 0.7 * len(extended.network("fp32"))
+
+    items = unseen_images(source, extended)
+    aurocs = []
+    for precision in ("fp32", "fp16", "int8"):
+        with OnnxRuntimeBackend(extended, precision=precision) as backend:
+            images = scored(TwoPassInspector(backend, extended.manifest), source, items)
+        aurocs.append(evaluation(images, backend=backend.name).overall.auroc)
+    assert min(aurocs) > 0.9
+
+
+def test_a_verdict_that_flips_stops_the_export_unless_accepted(copy, source, split):
+    with OnnxRuntimeBackend(copy) as backend:
+        before = scores(backend, copy, source, split.held_out_good)
+    _, free = add_precision(copy, "int8", source)
+    with OnnxRuntimeBackend(open_bundle(copy.path), precision="int8") as backend:
+        after = scores(backend, copy, source, split.held_out_good)
+    widest = int(np.argmax(abs(after - before)))
+    between = float(before[widest] + after[widest]) / 2
+    assert free.flips == ()
+
+    with pytest.raises(BundleError, match=r"int8 changes \d+ of 10 verdicts.*--accept-flips"):
+        add_precision(open_bundle(copy.path), "int8", source, threshold=between)
+    _, accepted = add_precision(
+        open_bundle(copy.path), "int8", source, threshold=between, accept_flips=True
+    )
+    assert split.held_out_good[widest].path in accepted.flips
+    assert accepted.threshold_from == "calibration"
+
+
+def test_the_image_that_set_the_threshold_cannot_flip(copy, source, split):
+    with OnnxRuntimeBackend(copy) as backend:
+        highest = scores(backend, copy, source, split.held_out_good).max()
+    _, parity = add_precision(copy, "fp16", source, threshold=float(highest))
+    assert parity.flips == ()
+
+
+def test_fp32_can_be_made_again(copy, source):
+    again, parity = add_precision(copy, "fp32", source)
+    assert parity.compared_with == "torch fp32"
+    assert again.network("fp32") == copy.network("fp32")
+
+
+def test_a_bundle_of_another_make_says_so(copy, source):
+    manifest = copy.manifest
+    foreign = replace(
+        copy,
+        manifest=replace(manifest, files={"network.onnx": manifest.files["network.onnx"]}),
+    )
+    with pytest.raises(BundleError, match=r"has no profile\.json"):
+        add_precision(foreign, "int8", source)
+
+
+def test_folding_changes_nothing_but_the_graph(paper):
+    torch.manual_seed(0)
+    network = AtacNet(paper)
+    views = torch.randint(0, 256, (2, 64, 64, 3), dtype=torch.uint8)
+    network.train()(views)  # gives the BatchNorms statistics of their own
+    network.eval().requires_grad_(requires_grad=False)
+    before = network(views)
+    fold_batch_norm(network)
+    assert not [m for m in network.modules() if isinstance(m, torch.nn.BatchNorm2d)]
+    torch.testing.assert_close(network(views).score_map, before.score_map, rtol=1e-4, atol=1e-4)
+
+
+def test_provisional_thresholds_lie_between_the_classes():
+    assert provisional_threshold([1.0, 2.0], [4.0, 9.0, 1.5]) == 3.0
+    assert provisional_threshold([1.0, 2.0], [1.5]) == pytest.approx(2.2)
+
+
+def test_box_iou():
+    box = Box(left=0, top=0, right=4, bottom=2)
+    assert box_iou(box, box) == 1.0
+    assert box_iou(box, Box(left=2, top=1, right=6, bottom=3)) == pytest.approx(2 / 14)
+    assert box_iou(box, Box(left=4, top=0, right=6, bottom=2)) == 0.0

@@ -1,0 +1,210 @@
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+
+from engine.attention import CropSpec
+from engine.errors import ConfigurationError, TrainingError
+from engine.inspector import TwoPassInspector
+from train import fit as training
+from train.backbone import PretrainedWeights, Trunk, initialise
+from train.datasets import TrainingImages, read_listed
+from train.fit import CHECKPOINT, TrainedOptics, fit, settled, train_bundle
+from train.network import AtacNet, TorchBackend
+from train.profile import LINE
+
+
+def weights_of(result):
+    return {name: t.clone() for name, t in result.network.state_dict().items()}
+
+
+def same(one, other):
+    return one.keys() == other.keys() and all(torch.equal(t, other[n]) for n, t in one.items())
+
+
+def trained(source, split, profile, folder, **options):
+    return fit(
+        source, split, profile, **{"weights": None, "seed": 0, "run_folder": folder} | options
+    )
+
+
+@pytest.fixture
+def samples(source, split, paper):
+    images = TrainingImages(source, split)
+    return images, next(training._batches(images, paper, np.random.default_rng(0), steps=1))
+
+
+@contextmanager
+def eyes(profile):
+    """A network and the two passes over it, as training runs them."""
+    torch.manual_seed(0)
+    network = AtacNet(profile)
+    with ThreadPoolExecutor(1) as pool:
+        yield network, training._Eyes(network, profile, pool)
+
+
+def test_batches_are_half_good_half_defective(source, split, paper):
+    images = TrainingImages(source, split)
+    rng = np.random.default_rng(0)
+    batches = list(training._batches(images, paper, rng, steps=40))
+    assert all([s.defective for s in batch] == [False] * 8 + [True] * 8 for batch in batches)
+
+    good = [s.index for batch in batches for s in batch[:8]]
+    counts = np.bincount(good, minlength=18)
+    assert counts.max() - counts.min() <= 1  # every image has its turn before one has two
+
+    slots = [s for batch in batches for s in batch[8:]]
+    real = [s for s in slots if s.index is not None]
+    assert 0.4 < len(real) / len(slots) < 0.6
+    assert {s.index for s in real} == set(images.defective)
+    assert all(s.mask.any() for s in slots)
+    assert not any(s.mask.any() for batch in batches for s in batch[:8])
+
+
+def test_without_known_defects_every_defect_is_painted(source, split, paper):
+    images = TrainingImages(source, replace(split, train_defective=()))
+    (batch,) = training._batches(images, paper, np.random.default_rng(0), steps=1)
+    assert all(s.index is None for s in batch[8:])
+
+
+def test_gradient_reaches_the_trunk_through_both_passes(samples, paper):
+    _, batch = samples
+    with eyes(replace(paper, crop=CropSpec(omega=0.9))) as (network, pair):
+        fed = []
+        network.head.register_forward_hook(lambda _, inputs, __: fed.append(inputs[0][0]))
+        pair.scores(batch)
+    first, second = fed
+    assert not torch.equal(first, second)
+    for features in (first, second):
+        (gradient,) = torch.autograd.grad(features.sum(), network.trunk.conv1.weight)
+        assert gradient.abs().sum() > 0
+
+
+def test_training_and_inspection_score_alike(samples, split, source, paper):
+    images, batch = samples
+    profile = replace(paper, crop=CropSpec(omega=0.8))
+    with eyes(profile) as (network, pair), torch.no_grad():
+        network.eval()
+        scores = pair.scores(batch)
+    reference = training.drawn_reference(profile, seed=0)
+    optics = TrainedOptics(view=profile.view, crop=profile.crop, score=reference)
+    with TorchBackend(network) as backend:
+        inspector = TwoPassInspector(backend, optics)
+        found = [inspector.inspect(sample.pixels) for sample in batch]
+    assert any(one.zoomed for one in found)
+    np.testing.assert_allclose(scores.numpy(), [one.score for one in found], rtol=1e-4, atol=1e-5)
+    assert np.array_equal(read_listed(source, split.train_good[0]), images.frame(0))
+
+
+def test_a_frozen_trunk_is_asked_once_about_an_image(samples, paper):
+    _, batch = samples
+    with (
+        eyes(replace(paper, freeze=True, crop=CropSpec(omega=0.8))) as (network, pair),
+        torch.no_grad(),
+    ):
+        network.eval()
+        seen = []
+        network.trunk.register_forward_hook(lambda _, inputs, __: seen.append(len(inputs[0])))
+        first = pair.scores(batch)
+        asked_first, seen[:] = sum(seen), []
+        second = pair.scores(batch)
+        originals = {sample.index for sample in batch if sample.index is not None}
+        assert asked_first - sum(seen) == len(originals)
+        assert torch.equal(first, second)
+        network.frozen = False
+        every = pair.scores(batch)
+    # Half-precision features in memory move a score by thousandths of its size at most.
+    torch.testing.assert_close(first, every, rtol=5e-3, atol=5e-3)
+
+
+def test_training_separates_defects(source, split, line, tmp_path):
+    epochs = []
+    profile = replace(line, epochs=3, least_steps=8)
+    result = trained(source, split, profile, tmp_path, on_epoch=epochs.append)
+    assert [e.number for e in epochs] == [1, 2, 3]
+    assert epochs[-1].loss < 0.6 * epochs[0].loss
+    assert epochs[-1].separation >= 0.9
+    assert result.final_loss == epochs[-1].loss
+    assert not result.network.training
+
+
+def test_the_same_seed_gives_the_same_weights(source, split, line, tmp_path):
+    one = trained(source, split, line, tmp_path / "one")
+    torch.manual_seed(99)  # whatever happened before must not matter
+    other = trained(source, split, line, tmp_path / "other")
+    assert same(weights_of(one), weights_of(other))
+    third = trained(source, split, line, tmp_path / "third", seed=1)
+    assert not same(weights_of(one), weights_of(third))
+
+
+def test_an_interrupted_training_ends_in_the_same_weights(source, split, line, tmp_path):
+    profile = replace(line, epochs=3, decay_every=1, least_steps=2)
+    straight = trained(source, split, profile, tmp_path / "straight")
+
+    def stop(epoch):
+        if epoch.number == 2:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        trained(source, split, profile, tmp_path / "broken", on_epoch=stop)
+    epochs = []
+    resumed = trained(
+        source, split, profile, tmp_path / "broken", resume=True, on_epoch=epochs.append
+    )
+    assert [e.number for e in epochs] == [3]
+    assert same(weights_of(straight), weights_of(resumed))
+    assert resumed.final_loss == straight.final_loss
+
+
+def test_a_checkpoint_serves_its_own_training_only(source, split, line, tmp_path):
+    profile = replace(line, least_steps=1)
+    trained(source, split, profile, tmp_path)
+    with pytest.raises(ConfigurationError, match="another seed"):
+        trained(source, split, profile, tmp_path, seed=1, resume=True)
+    (tmp_path / CHECKPOINT).write_bytes(b"damaged")
+    with pytest.raises(TrainingError, match="start again without --resume"):
+        trained(source, split, profile, tmp_path, resume=True)
+
+
+def test_resuming_what_never_began_begins(source, split, line, tmp_path):
+    epochs = []
+    profile = replace(line, least_steps=1)
+    trained(source, split, profile, tmp_path, resume=True, on_epoch=epochs.append)
+    assert [e.number for e in epochs] == [1]
+
+
+def test_a_loss_that_is_no_number_says_what_to_do(source, split, line, tmp_path):
+    with pytest.raises(TrainingError, match=r"loss became \w+ in epoch 1, step \d.*--seed"):
+        trained(source, split, replace(line, learning_rate=1e30), tmp_path)
+
+
+def test_weights_settle_form_and_freezing():
+    trunk = Trunk("resnet18", ("layer3",), "v1.5")
+    initialise(trunk)
+    weights = PretrainedWeights(
+        source="weights.pth", tensors=trunk.state_dict(), form="v1", fused=True
+    )
+    assert settled(LINE, None) == replace(LINE, freeze=False)
+    assert settled(LINE, weights).form == "v1"
+    with pytest.raises(ConfigurationError, match=r"weights\.pth.*--profile line"):
+        settled(replace(LINE, freeze=False), weights)
+
+
+def test_pretrained_and_frozen_stays_as_it_was(source, split, line, tmp_path):
+    trunk = Trunk("resnet18", ("layer2",), "v1.5")
+    initialise(trunk)
+    weights = PretrainedWeights(
+        source="weights.pth", tensors=trunk.state_dict(), form="v1.5", fused=False
+    )
+    profile = replace(line, freeze=True, least_steps=2)
+    result = trained(source, split, profile, tmp_path, weights=weights)
+    assert same(result.network.trunk.state_dict(), trunk.state_dict())
+
+
+def test_a_bundle_is_never_overwritten(source, line, tmp_path):
+    (tmp_path / "manifest.json").write_text("{}")
+    with pytest.raises(ConfigurationError, match=r"--out.*is a bundle already"):
+        train_bundle(source, tmp_path, line, weights=None)
