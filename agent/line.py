@@ -61,17 +61,14 @@ def run_line(
         calibration_id=calibration_id,
         template=config.mqtt.topics,
     )
-    with (
-        Ledger(
-            config.ledger.path,
-            agent_id=config.agent.id,
-            bundle_id=bundle_id,
-            calibration_id=calibration_id,
-            announce=lambda verdict, epoch: outgoing(replace(origin, epoch=epoch), verdict),
-            memory_bytes=config.ledger.memory_mb * 1_000_000,
-        ) as ledger,
-        Publisher(config.mqtt, ledger, config.agent.id) as publisher,
-    ):
+    with Ledger(
+        config.ledger.path,
+        agent_id=config.agent.id,
+        bundle_id=bundle_id,
+        calibration_id=calibration_id,
+        announce=lambda verdict, epoch: outgoing(replace(origin, epoch=epoch), verdict),
+        memory_bytes=config.ledger.memory_mb * 1_000_000,
+    ) as ledger:
         origin = replace(origin, epoch=ledger.epoch)
         tally = Tally(
             ledger,
@@ -95,11 +92,7 @@ def run_line(
             watch(verdict)
 
         def tell_health() -> None:
-            now = tally.health(
-                delivered=publisher.status.delivered,
-                camera_trouble=acquisition.trouble,
-                broker_trouble=publisher.status.trouble,
-            )
+            now = tally.health(publisher.status, camera_trouble=acquisition.trouble)
             publisher.publish_now(health(origin, time_ns(), now))
 
         acquisition = Acquisition(camera, begin=tally.begin, end=end, stop=stop, parts=parts)
@@ -113,10 +106,14 @@ def run_line(
             health_s=config.mqtt.health_s,
             watch=settled,
         )
-        with announcer, acquisition as arrivals:
+        with (
+            Publisher(config.mqtt, ledger, config.agent.id) as publisher,
+            announcer,
+            acquisition as arrivals,
+        ):
             _inspect_parts(arrivals, inspector, threshold, announcer, tally.timing)
         ledger.flush()
-        return tally.summary(alarms=announcer.alarms)
+        return tally.summary(publisher.status, alarms=announcer.alarms)
 
 
 def _inspect_parts(
@@ -182,7 +179,7 @@ def stopping_on_signals(stop: threading.Event) -> Iterator[None]:
     """Within this context Ctrl-C and SIGTERM set `stop`; a second one acts as usual."""
 
     def handle(number: int, _frame: FrameType | None) -> None:
-        signal.signal(number, before[number])
+        signal.signal(number, before[signal.Signals(number)])
         # In another thread, as this one may hold the event's lock right now.
         threading.Thread(target=stop.set, name="atac-stop").start()
 

@@ -8,6 +8,7 @@ import numpy as np
 
 from agent.ledger import Ledger
 from agent.messages import Health
+from agent.mqtt import BrokerStatus
 from agent.verdict import State, Trigger, Verdict
 from engine.frame import Inspection
 
@@ -36,10 +37,11 @@ class Latency:
 class Summary:
     """One run: how its triggers ended and how long things took.
 
-    `counts` has every state and sums to `triggers`. `alarms` were recorded for delivery; of all
-    the ledger's messages, `undelivered` still waited and `refused` had been refused by the broker
-    when the run ended. `start_up_s` is from the program's start to the first part, `seconds` from
-    there to the last verdict. `latencies` are by stage; see `Timing`.
+    `counts` has every state and sums to `triggers`; `alarms` were recorded for delivery. Of the
+    outbox's messages (an alarm and its thumbnail are two) the broker took `delivered` and
+    `refused` others in this run; `undelivered` wait for the next one. `start_up_s` is from the
+    program's start to the first part, `seconds` from there to the last verdict. `latencies` are
+    by stage; see `Timing`.
     """
 
     epoch: str
@@ -47,8 +49,9 @@ class Summary:
     counts: dict[State, int]
     zoomed: int
     alarms: int
-    undelivered: int
+    delivered: int
     refused: int
+    undelivered: int
     start_up_s: float
     seconds: float
     parts_per_second: float
@@ -134,9 +137,7 @@ class Tally:
         self._zoomed += verdict.inspection is not None and verdict.inspection.zoomed
         self._last = perf_counter()
 
-    def health(
-        self, *, delivered: int, camera_trouble: str | None, broker_trouble: str | None
-    ) -> Health:
+    def health(self, broker: BrokerStatus, *, camera_trouble: str | None) -> Health:
         """How the agent is now; the rate is that since the last call."""
         now, ended = perf_counter(), sum(self._counts.values())
         before, ended_before = self._rated
@@ -149,17 +150,17 @@ class Tally:
             parts_per_second=(ended - ended_before) / max(now - before, 1e-9),
             latency_p50_ms=recent.p50_ms if recent else None,
             latency_p99_ms=recent.p99_ms if recent else None,
-            waiting=self._ledger.pending,
-            delivered=delivered,
+            waiting=broker.pending,
+            delivered=broker.delivered,
             refused=self._ledger.refused,
             lost=self._ledger.lost,
             camera_trouble=camera_trouble,
-            broker_trouble=broker_trouble,
+            broker_trouble=broker.trouble,
             ledger_trouble=self._ledger.trouble,
         )
 
-    def summary(self, *, alarms: int) -> Summary:
-        """The whole run."""
+    def summary(self, broker: BrokerStatus, *, alarms: int) -> Summary:
+        """The whole run; `broker` is how delivery ended."""
         first = self._last if self._first is None else self._first
         seconds = self._last - first
         return Summary(
@@ -168,8 +169,9 @@ class Tally:
             counts=dict(self._counts),
             zoomed=self._zoomed,
             alarms=alarms,
-            undelivered=self._ledger.pending,
-            refused=self._ledger.refused,
+            delivered=broker.delivered,
+            refused=broker.refused,
+            undelivered=broker.pending,
             start_up_s=first - self._started,
             seconds=seconds,
             parts_per_second=self._triggers / seconds if seconds else 0.0,

@@ -103,10 +103,13 @@ def told(summary: "Summary") -> str:
     """The summary for people."""
     states = ", ".join(f"{n} {state}" for state, n in summary.counts.items() if n)
     rate = f"{summary.seconds:.1f} s ({summary.parts_per_second:.1f}/s)"
+    sent = ", ".join(
+        f"{getattr(summary, end)} {end}" for end in ("delivered", "refused", "undelivered")
+    )
     lines = [
         f"{summary.triggers} parts in {rate}: {states or 'none arrived'}",
         f"{summary.zoomed} parts looked at twice, {summary.alarms} alarms recorded",
-        f"outbox: {summary.undelivered} messages wait for the broker, {summary.refused} refused",
+        f"messages: {sent}",
         f"first part {summary.start_up_s:.1f} s after the start",
     ]
     if summary.latencies:
