@@ -8,7 +8,8 @@
     ├── InspectionError         the network answered something that is not a score
     ├── CalibrationError        the parts at hand cannot support the promise asked for
     ├── TrainingError           the images at hand, or their numbers, cannot be learnt from
-    └── CameraError             a camera is not ready or has gone; the line retries
+    ├── CameraError             a camera is not ready or has gone; the line retries
+    └── BrokerError             an MQTT broker is away or refuses; the sender retries
 
 Messages say what is wrong, with which value, and what to do about it; a command-line user sees
 the message alone, never a traceback.
@@ -65,3 +66,11 @@ class TrainingError(AtacError):
 
 class CameraError(AtacError):
     """A camera is not ready or has gone away; worth retrying."""
+
+
+class BrokerError(AtacError):
+    """An MQTT broker is away or refuses; `is_refusal` says that waiting alone will not help."""
+
+    def __init__(self, message: str, *, is_refusal: bool = False) -> None:
+        self.is_refusal = is_refusal
+        super().__init__(message)
