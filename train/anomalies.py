@@ -267,7 +267,7 @@ def moved(
     turn = cv2.getRotationMatrix2D(
         (width / 2, height / 2), float(rng.uniform(-5, 5)), float(rng.uniform(0.97, 1.03))
     )
-    turn[:, 2] += rng.uniform(-0.02, 0.02, size=2) * (width, height)
+    turn += np.array([[0, 0, rng.uniform(-0.02, 0.02) * side] for side in (width, height)])
     shown = cv2.warpAffine(pixels, turn, (width, height), borderMode=cv2.BORDER_REFLECT)
     brightened = np.clip(np.rint(shown * rng.uniform(0.95, 1.05)), 0, 255).astype(np.uint8)
     if mask is None:

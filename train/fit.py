@@ -282,7 +282,7 @@ def _objective(
     """The loss of one batch: of the scores (Eq 8-12) and, with λ, of where attention went."""
     device = passes[0].maps.score_map.device
     defective = torch.tensor([sample.defective for sample in batch], device=device)
-    scores = torch.stack([top_k_mean(p.maps.score_map, profile.top_k) for p in passes])
+    scores = _pass_scores(passes, profile)
     if profile.loss_of == "mean":
         scores = scores.mean(dim=0, keepdim=True)  # γ(x)   Eq 10
     losses = [deviation_loss(deviation(s, reference), defective, profile) for s in scores]
@@ -292,6 +292,11 @@ def _objective(
         misses = [attention_loss(p.maps.attention, _map_masks(p, batch), known) for p in passes]
         objective = objective + profile.mask_weight * torch.stack(misses).mean()
     return objective
+
+
+def _pass_scores(passes: tuple[Pass, Pass], profile: Profile) -> Tensor:
+    """s_1 and s_2 of every sample: float32 `(2, N)` (Eq 8 and 9); their mean is γ(x)."""
+    return torch.stack([top_k_mean(p.maps.score_map, profile.top_k) for p in passes])
 
 
 def _map_masks(seen: Pass, batch: Sequence[Sample]) -> Tensor:

@@ -10,7 +10,6 @@ from torch import Tensor
 from engine.score import ScoreSpec, top_k_count
 from train.profile import Profile
 
-
 # Defective cells are few; each counts this much more than a good one (spec §5.3).
 _DEFECTIVE_CELL: Final = 4.0
 

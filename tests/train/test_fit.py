@@ -37,6 +37,11 @@ def samples(source, split, paper):
     return images, next(training._batches(images, paper, np.random.default_rng(0), steps=1))
 
 
+def scores(pair, batch):
+    """γ of every sample."""
+    return training._pass_scores(pair.look(batch), pair._profile).mean(dim=0)
+
+
 @contextmanager
 def eyes(profile):
     """A network and the two passes over it, as training runs them."""
@@ -75,7 +80,7 @@ def test_gradient_reaches_the_trunk_through_both_passes(samples, paper):
     with eyes(replace(paper, crop=CropSpec(omega=0.9))) as (network, pair):
         fed = []
         network.head.register_forward_hook(lambda _, inputs, __: fed.append(inputs[0][0]))
-        pair.scores(batch)
+        scores(pair, batch)
     first, second = fed
     assert not torch.equal(first, second)
     for features in (first, second):
@@ -88,14 +93,14 @@ def test_training_and_inspection_score_alike(samples, split, source, paper):
     profile = replace(paper, crop=CropSpec(omega=0.8))
     with eyes(profile) as (network, pair), torch.no_grad():
         network.eval()
-        scores = pair.scores(batch)
+        gamma = scores(pair, batch)
     reference = training.drawn_reference(profile, seed=0)
     optics = TrainedOptics(view=profile.view, crop=profile.crop, score=reference)
     with TorchBackend(network) as backend:
         inspector = TwoPassInspector(backend, optics)
         found = [inspector.inspect(sample.pixels) for sample in batch]
     assert any(one.zoomed for one in found)
-    np.testing.assert_allclose(scores.numpy(), [one.score for one in found], rtol=1e-4, atol=1e-5)
+    np.testing.assert_allclose(gamma.numpy(), [one.score for one in found], rtol=1e-4, atol=1e-5)
     assert np.array_equal(read_listed(source, split.train_good[0]), images.frame(0))
 
 
@@ -108,14 +113,14 @@ def test_a_frozen_trunk_is_asked_once_about_an_image(samples, paper):
         network.eval()
         seen = []
         network.trunk.register_forward_hook(lambda _, inputs, __: seen.append(len(inputs[0])))
-        first = pair.scores(batch)
+        first = scores(pair, batch)
         asked_first, seen[:] = sum(seen), []
-        second = pair.scores(batch)
+        second = scores(pair, batch)
         originals = {sample.index for sample in batch if sample.index is not None}
         assert asked_first - sum(seen) == len(originals)
         assert torch.equal(first, second)
         network.frozen = False
-        every = pair.scores(batch)
+        every = scores(pair, batch)
     # Half-precision features in memory move a score by thousandths of its size at most.
     torch.testing.assert_close(first, every, rtol=5e-3, atol=5e-3)
 
