@@ -1,13 +1,12 @@
 # make demo          everything at work: no camera, broker, GPU or torch needed
 # make test          all tests
 # make check         format, lint, types, import rules, then all tests
+# make demo-bundle   the demo's model, trained again on generated parts (minutes)
 #
 # Each sets itself up in .venv, from constraints.txt, and does so again only when that changes.
 
 VENV := .venv
 BIN := $(VENV)/bin
-ATAC_DATA ?= ../shared/data
-export ATAC_DATA
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 export PATH := $(PATH):/usr/sbin:/usr/local/sbin
 
@@ -20,10 +19,10 @@ INSTALL = $(BIN)/python -m pip install --quiet --constraint constraints.txt
 INSTALL_PRODUCT = $(INSTALL) setuptools && $(INSTALL) --no-build-isolation --editable
 
 .DELETE_ON_ERROR:
-.PHONY: demo test check lint format clean mosquitto
+.PHONY: demo test check lint format demo-bundle clean mosquitto
 
 demo: $(VENV)/installed-run
-	$(BIN)/agent demo --parts 120 --report runs/demo.html
+	$(BIN)/agent demo --parts 120 --rate 600 --report runs/demo.html
 
 test: $(VENV)/installed-all mosquitto
 	$(BIN)/pytest
@@ -36,6 +35,17 @@ lint: $(VENV)/installed-all
 	$(BIN)/ruff check .
 	$(BIN)/mypy
 	$(BIN)/lint-imports
+
+demo-bundle: $(VENV)/installed-all
+	rm -rf build/demo-parts build/demo-bundle
+	$(BIN)/python tools/demo_bundle.py build/demo-parts build/demo-bundle
+	rm -r build/demo-parts/calibration/test/good
+	$(BIN)/agent calibrate --bundle build/demo-bundle --good build/demo-parts/calibration/train \
+		--defective build/demo-parts/calibration/test
+	mkdir -p runs
+	mv build/demo-bundle/calibration.html runs/demo-calibration.html
+	rm -rf agent/demo_bundle
+	mv build/demo-bundle agent/demo_bundle
 
 format: $(VENV)/installed-all
 	$(BIN)/ruff format .

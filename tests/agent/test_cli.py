@@ -1,0 +1,85 @@
+"""The command line: help, errors as one line, exit codes."""
+
+import inspect
+import sys
+
+import pytest
+
+from agent import cli
+from engine.errors import BundleError, ConfigurationError
+
+
+@pytest.fixture
+def called(monkeypatch, capsys):
+    """Run `agent` with these arguments; gives exit code, output and error output."""
+
+    def call(*arguments: str) -> tuple[int, str, str]:
+        monkeypatch.setattr(sys, "argv", ["agent", *arguments])
+        with pytest.raises(SystemExit) as end:
+            cli.main()
+        printed = capsys.readouterr()
+        code = end.value.code
+        return code if isinstance(code, int) else 0, printed.out, printed.err
+
+    return call
+
+
+def test_help_lists_every_command(called):
+    code, out, _ = called("--help")
+    assert code == 0
+    for name in cli.COMMANDS:
+        assert name in out
+
+
+@pytest.mark.parametrize("name", cli.COMMANDS)
+def test_every_command_explains_itself_with_an_example_and_speaks_json(called, name):
+    code, out, _ = called(name, "--help")
+    assert code == 0
+    assert f"Example: agent {name}" in " ".join(out.split())
+    assert "--json" in out
+    signature = inspect.signature(cli._command(name))
+    assert all(p.kind is p.KEYWORD_ONLY for p in signature.parameters.values())
+
+
+def test_an_unknown_command_is_wrong_use(called):
+    code, _, err = called("inspect")
+    assert code == 2
+    assert "inspect" in err
+    assert err.count("\n") == 1
+
+
+def test_a_wrong_option_value_is_wrong_use(called):
+    code, _, err = called("demo", "--parts", "0")
+    assert code == 2
+    assert "--parts" in err
+    assert "Traceback" not in err
+
+
+@pytest.mark.parametrize(
+    ("error", "code"),
+    [
+        (ConfigurationError("camera.type", "tv", "write folder"), 2),
+        (BundleError("bottle", "is damaged"), 1),
+    ],
+)
+def test_an_error_is_one_line_and_an_exit_code(called, monkeypatch, error, code):
+    def failing() -> None:
+        raise error
+
+    monkeypatch.setattr(cli, "_command", lambda _name: failing)
+    found, out, err = called("doctor")
+    assert found == code
+    assert out == ""
+    assert err.startswith("agent: ")
+    assert err.count("\n") == 1
+    assert str(error) in err
+
+
+def test_ctrl_c_is_no_traceback(called, monkeypatch):
+    def stopped() -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(cli, "_command", lambda _name: stopped)
+    code, out, err = called("doctor")
+    assert code == 130
+    assert "Traceback" not in out + err

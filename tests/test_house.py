@@ -1,0 +1,148 @@
+"""The rules that no single module can keep: imports, packaging, documents that match the code."""
+
+import ast
+import importlib.metadata
+import subprocess
+import sys
+import tomllib
+from pathlib import Path
+
+import pytest
+
+from agent.cli import COMMANDS
+from agent.config import load_config
+
+ROOT = Path(__file__).parents[1]
+PACKAGES = ("agent", "calibration", "engine", "train")
+PYPROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())
+MODULES = sorted(path for name in PACKAGES for path in (ROOT / name).rglob("*.py"))
+
+
+def imported(module: Path) -> set[str]:
+    """The top-level names of all that a module imports, wherever in it."""
+    names = set()
+    for node in ast.walk(ast.parse(module.read_text())):
+        if isinstance(node, ast.Import):
+            names |= {alias.name.partition(".")[0] for alias in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            assert not node.level, f"{module}: relative import"
+            names.add((node.module or "").partition(".")[0])
+    return names
+
+
+def ran(*command: str | Path) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+
+
+def test_data_flows_one_way():
+    done = ran(Path(sys.executable).with_name("lint-imports"), "--no-cache")
+    assert done.returncode == 0, done.stdout + done.stderr
+
+
+@pytest.mark.parametrize(
+    ("package", "homes"),
+    [
+        ("paho", {"agent/mqtt.py"}),
+        ("yaml", {"agent/config.py"}),
+        ("amqtt", {"agent/broker.py"}),
+        ("pickle", set()),
+    ],
+)
+def test_third_parties_have_one_home(package, homes):
+    users = {path.relative_to(ROOT).as_posix() for path in MODULES if package in imported(path)}
+    assert users == homes
+
+
+def test_torch_stays_in_train():
+    users = {path.relative_to(ROOT).parts[0] for path in MODULES if "torch" in imported(path)}
+    assert users == {"train"}
+
+
+def test_every_package_is_shipped_and_no_other():
+    found = {path.parent.relative_to(ROOT).as_posix().replace("/", ".") for path in MODULES}
+    assert set(PYPROJECT["tool"]["setuptools"]["packages"]) == found
+
+
+def test_no_module_is_named_like_a_package_or_an_attic():
+    names = {path.stem for path in MODULES if path.name != "__init__.py"}
+    names -= {path.stem for path in MODULES if path.parent.name == "commands"}
+    assert not names & {*PACKAGES, "utils", "util", "common", "helpers", "helper", "manager"}
+
+
+def test_no_other_distribution_shadows_our_names():
+    providers = importlib.metadata.packages_distributions()
+    for name in PACKAGES:
+        assert set(providers.get(name, ["atac-agent"])) == {"atac-agent"}
+
+
+def test_running_needs_no_torch():
+    """Every module that `agent run` and `agent demo` import, in a process where torch is absent."""
+    code = (
+        "import sys; sys.modules['torch'] = None\n"
+        "import agent.cli, agent.commands.run, agent.line, agent.demo, agent.report\n"
+        "import agent.doctor, calibration.report, engine.backends.onnxruntime_backend\n"
+    )
+    done = ran(sys.executable, "-c", code)
+    assert done.returncode == 0, done.stderr
+
+
+def test_help_needs_no_network_runtime_or_picture_library():
+    """`agent --help` answers at once: heavy packages wait for the command that needs them."""
+    code = (
+        "import sys; sys.argv = ['agent', '--help']\n"
+        "import agent.cli\n"
+        "try:\n    agent.cli.main()\nexcept SystemExit as end:\n    assert not end.code\n"
+        "heavy = {'cv2', 'numpy', 'onnxruntime', 'paho', 'amqtt', 'torch', 'PIL'}\n"
+        "assert not heavy & set(sys.modules), heavy & set(sys.modules)\n"
+    )
+    done = ran(sys.executable, "-c", code)
+    assert done.returncode == 0, done.stderr
+
+
+def test_every_dependency_is_pinned():
+    def name(requirement):
+        word = "".join(c if c.isalnum() or c in "-_." else " " for c in requirement).split()[0]
+        return word.lower().replace("_", "-")
+
+    project = PYPROJECT["project"]
+    extras = project["optional-dependencies"]
+    wanted = {*project["dependencies"], *extras["demo"], *extras["train"], *extras["dev"]}
+    lines = (ROOT / "constraints.txt").read_text().splitlines()
+    pins = {name(line) for line in lines if line and not line.startswith("#")}
+    assert {name(requirement) for requirement in wanted} <= pins
+    assert all("==" in line and "+" not in line for line in lines if not line.startswith("#"))
+
+
+def test_the_readme_table_names_every_command_and_no_other():
+    rows = [
+        line.split("`")[1].split()
+        for line in (ROOT / "README.md").read_text().splitlines()
+        if line.startswith("| `agent ")
+    ]
+    assert [row[1] for row in rows] == list(COMMANDS)
+
+
+def test_the_readme_and_the_makefile_agree():
+    readme, makefile = (ROOT / "README.md").read_text(), (ROOT / "Makefile").read_text()
+    for target in ("demo", "test", "check"):
+        assert f"make {target}" in readme
+        assert f"\n{target}:" in makefile
+    assert "make test" in (ROOT / ".ci" / "run").read_text()
+
+
+def test_links_in_documents_lead_somewhere():
+    pages = [ROOT / "README.md", ROOT / "ARCHITECTURE.md", *(ROOT / "docs").rglob("*.md")]
+    for page in pages:
+        for target in page.read_text().split("](")[1:]:
+            link = target.partition(")")[0].partition("#")[0]
+            if link and "://" not in link:
+                assert (page.parent / link).exists(), f"{page.name}: {link}"
+
+
+def test_decisions_are_numbered_without_gaps():
+    decisions = sorted(path.name for path in (ROOT / "docs" / "adr").glob("*.md"))
+    assert [int(name[:4]) for name in decisions] == list(range(1, len(decisions) + 1))
+
+
+def test_the_shipped_configuration_parses():
+    assert load_config(ROOT / "agent.yaml").agent.id

@@ -1,0 +1,53 @@
+"""Train the model of `agent demo` on generated parts: `make demo-bundle` calls this.
+
+    python tools/demo_bundle.py PARTS OUT
+
+ResNet-18 up to layer2, from scratch, on 128-pixel views: small enough for a repository, quick
+enough for any machine. The parts go to PARTS, in MVTec's layout: `PARTS/training` for this script,
+`PARTS/calibration` for `agent calibrate`. The demo's own belt is neither of them.
+"""
+
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+from agent.cameras.conveyor import write_parts
+from train.datasets import find_source
+from train.fit import Epoch, train_bundle
+from train.profile import LINE
+
+PROFILE = replace(
+    LINE,
+    view=replace(LINE.view, side=128),
+    crop=replace(LINE.crop, min_side=56),
+    architecture="resnet18",
+    stages=("layer2",),
+    epochs=12,
+    decay_every=5,
+)
+
+
+def main(parts: Path, out: Path) -> None:
+    write_parts(parts / "training", seed=1, good=300, defective=120)
+    write_parts(parts / "calibration", seed=2, good=600, defective=120)
+    bundle = train_bundle(
+        find_source(parts / "training", None, None),
+        out,
+        PROFILE,
+        weights=None,
+        defects=60,
+        on_epoch=tell,
+    )
+    print(f"{bundle.path}: {bundle.id}")
+
+
+def tell(epoch: Epoch) -> None:
+    print(
+        f"epoch {epoch.number}/{epoch.of}: loss {epoch.loss:.3f}, "
+        f"AUROC {epoch.separation:.3f}, {epoch.seconds:.0f} s",
+        flush=True,
+    )
+
+
+if __name__ == "__main__":
+    main(Path(sys.argv[1]), Path(sys.argv[2]))
