@@ -188,8 +188,8 @@ def _figure(calibration: Calibration, exhibit: Exhibit, verdict: str) -> str:
     height, width = picture.shape[:2]
     return (
         f"<figure{' class=wrong' if verdict else ''}>"
-        f'<img src="{data_uri(picture)}" alt="{name}" width="{width}" height="{height}" '
-        f'loading="lazy"><figcaption><b>{exhibit.inspection.score:.4g}</b> {verdict}'
+        f'<img src="{data_uri(picture)}" alt="{name}" width="{width}" height="{height}">'
+        f"<figcaption><b>{exhibit.inspection.score:.4g}</b> {verdict}"
         f'<br><span class="soft">{name}</span></figcaption></figure>'
     )
 

@@ -1,0 +1,226 @@
+"""`agent calibrate` from the command line."""
+
+import json
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from PIL import Image
+
+from agent import cli
+from agent.commands.calibrate import share
+from calibration.record import read_calibration
+from calibration.report import REPORT
+from engine.bundle import CALIBRATION, Bundle, pixels_sha256
+from engine.errors import ConfigurationError
+from tests.tiny_bundle import defective_part, good_part, tiny_bundle
+
+Call = Callable[..., tuple[int, str, str]]
+
+
+@pytest.fixture
+def calibrate(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Call:
+    def call(*arguments: object) -> tuple[int, str, str]:
+        monkeypatch.setattr(sys, "argv", ["agent", "calibrate", *map(str, arguments)])
+        with pytest.raises(SystemExit) as end:
+            cli.main()
+        printed = capsys.readouterr()
+        return int(end.value.code or 0), printed.out, printed.err
+
+    return call
+
+
+@pytest.fixture
+def bundle(tmp_path: Path) -> Bundle:
+    return tiny_bundle(
+        tmp_path / "bundle",
+        precisions=("fp32", "int8"),
+        training_sha256=(pixels_sha256(good_part(1000)),),
+    )
+
+
+@pytest.fixture
+def good(tmp_path: Path) -> Path:
+    return folder(tmp_path / "good", [good_part(seed) for seed in range(62)])
+
+
+def folder(path: Path, pictures: list) -> Path:
+    path.mkdir()
+    for number, pixels in enumerate(pictures):
+        Image.fromarray(pixels).save(path / f"{number:03}.png")
+    return path
+
+
+def test_the_answer_is_a_promise_and_two_files(
+    calibrate: Call, bundle: Bundle, good: Path, tmp_path: Path
+) -> None:
+    defective = folder(tmp_path / "defective", [defective_part(seed) for seed in range(8)])
+    code, out, err = calibrate(
+        "--bundle", bundle.path, "--good", good, "--defective", defective,
+        "--max-false-reject", "5%",
+    )  # fmt: skip
+    assert (code, err) == (0, "")
+    assert out.startswith(
+        "At most 5 % of good parts will be rejected, with 95 % confidence: 0 of n=62 good parts"
+    )
+    assert "8 of 8 defective parts are detected" in out
+    assert " threshold " in out
+    assert "WARNING" not in out
+    record = read_calibration(bundle, precision="fp32").calibration
+    assert record.backend == "onnxruntime cpu fp32"
+    assert "n=62" in (bundle.path / REPORT).read_text(encoding="utf-8")
+
+
+def test_machines_get_json_and_nothing_else(calibrate: Call, bundle: Bundle, good: Path) -> None:
+    code, out, err = calibrate(
+        "--bundle", bundle.path, "--good", good, "--max-false-reject", "0.05",
+        "--precision", "int8", "--json",
+    )  # fmt: skip
+    assert (code, err) == (0, "")
+    answer = json.loads(out)
+    record = read_calibration(bundle, precision="int8")
+    assert answer["id"] == record.id
+    assert answer["threshold"] == record.calibration.threshold
+    assert answer["precision"] == "int8"
+    assert answer["warnings"] == []
+    assert Path(answer["record"]).name == CALIBRATION
+    assert Path(answer["report"]).name == REPORT
+
+
+def test_what_does_not_count_is_warned_of(calibrate: Call, bundle: Bundle, good: Path) -> None:
+    Image.fromarray(good_part(1000)).save(good / "learnt.png")
+    Image.fromarray(good_part(0)).save(good / "twice.png")
+    (good / "broken.jpg").write_bytes(b"")
+    code, out, _ = calibrate("--bundle", bundle.path, "--good", good, "--max-false-reject", "5%")
+    assert code == 0
+    assert "n=62" in out
+    warnings = [line for line in out.splitlines() if line.startswith("WARNING: ")]
+    assert [name in line for name, line in zip(
+        ("learnt.png", "twice.png", "broken.jpg"), warnings, strict=True
+    )] == [True] * 3  # fmt: skip
+
+
+def test_too_few_parts_are_refused_and_nothing_is_written(
+    calibrate: Call, bundle: Bundle, good: Path
+) -> None:
+    code, out, err = calibrate("--bundle", bundle.path, "--good", good)
+    assert (code, out) == (1, "")
+    assert "needs 299 good parts that training has not seen; there are 62: bring 237 more" in err
+    assert err.count("\n") == 1
+    assert not (bundle.path / CALIBRATION).exists()
+    assert not (bundle.path / REPORT).exists()
+
+
+def test_parts_that_fall_below_the_number_when_set_aside_are_refused(
+    calibrate: Call, bundle: Bundle, tmp_path: Path
+) -> None:
+    pictures = [good_part(seed) for seed in range(58)] + [good_part(1000)]
+    code, _, err = calibrate(
+        "--bundle", bundle.path, "--good", folder(tmp_path / "few", pictures),
+        "--max-false-reject", "5%",
+    )  # fmt: skip
+    assert code == 1
+    assert "there are 58: bring 1 more" in err
+    assert "set aside: 1 training images" in err
+
+
+def test_a_part_that_is_good_and_defective_is_refused(
+    calibrate: Call, bundle: Bundle, good: Path
+) -> None:
+    code, _, err = calibrate(
+        "--bundle", bundle.path, "--good", good, "--defective", good, "--max-false-reject", "5%"
+    )
+    assert code == 1
+    assert "62 pictures are among the good and the defective parts" in err
+
+
+CONFIGURATION = """
+agent: {{id: test}}
+bundle: {{path: {bundle}}}
+camera: {{type: folder, path: {folder}, after_last: end}}
+mqtt: {{host: localhost}}
+"""
+
+
+def test_the_configured_camera_gives_the_parts(
+    calibrate: Call, bundle: Bundle, good: Path, tmp_path: Path
+) -> None:
+    (good / "zzz.png").write_bytes(b"broken")
+    config = tmp_path / "agent.yaml"
+    config.write_text(CONFIGURATION.format(bundle=bundle.path, folder=good), encoding="utf-8")
+    code, out, _ = calibrate(
+        "--config", config, "--frames", 100, "--max-false-reject", "5%", "--json"
+    )
+    assert code == 0
+    answer = json.loads(out)
+    assert (answer["good"], answer["unreadable"]) == (62, 1)
+    assert answer["bundle_id"] == bundle.id
+    code, out, _ = calibrate(
+        "--config", config, "--frames", 60, "--max-false-reject", "5%", "--json"
+    )
+    assert json.loads(out)["good"] == 60
+
+
+def test_options_that_contradict_each_other_are_wrong_use(
+    calibrate: Call, bundle: Bundle, good: Path, tmp_path: Path
+) -> None:
+    config = tmp_path / "agent.yaml"
+    config.write_text(CONFIGURATION.format(bundle=bundle.path, folder=good), encoding="utf-8")
+    cases = {
+        "--bundle": ["--good", good],
+        "--good": ["--bundle", bundle.path],
+        "--frames": ["--config", config],
+    }
+    for option, arguments in cases.items():
+        code, _, err = calibrate(*arguments)
+        assert (code, err.split(":")[1].strip()) == (2, option)
+    for option, value in (("--bundle", bundle.path), ("--good", good), ("--precision", "fp32")):
+        code, _, err = calibrate("--config", config, "--frames", 60, option, value)
+        assert code == 2
+        assert option in err
+        assert "does not go with --config" in err
+    code, _, err = calibrate("--bundle", bundle.path, "--good", good, "--frames", 60)
+    assert code == 2
+    assert "goes with --config" in err
+
+
+def test_folders_without_parts_are_wrong_use(
+    calibrate: Call, bundle: Bundle, good: Path, tmp_path: Path
+) -> None:
+    for option, path, reason in (
+        ("--good", tmp_path / "nowhere", "there is no such folder"),
+        ("--good", bundle.path, "there are no images below it"),
+    ):
+        code, _, err = calibrate("--bundle", bundle.path, option, path)
+        assert (code, reason in err) == (2, True)
+    code, _, err = calibrate(
+        "--bundle", bundle.path, "--good", good, "--defective", bundle.path,
+        "--max-false-reject", "5%",
+    )  # fmt: skip
+    assert code == 2
+    assert "--defective" in err
+
+
+@pytest.mark.parametrize(
+    ("text", "value"),
+    [
+        ("1%", 0.01),
+        ("1 %", 0.01),
+        (" 0.5% ", 0.005),
+        ("0.01", 0.01),
+        (".05", 0.05),
+        ("99.9%", 0.999),
+    ],
+)
+def test_shares_are_read_as_people_write_them(text: str, value: float) -> None:
+    assert share("--confidence", text) == pytest.approx(value, rel=1e-12)
+
+
+@pytest.mark.parametrize(
+    "text",
+    ["", "%", "1", "5", "0", "0%", "100%", "-1%", "1%%", "1,5%", "nan", "inf", "1e-2", "１%", "a"],
+)
+def test_other_shares_are_refused_by_the_options_name(text: str) -> None:
+    with pytest.raises(ConfigurationError, match=r"^--max-false-reject: .* as 1% or 0\.01$"):
+        share("--max-false-reject", text)
