@@ -134,7 +134,7 @@ def _body(calibration: Calibration, good: Scores, defective: Scores | None) -> I
         yield f'<div class="pictures">{gallery}</div>'
     yield (
         '<p class="soft">Colours show where the network sees a deviation, on one scale for all '
-        "pictures: none below half the threshold, the hottest at twice the threshold. "
+        "pictures: none below three quarters of the threshold, the hottest at twice the threshold. "
         "The box is where the second pass looked closer.</p>"
         '<p class="soft">The promise rests on counting alone, not on the shape of the '
         "distribution. It holds for good parts like these: same product, camera, lens and light. "

@@ -43,16 +43,16 @@ def heatmap(pixels: Pixels, inspection: Inspection, threshold: float) -> Pixels:
     """`pixels` under the heat of pass 1's score map: `(H, W, 3)` uint8 RGB, same size.
 
     `pixels` shows the whole inspected frame, at any size. The scale is absolute, so pictures
-    compare: a cell at half the threshold or below adds no colour, one at twice the threshold
-    is the hottest. Cells count by magnitude, as in the score (D12).
+    compare: a cell at three quarters of the threshold or below adds no colour, one at twice the
+    threshold is the hottest. Cells count by magnitude, as in the score (D12).
     """
     height, width = pixels.shape[:2]
     magnitudes = np.abs(inspection.score_map.astype(np.float64))
-    heat = (magnitudes / max(threshold, 1e-30) - 0.5) / 1.5
+    heat = (magnitudes / max(threshold, 1e-30) - 0.75) / 1.25
     heat = np.nan_to_num(heat.clip(0, 1), nan=1.0).astype(np.float32)
     heat = cv2.resize(heat, (width, height), interpolation=cv2.INTER_LINEAR)
-    # From green on: the blue end of the colour map would tint calm pictures.
-    levels = np.rint(110 + 130 * heat).astype(np.uint8)
+    # From yellow to dark red: blue and green would speak of cold and of good.
+    levels = np.rint(155 + 90 * heat).astype(np.uint8)
     colours = cv2.cvtColor(cv2.applyColorMap(levels, cv2.COLORMAP_TURBO), cv2.COLOR_BGR2RGB)
     cover = (_HEAT_SHARE * np.sqrt(heat))[..., None]
     return np.asarray(np.rint(_rgb(pixels) * (1 - cover) + colours * cover), dtype=np.uint8)
