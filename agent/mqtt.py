@@ -26,7 +26,7 @@ from types import TracebackType
 from typing import Annotated, Any, Final, Literal, Self, TypeVar
 
 from paho.mqtt.client import Client, ConnectFlags, DisconnectFlags, MQTTMessage
-from paho.mqtt.enums import CallbackAPIVersion, MQTTErrorCode, MQTTProtocolVersion
+from paho.mqtt.enums import CallbackAPIVersion, MQTTProtocolVersion
 from paho.mqtt.packettypes import PacketTypes
 from paho.mqtt.properties import Properties
 from paho.mqtt.reasoncodes import ReasonCode
@@ -46,6 +46,11 @@ _RETRY_MAX_S: Final = 30.0
 _RETRY_REFUSED_S: Final = 20.0
 _STEADY_S: Final = 10.0
 """A connection that held so long was a good one: the next retry is quick again."""
+_BRIEF_CONNECTIONS: Final = 3
+_RIVAL_HINT: Final = (
+    ", again and again; does another client use this id? Give each its own agent.id"
+)
+"""Not every broker says so when it ends a connection because its id has come again."""
 _FETCH: Final = 100
 _FAILURE: Final = 0x80
 _PACKET_TOO_LARGE: Final = 0x95
@@ -238,16 +243,27 @@ class Publisher:
     # ---- everything below runs in the sender thread
 
     def _send(self) -> None:
-        retry_s = _RETRY_FIRST_S
+        try:
+            self._keep_conversing()
+        finally:
+            with self._lock:
+                self._connected = False
+                if not self._stopping.is_set():
+                    self._trouble = "the thread that sends has died: restart the agent"
+
+    def _keep_conversing(self) -> None:
+        retry_s, brief = _RETRY_FIRST_S, 0
         while not self._stopping.is_set():
             began = time.monotonic()
             try:
                 self._converse()
             except BrokerError as error:
-                self._disconnected(str(error))
+                is_brief = time.monotonic() - began < _STEADY_S
+                brief = brief + 1 if self._connected and is_brief else 0
+                retry_s = retry_s if is_brief else _RETRY_FIRST_S
                 retry_s = max(retry_s, _RETRY_REFUSED_S) if error.is_refusal else retry_s
-            if time.monotonic() - began > _STEADY_S:
-                retry_s = _RETRY_FIRST_S
+                hint = _RIVAL_HINT if brief >= _BRIEF_CONNECTIONS else ""
+                self._disconnected(f"{error}{hint}")
             self._stopping.wait(retry_s * random.uniform(0.5, 1.0))
             retry_s = min(2 * retry_s, _RETRY_MAX_S)
 
@@ -521,17 +537,18 @@ class _Link:
     def publish(self, message: Message) -> int | None:
         """Hand `message` to paho; returns its packet id, `None` if the broker's limit forbids it.
 
-        Raises `BrokerError` when the connection has just gone.
+        When the connection has just gone, the event that says so comes instead of the
+        acknowledgement.
         """
         if self.largest is not None and _size(message) > self.largest:
             return None
-        properties = self._properties(message, PacketTypes.PUBLISH)
-        sent = self._client.publish(
-            message.topic, message.payload, message.qos, message.retain, properties
-        )
-        if sent.rc != MQTTErrorCode.MQTT_ERR_SUCCESS:
-            raise BrokerError(f"{_address(self._settings)}: the connection was lost")
-        return sent.mid
+        return self._client.publish(
+            message.topic,
+            message.payload,
+            message.qos,
+            message.retain,
+            self._properties(message, PacketTypes.PUBLISH),
+        ).mid
 
     def subscribe(self, topic_filter: str, hear: Callable[[str, bytes], None]) -> None:
         """Hear a topic filter at QoS 1; raises `BrokerError` if the broker does not grant it."""

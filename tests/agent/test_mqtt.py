@@ -1,0 +1,468 @@
+import json
+import logging
+import queue
+import socket
+import threading
+import time
+
+import paho.mqtt.client as paho
+import pytest
+
+import agent.mqtt
+from agent.ledger import Ledger
+from agent.messages import Health, Message, Origin, health, outgoing
+from agent.mqtt import MqttSettings, Publisher, Subscriber, TlsSettings, probe
+from agent.verdict import State, Trigger, Verdict
+from engine.errors import BrokerError, ConfigurationError
+
+pytestmark = pytest.mark.broker
+
+# paho leaves a socket whose TLS handshake failed to the garbage collector.
+leaves_a_socket = pytest.mark.filterwarnings(
+    "ignore::ResourceWarning", "ignore::pytest.PytestUnraisableExceptionWarning"
+)
+
+
+@pytest.fixture
+def ledger(tmp_path):
+    with Ledger(tmp_path / "ledger.sqlite", agent_id="line1") as opened:
+        yield opened
+
+
+def end(ledger, *, count=1, state=State.ERROR):
+    """Parts that arrive and end at once, with their alarms."""
+    origin = Origin(agent_id="line1", epoch=ledger.epoch)
+    for _ in range(count):
+        trigger = Trigger(
+            sequence=ledger.next_sequence(), part_id="a part", triggered_ns=time.time_ns()
+        )
+        verdict = Verdict(
+            trigger=trigger, state=state, decided_ns=time.time_ns(), threshold=1.0, reason="test"
+        )
+        ledger.expect(trigger)
+        ledger.record(verdict, outgoing(origin, verdict))
+
+
+def with_(settings, **changes):
+    return MqttSettings(host=settings.host, port=settings.port, **changes)
+
+
+def sequences(heard):
+    return [json.loads(payload)["sequence"] for payload in heard.on("/alarm")]
+
+
+@pytest.mark.parametrize("version", ["5", "3.1.1"])
+def test_alarms_arrive_once_and_in_order_between_online_and_offline(
+    broker, ledger, hear, version, eventually
+):
+    settings = with_(broker.settings, version=version)
+    heard = hear(settings)
+    with Publisher(settings, ledger, "line1") as publisher:
+        end(ledger, count=200)
+        eventually(lambda: publisher.status.delivered == 200)
+        status = publisher.status
+    eventually(lambda: heard.messages[-1] == ("atac/line1/state", b"offline"))
+    assert heard.messages[0] == ("atac/line1/state", b"online")
+    assert sequences(heard) == list(range(1, 201))
+    assert status.connected
+    assert status.trouble is None
+    assert (status.refused, status.pending) == (0, 0)
+
+
+def test_presence_is_retained(broker, ledger, hear, eventually):
+    with Publisher(broker.settings, ledger, "line1") as publisher:
+        eventually(lambda: publisher.status.connected)
+        probe(broker.settings, "line1")  # whose own coming and going changes nothing
+        heard = hear(broker.settings, "atac/line1/state")
+        eventually(lambda: heard.messages == [("atac/line1/state", b"online")])
+    heard = hear(broker.settings, "atac/line1/state")
+    eventually(lambda: heard.messages == [("atac/line1/state", b"offline")])
+
+
+def test_an_agent_that_vanishes_is_offline_by_its_will(broker, ledger, hear, eventually):
+    """A connection that breaks without a farewell, as when the agent is killed."""
+    heard = hear(broker.settings)
+    offline = Message(topic="atac/line1/state", payload=b"offline", retain=True)
+    link = agent.mqtt._Link(broker.settings, "atac-line1", queue.SimpleQueue(), will=offline)
+    link.__enter__()
+    link.close(says_farewell=False)
+    eventually(lambda: heard.messages == [("atac/line1/state", b"offline")])
+
+
+def test_starting_without_a_broker_says_so_once_and_loses_nothing(
+    start_broker, ledger, hear, eventually, caplog
+):
+    broker = start_broker()
+    broker.kill()
+    with Publisher(broker.settings, ledger, "line1") as publisher:
+        end(ledger, count=10)
+        eventually(lambda: "refused" in (publisher.status.trouble or ""))
+        assert not publisher.status.connected
+        time.sleep(1.5)  # some more attempts
+        warnings = [record.message for record in caplog.records if "no broker" in record.message]
+        assert warnings == [
+            f"no broker, alarms wait in the outbox: 127.0.0.1:{broker.port}: Connection refused"
+        ]
+        broker.start()
+        heard = hear(broker.settings)
+        eventually(lambda: publisher.status.delivered == 10)
+        assert publisher.status.trouble is None
+    assert set(sequences(heard)) <= set(range(1, 11))
+
+
+def test_a_broker_that_is_killed_and_restarted_misses_no_alarm_and_hears_online_again(
+    broker, ledger, hear, eventually
+):
+    with Publisher(broker.settings, ledger, "line1") as publisher:
+        end(ledger, count=50)
+        eventually(lambda: publisher.status.delivered == 50)
+        broker.kill()
+        end(ledger, count=50)
+        eventually(lambda: not publisher.status.connected)
+        broker.start()
+        heard = hear(broker.settings, "atac/line1/state")
+        eventually(lambda: publisher.status.delivered == 100)
+        eventually(lambda: heard.messages == [("atac/line1/state", b"online")])
+
+
+def test_unacknowledged_messages_are_sent_again(ledger, eventually):
+    """A broker that takes messages and dies before it acknowledges them."""
+    with MuteBroker() as mute:
+        settings = MqttSettings(
+            host="127.0.0.1", port=mute.port, version="3.1.1", window=3, drain_s=0
+        )
+        with Publisher(settings, ledger, "line1") as publisher:
+            end(ledger, count=10)
+            eventually(lambda: len(mute.connections) == 1 and mute.published() >= 3)
+            time.sleep(0.2)  # would show a fourth
+            first = mute.connections[0].published
+            assert len(first) == 3  # `online` and two alarms: the window, no more
+            mute.hang_up()
+            eventually(lambda: len(mute.connections) == 2 and mute.published() == 6)
+            assert publisher.status.delivered == 0
+            again = mute.connections[1].published
+            assert b'"sequence":1,' in first[1]
+            assert b'"sequence":1,' in again[1]
+            assert b'"sequence":2,' in again[2]
+    assert ledger.pending == 10
+
+
+def test_messages_wait_for_the_next_run_of_the_agent(broker, tmp_path, hear, eventually):
+    path = tmp_path / "kept.sqlite"
+    with Ledger(path, agent_id="line1") as ledger:
+        end(ledger, count=5)
+    heard = hear(broker.settings)
+    with Ledger(path, agent_id="line1") as ledger:
+        assert ledger.pending == 5
+        with Publisher(broker.settings, ledger, "line1"):
+            eventually(lambda: ledger.pending == 0)
+    with Ledger(path, agent_id="line1") as ledger, Publisher(broker.settings, ledger, "line1"):
+        assert ledger.pending == 0
+    assert sequences(heard) == [1, 2, 3, 4, 5]
+
+
+def test_stopping_sends_what_is_left(broker, ledger, hear, eventually):
+    heard = hear(broker.settings)
+    with Publisher(broker.settings, ledger, "line1") as publisher:
+        eventually(lambda: publisher.status.connected)
+        end(ledger, count=300)
+    assert ledger.pending == 0
+    eventually(lambda: len(sequences(heard)) == 300)
+
+
+def test_only_the_latest_health_waits_for_a_broker(start_broker, ledger, hear, eventually):
+    broker = start_broker()
+    broker.kill()
+    with Publisher(broker.settings, ledger, "line1") as publisher:
+        for number in range(20):
+            publisher.publish_now(Message(topic="atac/line1/health", payload=b"%d" % number))
+        eventually(lambda: publisher.status.trouble)
+        broker.start()
+        heard = hear(broker.settings)
+        eventually(lambda: publisher.status.connected)
+        publisher.publish_now(Message(topic="atac/line1/other", payload=b""))
+        eventually(lambda: heard.on("other"))
+    assert heard.on("health") in ([], [b"19"])
+
+
+def test_a_wrong_password_is_named_and_retried_slowly(start_broker, ledger, eventually, tmp_path):
+    broker = start_broker(users={"line1": "right"})
+    word = tmp_path / "word"
+    word.write_text("wrong\n")
+    settings = with_(broker.settings, user="line1", password_file=word)
+    with Publisher(settings, ledger, "line1") as publisher:
+        end(ledger)
+        eventually(lambda: "refused the connection" in (publisher.status.trouble or ""))
+        assert "check mqtt.user" in publisher.status.trouble
+        assert not publisher.status.connected
+    assert ledger.pending == 1
+    word.write_text("right\n")
+    with Publisher(settings, ledger, "line1"):
+        eventually(lambda: ledger.pending == 0)
+
+
+def test_a_password_from_the_environment(start_broker, monkeypatch):
+    broker = start_broker(users={"line1": "right"})
+    monkeypatch.setenv("ATAC_TEST_WORD", "right")
+    settings = with_(broker.settings, user="line1", password_variable="ATAC_TEST_WORD")
+    assert "as line1" in probe(settings, "line1")
+    monkeypatch.setenv("ATAC_TEST_WORD", "wrong")
+    with pytest.raises(BrokerError, match="refused the connection") as caught:
+        probe(settings, "line1")
+    assert caught.value.is_refusal
+
+
+def test_a_topic_that_the_broker_denies_is_not_delivered_and_said_once(
+    start_broker, ledger, hear, eventually, caplog
+):
+    rules = "topic readwrite atac/line1/state\ntopic readwrite atac/line1/health\n"
+    broker = start_broker(acl=rules)
+    with Publisher(broker.settings, ledger, "line1") as publisher:
+        end(ledger, count=5)
+        eventually(lambda: publisher.status.refused == 5)
+        status = publisher.status
+        assert status.connected
+        assert status.trouble == "refuses atac/line1/alarm: Not authorized"
+        assert (status.delivered, status.pending) == (0, 0)
+        eventually(lambda: ledger.refused == 5)
+        assert sum("refuses" in record.message for record in caplog.records) == 1
+
+        broker.allow(rules + "topic readwrite atac/line1/alarm\n")
+        eventually(lambda: end(ledger) or publisher.status.delivered)
+        assert publisher.status.trouble is None
+        assert publisher.status.refused >= 5
+
+
+def test_tls_with_certificates_on_both_sides(start_broker, ledger, certify, eventually):
+    broker = start_broker(tls=certify("127.0.0.1"), extra="require_certificate true")
+    mine = certify("line1")
+    tls = TlsSettings(
+        ca_file=mine.ca_file, certificate_file=mine.certificate_file, key_file=mine.key_file
+    )
+    with Publisher(with_(broker.settings, tls=tls), ledger, "line1") as publisher:
+        end(ledger, count=3)
+        eventually(lambda: publisher.status.delivered == 3)
+    nameless = with_(broker.settings, tls=TlsSettings(ca_file=mine.ca_file))
+    with pytest.raises(BrokerError):
+        probe(nameless, "line1")
+
+
+@leaves_a_socket
+@pytest.mark.parametrize(
+    ("name", "days", "ours", "reason"),
+    [
+        ("another.example", 1, True, "certificate is not for '127.0.0.1': set mqtt.host"),
+        ("127.0.0.1", -1, True, "certificate has expired"),
+        ("127.0.0.1", 1, False, "certificate is not from mqtt.tls.ca_file"),
+    ],
+)
+def test_a_certificate_that_does_not_prove_the_broker_is_refused(
+    start_broker, certify, name, days, ours, reason
+):
+    certificate = certify(name, days=days)
+    broker = start_broker(tls=certificate)
+    tls = TlsSettings(ca_file=certificate.ca_file if ours else None)
+    with pytest.raises(BrokerError, match=reason):
+        probe(with_(broker.settings, tls=tls), "line1")
+
+
+@leaves_a_socket
+def test_tls_against_a_broker_without_it_and_the_reverse(start_broker, certify):
+    plain, secure = start_broker(), start_broker(tls=certify("127.0.0.1"))
+    with pytest.raises(BrokerError):
+        probe(with_(plain.settings, tls=TlsSettings()), "line1")
+    with pytest.raises(BrokerError, match="connection was lost"):
+        probe(secure.settings, "line1")
+
+
+@pytest.mark.parametrize(
+    ("changes", "key"),
+    [
+        ({"user": "a", "password_file": "/does/not/exist"}, "mqtt.password_file"),
+        ({"user": "a", "password_variable": "ATAC_NOT_SET"}, "mqtt.password_variable"),
+        ({"password_variable": "PATH"}, "mqtt.user"),
+        ({"user": "a", "password_file": "x", "password_variable": "PATH"}, "password_variable"),
+        ({"tls": {"ca_file": "/does/not/exist"}}, "mqtt.tls.ca_file"),
+        ({"tls": {"ca_file": __file__}}, "mqtt.tls.ca_file"),
+        ({"tls": {"certificate_file": __file__}}, "mqtt.tls.certificate_file"),
+        ({"tls": {"key_file": __file__}}, "mqtt.tls.key_file"),
+        ({"topics": "plant/+/{what}"}, "mqtt.topics"),
+    ],
+)
+def test_settings_that_cannot_work_fail_before_the_network_is_touched(ledger, changes, key):
+    settings = MqttSettings(host="no.such.host.invalid", **changes)
+    with pytest.raises(ConfigurationError) as caught:
+        Publisher(settings, ledger, "line1")
+    assert key in caught.value.key
+
+
+def test_a_host_that_does_not_exist_is_named(ledger):
+    with pytest.raises(BrokerError, match=r"no\.such\.host\.invalid:1883: "):
+        probe(MqttSettings(host="no.such.host.invalid"), "line1")
+
+
+def test_a_message_larger_than_the_broker_takes_is_refused_and_the_others_arrive(
+    start_broker, ledger, eventually
+):
+    broker = start_broker(extra="max_packet_size 2000")
+    with Publisher(broker.settings, ledger, "line1") as publisher:
+        trigger = Trigger(sequence=ledger.next_sequence(), part_id="", triggered_ns=0)
+        verdict = Verdict(trigger=trigger, state=State.ERROR, decided_ns=0, threshold=1.0)
+        ledger.record(
+            verdict,
+            [
+                Message(
+                    topic="atac/line1/thumbnail", payload=b"x" * 1900, properties=(("id", "1"),)
+                ),
+                Message(topic="atac/line1/thumbnail", payload=b"x" * 2000),
+                Message(topic="atac/line1/thumbnail", payload=b"x" * 1500),
+            ],
+        )
+        eventually(lambda: publisher.status.delivered == 2)
+        eventually(lambda: publisher.status.refused == 1)
+
+
+def test_a_broker_that_stops_acknowledging_is_left(broker, ledger, eventually, monkeypatch):
+    monkeypatch.setattr(agent.mqtt, "_ANSWER_S", 0.5)
+    with Publisher(with_(broker.settings, drain_s=0), ledger, "line1") as publisher:
+        eventually(lambda: publisher.status.connected)
+        broker.pause()
+        end(ledger)
+        eventually(lambda: "acknowledges nothing" in (publisher.status.trouble or ""))
+    assert ledger.pending == 1
+
+
+def test_two_agents_of_one_name_are_told_apart(broker, ledger, tmp_path, eventually, monkeypatch):
+    monkeypatch.setattr(agent.mqtt, "_RETRY_FIRST_S", 0.05)
+    with (
+        Ledger(tmp_path / "other.sqlite", agent_id="line1") as other,
+        Publisher(broker.settings, ledger, "line1") as first,
+    ):
+        eventually(lambda: first.status.connected)
+        with Publisher(broker.settings, other, "line1"):
+            eventually(lambda: "own agent.id" in (first.status.trouble or ""))
+
+
+def test_health_is_published_past_the_outbox(broker, ledger, hear, eventually):
+    heard = hear(broker.settings)
+    origin = Origin(agent_id="line1", epoch=ledger.epoch)
+    now = Health(uptime_s=1.0, triggers=0, counts={}, parts_per_second=0.0)
+    with Publisher(broker.settings, ledger, "line1") as publisher:
+        publisher.publish_now(health(origin, time.time_ns(), now))
+        eventually(lambda: heard.on("/health"))
+    assert publisher.status.delivered == 0
+
+
+def test_messages_carry_their_properties_on_mqtt_5(broker, ledger, eventually):
+    got = []
+    client = paho.Client(paho.CallbackAPIVersion.VERSION2, protocol=paho.MQTTv5)
+    client.on_message = lambda _client, _data, message: got.append(message)
+    subscribed = threading.Event()
+    client.on_subscribe = lambda *_: subscribed.set()
+    client.connect(broker.host, broker.port)
+    client.subscribe("atac/line1/alarm", qos=1)
+    client.loop_start()
+    try:
+        assert subscribed.wait(10)
+        with Publisher(broker.settings, ledger, "line1"):
+            end(ledger)
+            eventually(lambda: got)
+    finally:
+        client.disconnect()
+        client.loop_stop()
+    assert got[0].qos == 1
+    assert got[0].properties.ContentType == "application/json"
+    assert got[0].properties.UserProperty == [("id", f"line1:{ledger.epoch}:1")]
+
+
+def test_nagle_is_off(broker):
+    link = agent.mqtt._Link(broker.settings, "atac-line1", queue.SimpleQueue())
+    with link:
+        connection = link._client.socket()
+        assert connection.getsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY)
+
+
+def test_a_subscription_that_the_broker_denies_is_an_error():
+    with MuteBroker() as mute:
+        settings = MqttSettings(host="127.0.0.1", port=mute.port, version="3.1.1")
+        denied = Subscriber(settings, "other/#", lambda *_: None)
+        with pytest.raises(BrokerError, match="refuses other/#"), denied:
+            pass
+
+
+def test_no_thread_is_left_behind(broker, ledger, eventually):
+    before = set(threading.enumerate())
+    with Publisher(broker.settings, ledger, "line1") as publisher:
+        eventually(lambda: publisher.status.connected)
+    assert set(threading.enumerate()) == before
+
+
+class MuteBroker:
+    """Speaks just enough MQTT 3.1.1 to accept connections; takes every
+    message and acknowledges none."""
+
+    def __enter__(self):
+        self._server = socket.create_server(("127.0.0.1", 0))
+        self.port = self._server.getsockname()[1]
+        self.connections = []
+        threading.Thread(target=self._serve).start()
+        return self
+
+    def __exit__(self, *_error):
+        self._server.shutdown(socket.SHUT_RDWR)
+        self._server.close()
+        for connection in self.connections:
+            connection.close()
+
+    def published(self) -> int:
+        return sum(len(connection.published) for connection in self.connections)
+
+    def hang_up(self) -> None:
+        self.connections[-1].close()
+
+    def _serve(self):
+        while True:
+            try:
+                peer, _ = self._server.accept()
+            except OSError:
+                return
+            self.connections.append(MuteConnection(peer))
+
+
+class MuteConnection:
+    def __init__(self, peer):
+        self._peer = peer
+        self.published = []
+        threading.Thread(target=self._read).start()
+
+    def close(self):
+        try:
+            self._peer.shutdown(socket.SHUT_RDWR)
+        except OSError:
+            logging.getLogger(__name__).debug("already closed")
+
+    def _read(self):
+        with self._peer, self._peer.makefile("rb") as stream:
+            while (packet := self._packet(stream)) is not None:
+                kind, content = packet
+                if kind == 1:  # CONNECT → CONNACK
+                    self._peer.sendall(b"\x20\x02\x00\x00")
+                if kind == 8:  # SUBSCRIBE → SUBACK, denied
+                    self._peer.sendall(b"\x90\x03" + content[:2] + b"\x80")
+                if kind == 3:  # PUBLISH
+                    self.published.append(content)
+
+    @staticmethod
+    def _packet(stream):
+        try:
+            if not (head := stream.read(1)):
+                return None
+            length = shift = 0
+            while True:
+                (byte,) = stream.read(1)
+                length |= (byte & 0x7F) << shift
+                shift += 7
+                if byte < 0x80:
+                    return head[0] >> 4, stream.read(length)
+        except (OSError, ValueError):
+            return None
