@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import Final, Generic, Literal, TypeVar
 
+import cv2
 import numpy as np
 from pydantic import TypeAdapter
 
@@ -30,6 +31,7 @@ DEFECTIVE: Final = "defective"
 DEFAULT_DEFECTS: Final = 10
 LEAST_GOOD: Final = 8
 """Fewer good images than fill half a batch are no basis for learning what good is."""
+_SAME_SHAPE: Final = 0.02  # relative difference of two aspect ratios that rounding can make
 PLAIN_TEST_SHARE: Final = 0.25
 """Share of good images that plain folders give to the test, as DevNet and DRA do (spec §3)."""
 
@@ -168,6 +170,11 @@ def draw_split(source: Source, *, defects: int | None, hold_out: float, seed: in
             f"(of {len(good_train) + len(test_good)}; {held} held out); at least {LEAST_GOOD} are "
             "needed, 50 or more are advisable"
         )
+    if not held_out and not test_good:
+        raise TrainingError(
+            f"{source.root} leaves no good image that training has not seen, so exports could not "
+            "be compared; hold some out: --hold-out 0.15"
+        )
     return Split(
         layout=source.layout,
         seed=seed,
@@ -209,16 +216,21 @@ def read_listed(source: Source, item: Listed) -> Pixels:
 
 
 def read_mask(source: Source, item: Listed, pixels: Pixels) -> Mask | None:
-    """Where `item` is defective, `(H, W)` bool, or None when nobody drew it."""
+    """Where `item` is defective, `(H, W)` bool, or None when nobody drew it.
+
+    A mask kept at a smaller size than its image is enlarged; one of another shape is refused.
+    """
     if item.mask is None:
         return None
     path = source.path(item.mask)
     drawn = read_image(path)
-    if drawn.shape[:2] != pixels.shape[:2]:
-        raise ImageError(
-            str(path), f"is {drawn.shape[:2]} pixels where its image is {pixels.shape[:2]}"
-        )
-    return np.asarray(drawn.reshape(*drawn.shape[:2], -1).any(axis=2))
+    height, width = pixels.shape[:2]
+    mask = np.asarray(drawn.reshape(*drawn.shape[:2], -1).any(axis=2), dtype=np.uint8)
+    if abs(mask.shape[1] / mask.shape[0] * height / width - 1) > _SAME_SHAPE:
+        raise ImageError(str(path), f"is {mask.shape} pixels where its image is {pixels.shape[:2]}")
+    return np.asarray(
+        cv2.resize(mask, (width, height), interpolation=cv2.INTER_NEAREST).astype(np.bool_)
+    )
 
 
 class Kept(Generic[K, V]):
@@ -274,7 +286,10 @@ def _listing(source: Source) -> list[tuple[str, str, str | None]]:
     if source.good is not None:
         rows = [(f"{GOOD}/{name}", GOOD) for name in _names(source.good)]
         if source.defective is not None:
-            for name in _names(source.defective):
+            faulty = _names(source.defective)
+            if not faulty:
+                raise TrainingError(f"{source.defective} holds no images")
+            for name in faulty:
                 *folders, _ = PurePosixPath(name).parts
                 kind = folders[0] if folders and folders[0] != GOOD else DEFECTIVE
                 rows.append((f"{DEFECTIVE}/{name}", kind))
