@@ -34,6 +34,7 @@ from agent.ledger_file import (
     insert_begun,
     insert_ended,
     insert_loss,
+    is_read_only,
     new_epoch,
     open_file,
     read_pending,
@@ -395,7 +396,8 @@ class Ledger:
 
     def _fail(self, error: sqlite3.Error | OSError | ConfigurationError) -> None:
         """Say once what stops the writing; a connection that is not merely full is made anew."""
-        trouble = f"{self._path}: {error}"
+        hint = " (the disk is read-only)" if is_read_only(self._path.parent) else ""
+        trouble = f"{self._path}: {error}{hint}"
         if trouble != self._trouble:
             _LOG.error("nothing can be recorded, rows wait in memory: %s", trouble)
         self._trouble = trouble

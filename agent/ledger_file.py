@@ -211,10 +211,17 @@ def check_place(path: Path) -> None:
         return
     if path.is_dir():
         raise ConfigurationError("ledger.path", str(path), "is a folder; name a file")
-    disk_is_read_only = bool(os.statvfs(path.parent).f_flag & os.ST_RDONLY)
     place = path if path.exists() else path.parent
-    if not disk_is_read_only and not os.access(place, os.R_OK | os.W_OK):
+    if not is_read_only(path.parent) and not os.access(place, os.R_OK | os.W_OK):
         raise ConfigurationError("ledger.path", str(path), f"{place} may not be written")
+
+
+def is_read_only(folder: Path) -> bool:
+    """Whether the disk of `folder` is mounted so; `False` when it cannot be told."""
+    try:
+        return bool(os.statvfs(folder).f_flag & os.ST_RDONLY)
+    except OSError:
+        return False
 
 
 def open_file(
