@@ -1,0 +1,395 @@
+import io
+import json
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+import yaml
+from hypothesis import given
+from hypothesis import strategies as st
+from jsonschema import Draft202012Validator, FormatChecker, ValidationError
+from PIL import Image
+from referencing import Registry, Resource
+
+from agent.ledger import Ledger
+from agent.messages import (
+    THUMBNAIL_MAX_BYTES,
+    Health,
+    Origin,
+    alarm,
+    check_topics,
+    comment_of,
+    health,
+    outgoing,
+    summary,
+    thumbnail,
+    utc,
+    with_comment,
+)
+from agent.mqtt import Publisher
+from agent.verdict import State, Trigger, Verdict
+from engine.errors import ConfigurationError
+from engine.frame import Box, Frame, Inspection, StageTimes
+
+ROOT = Path(__file__).parents[2]
+SCHEMAS = {file.name: json.loads(file.read_text()) for file in ROOT.glob("agent/schemas/*.json")}
+ASYNCAPI = yaml.safe_load((ROOT / "docs/asyncapi.yaml").read_text())
+ORIGIN = Origin(agent_id="line1", epoch="abc123", bundle_id="b" * 64, calibration_id="c" * 64)
+NOON_NS = 1_795_348_800_000_000_000  # 2026-11-22T12:00:00Z
+REGISTRY = Registry().with_resources(
+    (name, Resource.from_contents(schema)) for name, schema in SCHEMAS.items()
+)
+
+
+def check(name, content):
+    validator = Draft202012Validator(
+        SCHEMAS[f"{name}.schema.json"], registry=REGISTRY, format_checker=FormatChecker()
+    )
+    validator.validate(content)
+
+
+def jpeg():
+    file = io.BytesIO()
+    Image.new("RGB", (32, 32), "red").save(file, "JPEG")
+    return file.getvalue()
+
+
+def verdict(state=State.NG, sequence=7, **changes):
+    found = Inspection(
+        score=2.5,
+        pass_scores=(2.0, 3.0),
+        deviation=2.25,
+        box=Box(left=10, top=20, right=30, bottom=40),
+        zoomed=True,
+        attention=np.zeros((2, 2), np.float32),
+        score_map=np.zeros((2, 2), np.float32),
+        times=StageTimes(view_1=0.001, pass_1=0.02, attention=0.0005, view_2=0.001, pass_2=0.02),
+    )
+    frame = Frame(pixels=np.zeros((48, 64), np.uint8), number=7, captured_ns=NOON_NS - 50_000_000)
+    trigger = Trigger(sequence=sequence, part_id="part 7", triggered_ns=NOON_NS - 49_000_000)
+    values = {
+        "trigger": trigger,
+        "state": state,
+        "decided_ns": NOON_NS + 1_999_999,
+        "threshold": 1.5,
+        "frame": frame,
+        "inspection": found,
+        "reason": "",
+    }
+    return Verdict(**(values | changes))
+
+
+def bare(state, **changes):
+    """A part that nobody could inspect."""
+    return verdict(state, **({"frame": None, "inspection": None, "reason": "why"} | changes))
+
+
+def content(message):
+    return json.loads(message.payload)
+
+
+def test_an_alarm_says_all_about_the_part():
+    message = alarm(ORIGIN, verdict(), thumbnail=True)
+    assert message.topic == "atac/line1/alarm"
+    assert (message.qos, message.retain) == (1, False)
+    said = content(message)
+    check("alarm", said)
+    software = said.pop("software")
+    assert software.startswith("atac-agent ")
+    assert said == {
+        "id": "line1:abc123:7",
+        "agent": "line1",
+        "epoch": "abc123",
+        "sequence": 7,
+        "part_id": "part 7",
+        "time": "2026-11-22T12:00:00.001Z",
+        "triggered_at": "2026-11-22T11:59:59.951Z",
+        "state": "NG",
+        "reason": None,
+        "score": 2.5,
+        "pass_scores": [2.0, 3.0],
+        "deviation": 2.25,
+        "threshold": 1.5,
+        "box": {"left": 10, "top": 20, "right": 30, "bottom": 40},
+        "zoomed": True,
+        "frame": {
+            "number": 7, "captured_at": "2026-11-22T11:59:59.950Z", "width": 64, "height": 48
+        },
+        "latency_ms": {
+            "trigger_to_verdict": 51.0, "view_1": 1.0, "pass_1": 20.0, "attention": 0.5,
+            "view_2": 1.0, "pass_2": 20.0, "total": 42.5,
+        },
+        "bundle_id": "b" * 64,
+        "calibration_id": "c" * 64,
+        "thumbnail_topic": "atac/line1/thumbnail",
+    }  # fmt: skip
+
+
+@pytest.mark.parametrize("state", list(State))
+def test_every_state_fits_its_schemas(state):
+    plain = Origin(agent_id="line1", epoch="abc123")
+    part = verdict(state) if state in {State.OK, State.NG, State.TIMEOUT} else bare(state)
+    check("verdict", content(summary(plain, part)))
+    if state is not State.OK:
+        check("alarm", content(alarm(plain, part, thumbnail=False)))
+
+
+def test_a_part_from_before_a_crash_has_no_threshold():
+    said = content(alarm(ORIGIN, bare(State.ERROR, threshold=float("nan")), thumbnail=False))
+    check("alarm", said)
+    assert said["threshold"] is None
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        {"state": "OK"},
+        {"score": None},
+        {"sequence": 0},
+        {"time": "2026-11-22T12:00:00+01:00"},
+        {"box": {"left": 1}},
+        {"extra": 1},
+    ],
+)
+def test_the_schema_refuses_what_is_not_promised(wrong):
+    said = content(alarm(ORIGIN, verdict(), thumbnail=True))
+    with pytest.raises(ValidationError):
+        check("alarm", said | wrong)
+
+
+def test_a_good_part_sends_nothing_unless_every_part_is_wanted():
+    assert outgoing(ORIGIN, verdict(State.OK)) == []
+    (only,) = outgoing(ORIGIN, verdict(State.OK), every_part=True)
+    assert only.topic == "atac/line1/verdict"
+    bad = outgoing(ORIGIN, verdict(), jpeg(), every_part=True)
+    assert [message.topic for message in bad] == [
+        "atac/line1/alarm", "atac/line1/thumbnail", "atac/line1/verdict"
+    ]  # fmt: skip
+    assert {comment_of(bad[1].payload), *(content(bad[n])["id"] for n in (0, 2))} == {
+        "line1:abc123:7"
+    }
+
+
+def test_a_thumbnail_is_the_picture_with_the_id_in_it():
+    message = thumbnail(ORIGIN, verdict(), jpeg())
+    picture = Image.open(io.BytesIO(message.payload))
+    assert picture.info["comment"] == b"line1:abc123:7"
+    assert np.array_equal(picture, Image.open(io.BytesIO(jpeg())))
+    assert message.properties == (("id", "line1:abc123:7"),)
+    with pytest.raises(ValueError, match="bytes"):
+        thumbnail(ORIGIN, verdict(), jpeg() + b"x" * THUMBNAIL_MAX_BYTES)
+    with pytest.raises(ValueError, match="not a JPEG"):
+        thumbnail(ORIGIN, verdict(), b"GIF89a")
+
+
+@given(st.text(max_size=200))
+def test_a_comment_can_be_read_back(comment):
+    assert comment_of(with_comment(jpeg(), comment)) == comment
+
+
+def test_an_ordinary_jpeg_has_no_comment():
+    assert comment_of(jpeg()) is None
+
+
+@given(st.text(max_size=100), st.floats(), st.sampled_from(list(State)))
+def test_any_part_id_and_threshold_make_valid_json(part_id, threshold, state):
+    trigger = Trigger(sequence=1, part_id=part_id, triggered_ns=0)
+    part = verdict(State.TIMEOUT, trigger=trigger, threshold=threshold, reason=part_id)
+    check("verdict", content(summary(ORIGIN, part)))
+
+
+@given(st.integers(0, 253_402_300_799_999_999_999))
+def test_times_are_utc_to_the_millisecond_and_in_order(time_ns):
+    said = utc(time_ns)
+    assert len(said) == len("2026-11-22T14:05:09.123Z")
+    assert np.datetime64(said[:-1], "ms").astype(np.int64) == time_ns // 1_000_000
+
+
+def test_health_sums_up():
+    snapshot = Health(
+        uptime_s=12.3456,
+        triggers=10,
+        counts={State.OK: 7, State.NG: 2},
+        parts_per_second=2.0,
+        latency_p50_ms=20.12345,
+        lost=((3, 5),),
+        waiting=4,
+    )
+    said = content(health(ORIGIN, NOON_NS, snapshot))
+    check("health", said)
+    assert said["triggers"] == said["open"] + sum(said["counts"].values())
+    assert said["lost"] == [{"first": 3, "last": 5}]
+    assert (said["degraded"], said["reasons"]) == (False, [])
+    assert said["latency_ms"] == {"p50": 20.123, "p99": None}
+
+
+def test_health_says_why_it_is_degraded():
+    snapshot = Health(
+        uptime_s=0.0,
+        triggers=0,
+        counts={},
+        parts_per_second=0.0,
+        camera_trouble="unplugged",
+        other_troubles=("too warm",),
+    )
+    said = content(health(ORIGIN, NOON_NS, snapshot))
+    check("health", said)
+    assert said["degraded"]
+    assert said["reasons"] == ["camera: unplugged", "too warm"]
+    assert said["camera"] == {"status": "trouble", "reason": "unplugged"}
+    assert said["broker"] == {"status": "ok", "reason": None}
+
+
+def test_topics_follow_the_template():
+    origin = Origin(agent_id="line1", epoch="", template="plant/hall 2/{agent}/qa/{what}")
+    check_topics(origin.template, origin.agent_id)
+    assert origin.topic("alarm") == "plant/hall 2/line1/qa/alarm"
+    check_topics("just/{what}", "line1")
+
+
+@pytest.mark.parametrize(
+    "template",
+    ["", "atac/{agent}", "atac/+/{what}", "#/{what}", "{what", "{what}/{site}", "$SYS/{what}",
+     "{what.__class__}", "{0}/{what}", "{what}\0", "{what:d}", "a" * 20_000 + "{what}"],
+)  # fmt: skip
+def test_templates_that_cannot_work(template):
+    with pytest.raises(ConfigurationError, match=r"mqtt\.topics"):
+        check_topics(template, "line1")
+
+
+@pytest.mark.parametrize("agent_id", ["", "a/b", "a+", "#", "a:b", "a\nb", "a\0"])
+def test_agent_ids_that_cannot_be_in_a_topic(agent_id):
+    with pytest.raises(ConfigurationError, match=r"agent\.id"):
+        check_topics("atac/{agent}/{what}", agent_id)
+
+
+def test_schemas_are_schemas():
+    for schema in SCHEMAS.values():
+        Draft202012Validator.check_schema(schema)
+
+
+def test_the_asyncapi_document_leads_to_every_schema_and_back():
+    """Every reference resolves, every channel has an operation, every schema is used."""
+    assert ASYNCAPI["asyncapi"] == "3.0.0"
+    used = set()
+
+    def walk(node):
+        if isinstance(node, dict):
+            target = node.get("$ref")
+            if isinstance(target, str):
+                if target.startswith("#/"):
+                    at = ASYNCAPI
+                    for step in target[2:].split("/"):
+                        at = at[step]
+                else:
+                    path = (ROOT / "docs" / target).resolve()
+                    assert path.parent == ROOT / "agent/schemas"
+                    used.add(path.name)
+            for value in node.values():
+                walk(value)
+        elif isinstance(node, list):
+            for value in node:
+                walk(value)
+
+    walk(ASYNCAPI)
+    assert used | {"part.schema.json"} == set(SCHEMAS)
+    channels = {operation["channel"]["$ref"] for operation in ASYNCAPI["operations"].values()}
+    assert channels == {f"#/channels/{name}" for name in ASYNCAPI["channels"]}
+    addresses = {channel["address"] for channel in ASYNCAPI["channels"].values()}
+    assert addresses == {
+        Origin(agent_id="{agent}", epoch="").topic(what) for what in ASYNCAPI["channels"]
+    }
+
+
+@pytest.mark.broker
+@pytest.mark.parametrize("version", ["5", "3.1.1"])
+def test_messages_taken_off_a_broker_fit_the_asyncapi_document(
+    broker, tmp_path, hear, eventually, version
+):
+    settings = type(broker.settings)(host=broker.host, port=broker.port, version=version)
+    heard = hear(settings)
+    with Ledger(tmp_path / "ledger.sqlite", agent_id="line1") as ledger:
+        origin = Origin(agent_id="line1", epoch=ledger.epoch, bundle_id="b" * 64)
+        with Publisher(settings, ledger, "line1") as publisher:
+            for state in State:
+                part = verdict(state, sequence=ledger.next_sequence())
+                ledger.record(part, outgoing(origin, part, jpeg(), every_part=True))
+            snapshot = Health(
+                uptime_s=1.0,
+                triggers=ledger.total(),
+                counts=ledger.counts(),
+                parts_per_second=1.0,
+                broker_trouble=publisher.status.trouble,
+            )
+            publisher.publish_now(health(origin, time.time_ns(), snapshot))
+        eventually(lambda: ("atac/line1/state", b"offline") in heard.messages)
+    seen = set()
+    for topic, payload in heard.messages:
+        (channel,) = (
+            name
+            for name, channel in ASYNCAPI["channels"].items()
+            if channel["address"].replace("{agent}", "line1") == topic
+        )
+        seen.add(channel)
+        described = ASYNCAPI["components"]["messages"][channel]
+        match described.get("contentType", ASYNCAPI["defaultContentType"]):
+            case "image/jpeg":
+                assert len(payload) <= described["payload"]["maxLength"]
+                assert comment_of(payload) in {origin.id(n) for n in range(2, 7)}
+            case "text/plain":
+                check(channel, payload.decode())
+            case "application/json":
+                check(channel, json.loads(payload))
+    assert seen == set(ASYNCAPI["channels"])
+    assert len(heard.on("/verdict")) == 6
+    assert len(heard.on("/alarm")) == len(heard.on("/thumbnail")) == 5
+
+
+@pytest.mark.broker
+def test_the_example_consumer_acts_once_on_each_alarm(broker, tmp_path, eventually):
+    """Also on those that came while it was killed, and those that come twice."""
+    seen = tmp_path / "seen.txt"
+    command = [
+        sys.executable, "-u", ROOT / "examples/subscriber.py",
+        "--host", broker.host, "--port", str(broker.port), "--seen", seen,
+    ]  # fmt: skip
+    acted = tmp_path / "acted.txt"
+
+    def consumer():
+        with acted.open("a") as output:
+            return subprocess.Popen(command, stdout=output)
+
+    with (
+        Ledger(tmp_path / "ledger.sqlite", agent_id="line1") as ledger,
+        Publisher(broker.settings, ledger, "line1") as publisher,
+    ):
+
+        def end(count):
+            origin = Origin(agent_id="line1", epoch=ledger.epoch)
+            for _ in range(count):
+                part = verdict(sequence=ledger.next_sequence())
+                twice = outgoing(origin, part) * 2
+                ledger.record(part, twice)
+
+        process = consumer()
+        # It hears from its subscription on, so wait for the first that it hears.
+        eventually(lambda: end(1) or time.sleep(0.05) or acted.read_text())
+        end(20)
+        eventually(lambda: len(acted.read_text().splitlines()) > 10)
+        process.kill()
+        process.wait()
+        end(20)
+        eventually(lambda: ledger.pending == 0)
+        assert publisher.status.delivered == 2 * ledger.total()
+        process = consumer()
+        try:
+            eventually(lambda: f":{ledger.total()}\n" in seen.read_text())
+        finally:
+            process.kill()
+            process.wait()
+    numbers = [int(line.rsplit(":", 1)[1]) for line in seen.read_text().splitlines()]
+    assert numbers == list(range(numbers[0], ledger.total() + 1))
+    assert len(acted.read_text().splitlines()) in {len(numbers), len(numbers) + 1}
