@@ -71,6 +71,11 @@ _FILES: Final[dict[Precision, str]] = {
     "int8": "network.int8.onnx",
 }
 _INT8_CALIBRATION_IMAGES: Final = 64
+_INT8_LEAVES: Final = (
+    "head.attend.",
+    "head.score.",
+    "head.locate.",
+)  # cheap, and they decide box and score
 
 
 @spec
@@ -133,7 +138,8 @@ def write_bundle(
         with OnnxRuntimeBackend(bundle) as backend:
             found = _inspections(backend, optics, source, items)
         parity = _compared(expected, found, items, "torch fp32", threshold, "held-out images")
-        _gate(bundle, "fp32", parity, accept_flips=accept_flips)
+        if not accept_flips:
+            _refuse_flips(out, "fp32", parity, "--resume --accept-flips")
         files[PARITY] = PARITY_JSON.dump_json({"fp32": parity}, indent=2)
         _written(folder, profile, reference, network, record, files)
         out.mkdir(exist_ok=True)
@@ -196,7 +202,8 @@ def add_precision(
         provisional_threshold(scores[:unseen], scores[unseen:]) if threshold is None else threshold,
         "held-out images" if threshold is None else "calibration",
     )
-    _gate(bundle, precision, parity, accept_flips=accept_flips)
+    if not accept_flips:
+        _refuse_flips(bundle.path, precision, parity, "--accept-flips")
 
     recorded = PARITY_JSON.validate_json(_part(bundle, PARITY)) | {precision: parity}
     report = PARITY_JSON.dump_json(recorded, indent=2)
@@ -265,7 +272,9 @@ def fold_batch_norm(network: nn.Module) -> None:
 
 
 def int8_graph(bundle: Bundle, source: Source, split: Split) -> bytes:
-    """The fp32 network of `bundle` with its trunk quantised to int8 (QDQ).
+    """The fp32 network of `bundle` with its convolutions quantised to int8 (QDQ).
+
+    Attention and score stay in fp32.
 
     Ranges come from training images, whole and zoomed, through `engine.view`; the mean of their
     extremes, so that one odd image does not coarsen them all. Weights are symmetric per channel
@@ -276,8 +285,11 @@ def int8_graph(bundle: Bundle, source: Source, split: Split) -> bytes:
     fp32 = onnx.load_model_from_string(bundle.network("fp32"))
     # The graph needs no preparation: shapes are known and BatchNorm is folded.
     onnx.helper.set_model_props(fp32, {"onnx.quant.pre_process": "onnxruntime.quant"})
-    # The head decides the box and costs little: it stays in fp32.
-    head = [node.name for node in fp32.graph.node if any(i.startswith("head.") for i in node.input)]
+    exact = [
+        node.name
+        for node in fp32.graph.node
+        if any(name.startswith(_INT8_LEAVES) for name in node.input)
+    ]
     with tempfile.TemporaryDirectory() as folder:
         target = Path(folder) / "int8.onnx"
         quantize_static(
@@ -286,7 +298,7 @@ def int8_graph(bundle: Bundle, source: Source, split: Split) -> bytes:
             _Views(views),
             quant_format=QuantFormat.QDQ,
             op_types_to_quantize=["Conv", "Relu", "Add", "MaxPool"],
-            nodes_to_exclude=head,
+            nodes_to_exclude=exact,
             per_channel=True,
             reduce_range=True,
             activation_type=QuantType.QUInt8,
@@ -361,12 +373,6 @@ def _int8_views(bundle: Bundle, source: Source, split: Split) -> Iterator[Pixels
 
 def _parity_items(split: Split) -> tuple[Listed, ...]:
     """Good images that training never saw, then known defects (else those of the test)."""
-    if not split.unseen_good:
-        raise BundleError(
-            "--hold-out",
-            "no good image is left that training has not seen, so exports cannot be compared; "
-            "hold some out, for example --hold-out 0.15",
-        )
     unknown = tuple(item for item in split.test if item.defective)
     return (*split.unseen_good, *(split.train_defective or unknown))
 
@@ -405,16 +411,14 @@ def _compared(
     )
 
 
-def _gate(
-    bundle: Bundle, precision: Precision, parity: PrecisionParity, *, accept_flips: bool
-) -> None:
-    if parity.flips and not accept_flips:
+def _refuse_flips(path: Path, precision: Precision, parity: PrecisionParity, options: str) -> None:
+    if parity.flips:
         raise BundleError(
-            str(bundle.path),
+            str(path),
             f"{precision} changes {len(parity.flips)} of {parity.images} verdicts at threshold "
             f"{parity.threshold:.4g} ({', '.join(parity.flips[:3])}); largest score difference "
             f"{parity.max_score_difference:.3g}, median box IoU {parity.median_box_iou:.2f}. "
-            "Nothing was written; accept it with --accept-flips",
+            f"Nothing was written; to accept it, repeat with {options}",
         )
 
 

@@ -287,7 +287,8 @@ def _objective(
         scores = scores.mean(dim=0, keepdim=True)  # γ(x)   Eq 10
     losses = [deviation_loss(deviation(s, reference), defective, profile) for s in scores]
     objective = torch.stack(losses).mean()
-    if profile.mask_weight:
+    # Cross-entropy refuses NaN; the caller has a better word for it.
+    if profile.mask_weight and torch.isfinite(objective):
         known = torch.tensor([sample.mask is not None for sample in batch], device=device)
         misses = [attention_loss(p.maps.attention, _map_masks(p, batch), known) for p in passes]
         objective = objective + profile.mask_weight * torch.stack(misses).mean()

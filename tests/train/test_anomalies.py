@@ -2,7 +2,8 @@ import numpy as np
 from hypothesis import given
 from hypothesis import strategies as st
 
-from train.anomalies import alike, cutmix
+from engine.frame import Box
+from train.anomalies import PAINTERS, alike, cells, cutmix, moved, paint
 
 
 @given(
@@ -63,3 +64,64 @@ def test_a_donor_takes_the_kind_of_its_picture():
     assert alike(colour, mono).shape == (6, 7)
     assert (alike(colour, mono) == 90).all()
     assert alike(mono, mono) is mono
+
+
+@given(
+    st.sampled_from(sorted(PAINTERS)),
+    st.integers(16, 70),
+    st.integers(16, 70),
+    st.booleans(),
+    st.integers(0, 2**32),
+)
+def test_every_kind_marks_what_can_be_seen_of_it(kind, height, width, colour, seed):
+    rng = np.random.default_rng(seed)
+    tail = (3,) if colour else ()
+    pixels = rng.integers(40, 200, (height, width, *tail), dtype=np.uint8)
+    donor = rng.integers(0, 256, (width, height, *tail), dtype=np.uint8)
+    before, donor_before = pixels.copy(), donor.copy()
+
+    changed, mask = PAINTERS[kind](pixels, donor, rng)
+
+    assert (changed.shape, changed.dtype) == (pixels.shape, np.uint8)
+    assert (mask.shape, mask.dtype) == ((height, width), np.bool_)
+    assert np.array_equal(pixels, before)
+    assert np.array_equal(donor, donor_before)
+    change = np.abs(changed.astype(int) - before).reshape(height, width, -1).max(axis=2)
+    assert change[~mask].max(initial=0) <= 12
+    if kind != "cutmix":
+        assert change[mask].min(initial=255) > 12
+
+
+@given(st.integers(4, 60), st.integers(4, 60), st.sampled_from([0, 128, 255]), st.integers(0, 99))
+def test_paint_never_comes_back_without_a_defect(height, width, level, seed):
+    pixels = np.full((height, width), level, dtype=np.uint8)
+    kinds = tuple(PAINTERS)
+    changed, mask = paint(kinds, pixels, pixels, np.random.default_rng(seed))
+    assert mask.any()
+    assert not np.array_equal(changed, pixels)
+    again, _ = paint(kinds, pixels, pixels, np.random.default_rng(seed))
+    assert np.array_equal(changed, again)
+
+
+@given(st.integers(0, 2**32))
+def test_a_mask_moves_with_its_defect(seed):
+    pixels = np.full((60, 80, 3), 50, dtype=np.uint8)
+    mask = np.zeros((60, 80), dtype=np.bool_)
+    mask[25:40, 30:50] = True
+    pixels[mask] = 200
+    shown, where = moved(pixels, mask, np.random.default_rng(seed))
+    bright = shown[..., 0] > 125
+    overlap = (bright & where).sum() / (bright | where).sum()
+    assert overlap > 0.85
+    assert moved(pixels, None, np.random.default_rng(seed))[1] is None
+    assert np.array_equal(moved(pixels, None, np.random.default_rng(seed))[0], shown)
+
+
+def test_a_cell_is_defective_when_any_of_its_pixels_is():
+    mask = np.zeros((40, 80), dtype=np.bool_)
+    mask[39, 79] = True
+    whole = cells(mask, Box.around(mask), 4, 8)
+    assert whole[3, 7] == 1
+    assert whole.sum() == 1
+    assert not cells(mask, Box(left=0, top=0, right=40, bottom=40), 4, 4).any()
+    assert cells(mask, Box(left=70, top=30, right=80, bottom=40), 14, 14)[-1, -1] == 1

@@ -136,6 +136,20 @@ def test_without_any_defect_only_good_images_are_split(parts, tmp_path):
     assert split.train_good
 
 
+def test_an_empty_class_is_named(parts, tmp_path):
+    shutil.copytree(parts / "train/good", tmp_path / "good")
+    (tmp_path / "defective").mkdir()
+    with pytest.raises(TrainingError, match="defective holds no images"):
+        drawn(tmp_path, defects=None)
+
+
+def test_without_unseen_good_images_nothing_could_be_compared(copy):
+    shutil.rmtree(copy / "test/good")
+    with pytest.raises(TrainingError, match=r"hold some out: --hold-out 0\.15"):
+        drawn(copy, hold_out=0.0)
+    assert drawn(copy).unseen_good
+
+
 def test_folders_that_do_not_fit_are_named(tmp_path):
     (tmp_path / "empty").mkdir()
     with pytest.raises(ConfigurationError, match="has neither train/good"):
@@ -172,8 +186,12 @@ def test_masks_show_where_the_defect_is(copy):
     assert 0.005 < mask.mean() < 0.1
 
     item = split.train_defective[0]
-    Image.new("L", (10, 10)).save(copy / item.mask)
-    with pytest.raises(ImageError, match="is \\(10, 10\\) pixels where"):
+    Image.open(copy / item.mask).resize((40, 40)).save(copy / item.mask)
+    enlarged = read_mask(source, item, images.frame(index))
+    assert enlarged.shape == mask.shape
+    assert (enlarged & mask).sum() > 0.5 * mask.sum()
+    Image.new("L", (10, 20)).save(copy / item.mask)
+    with pytest.raises(ImageError, match=r"is \(20, 10\) pixels where"):
         read_mask(source, item, images.frame(index))
 
 

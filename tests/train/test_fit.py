@@ -8,10 +8,13 @@ import torch
 
 from engine.attention import CropSpec
 from engine.errors import ConfigurationError, TrainingError
+from engine.frame import Box
 from engine.inspector import TwoPassInspector
+from engine.view import view
 from train import fit as training
+from train.anomalies import cells
 from train.backbone import PretrainedWeights, Trunk, initialise
-from train.datasets import TrainingImages, read_listed
+from train.datasets import TrainingImages, read_listed, read_mask
 from train.fit import CHECKPOINT, TrainedOptics, fit, settled, train_bundle
 from train.network import AtacNet, TorchBackend
 from train.profile import LINE
@@ -65,7 +68,8 @@ def test_batches_are_half_good_half_defective(source, split, paper):
     real = [s for s in slots if s.index is not None]
     assert 0.4 < len(real) / len(slots) < 0.6
     assert {s.index for s in real} == set(images.defective)
-    assert all(s.mask.any() for s in slots)
+    assert all(s.mask.any() for s in slots if s.index is None)
+    assert all(s.mask is None for s in real)  # image labels alone, unless the profile says so
     assert not any(s.mask.any() for batch in batches for s in batch[:8])
 
 
@@ -73,6 +77,54 @@ def test_without_known_defects_every_defect_is_painted(source, split, paper):
     images = TrainingImages(source, replace(split, train_defective=()))
     (batch,) = training._batches(images, paper, np.random.default_rng(0), steps=1)
     assert all(s.index is None for s in batch[8:])
+
+
+def test_known_defects_move_and_their_masks_teach_where_the_profile_says_so(source, split, paper):
+    images = TrainingImages(source, split)
+    profile = replace(paper, real_share=1.0, moved=True, known_masks=True)
+    (batch,) = training._batches(images, profile, np.random.default_rng(0), steps=1)
+    assert all(s.index is None and s.mask.any() for s in batch[8:])
+    shown = {s.pixels.tobytes() for s in batch[8:]}
+    assert len(shown) == 8  # four known defects, never twice the same picture
+
+
+def test_masks_follow_each_pass_into_its_box(samples, paper):
+    _, batch = samples
+    with eyes(replace(paper, crop=CropSpec(omega=0.9))) as (_, pair):
+        passes = pair.look(batch)
+    painted = [i for i, s in enumerate(batch) if s.mask is not None and s.defective]
+    for seen in passes:
+        masks = training._map_masks(seen, batch)
+        assert masks.shape == seen.maps.attention.shape
+        assert not masks[:8].any()
+    whole = training._map_masks(passes[0], batch)
+    assert all(whole[i].any() for i in painted)
+    for i in painted:
+        box, mask = passes[1].boxes[i], batch[i].mask
+        inside = mask[box.top : box.bottom, box.left : box.right]
+        assert training._map_masks(passes[1], batch)[i].any() == inside.any()
+
+
+def test_without_zoom_the_second_pass_is_the_first(samples, paper):
+    _, batch = samples
+    with eyes(replace(paper, crop=CropSpec(omega=0.9))) as (_, pair):
+        first, second = pair.look(batch, zoom=False)
+    assert second is first
+
+
+def test_supervised_attention_learns_where_defects_are(source, split, line, tmp_path):
+    profile = replace(line, epochs=4, least_steps=8, zoom_from=2, known_masks=True)
+    network = trained(source, split, profile, tmp_path).network
+    inside, outside = [], []
+    with TorchBackend(network) as backend:
+        for item in split.train_defective:
+            pixels = read_listed(source, item)
+            whole = Box.around(pixels)
+            attention = backend.run(view(pixels, whole, profile.view)[None]).attention[0]
+            marked = cells(read_mask(source, item, pixels), whole, *attention.shape) > 0
+            inside.append(attention[marked].mean())
+            outside.append(attention[~marked].mean())
+    assert np.mean(inside) > 2 * np.mean(outside)
 
 
 def test_gradient_reaches_the_trunk_through_both_passes(samples, paper):

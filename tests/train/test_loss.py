@@ -8,7 +8,13 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as arrays
 
 from engine import score as engine_score
-from train.loss import deviation, deviation_loss, drawn_reference, top_k_mean
+from train.loss import (
+    attention_loss,
+    deviation,
+    deviation_loss,
+    drawn_reference,
+    top_k_mean,
+)
 from train.profile import PAPER
 
 FINITE = st.floats(-1e3, 1e3, width=32)
@@ -74,3 +80,20 @@ def test_hinge_is_never_negative(rows):
     devs = torch.tensor([dev for dev, _ in rows])
     labels = torch.tensor([label for _, label in rows])
     assert deviation_loss(devs, labels, PAPER).item() >= 0
+
+
+def test_attention_is_judged_only_where_the_mask_is_known():
+    attention = torch.full((2, 2, 2), 0.5, requires_grad=True)
+    masks = torch.zeros(2, 2, 2)
+    masks[0, 0, 0] = 1
+    loss = attention_loss(attention, masks, torch.tensor([True, False]))
+    loss.backward()
+    assert attention.grad[0, 0, 0] < 0 < attention.grad[0, 1, 1]
+    assert abs(attention.grad[0, 0, 0]) > attention.grad[0, 1, 1]  # defective cells are rarer
+    assert not attention.grad[1].any()
+    assert attention_loss(attention, masks, torch.tensor([False, False])) == 0
+
+
+def test_attention_loss_vanishes_on_the_mask_itself():
+    masks = (torch.rand(3, 4, 4) > 0.5).float()
+    assert attention_loss(masks, masks, torch.tensor([True] * 3)).item() == pytest.approx(0)

@@ -5,6 +5,7 @@ import pytest
 import torch
 
 from train.network import AtacNet, AttentionHead, SelfAttention, TorchBackend, stacked
+from train.profile import PAPER
 
 
 @pytest.fixture
@@ -13,7 +14,7 @@ def views():
 
 
 def test_the_head_has_the_size_that_the_spec_names():
-    head = AttentionHead(2048, 64, 8)
+    head = AttentionHead(2048, PAPER)
     assert sum(p.numel() for p in head.parameters()) == 1_184_977 + 65  # σ and τ
 
 
@@ -63,6 +64,27 @@ def test_maps_have_the_grid_of_the_finest_stage(paper, views):
     maps = network(torch.from_numpy(views))
     assert maps.score_map.shape == maps.attention.shape == (5, 8, 8)
     assert maps.attention.min() >= 0
+
+
+def test_supervised_attention_is_a_chance(line):
+    views = torch.randint(0, 256, (3, 48, 48, 3), dtype=torch.uint8)
+    network = AtacNet(line).eval()
+    attention = network(views).attention
+    assert attention.shape == (3, 6, 6)
+    assert 0 < attention.min() <= attention.max() < 1
+    network.head.locate.bias.data.fill_(50.0)
+    assert network(views).attention.min() > 0.999
+
+
+def test_a_local_mean_takes_the_eight_neighbours(line):
+    head = AttentionHead(1, replace(line, kernel=1)).eval()
+    seen = []
+    head.convolve.register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0]))
+    lone = torch.zeros(1, 1, 5, 5)
+    lone[0, 0, 0, 0] = 36.0
+    head([lone])
+    # A corner has four cells in reach, an edge six, the inside nine.
+    assert seen[0][0, 0, :3, :3].tolist() == [[9.0, 6.0, 0.0], [6.0, 4.0, 0.0], [0.0, 0.0, 0.0]]
 
 
 def test_stacking_keeps_the_finest_stage_as_it_is():

@@ -1,0 +1,170 @@
+import json
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import safetensors.torch
+import torch
+import typer
+from typer.testing import CliRunner
+
+from agent.commands.calibrate import calibrate
+from agent.commands.evaluate import evaluate
+from agent.commands.export import export
+from agent.commands.train import train
+from calibration.record import read_calibration
+from engine.bundle import open_bundle
+from engine.errors import ConfigurationError, TrainingError
+from train.backbone import Trunk
+from train.datasets import find_source, unseen_images
+
+
+@pytest.fixture(scope="session")
+def agent():
+    app = typer.Typer(pretty_exceptions_enable=False)
+    for command in (train, export, calibrate, evaluate):
+        app.command()(command)
+
+    def run(*arguments):
+        result = CliRunner().invoke(app, [str(a) for a in arguments], catch_exceptions=True)
+        if result.exception is not None and not isinstance(result.exception, SystemExit):
+            raise result.exception
+        return result
+
+    return run
+
+
+def save_weights(path, stage):
+    """A checkpoint whose BatchNorm looks as if it had been trained."""
+    torch.manual_seed(0)
+    trunk = Trunk("resnet18", (stage,), "v1.5")
+    for part in trunk.modules():
+        if isinstance(part, torch.nn.BatchNorm2d):
+            part.running_mean.normal_(0, 0.01)
+    safetensors.torch.save_file(dict(trunk.state_dict()), path)
+
+
+SMALL = ("--backbone", "resnet18", "--stage", "layer2", "--epochs", 1)
+
+
+@pytest.fixture(scope="session")
+def trained(agent, parts, tmp_path_factory):
+    """Trained by the command, in the product's own size; a frozen trunk is quickest."""
+    folder = tmp_path_factory.mktemp("commands")
+    out, weights = folder / "bundle", folder / "weights.safetensors"
+    save_weights(weights, "layer2")
+    result = agent(
+        "train", "--data", parts, "--out", out, "--backbone-weights", weights, *SMALL, "--json"
+    )
+    assert result.exit_code == 0, result.output
+    return out, json.loads(result.stdout)
+
+
+def test_train_tells_what_it_made(trained, parts):
+    out, answer = trained
+    bundle = open_bundle(out)
+    assert answer["id"] == bundle.id
+    assert answer["training"]["backbone"] == "resnet18 layer2"
+    assert answer["training"]["defective"] == 5
+    assert answer["training"]["pretrained"] == "weights.safetensors (v1.5)"
+    assert [epoch["number"] for epoch in answer["epochs"]] == [1]
+    assert not out.with_name("bundle.training").exists()
+    assert len(unseen_images(find_source(parts, None, None), bundle)) == 11
+
+
+def test_evaluate_prints_a_table_and_json(trained, agent, parts):
+    out, _ = trained
+    table = agent("evaluate", "--bundle", out, "--data", parts)
+    assert [line.split()[0] for line in table.stdout.splitlines()[1:]] == ["all", "scratch", "spot"]
+    assert "there is no calibration yet" in table.stderr
+    answer = json.loads(agent("evaluate", "--bundle", out, "--data", parts, "--json").stdout)
+    assert (answer["overall"]["good"], answer["overall"]["defective"]) == (6, 5)
+    assert answer["at_threshold"] is None
+
+
+def test_a_calibrated_bundle_counts_errors_and_gates_on_its_threshold(
+    trained, agent, parts, tmp_path
+):
+    out = Path(shutil.copytree(trained[0], tmp_path / "bundle"))
+    agent(
+        "calibrate",
+        *("--bundle", out, "--good", parts / "test/good"),
+        *("--max-false-reject", "50%", "--confidence", "90%"),
+    )
+    record = read_calibration(open_bundle(out), precision="fp32").calibration
+
+    answer = json.loads(agent("evaluate", "--bundle", out, "--data", parts, "--json").stdout)
+    at = answer["at_threshold"]
+    assert at["threshold"] == record.threshold
+    assert at["false_rejects"] == record.exceedances
+    assert at["misses"] == len(at["missed"])
+
+    gated = agent(
+        "export",
+        "--bundle",
+        out,
+        "--precision",
+        "fp16",
+        "--data",
+        parts,
+        "--accept-flips",
+        "--json",
+    )
+    parity = json.loads(gated.stdout)["parity"]
+    assert (parity["threshold"], parity["threshold_from"]) == (record.threshold, "calibration")
+    assert "fp16" in open_bundle(out).manifest.networks
+
+
+def test_every_image_used_in_training_is_refused_for_evaluation(trained, agent, parts):
+    out, _ = trained
+    with pytest.raises(ConfigurationError, match="no image that training has not seen"):
+        agent("evaluate", "--bundle", out, "--good", parts / "train/good")
+
+
+def test_weights_must_be_chosen(agent, parts, tmp_path):
+    with pytest.raises(ConfigurationError, match=r"resnet50-0676ba61\.pth, or 'none'"):
+        agent("train", "--data", parts, "--out", tmp_path / "out")
+
+
+def test_paper_without_layer4_names_the_way_out(agent, parts, tmp_path):
+    path = tmp_path / "short.safetensors"
+    save_weights(path, "layer3")
+    with pytest.raises(ConfigurationError, match="choose --stage layer3"):
+        agent(
+            "train",
+            *("--data", parts, "--out", tmp_path / "out", "--profile", "paper"),
+            *("--backbone", "resnet18", "--backbone-weights", path),
+        )
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_folder_without_enough_good_images_fails_before_training(agent, parts, tmp_path):
+    (tmp_path / "good").mkdir()
+    shutil.copy(parts / "train/good/000.png", tmp_path / "good")
+    with pytest.raises(TrainingError, match="leaves 0 different good images to train on"):
+        agent(
+            "train",
+            *("--data", tmp_path, "--out", tmp_path / "out", "--backbone-weights", "none"),
+        )
+
+
+def test_help_shows_an_example(agent):
+    for command in ("train", "export", "evaluate"):
+        assert f"Example: agent {command}" in agent(command, "--help").stdout
+
+
+def test_commands_load_torch_only_when_they_run():
+    code = (
+        "import sys, agent.commands.train, agent.commands.export, agent.commands.evaluate;"
+        "print('torch' in sys.modules)"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code],
+        check=True,
+        capture_output=True,
+        text=True,
+        cwd=Path(__file__).parents[2],
+    )
+    assert done.stdout.strip() == "False"
