@@ -393,3 +393,11 @@ def test_the_example_consumer_acts_once_on_each_alarm(broker, tmp_path, eventual
     numbers = [int(line.rsplit(":", 1)[1]) for line in seen.read_text().splitlines()]
     assert numbers == list(range(numbers[0], ledger.total() + 1))
     assert len(acted.read_text().splitlines()) in {len(numbers), len(numbers) + 1}
+
+
+def test_the_documented_alarm_is_one():
+    text = (ROOT / "docs/mqtt.md").read_text()
+    example = text.split("```json\n")[1].split("```")[0]
+    said = json.loads(example) | {"bundle_id": None, "calibration_id": None}
+    check("alarm", said)
+    assert set(said) == set(content(alarm(ORIGIN, verdict(), thumbnail=True)))
