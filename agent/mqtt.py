@@ -212,6 +212,7 @@ class Publisher:
         self._stopping.set()
         self._wake()
         self._thread.join(drain_s + 2 * _ANSWER_S)
+        self._ledger.flush(drain_s)  # the marks of what was delivered
         self._ledger.listen(lambda: None)
 
     @property

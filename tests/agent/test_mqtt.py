@@ -9,6 +9,7 @@ import paho.mqtt.client as paho
 import pytest
 
 import agent.mqtt
+from agent.broker import EmbeddedBroker
 from agent.ledger import Ledger
 from agent.messages import Health, Message, Origin, health, outgoing
 from agent.mqtt import MqttSettings, Publisher, Subscriber, TlsSettings, probe
@@ -59,7 +60,7 @@ def test_alarms_arrive_once_and_in_order_between_online_and_offline(
     heard = hear(settings)
     with Publisher(settings, ledger, "line1") as publisher:
         end(ledger, count=200)
-        eventually(lambda: publisher.status.delivered == 200)
+        eventually(lambda: publisher.status.delivered == 200 and ledger.pending == 0)
         status = publisher.status
     eventually(lambda: heard.messages[-1] == ("atac/line1/state", b"offline"))
     assert heard.messages[0] == ("atac/line1/state", b"online")
@@ -231,6 +232,15 @@ def test_a_topic_that_the_broker_denies_is_not_delivered_and_said_once(
         eventually(lambda: end(ledger) or publisher.status.delivered)
         assert publisher.status.trouble is None
         assert publisher.status.refused >= 5
+
+
+def test_a_broker_of_the_older_version_only_is_named_as_such():
+    with EmbeddedBroker() as old:
+        with pytest.raises(BrokerError, match=r"set mqtt\.version: 3\.1\.1"):
+            probe(MqttSettings(host=old.host, port=old.port), "line1")
+        assert "answers MQTT 3.1.1" in probe(
+            MqttSettings(host=old.host, port=old.port, version="3.1.1"), "line1"
+        )
 
 
 def test_tls_with_certificates_on_both_sides(start_broker, ledger, certify, eventually):
