@@ -1,0 +1,313 @@
+"""The whole product on real images: train → export → calibrate → run → alarms, and one table.
+
+    python -m benchmarks.real_line --data ../shared/data --weights resnet50_layer3.safetensors \
+        --form v1 --out runs/real_line --result benchmarks/results/real_line.json
+
+Each set is learnt from its good training images, less 60 and more held out for the threshold, and
+ten known defects; the rest of its test images go past the agent as a camera. The steps are the
+commands a user would type; a mosquitto and a subscriber of their own listen. What the bare network
+can do is measured in the same run, before and after the agent, in the agent's own precision.
+`--video FILE` sends a video past the first set's bundle at its own pace.
+"""
+
+import argparse
+import json
+import os
+import shutil
+import socket
+import sqlite3
+import statistics
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import yaml
+
+from benchmarks.machine import described
+from calibration.bound import interval
+from engine.backends import Backend
+from engine.backends.onnxruntime_backend import OnnxRuntimeBackend
+from engine.bundle import Bundle, open_bundle
+from engine.inspector import TwoPassInspector
+from train.datasets import SPLIT, SPLIT_JSON, find_source, unseen_images
+from train.evaluate import auroc, scored
+from train.export import load_network
+from train.network import TorchBackend
+
+CALIBRATION_PARTS = 60  # 59 good parts carry a promise of 5 % at 95 %
+AGENT = str(Path(sys.executable).parent / "agent")
+ROOT = Path(__file__).resolve().parent.parent
+CONFIDENCE = 0.95
+
+
+@dataclass(frozen=True, kw_only=True)
+class Set:
+    """One set of images: its folder below `--data` and how many good ones it trains with."""
+
+    name: str
+    good: int
+
+
+SETS = (
+    Set(name="mvtec_bottle", good=209),
+    Set(name="mvtec_pill", good=267),
+    Set(name="magnetic_tile", good=150),
+)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description="The product on real images, end to end.")
+    parser.add_argument("--data", type=Path, required=True)
+    parser.add_argument("--weights", type=Path, required=True, help="ImageNet ResNet-50")
+    parser.add_argument("--form", default="v1.5", choices=("v1", "v1.5"))
+    parser.add_argument("--out", type=Path, default=Path("runs/real_line"))
+    parser.add_argument("--result", type=Path)
+    parser.add_argument("--sets", nargs="+", default=[one.name for one in SETS])
+    parser.add_argument("--video", type=Path)
+    parser.add_argument("--precision", default="int8", choices=("fp32", "int8"))
+    parser.add_argument("--seed", type=int, default=0)
+    options = parser.parse_args()
+
+    result: dict[str, Any] = {"machine": described(), "seed": options.seed, "sets": {}}
+    chosen = [one for one in SETS if one.name in options.sets]
+    for one in chosen:
+        folder = options.out / one.name
+        bundle = prepared(one, folder, options)
+        result["sets"][one.name] = measured(one, bundle, folder, options)
+    if options.video:
+        result["video"] = watched(options.video, options.out / chosen[0].name, options)
+    if options.result:
+        options.result.parent.mkdir(parents=True, exist_ok=True)
+        options.result.write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
+    print_table(result)
+
+
+def prepared(one: Set, folder: Path, options: argparse.Namespace) -> Bundle:
+    """Train, export and calibrate, unless an earlier run left the bundle."""
+    path, data = folder / "bundle", options.data / one.name
+    if not (path / "manifest.json").exists():
+        held = (CALIBRATION_PARTS + 0.5) / one.good
+        command(
+            *("train", "--data", data, "--out", path, "--profile", "line", "--defects", "10"),
+            *("--backbone-weights", options.weights, "--backbone-form", options.form),
+            *("--hold-out", f"{held:.4f}", "--seed", options.seed, "--resume"),
+        )
+    bundle = open_bundle(path)
+    if "int8" not in bundle.manifest.networks:
+        command("export", "--bundle", path, "--precision", "int8", "--data", data, "--accept-flips")
+        bundle = open_bundle(path)
+    split = SPLIT_JSON.validate_json(bundle.read(SPLIT))
+    good = linked(folder / "held_out", [data / item.path for item in split.held_out_good])
+    command(
+        *("calibrate", "--bundle", path, "--good", good, "--precision", options.precision),
+        *("--max-false-reject", "5%", "--confidence", "95%"),
+    )
+    return bundle
+
+
+def measured(one: Set, bundle: Bundle, folder: Path, options: argparse.Namespace) -> dict[str, Any]:
+    """Every figure of one set's row."""
+    source = find_source(options.data / one.name, None, None)
+    items = unseen_images(source, bundle)
+    items = tuple(item for item in items if item.path.startswith("test/"))
+    defective = np.array([item.defective for item in items])
+    ranked = {}
+    by_precision: dict[str, Backend] = {
+        "torch": TorchBackend(load_network(bundle)),
+        "fp32": OnnxRuntimeBackend(bundle, precision="fp32"),
+        "int8": OnnxRuntimeBackend(bundle, precision="int8"),
+    }
+    for name, backend in by_precision.items():
+        with backend:
+            found = scored(TwoPassInspector(backend, bundle.manifest), source, items)
+        ranked[name] = auroc(np.array([image.score for image in found]), defective)
+
+    camera = linked(folder / "camera", [source.path(item.path) for item in items])
+    before = bare_pass_s(bundle, options.precision)
+    summary, heard, ledger = inspected(
+        bundle, folder, {"type": "folder", "path": str(camera), "after_last": "end"}, options
+    )
+    after = bare_pass_s(bundle, options.precision)
+    states = {Path(part).stem: state for part, state in parts_of(ledger)}
+    faulty_part = dict(zip(sorted(path.name for path in camera.iterdir()), defective, strict=True))
+    verdicts = [(faulty_part[part], state) for part, state in parts_of(ledger)]
+    false_rejects = sum(state == "NG" for faulty, state in verdicts if not faulty)
+    detected = sum(state == "NG" for faulty, state in verdicts if faulty)
+    good_count, bad_count = int((~defective).sum()), int(defective.sum())
+    bare_s = (before + after) / 2
+    allowed = 1 / (bare_s * (1 + summary["zoomed"] / summary["triggers"]))
+    parity = json.loads((bundle.path / "parity.json").read_text(encoding="utf-8"))
+    return {
+        "good": good_count,
+        "defective": bad_count,
+        "auroc": ranked,
+        "training": {
+            "seconds": bundle.manifest.training.seconds,
+            "epochs": bundle.manifest.training.epochs,
+            "good": bundle.manifest.training.good,
+            "defective": bundle.manifest.training.defective,
+            "pretrained": bundle.manifest.training.pretrained.split("/")[-1],
+        },
+        "parity": {
+            name: {key: value for key, value in row.items() if key != "flips"}
+            | {"flips": len(row["flips"])}
+            for name, row in parity.items()
+        },
+        "false_rejects": false_rejects,
+        "false_reject_interval": interval(false_rejects, good_count, confidence=CONFIDENCE),
+        "detected": detected,
+        "detection_interval": interval(detected, bad_count, confidence=CONFIDENCE),
+        "ledger": summary["counts"],
+        "alarms_heard": heard,
+        "alarms_in_ledger": sum(state != "OK" for _, state in verdicts),
+        "zoomed": summary["zoomed"],
+        "parts_per_second": summary["parts_per_second"],
+        "bare_pass_ms": bare_s * 1e3,
+        "share_of_bare_network": summary["parts_per_second"] / allowed,
+        "latencies": summary["latencies"],
+        "start_up_s": summary["start_up_s"],
+    }
+
+
+def watched(video: Path, folder: Path, options: argparse.Namespace) -> dict[str, Any]:
+    """A video as a camera at its own pace: how each of its frames ended."""
+    bundle = open_bundle(folder / "bundle")
+    camera = {"type": "video", "path": str(video.resolve()), "realtime": True}
+    summary, heard, ledger = inspected(bundle, folder, camera, options)
+    return {
+        "frames": summary["triggers"],
+        "in_ledger": len(list(parts_of(ledger))),
+        "ledger": summary["counts"],
+        "alarms_heard": heard,
+    }
+
+
+def inspected(
+    bundle: Bundle, folder: Path, camera: dict[str, object], options: argparse.Namespace
+) -> tuple[dict[str, Any], int, Path]:
+    """`agent run` over `camera`: its summary, how many alarms a subscriber heard, the ledger."""
+    ledger = folder / "ledger.sqlite"
+    for stale in folder.glob("ledger.sqlite*"):
+        stale.unlink()
+    seen = folder / "seen.txt"
+    seen.unlink(missing_ok=True)
+    with mosquitto(folder) as port, subscriber(port, seen):
+        config = {
+            "agent": {"id": "bench"},
+            "bundle": {"path": str(bundle.path.resolve()), "precision": options.precision},
+            "camera": camera,
+            "ledger": {"path": str(ledger.resolve())},
+            "mqtt": {"host": "127.0.0.1", "port": port, "drain_s": 60},
+        }
+        file = folder / "agent.yaml"
+        file.write_text(yaml.safe_dump(config), encoding="utf-8")
+        summary = json.loads(command("run", "--config", file, "--json"))
+        expected = summary["alarms"]
+        until = time.monotonic() + 30
+        while count_lines(seen) < expected and time.monotonic() < until:
+            time.sleep(0.1)
+    return summary, count_lines(seen), ledger
+
+
+def bare_pass_s(bundle: Bundle, precision: str, *, repeats: int = 60) -> float:
+    """Median seconds of one pass of the network alone, on one view, batch 1."""
+    side = bundle.manifest.view.side
+    views = np.random.default_rng(0).integers(0, 256, (1, side, side, 3), dtype=np.uint8)
+    with OnnxRuntimeBackend(bundle, precision="int8" if precision == "int8" else "fp32") as backend:
+        times = []
+        for _ in range(repeats + 5):
+            started = time.perf_counter()
+            backend.run(views)
+            times.append(time.perf_counter() - started)
+    return statistics.median(times[5:])
+
+
+def parts_of(ledger: Path) -> Iterator[tuple[str, str]]:
+    """Part id and state of every trigger in a ledger file."""
+    with sqlite3.connect(f"file:{ledger}?mode=ro", uri=True) as database:
+        yield from database.execute("SELECT part_id, state FROM triggers ORDER BY sequence")
+
+
+def linked(folder: Path, files: list[Path]) -> Path:
+    """A new folder of links to `files`, numbered in their order."""
+    shutil.rmtree(folder, ignore_errors=True)
+    folder.mkdir(parents=True)
+    for index, file in enumerate(files):
+        (folder / f"{index:04d}-{file.parent.name}-{file.name}").symlink_to(file.resolve())
+    return folder
+
+
+@contextmanager
+def mosquitto(folder: Path) -> Iterator[int]:
+    """A real broker on a free port of the loopback interface."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    settings = folder / "mosquitto.conf"
+    settings.write_text(f"listener {port} 127.0.0.1\nallow_anonymous true\n", encoding="utf-8")
+    binary = shutil.which("mosquitto", path=f"{os.environ['PATH']}:/usr/sbin") or "mosquitto"
+    with subprocess.Popen([binary, "-c", settings], stderr=subprocess.DEVNULL) as process:
+        try:
+            for _ in range(100):
+                with socket.socket() as attempt:
+                    if attempt.connect_ex(("127.0.0.1", port)) == 0:
+                        break
+                time.sleep(0.05)
+            yield port
+        finally:
+            process.terminate()
+
+
+@contextmanager
+def subscriber(port: int, seen: Path) -> Iterator[None]:
+    """The example subscriber, in a process of its own."""
+    script = ROOT / "examples" / "subscriber.py"
+    arguments = ("--host", "127.0.0.1", "--port", str(port), "--agent", "bench", "--seen", seen)
+    with subprocess.Popen(
+        [sys.executable, script, *arguments], stdout=subprocess.DEVNULL
+    ) as process:
+        try:
+            time.sleep(1.5)  # until it has subscribed
+            yield
+        finally:
+            process.terminate()
+
+
+def count_lines(path: Path) -> int:
+    return len(path.read_text(encoding="utf-8").split()) if path.exists() else 0
+
+
+def command(name: str, *arguments: object) -> str:
+    """Run `agent name …` as a user would; its output. Stops the benchmark when it fails."""
+    line = [AGENT, name, *map(str, arguments)]
+    print("$ agent", *line[1:], file=sys.stderr, flush=True)
+    return subprocess.run(line, check=True, stdout=subprocess.PIPE, text=True).stdout
+
+
+def print_table(result: dict[str, Any]) -> None:
+    head = ("set", "torch", "fp32", "int8", "false rejects", "detected", "alarms/ledger")
+    print(f"{head[0]:<15}" + "".join(f"{name:>15}" for name in (*head[1:], "parts/s", "of bare")))
+    for name, row in result["sets"].items():
+        cells = (
+            *(f"{row['auroc'][key]:.4f}" for key in ("torch", "fp32", "int8")),
+            f"{row['false_rejects']}/{row['good']}",
+            f"{row['detected']}/{row['defective']}",
+            f"{row['alarms_heard']}/{row['alarms_in_ledger']}",
+            f"{row['parts_per_second']:.2f}",
+            f"{row['share_of_bare_network']:.3f}",
+        )
+        print(f"{name:<15}" + "".join(f"{cell:>15}" for cell in cells))
+        for stage, latency in row["latencies"].items():
+            print(f"    {stage:<12}{latency['p50_ms']:>8.1f}{latency['p99_ms']:>8.1f} ms p50, p99")
+    if "video" in result:
+        print("video:", json.dumps(result["video"]))
+
+
+if __name__ == "__main__":
+    main()
