@@ -134,7 +134,6 @@ def measured(one: Set, bundle: Bundle, folder: Path, options: argparse.Namespace
         bundle, folder, {"type": "folder", "path": str(camera), "after_last": "end"}, options
     )
     after = bare_pass_s(bundle, options.precision)
-    states = {Path(part).stem: state for part, state in parts_of(ledger)}
     faulty_part = dict(zip(sorted(path.name for path in camera.iterdir()), defective, strict=True))
     verdicts = [(faulty_part[part], state) for part, state in parts_of(ledger)]
     false_rejects = sum(state == "NG" for faulty, state in verdicts if not faulty)
