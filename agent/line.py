@@ -24,7 +24,7 @@ from agent.cameras import Camera
 from agent.config import Config
 from agent.ledger import Ledger
 from agent.messages import Origin, health, outgoing
-from agent.mqtt import Publisher
+from agent.mqtt import Publisher, check_settings
 from agent.tally import Summary, Tally, Timing
 from agent.verdict import State, Trigger, Verdict, decide
 from engine.errors import AtacError
@@ -50,9 +50,10 @@ def run_line(
 
     `camera` should have been made with the same `stop`, so that its waits end too; `stop` is set
     on return. `started` is `perf_counter()` when the program began. `watch` gets each verdict, in
-    the announcer's thread, once the ledger has it. Raises `ConfigurationError` when the ledger
-    cannot be used; a camera or a broker that is away is waited for.
+    the announcer's thread, once the ledger has it. Raises `ConfigurationError` when the broker's
+    settings or the ledger cannot be used; a camera or a broker that is away is waited for.
     """
+    check_settings(config.mqtt)
     stop = stop or threading.Event()
     origin = Origin(
         agent_id=config.agent.id,

@@ -1,0 +1,174 @@
+"""Is this machine ready to run the agent? One finding per question, each with its remedy."""
+
+import shutil
+import sys
+import threading
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from importlib.metadata import packages_distributions, version
+from importlib.util import find_spec
+from pathlib import Path
+from time import perf_counter
+from typing import Final, Literal
+
+import numpy as np
+
+from agent.cameras import open_camera
+from agent.config import Config, load_config
+from agent.ledger_file import check_place
+from agent.mqtt import probe
+from calibration.record import read_calibration
+from engine.backends.onnxruntime_backend import OnnxRuntimeBackend
+from engine.bundle import Bundle, open_bundle
+from engine.errors import AtacError, ImageError
+
+DISTRIBUTION: Final = "atac-agent"
+OUR_PACKAGES: Final = ("agent", "calibration", "engine", "train")
+_NEEDED: Final = ("numpy", "onnxruntime", "cv2", "paho", "PIL", "pydantic", "yaml", "typer")
+_FRAME_S: Final = 5.0
+_LITTLE_SPACE: Final = 1_000_000_000
+_NO_SPACE: Final = 50_000_000
+
+Level = Literal["ok", "warn", "fail"]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Finding:
+    """The answer to one question, in one line that ends with the remedy if there is need of one."""
+
+    check: str
+    level: Level
+    message: str
+
+
+def examine(path: Path) -> Iterator[Finding]:
+    """Every finding about this machine and the configuration in `path`, as it is made.
+
+    Reads the camera's next frame and connects to the broker; changes nothing. What depends on
+    something that failed is left out.
+    """
+    yield _ok("python", f"{sys.version.split()[0]} in {sys.prefix}")
+    owners = packages_distributions()
+    yield _packages(owners)
+    yield names(owners)
+    try:
+        config = load_config(path)
+    except AtacError as error:
+        yield Finding(check="configuration", level="fail", message=str(error))
+        return
+    yield _ok("configuration", f"{path} is complete")
+    yield from _model(config)
+    yield _checked("camera", lambda: _camera(config))
+    yield _checked("ledger", lambda: _ledger(config))
+    yield _checked("broker", lambda: _ok("broker", probe(config.mqtt, config.agent.id)))
+
+
+def _checked(check: str, look: Callable[[], Finding]) -> Finding:
+    try:
+        return look()
+    except AtacError as error:
+        return Finding(check=check, level="fail", message=str(error))
+
+
+def _ok(check: str, message: str) -> Finding:
+    return Finding(check=check, level="ok", message=message)
+
+
+def _packages(owners: Mapping[str, Sequence[str]]) -> Finding:
+    missing = [module for module in _NEEDED if find_spec(module) is None]
+    if missing:
+        message = f"{', '.join(missing)} missing; install with: pip install {DISTRIBUTION}"
+        return Finding(check="packages", level="fail", message=message)
+    distributions = sorted({name for module in _NEEDED for name in owners.get(module, ())})
+    return _ok("packages", ", ".join(f"{name} {version(name)}" for name in distributions))
+
+
+def names(owners: Mapping[str, Sequence[str]]) -> Finding:
+    """Our packages have everyday names; another distribution's may overwrite or hide them.
+
+    `owners` is `packages_distributions()`: the distributions that hold each top-level package.
+    """
+    for package in OUR_PACKAGES:
+        strangers = set(owners.get(package, ())) - {DISTRIBUTION}
+        if strangers:
+            message = (
+                f"the package {package} also belongs to {', '.join(sorted(strangers))}; "
+                f"install {DISTRIBUTION} in a virtual environment of its own"
+            )
+            return Finding(check="names", level="fail", message=message)
+    homes = {package: _home(package) for package in OUR_PACKAGES}
+    if len(set(homes.values())) > 1:
+        places = ", ".join(f"{package} in {home}" for package, home in homes.items())
+        message = f"our packages come from different places: {places}; start with: agent"
+        return Finding(check="names", level="fail", message=message)
+    if not all(owners.get(package) for package in OUR_PACKAGES):
+        message = f"runs from a checkout, not installed; install with: pip install {DISTRIBUTION}"
+        return Finding(check="names", level="warn", message=message)
+    return _ok("names", f"{', '.join(OUR_PACKAGES)} are ours, in {homes['agent']}")
+
+
+def _home(package: str) -> str:
+    found = find_spec(package)
+    return str(Path(found.origin).parents[1]) if found and found.origin else "nowhere"
+
+
+def _model(config: Config) -> Iterator[Finding]:
+    try:
+        bundle = open_bundle(config.bundle.path)
+    except AtacError as error:
+        yield Finding(check="bundle", level="fail", message=str(error))
+        return
+    yield _ok("bundle", f"{bundle.path} ({bundle.id[:12]}), every hash is right")
+    yield _checked("calibration", lambda: _calibration(config, bundle))
+    yield _checked("backend", lambda: _backend(config, bundle))
+
+
+def _calibration(config: Config, bundle: Bundle) -> Finding:
+    found = read_calibration(bundle, precision=config.bundle.precision).calibration
+    return _ok(
+        "calibration",
+        f"threshold {found.threshold:.4g} from {found.good} good parts, at most "
+        f"{found.max_false_reject:.2%} false rejects with {found.confidence:.0%} confidence",
+    )
+
+
+def _backend(config: Config, bundle: Bundle) -> Finding:
+    side = bundle.manifest.view.side
+    with OnnxRuntimeBackend(bundle, precision=config.bundle.precision) as backend:
+        view = np.zeros((1, side, side, 3), np.uint8)
+        backend.run(view)
+        started = perf_counter()
+        backend.run(view)
+        milliseconds = (perf_counter() - started) * 1e3
+    return _ok("backend", f"{backend.name}, one pass in {milliseconds:.1f} ms")
+
+
+def _camera(config: Config) -> Finding:
+    stop = threading.Event()
+    patience = threading.Timer(_FRAME_S, stop.set)
+    patience.start()
+    try:
+        with open_camera(config.camera, stop) as camera:
+            frame = camera.read()
+    except ImageError as error:
+        return Finding(check="camera", level="warn", message=f"{error}; such parts end as ERROR")
+    finally:
+        patience.cancel()
+    if frame is None:
+        message = f"{config.camera.type}: no frame within {_FRAME_S:.0f} s; is anything in view?"
+        return Finding(check="camera", level="warn", message=message)
+    height, width = frame.pixels.shape[:2]
+    kind = "mono" if frame.pixels.ndim == 2 else "colour"
+    return _ok("camera", f"{config.camera.type} gives {width}×{height} {kind} frames")
+
+
+def _ledger(config: Config) -> Finding:
+    path = config.ledger.path
+    check_place(path)
+    free = shutil.disk_usage(path.parent).free
+    message = f"{path}, {free / 1e9:.1f} GB free"
+    if free < _NO_SPACE:
+        return Finding(check="ledger", level="fail", message=f"{message}: too little; make room")
+    if free < _LITTLE_SPACE:
+        return Finding(check="ledger", level="warn", message=f"{message}: make room soon")
+    return _ok("ledger", message)

@@ -1,0 +1,263 @@
+"""`agent run` and `agent doctor` as a user starts them: a process, its output, its exit code."""
+
+import json
+import os
+import signal
+import sqlite3
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from agent.doctor import names
+from calibration.record import SCHEMA_VERSION, Calibration, write_calibration
+from engine.bundle import Bundle
+from tests.tiny_bundle import tiny_bundle
+
+# The command as installed, and a last look at what it has loaded.
+AGENT = """
+import sys
+from agent.cli import main
+try:
+    main()
+finally:
+    assert "torch" not in sys.modules, "the running agent has loaded torch"
+"""
+
+
+@contextmanager
+def started(*arguments: str | Path) -> Iterator[subprocess.Popen[str]]:
+    process = subprocess.Popen(
+        [sys.executable, "-c", AGENT, *map(str, arguments)],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        cwd=Path(__file__).parents[2],
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+    )
+    with process:
+        try:
+            yield process
+        finally:
+            process.kill()
+
+
+def agent(*arguments: str | Path) -> tuple[int, str, str]:
+    with started(*arguments) as process:
+        out, err = process.communicate(timeout=60)
+    assert "Traceback" not in err, err
+    return process.returncode, out, err
+
+
+def calibrated(bundle: Bundle, threshold: float) -> None:
+    write_calibration(
+        bundle,
+        Calibration(
+            schema_version=SCHEMA_VERSION,
+            created_at="2025-01-01T00:00:00+00:00",
+            bundle_id=bundle.id,
+            precision="fp32",
+            backend="onnxruntime cpu fp32",
+            threshold=threshold,
+            max_false_reject=0.05,
+            confidence=0.95,
+            good=2,
+            allowed_exceedances=0,
+            exceedances=0,
+            guaranteed_false_reject=0.5,
+            defective=0,
+            detected=0,
+            detection_interval=None,
+            training_images=0,
+            duplicates=0,
+            look_alikes=0,
+            unreadable=0,
+            good_scores=(0.0, threshold),
+            defective_scores=(),
+            versions={},
+        ),
+    )
+
+
+@pytest.fixture
+def place(tmp_path) -> Path:
+    """A folder with a calibrated bundle and an `agent.yaml` whose broker does not exist."""
+    calibrated(tiny_bundle(tmp_path / "bundle"), 1000.0)
+    configure(tmp_path, "{type: conveyor, parts: 4}")
+    return tmp_path
+
+
+def configure(place: Path, camera: str, *, port: int = 1) -> None:
+    (place / "agent.yaml").write_text(
+        f"agent: {{id: test}}\nbundle: {{path: bundle}}\ncamera: {camera}\n"
+        f"mqtt: {{host: 127.0.0.1, port: {port}}}\n"
+    )
+
+
+def states(place: Path) -> list[str]:
+    connection = sqlite3.connect(place / "ledger.sqlite")
+    try:
+        found = connection.execute("SELECT state FROM triggers ORDER BY sequence")
+        return [state for (state,) in found]
+    finally:
+        connection.close()
+
+
+def wait_for_commits(place: Path, count: int) -> None:
+    """The agent has its ledger to itself; that commits come is seen by its log's growth."""
+    log, sizes = place / "ledger.sqlite-wal", set[int]()
+    for _ in range(1200):
+        if log.exists():
+            sizes.add(log.stat().st_size)
+        if len(sizes) > count:
+            return
+        time.sleep(0.025)
+    pytest.fail("the ledger does not grow")
+
+
+def test_it_runs_without_a_broker_to_the_end_of_its_parts(place):
+    code, out, err = agent("run", "--config", place / "agent.yaml", "--json")
+    assert code == 0, err
+    summary = json.loads(out)
+    assert summary["counts"] == {
+        "OK": 4, "NG": 0, "TIMEOUT": 0, "DROPPED": 0, "NO_FRAME": 0, "ERROR": 0,
+    }  # fmt: skip
+    assert states(place) == ["OK"] * 4
+    assert summary["latencies"]["end_to_end"]["p50_ms"] > 0
+
+
+def test_it_tells_people_what_happened(place):
+    code, out, _ = agent("run", "--config", place / "agent.yaml", "--parts", "3")
+    assert code == 0
+    assert out.startswith("3 parts in ")
+    assert "3 OK" in out
+    assert "end_to_end" in out
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_finishes_the_part_in_hand_and_loses_no_verdict(place, number):
+    configure(place, "{type: conveyor, parts_per_minute: 1200}")
+    with started("run", "--config", place / "agent.yaml", "--json") as process:
+        wait_for_commits(place, 6)
+        process.send_signal(number)
+        out, err = process.communicate(timeout=30)
+    assert process.returncode == 0, err
+    summary = json.loads(out)
+    assert len(states(place)) == summary["triggers"] == summary["counts"]["OK"] >= 3
+
+
+def test_a_camera_that_is_away_at_the_start_is_waited_for(place):
+    folder = place / "parts"
+    configure(place, f"{{type: folder, path: {folder}}}")
+    with started("run", "--config", place / "agent.yaml", "--json") as process:
+        line = process.stderr.readline()
+        assert (
+            line == f"agent: camera folder {folder} is not there; trying again until it is back\n"
+        )
+        (place / "new").mkdir()
+        picture = Image.fromarray(np.full((20, 30, 3), 90, np.uint8))
+        picture.save(place / "new" / "1.png")
+        (place / "new").rename(folder)
+        out, _ = process.communicate(timeout=30)
+    assert process.returncode == 0
+    assert json.loads(out)["counts"]["OK"] == 1
+
+
+def refused(place: Path, code: int, *said: str) -> None:
+    """The run ends at once with this exit code and one line, and the ledger is not touched."""
+    found, out, err = agent("run", "--config", place / "agent.yaml")
+    assert (found, out) == (code, "")
+    assert err.startswith("agent: ")
+    assert err.count("\n") == 1
+    for part in said:
+        assert part in err
+    assert not (place / "ledger.sqlite").exists()
+
+
+def test_a_wrong_configuration_is_one_line_and_code_2(place):
+    configure(place, "{type: conveyor, part: 3}")
+    refused(place, 2, "camera.part: 3", "did you mean parts?", "line 3")
+
+
+def test_a_missing_configuration_is_one_line_and_code_2(place):
+    (place / "agent.yaml").unlink()
+    refused(place, 2, "there is no such file")
+
+
+def test_a_bundle_without_a_calibration_is_refused_with_the_remedy(place):
+    (place / "bundle" / "calibration.json").unlink()
+    refused(place, 1, "there is no calibration", "agent calibrate")
+
+
+def test_a_calibration_of_another_bundle_is_refused_with_the_remedy(place):
+    record = (place / "bundle" / "calibration.json").read_bytes()
+    tiny_bundle(place / "bundle", gain=41.0)
+    (place / "bundle" / "calibration.json").write_bytes(record)
+    refused(place, 1, "belongs to another bundle", "agent calibrate")
+
+
+@pytest.mark.parametrize("change", ["cut", "flip", "remove", "newer"])
+def test_a_bundle_that_is_not_whole_is_refused(place, change):
+    network, manifest = place / "bundle" / "network.onnx", place / "bundle" / "manifest.json"
+    data = bytearray(network.read_bytes())
+    match change:
+        case "cut":
+            network.write_bytes(data[:-1])
+        case "flip":
+            data[100] ^= 1
+            network.write_bytes(data)
+        case "remove":
+            network.unlink()
+        case "newer":
+            text = manifest.read_text().replace('"schema_version": 1', '"schema_version": 99')
+            manifest.write_text(text)
+    refused(place, 1, "manifest.json" if change == "newer" else "network.onnx")
+
+
+def test_the_doctor_finds_everything_but_the_broker_well(place):
+    code, out, err = agent("doctor", "--config", place / "agent.yaml", "--json")
+    assert code == 1, err
+    levels = {finding["check"]: finding["level"] for finding in json.loads(out)}
+    assert levels.pop("names") in {"ok", "warn"}  # warn where the tests run uninstalled
+    assert levels.pop("broker") == "fail"
+    assert set(levels) == {
+        "python", "packages", "configuration", "bundle", "calibration", "backend", "camera",
+        "ledger",
+    }  # fmt: skip
+    assert set(levels.values()) == {"ok"}, out
+    assert not (place / "ledger.sqlite").exists()
+
+
+def test_the_doctor_names_each_fault_and_goes_on(place):
+    (place / "bundle" / "calibration.json").unlink()
+    configure(place, "{type: folder, path: nowhere}")
+    code, out, _ = agent("doctor", "--config", place / "agent.yaml")
+    assert code == 1
+    lines = {line.split()[1]: line for line in out.splitlines()}
+    assert lines["calibration"].startswith("fail")
+    assert "agent calibrate" in lines["calibration"]
+    assert lines["camera"].startswith("fail")
+    assert "nowhere is not there" in lines["camera"]
+    assert lines["backend"].startswith("ok")
+
+
+def test_the_doctor_stops_at_a_configuration_that_it_cannot_read(place):
+    (place / "agent.yaml").write_text("agent: [")
+    code, out, _ = agent("doctor", "--config", place / "agent.yaml")
+    assert code == 1
+    assert out.splitlines()[-1].startswith("fail  configuration")
+
+
+def test_a_stranger_who_owns_one_of_our_names_is_found():
+    ours = {name: ["atac-agent"] for name in ("agent", "calibration", "engine", "train")}
+    assert names(ours).level == "ok"
+    finding = names(ours | {"engine": ["atac-agent", "steam-engine"]})
+    assert finding.level == "fail"
+    assert "steam-engine" in finding.message
+    assert names({}).level == "warn"
