@@ -57,7 +57,7 @@ from train.profile import PROFILE_JSON, Profile
 
 CHECKPOINT: Final = "checkpoint.safetensors"
 _SAME_DONOR: Final = 0.5  # chance that a pseudo-defect is made of the image itself (D19)
-_FEATURES_LIMIT: Final = 1 << 30  # bytes of a frozen trunk's features kept in memory
+_FEATURES_LIMIT: Final = 2 << 30  # bytes of a frozen trunk's features kept in memory
 _WATCHED: Final = 32  # held-out good images looked at after each epoch
 
 
@@ -66,8 +66,9 @@ class Sample:
     """One training image as it is shown in one step.
 
     `mask` is where it is defective (all False for a good one), None when nobody knows. `index` is
-    its place among the training images when it is shown unchanged: what the frozen trunk says of
-    it then never changes. A pseudo-defect has none.
+    the same whenever the same pixels are shown, so that a frozen trunk need not look again: the
+    place among the training images, or a number beyond for what was painted or moved once. What is
+    made anew each time has none.
     """
 
     pixels: Pixels
@@ -223,6 +224,7 @@ def fit(
     first, loss, seconds = checkpoint.load(network, optimiser) if resume else (0, math.nan, 0.0)
 
     images = TrainingImages(source, split)
+    defects = _Defects(images, profile, seed=seed)
     watch = _Watch(source, split, profile, reference)
     steps = max(profile.least_steps, math.ceil(len(images.good) / (profile.batch // 2)))  # D18
     with ThreadPoolExecutor() as pool:
@@ -238,7 +240,7 @@ def fit(
 
             network.train()
             losses = []
-            for step, batch in enumerate(_batches(images, profile, rng, steps=steps)):
+            for step, batch in enumerate(_batches(images, defects, profile, rng, steps=steps)):
                 passes = eyes.look(batch, zoom=epoch >= profile.zoom_from)
                 objective = _objective(passes, batch, profile, reference)
                 if not torch.isfinite(objective):
@@ -322,7 +324,7 @@ class _Eyes:
         self._profile = profile
         self._pool = pool
         self._views: Kept[int, Pixels] = Kept(limit=_FEATURES_LIMIT // 4)
-        self._features: Kept[int, list[Tensor]] = Kept(limit=_FEATURES_LIMIT)
+        self._features: Kept[int, Tensor] = Kept(limit=_FEATURES_LIMIT)
 
     def look(self, batch: Sequence[Sample], *, zoom: bool = True) -> tuple[Pass, Pass]:
         """Both passes over `batch` (Eq 3-7); without `zoom` the second repeats the first (D24)."""
@@ -360,41 +362,36 @@ class _Eyes:
             return make()
         return self._views.get(sample.index, make, lambda v: v.nbytes)
 
-    def _first_features(self, batch: Sequence[Sample], wholes: Sequence[Pixels]) -> list[Tensor]:
+    def _first_features(self, batch: Sequence[Sample], wholes: Sequence[Pixels]) -> Tensor:
         if not self._network.frozen:
             return self._seen(wholes)
-        fresh = iter(self._rows([w for s, w in zip(batch, wholes, strict=True) if s.index is None]))
         rows = [
-            next(fresh) if sample.index is None else self._remembered(sample.index, whole)
+            self._seen([whole])[0]
+            if sample.index is None
+            else self._remembered(sample.index, whole).float()
             for sample, whole in zip(batch, wholes, strict=True)
         ]
-        return [torch.stack(maps).float() for maps in zip(*rows, strict=True)]
+        return torch.stack(rows)
 
-    def _remembered(self, index: int, whole: Pixels) -> list[Tensor]:
-        return self._features.get(
-            index, lambda: self._rows([whole])[0], lambda maps: sum(m.nbytes for m in maps)
-        )
+    def _remembered(self, index: int, whole: Pixels) -> Tensor:
+        """What the trunk says of `whole`; in half precision, as it waits in memory."""
+
+        def look() -> Tensor:
+            return self._seen([whole])[0].half()
+
+        return self._features.get(index, look, lambda features: features.nbytes)
 
     def _second_features(
-        self, first: list[Tensor], views: Sequence[Pixels], zooms: Sequence[int]
-    ) -> list[Tensor]:
+        self, first: Tensor, views: Sequence[Pixels], zooms: Sequence[int]
+    ) -> Tensor:
         if not self._network.frozen:
             return self._seen(views)
         if not zooms:
             return first
         closer = self._seen([views[i] for i in zooms])
-        return [
-            f.index_copy(0, torch.tensor(zooms, device=f.device), c)
-            for f, c in zip(first, closer, strict=True)
-        ]
+        return first.index_copy(0, torch.tensor(zooms, device=first.device), closer)
 
-    def _rows(self, views: Sequence[Pixels]) -> list[list[Tensor]]:
-        """Each view's feature maps, in half precision: they wait in memory for their next turn."""
-        if not views:
-            return []
-        return [list(maps) for maps in zip(*(f.half() for f in self._seen(views)), strict=True)]
-
-    def _seen(self, views: Sequence[Pixels]) -> list[Tensor]:
+    def _seen(self, views: Sequence[Pixels]) -> Tensor:
         stack = torch.from_numpy(np.stack(views)).to(self._network.mean.device)
         with torch.set_grad_enabled(not self._network.frozen):
             return self._network.features(stack)
@@ -487,7 +484,12 @@ class _Checkpoint:
 
 
 def _batches(
-    images: TrainingImages, profile: Profile, rng: np.random.Generator, *, steps: int
+    images: TrainingImages,
+    defects: "_Defects",
+    profile: Profile,
+    rng: np.random.Generator,
+    *,
+    steps: int,
 ) -> Iterator[list[Sample]]:
     """`steps` batches, half good and half defective (D17).
 
@@ -499,9 +501,7 @@ def _batches(
         batch = [_original(images, next(good)) for _ in range(half)]
         for _ in range(half):
             real = len(images.defective) > 0 and rng.random() < profile.real_share
-            batch.append(
-                _known(images, next(known), profile, rng) if real else _pseudo(images, profile, rng)
-            )
+            batch.append(defects.known(next(known), rng) if real else defects.pseudo(rng))
         yield batch
 
 
@@ -519,25 +519,60 @@ def _original(images: TrainingImages, index: int) -> Sample:
     )
 
 
-def _known(
-    images: TrainingImages, index: int, profile: Profile, rng: np.random.Generator
-) -> Sample:
-    sample = _original(images, index)
-    if not profile.known_masks:
-        sample = replace(sample, mask=None)
-    if profile.moved:
-        pixels, mask = moved(sample.pixels, sample.mask, rng)
-        sample = replace(sample, pixels=pixels, mask=mask, index=None)
-    return sample
+class _Defects:
+    """The defective half of the batches: known defects, moved or not, and pseudo-defects.
 
+    What the profile wants shown again is made from a seed of its own and kept, so that it is the
+    same in every epoch and after an interruption.
+    """
 
-def _pseudo(images: TrainingImages, profile: Profile, rng: np.random.Generator) -> Sample:
-    pixels = images.frame(images.good[int(rng.integers(len(images.good)))])
-    donor = pixels
-    if rng.random() >= _SAME_DONOR:
-        donor = alike(images.frame(images.good[int(rng.integers(len(images.good)))]), pixels)
-    changed, mask = paint(profile.pseudo_defects, pixels, donor, rng)
-    return Sample(pixels=changed, mask=mask, defective=True, index=None)
+    def __init__(self, images: TrainingImages, profile: Profile, *, seed: int) -> None:
+        self._images = images
+        self._profile = profile
+        self._seed = seed
+        self._kept: Kept[int, Sample] = Kept(limit=_FEATURES_LIMIT)
+
+    def known(self, index: int, rng: np.random.Generator) -> Sample:
+        """Training image `index`, a known defect, in one of its versions."""
+        if not self._profile.moved_each:
+            return self._labelled(index)
+        version = int(rng.integers(self._profile.moved_each))
+        key = self._key(2 * (index * self._profile.moved_each + version))
+
+        def make() -> Sample:
+            shown = self._labelled(index)
+            pixels, mask = moved(shown.pixels, shown.mask, np.random.default_rng([self._seed, key]))
+            return replace(shown, pixels=pixels, mask=mask, index=key)
+
+        return self._kept.get(key, make, lambda sample: sample.pixels.nbytes)
+
+    def pseudo(self, rng: np.random.Generator) -> Sample:
+        """A pseudo-defect: one of those kept, or a new one."""
+        if not self._profile.pseudo_each:
+            return self._painted(rng)
+        number = int(rng.integers(self._profile.pseudo_each * len(self._images.good)))
+        key = self._key(2 * number + 1)
+
+        def make() -> Sample:
+            return replace(self._painted(np.random.default_rng([self._seed, key])), index=key)
+
+        return self._kept.get(key, make, lambda sample: sample.pixels.nbytes)
+
+    def _key(self, number: int) -> int:
+        return self._images.defective.stop + number
+
+    def _labelled(self, index: int) -> Sample:
+        shown = _original(self._images, index)
+        return shown if self._profile.known_masks else replace(shown, mask=None)
+
+    def _painted(self, rng: np.random.Generator) -> Sample:
+        good = self._images.good
+        pixels = self._images.frame(good[int(rng.integers(len(good)))])
+        donor = pixels
+        if rng.random() >= _SAME_DONOR:
+            donor = alike(self._images.frame(good[int(rng.integers(len(good)))]), pixels)
+        changed, mask = paint(self._profile.pseudo_defects, pixels, donor, rng)
+        return Sample(pixels=changed, mask=mask, defective=True, index=None)
 
 
 def _described(weights: PretrainedWeights | None) -> str:

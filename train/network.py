@@ -77,15 +77,9 @@ class AttentionHead(nn.Module):
         self.score = nn.Conv2d(width, 1, 1)
         # S of spec §5.3, in place of the mean of F
         self.locate = nn.Conv2d(width, 1, 1) if profile.attention == "supervised" else None
-        self._local_mean = profile.local_mean
 
-    def forward(self, features: list[Tensor]) -> Maps:
-        if self._local_mean:
-            features = [
-                F.avg_pool2d(f, 3, stride=1, padding=1, count_include_pad=False) for f in features
-            ]
-        x = stacked(features)  # (N, C, h, w)
-        x = torch.relu(self.normalise(self.convolve(x)))  # (N, 64, h, w)
+    def forward(self, features: Tensor) -> Maps:
+        x = torch.relu(self.normalise(self.convolve(features)))  # (N, 64, h, w)
         f = self.attend(x)  # F = σ(φ(x)): (N, 64, h, w)
         score_map = self.score(f).flatten(0, 1)  # a_mp = τ(F): (N, h, w)   Eq 3 and 7
         if self.locate is None:
@@ -109,15 +103,17 @@ class AtacNet(nn.Module):
         self.trunk = Trunk(profile.architecture, profile.stages, profile.form)  # φ
         self.head = AttentionHead(sum(self.trunk.channels), profile)
         self.frozen = profile.freeze
+        self._local_mean = profile.local_mean
         initialise(self)
         self.trunk.requires_grad_(not self.frozen)
 
-    def features(self, views: Tensor) -> list[Tensor]:
-        """φ(x): uint8 RGB `(N, H, W, 3)` → one map `(N, C, h, w)` of each stage."""
+    def features(self, views: Tensor) -> Tensor:
+        """φ(x): uint8 RGB `(N, H, W, 3)` → the stages' maps on one grid, float32 `(N, C, h, w)`."""
         x = views.to(torch.float32).permute(0, 3, 1, 2) / 255  # (N, 3, H, W) in [0, 1]
         x = (x - self.mean) / self.std
         x = x.to(self.trunk.conv1.weight.dtype)  # half in an fp16 export
-        return [feature.to(torch.float32) for feature in self.trunk(x)]
+        maps = [feature.to(torch.float32) for feature in self.trunk(x)]
+        return stacked([local_mean(m) for m in maps] if self._local_mean else maps)
 
     def forward(self, views: Tensor) -> Maps:
         maps: Maps = self.head(self.features(views))
@@ -129,6 +125,11 @@ class AtacNet(nn.Module):
         if self.frozen:
             self.trunk.eval()
         return self
+
+
+def local_mean(feature: Tensor) -> Tensor:
+    """Each cell of `(N, C, h, w)` averaged with its neighbours; a corner has three."""
+    return F.avg_pool2d(feature, 3, stride=1, padding=1, count_include_pad=False)
 
 
 def stacked(features: list[Tensor]) -> Tensor:

@@ -58,12 +58,15 @@ class Profile:
     mask_weight: Annotated[float, Field(ge=0)]
     reference_draws: Count  # standard normal draws behind μ_R and σ_R
 
-    # The defective half of a batch (D17, D19). `real_share` is the chance of a known defect;
-    # `moved` shows it a little shifted, turned and brightened each time; `known_masks` lets its
-    # mask teach where the data has one (image labels alone otherwise).
+    # The defective half of a batch (D17, D19). `real_share` is the chance of a known defect.
+    # `moved_each` versions of it are shown, a little shifted, turned and brightened; 0: it is
+    # shown as it is. `pseudo_each` pseudo-defects are painted on each good image; 0: a new one
+    # every time. What is shown again costs a frozen trunk nothing. `known_masks` lets the masks
+    # of known defects teach where the data has them (image labels alone otherwise).
     pseudo_defects: tuple[Kind, ...]
     real_share: Share
-    moved: bool
+    moved_each: Annotated[int, Field(ge=0)]
+    pseudo_each: Annotated[int, Field(ge=0)]
     known_masks: bool
 
     # The loop (D18, D21, D24).
@@ -102,7 +105,8 @@ PAPER: Final = Profile(
     reference_draws=5000,
     pseudo_defects=("cutmix",),
     real_share=0.5,
-    moved=False,
+    moved_each=0,
+    pseudo_each=0,
     known_masks=False,
     epochs=30,
     batch=16,
@@ -137,12 +141,13 @@ LINE: Final = Profile(
     reference_draws=5000,
     pseudo_defects=("cutmix", "patch", "scar", "blotch", "stroke"),
     real_share=0.5,
-    moved=True,
+    moved_each=8,
+    pseudo_each=2,
     known_masks=False,
     epochs=10,
     batch=16,
     least_steps=20,
-    zoom_from=6,
+    zoom_from=7,
     learning_rate=1e-3,
     decay_every=4,
     decay=0.3,

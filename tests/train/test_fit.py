@@ -34,10 +34,15 @@ def trained(source, split, profile, folder, **options):
     )
 
 
+def drawn_batches(images, profile, *, steps):
+    defects = training._Defects(images, profile, seed=0)
+    return training._batches(images, defects, profile, np.random.default_rng(0), steps=steps)
+
+
 @pytest.fixture
 def samples(source, split, paper):
     images = TrainingImages(source, split)
-    return images, next(training._batches(images, paper, np.random.default_rng(0), steps=1))
+    return images, next(drawn_batches(images, paper, steps=1))
 
 
 def scores(pair, batch):
@@ -56,8 +61,7 @@ def eyes(profile):
 
 def test_batches_are_half_good_half_defective(source, split, paper):
     images = TrainingImages(source, split)
-    rng = np.random.default_rng(0)
-    batches = list(training._batches(images, paper, rng, steps=40))
+    batches = list(drawn_batches(images, paper, steps=40))
     assert all([s.defective for s in batch] == [False] * 8 + [True] * 8 for batch in batches)
 
     good = [s.index for batch in batches for s in batch[:8]]
@@ -75,17 +79,32 @@ def test_batches_are_half_good_half_defective(source, split, paper):
 
 def test_without_known_defects_every_defect_is_painted(source, split, paper):
     images = TrainingImages(source, replace(split, train_defective=()))
-    (batch,) = training._batches(images, paper, np.random.default_rng(0), steps=1)
+    (batch,) = drawn_batches(images, paper, steps=1)
     assert all(s.index is None for s in batch[8:])
 
 
 def test_known_defects_move_and_their_masks_teach_where_the_profile_says_so(source, split, paper):
     images = TrainingImages(source, split)
-    profile = replace(paper, real_share=1.0, moved=True, known_masks=True)
-    (batch,) = training._batches(images, profile, np.random.default_rng(0), steps=1)
-    assert all(s.index is None and s.mask.any() for s in batch[8:])
-    shown = {s.pixels.tobytes() for s in batch[8:]}
-    assert len(shown) == 8  # four known defects, never twice the same picture
+    profile = replace(paper, real_share=1.0, moved_each=4, known_masks=True)
+    shown = [s for batch in drawn_batches(images, profile, steps=20) for s in batch[8:]]
+    assert all(s.mask.any() for s in shown)
+    pictures = {s.pixels.tobytes(): s.index for s in shown}
+    assert len(pictures) == 16  # four versions of four known defects
+    assert len(set(pictures.values())) == 16  # each with an index of its own
+    assert min(pictures.values()) >= images.defective.stop
+
+
+def test_pseudo_defects_come_again_and_are_the_same_after_an_interruption(source, split, paper):
+    images = TrainingImages(source, split)
+    profile = replace(paper, real_share=0.0, pseudo_each=2)
+    shown = [s for batch in drawn_batches(images, profile, steps=40) for s in batch[8:]]
+    assert len({s.index for s in shown}) == 2 * len(images.good)
+    again = {s.index: s for s in next(drawn_batches(images, profile, steps=1))[8:]}
+    for sample in shown:
+        if sample.index in again:
+            assert np.array_equal(sample.pixels, again[sample.index].pixels)
+    fresh = [s for batch in drawn_batches(images, paper, steps=5) for s in batch[8:]]
+    assert all(s.index is None for s in fresh if s.mask is not None)
 
 
 def test_masks_follow_each_pass_into_its_box(samples, paper):

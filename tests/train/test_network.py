@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 
-from train.network import AtacNet, AttentionHead, SelfAttention, TorchBackend, stacked
+from train.network import AtacNet, AttentionHead, SelfAttention, TorchBackend, local_mean, stacked
 from train.profile import PAPER
 
 
@@ -76,15 +76,21 @@ def test_supervised_attention_is_a_chance(line):
     assert network(views).attention.min() > 0.999
 
 
-def test_a_local_mean_takes_the_eight_neighbours(line):
-    head = AttentionHead(1, replace(line, kernel=1)).eval()
-    seen = []
-    head.convolve.register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0]))
+def test_a_local_mean_takes_the_eight_neighbours():
     lone = torch.zeros(1, 1, 5, 5)
     lone[0, 0, 0, 0] = 36.0
-    head([lone])
     # A corner has four cells in reach, an edge six, the inside nine.
-    assert seen[0][0, 0, :3, :3].tolist() == [[9.0, 6.0, 0.0], [6.0, 4.0, 0.0], [0.0, 0.0, 0.0]]
+    found = local_mean(lone)[0, 0, :3, :3].tolist()
+    assert found == [[9.0, 6.0, 0.0], [6.0, 4.0, 0.0], [0.0, 0.0, 0.0]]
+
+
+def test_a_profile_decides_on_the_local_mean(line, views):
+    torch.manual_seed(0)
+    smooth = AtacNet(replace(line, local_mean=True)).eval()
+    torch.manual_seed(0)
+    sharp = AtacNet(replace(line, local_mean=False)).eval()
+    seen = torch.from_numpy(views)
+    assert smooth.features(seen).std() < sharp.features(seen).std()
 
 
 def test_stacking_keeps_the_finest_stage_as_it_is():
