@@ -16,6 +16,7 @@ from agent.announcer import FailSafe
 from agent.cameras import CameraSettings
 from agent.messages import check_topics
 from agent.mqtt import MqttSettings
+from agent.retention import Limits
 from engine.bundle import Precision
 from engine.errors import ConfigurationError
 from engine.spec import spec
@@ -70,11 +71,20 @@ class LineSettings:
 class LedgerSettings:
     """The file that holds every trigger's end and the messages still to be sent.
 
-    `memory_mb` bounds what waits in memory while the disk is full or away.
+    Parts go `keep_days` after their verdict, or earlier where the file would outgrow `max_mb`;
+    what was delivered goes first. `memory_mb` bounds what waits in memory while the disk is full
+    or away.
     """
 
     path: Path = Path("ledger.sqlite")
+    keep_days: Annotated[float, Field(gt=0, le=36_500)] = 30.0
+    max_mb: Annotated[int, Field(ge=32, le=1_000_000)] = 1000
     memory_mb: Annotated[int, Field(ge=1, le=4096)] = 64
+
+    @property
+    def limits(self) -> Limits:
+        """What the ledger may keep."""
+        return Limits(keep_ns=round(self.keep_days * 86_400e9), max_bytes=self.max_mb * 1_000_000)
 
 
 @spec

@@ -5,7 +5,8 @@
 
 One thread owns the only connection (WAL, synchronous FULL) and commits whatever has gathered
 while the disk was busy. Callers never wait for the disk. A disk that is full or read-only stops
-nothing: rows wait in bounded memory, and what does not fit there is counted by sequence.
+nothing: rows wait in bounded memory, and what does not fit there is counted by sequence. Between
+commits the thread removes what is old or too much, a few parts at a time (`agent/retention.py`).
 """
 
 import logging
@@ -15,6 +16,7 @@ import time
 from collections import Counter, deque
 from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import Future
+from contextlib import suppress
 from pathlib import Path
 from types import TracebackType
 from typing import Final, Self
@@ -43,14 +45,32 @@ from agent.ledger_file import (
     write_mark,
     write_tally,
 )
-from agent.messages import Message
+from agent.messages import LetGo, Message
+from agent.retention import (
+    KINDS,
+    Limits,
+    Place,
+    Reserve,
+    Step,
+    add_let_go,
+    limit_pages,
+    read_let_go,
+    step,
+    stop_growth,
+)
 from agent.verdict import State, Trigger, Verdict
 from engine.errors import ConfigurationError
 
 _LOG: Final = logging.getLogger("atac_agent.ledger")
 _GROUP: Final = 1000
 """Entries of one transaction: enough to drain quickly, few enough to keep each commit short."""
+_GROUP_BYTES: Final = 2_000_000
+"""And few enough to fit into the room that the ledger's limit leaves."""
 _RETRY_S: Final = 1.0
+_SWEEP_S: Final = 1.0
+"""From one look for what may go to the next; there is nothing to be found at most of them."""
+_STEP_S: Final = 0.05
+"""Between two steps of a sweep that finds something, so that commits are not held up."""
 _ROW_BYTES: Final = 1000
 """What a queued entry weighs in memory besides its messages, roughly."""
 
@@ -65,7 +85,8 @@ class Ledger:
     kept. A full or read-only disk is `trouble`, said once and retried.
 
     `announce(verdict, epoch)` gives the messages for triggers that an earlier run left open and
-    that become ERROR on entry. `memory_bytes` bounds what waits for the disk.
+    that become ERROR on entry. `memory_bytes` bounds what waits for the disk, `limits` what is
+    kept on it; without them everything is.
     """
 
     def __init__(
@@ -77,8 +98,10 @@ class Ledger:
         calibration_id: str = "",
         announce: Announce = lambda _verdict, _epoch: (),
         memory_bytes: int = 64_000_000,
+        limits: Limits | None = None,
     ) -> None:
         self._path = path
+        self._limits = limits
         self._run_of = Run(agent_id=agent_id, bundle_id=bundle_id, calibration_id=calibration_id)
         self._announce = announce
         self._memory_bytes = memory_bytes
@@ -102,11 +125,19 @@ class Ledger:
         self._pending = 0
         self._refused = 0
         self._newest = 0
+        self._let_go: dict[LetGo, list[Span]] = {kind: [] for kind in KINDS}
+        self._is_letting_go = False
         self._listener: Callable[[], None] = lambda: None
 
         self._connection: sqlite3.Connection | None = None
         self._run = 0
         self._committed: Counter[State] = Counter()
+        self._in_hand: set[int] = set()
+        self._place = Place()
+        self._step_due = 0.0
+        self._is_full = False
+        self._is_growth_stopped = False
+        self._reserve = Reserve(path)
         self._thread = threading.Thread(target=self._own, name="atac-ledger")
         self._ready: Future[None] = Future()
 
@@ -146,6 +177,17 @@ class Ledger:
         """Sequence ranges, first and last inclusive, whose verdicts could not be kept."""
         with self._changed:
             return tuple(self._lost)
+
+    @property
+    def let_go(self) -> dict[LetGo, tuple[Span, ...]]:
+        """Sequence ranges of this epoch whose undelivered messages had to make room."""
+        with self._changed:
+            return {kind: tuple(spans) for kind, spans in self._let_go.items()}
+
+    @property
+    def is_letting_go(self) -> bool:
+        """Whether the file is so full of undelivered messages that the oldest are going."""
+        return self._is_letting_go
 
     @property
     def pending(self) -> int:
@@ -280,7 +322,10 @@ class Ledger:
         """Wait for work, or in trouble for the next attempt; `False` when it is time to stop."""
         with self._changed:
             if self._trouble is None:
-                self._changed.wait_for(lambda: self._queue or self._reads or self._stopping)
+                wait_s = None
+                if self._limits is not None:
+                    wait_s = max(0.0, self._step_due - time.monotonic())
+                self._changed.wait_for(lambda: self._queue or self._reads or self._stopping, wait_s)
             else:
                 self._changed.wait_for(lambda: self._reads or self._stopping, _RETRY_S)
             return not self._stopping
@@ -291,9 +336,69 @@ class Ledger:
         while self._queue or self._losing or self._trouble is not None:
             if self._connection is None and not self._try_to_open():
                 return
+            if self._is_full:
+                self._make_room()
             if not self._commit_group():
                 return
             self._serve_reads()
+            self._sweep()
+        self._sweep()
+
+    def _sweep(self) -> None:
+        """Take the next step of the sweep over what is kept, when it is due."""
+        if self._limits is None or self._stopping or time.monotonic() < self._step_due:
+            return
+        if self._reserve.take() and self._is_growth_stopped and self._connection is not None:
+            limit_pages(self._connection, self._limits)
+            self._is_growth_stopped = False
+        found = self._step(needs_room=self._is_growth_stopped)
+        if found is not None:
+            self._step_due = time.monotonic() + (_SWEEP_S if found.place is None else _STEP_S)
+
+    def _make_room(self) -> None:
+        """The disk or the file is full: give up the reserve and some of what was delivered."""
+        if self._limits is not None and self._connection is not None:
+            self._reserve.give_up()
+            with suppress(sqlite3.Error):
+                # The journal's own space serves again, once what it holds is in the file.
+                self._connection.execute("PRAGMA wal_checkpoint(RESTART)").fetchall()
+            self._is_growth_stopped = self._reserve.is_space_short()
+            if self._is_growth_stopped:
+                stop_growth(self._connection)
+            else:
+                limit_pages(self._connection, self._limits)
+            self._step(needs_room=True)
+
+    def _step(self, *, needs_room: bool) -> Step | None:
+        """One step of the sweep; `None` when the file could not be written."""
+        if self._limits is None or self._connection is None:
+            return None
+        try:
+            found = step(
+                self._connection,
+                self._limits,
+                now_ns=time.time_ns(),
+                place=self._place,
+                in_hand=self._in_hand,
+                needs_room=needs_room,
+            )
+        except sqlite3.Error as error:
+            self._fail(error)
+            return None
+        self._pending -= found.pending
+        self._refused -= found.refused
+        if found.let_go and not self._is_letting_go:
+            _LOG.error("%s is full: undelivered messages make room", self._path)
+        if found.let_go:
+            self._is_letting_go = True
+        elif found.place is None:
+            self._is_letting_go = False
+        with self._changed:
+            for kind, epoch, sequence in found.let_go:
+                if epoch == self._epoch:
+                    add_let_go(self._let_go, kind, sequence)
+        self._place = found.place or Place()
+        return found
 
     def _serve_reads(self) -> None:
         while self._reads:
@@ -316,7 +421,11 @@ class Ledger:
             self._fail(error)
             return False
         self._connection = connection
+        if not self._epoch:
+            self._let_go = read_let_go(connection, standing.epoch)
         self._take_up(standing)
+        if self._limits is not None:
+            limit_pages(connection, self._limits)
         return True
 
     def _take_up(self, standing: Standing) -> None:
@@ -333,7 +442,7 @@ class Ledger:
 
     def _commit_group(self) -> bool:
         with self._changed:
-            group = [self._queue.popleft() for _ in range(min(len(self._queue), _GROUP))]
+            group = self._next_group()
             losing, losing_states = self._losing, self._losing_states
             self._losing, self._losing_states = [], Counter()
         try:
@@ -351,11 +460,22 @@ class Ledger:
             self._queued_bytes -= sum(_weight(entry) for entry in group)
             if self._trouble is not None:
                 _LOG.warning("writing to %s again", self._path)
-            self._trouble = None
+            self._trouble, self._is_full = None, False
             self._changed.notify_all()
+        for entry in group:
+            if isinstance(entry, Mark):
+                self._in_hand.difference_update(entry.ids)
         if added:
             self._listener()
         return True
+
+    def _next_group(self) -> list[_Entry]:
+        group: list[_Entry] = []
+        room = _GROUP_BYTES
+        while self._queue and len(group) < _GROUP and room > 0:
+            group.append(self._queue.popleft())
+            room -= _weight(group[-1])
+        return group
 
     def _write(self, group: list[_Entry], losing: list[Span], losing_states: Counter[State]) -> int:
         """Write one transaction; returns how many messages it added to the outbox."""
@@ -389,10 +509,12 @@ class Ledger:
         if self._connection is None:
             return []
         try:
-            return read_pending(self._connection, after, limit)
+            found = read_pending(self._connection, after, limit)
         except sqlite3.Error as error:
             self._fail(error)
             return []
+        self._in_hand.update(one.id for one in found)
+        return found
 
     def _fail(self, error: sqlite3.Error | OSError | ConfigurationError) -> None:
         """Say once what stops the writing; a connection that is not merely full is made anew."""
@@ -401,7 +523,8 @@ class Ledger:
         if trouble != self._trouble:
             _LOG.error("nothing can be recorded, rows wait in memory: %s", trouble)
         self._trouble = trouble
-        if self._connection is not None and error_code(error) != sqlite3.SQLITE_FULL:
+        self._is_full = error_code(error) == sqlite3.SQLITE_FULL
+        if self._connection is not None and not self._is_full:
             self._connection.close()
             self._connection = None
 

@@ -22,7 +22,6 @@ from agent.verdict import State, Trigger, Verdict
 from engine.errors import ConfigurationError
 from engine.frame import Inspection
 
-SCHEMA_VERSION: Final = 1
 ABANDONED: Final = "agent stopped before a verdict"
 _LOG: Final = logging.getLogger("atac_agent.ledger")
 _DAMAGED: Final = frozenset({sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB})
@@ -107,12 +106,30 @@ CREATE TABLE outbox (
 );
 CREATE INDEX pending ON outbox (id) WHERE delivered_ns IS NULL AND refused IS NULL;
 """
+_WITH_RETENTION: Final = """
+CREATE TABLE let_go (   -- messages that were removed before the broker had them
+    epoch TEXT NOT NULL,
+    sequence INTEGER NOT NULL,
+    kind TEXT NOT NULL,
+    noticed_ns INTEGER NOT NULL,
+    PRIMARY KEY (epoch, sequence, kind)
+) WITHOUT ROWID;
+CREATE INDEX parts ON outbox (epoch, sequence);
+CREATE INDEX pending_parts ON outbox (epoch, sequence)
+    WHERE delivered_ns IS NULL AND refused IS NULL;
+CREATE INDEX pending_pictures ON outbox (id)
+    WHERE delivered_ns IS NULL AND refused IS NULL AND content_type = 'image/jpeg';
+"""
+_SCHEMAS: Final = (_SCHEMA, _WITH_RETENTION)
+"""What each version of the file adds to the one before."""
+SCHEMA_VERSION: Final = len(_SCHEMAS)
 _TABLES: Final = {
     "epochs": ("rowid",),
     "runs": ("run",),
     "triggers": ("epoch", "sequence"),
     "tally": ("epoch", "state"),
     "losses": ("epoch", "first"),
+    "let_go": ("epoch", "sequence", "kind"),
     "outbox": ("id",),
 }
 """Every table and the key along which a damaged one is read."""
@@ -236,8 +253,7 @@ def open_file(
     connection, aside = _connect_or_move_aside(path)
     try:
         with transaction(connection):
-            if connection.execute("PRAGMA user_version").fetchone()[0] == 0:
-                _create(connection)
+            _bring_up_to_date(connection)
             live = epoch
             if aside is not None:
                 kept = _salvage(aside, connection)
@@ -426,9 +442,12 @@ def _check_version(connection: sqlite3.Connection, path: Path) -> None:
         raise ConfigurationError("ledger.path", str(path), "belongs to another program")
 
 
-def _create(connection: sqlite3.Connection) -> None:
-    for statement in _SCHEMA.split(";\n"):
-        connection.execute(statement)
+def _bring_up_to_date(connection: sqlite3.Connection) -> None:
+    """Make the tables of a new file, or add what has come since the file was written."""
+    (version,) = connection.execute("PRAGMA user_version").fetchone()
+    for schema in _SCHEMAS[version:]:
+        for statement in schema.split(";\n"):
+            connection.execute(statement)
     connection.execute(f"PRAGMA user_version = {SCHEMA_VERSION}")
 
 
@@ -453,8 +472,10 @@ def _copy_rows(
     kept = 0
     try:
         rows = source.execute(f"SELECT * FROM {table} ORDER BY {order}")  # noqa: S608 (our own names)
+        # By name, as an older file lacks the columns that were added at the end.
+        columns = ", ".join(column for column, *_ in rows.description)
         marks = ", ".join("?" * len(rows.description))
-        insert = f"INSERT OR IGNORE INTO {table} VALUES ({marks})"  # noqa: S608 (our own names)
+        insert = f"INSERT OR IGNORE INTO {table} ({columns}) VALUES ({marks})"  # noqa: S608 (our own names)
         for row in rows:
             kept += target.execute(insert, row).rowcount
     except sqlite3.DatabaseError as error:
@@ -505,7 +526,10 @@ def _begin(
             "SELECT count(*) FROM outbox WHERE delivered_ns IS NULL AND refused IS NULL",
         ),
         refused=_number(connection, "SELECT count(*) FROM outbox WHERE refused IS NOT NULL"),
-        newest=_number(connection, "SELECT coalesce(max(id), 0) FROM outbox"),
+        # Not max(id): the newest may have been removed, and no id comes twice.
+        newest=_number(
+            connection, "SELECT coalesce(max(seq), 0) FROM sqlite_sequence WHERE name = 'outbox'"
+        ),
     )
 
 

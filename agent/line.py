@@ -69,6 +69,7 @@ def run_line(
         calibration_id=calibration_id,
         announce=lambda verdict, epoch: outgoing(replace(origin, epoch=epoch), verdict),
         memory_bytes=config.ledger.memory_mb * 1_000_000,
+        limits=config.ledger.limits,
     ) as ledger:
         origin = replace(origin, epoch=ledger.epoch)
         tally = Tally(

@@ -15,7 +15,7 @@ import json
 import math
 import string
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from functools import cache
 from importlib.metadata import PackageNotFoundError, version
@@ -26,12 +26,15 @@ from engine.errors import ConfigurationError
 from engine.frame import Box, Frame, StageTimes
 
 What = Literal["state", "health", "alarm", "thumbnail", "verdict"]
+LetGo = Literal["picture", "message"]
+"""What of a part was removed before the broker had it."""
 TOPIC_TEMPLATE: Final = "atac/{agent}/{what}"
 THUMBNAIL_MAX_BYTES: Final = 64 * 1024
 _JPEG_START: Final = b"\xff\xd8"
 _JPEG_COMMENT: Final = b"\xff\xfe"
 _NOT_IN_TOPICS: Final = frozenset("+#\0")
 _TOPIC_MAX_BYTES: Final = 65_535
+_RANGES: Final = 100
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -74,7 +77,8 @@ class Health:
 
     `triggers` counts the parts begun and `counts` those ended; latencies are milliseconds from
     trigger to verdict over the recent parts, `None` before the first. `lost` names the sequence
-    ranges, first and last inclusive, whose verdicts the ledger could not keep.
+    ranges, first and last inclusive, whose verdicts the ledger could not keep; `let_go` those
+    whose undelivered pictures and messages had to make room.
     """
 
     uptime_s: float
@@ -87,6 +91,7 @@ class Health:
     delivered: int = 0
     refused: int = 0
     lost: tuple[tuple[int, int], ...] = ()
+    let_go: Mapping[LetGo, tuple[tuple[int, int], ...]] = field(default_factory=dict)
     camera_trouble: str | None = None
     broker_trouble: str | None = None
     ledger_trouble: str | None = None
@@ -221,7 +226,8 @@ def health(origin: Origin, now_ns: int, snapshot: Health) -> Message:
                 "delivered": snapshot.delivered,
                 "refused": snapshot.refused,
             },
-            "lost": [{"first": first, "last": last} for first, last in snapshot.lost],
+            "lost": _ranges(snapshot.lost),
+            "let_go": {kind: _ranges(snapshot.let_go.get(kind, ())) for kind in get_args(LetGo)},
             **{
                 name: {"status": "ok" if trouble is None else "trouble", "reason": trouble}
                 for name, trouble in named.items()
@@ -270,6 +276,14 @@ def _part(origin: Origin, verdict: Verdict) -> dict[str, object]:
         "bundle_id": origin.bundle_id or None,
         "calibration_id": origin.calibration_id or None,
         "software": software(),
+    }
+
+
+def _ranges(spans: tuple[tuple[int, int], ...]) -> dict[str, object]:
+    """How many sequences, and the newest of their ranges: a message has no room for all."""
+    return {
+        "count": sum(last - first + 1 for first, last in spans),
+        "ranges": [{"first": first, "last": last} for first, last in spans[-_RANGES:]],
     }
 
 

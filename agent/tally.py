@@ -23,6 +23,7 @@ STAGES: Final = (
     "end_to_end",
 )
 _KEPT: Final = 10_000
+_LETTING_GO: Final = "ledger: is full, and undelivered messages make room; see ledger.max_mb"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -154,9 +155,11 @@ class Tally:
             delivered=broker.delivered,
             refused=self._ledger.refused,
             lost=self._ledger.lost,
+            let_go=self._ledger.let_go,
             camera_trouble=camera_trouble,
             broker_trouble=broker.trouble,
             ledger_trouble=self._ledger.trouble,
+            other_troubles=(_LETTING_GO,) if self._ledger.is_letting_go else (),
         )
 
     def summary(self, broker: BrokerStatus, *, alarms: int) -> Summary:

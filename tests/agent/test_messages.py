@@ -216,12 +216,17 @@ def test_health_sums_up():
         parts_per_second=2.0,
         latency_p50_ms=20.12345,
         lost=((3, 5),),
+        let_go={"message": tuple((n, n) for n in range(0, 300, 2))},
         waiting=4,
     )
     said = content(health(ORIGIN, NOON_NS, snapshot))
     check("health", said)
     assert said["triggers"] == said["open"] + sum(said["counts"].values())
-    assert said["lost"] == [{"first": 3, "last": 5}]
+    assert said["lost"] == {"count": 3, "ranges": [{"first": 3, "last": 5}]}
+    assert said["let_go"]["picture"] == {"count": 0, "ranges": []}
+    # Of many ranges the newest are told, and the number of all.
+    assert said["let_go"]["message"]["count"] == 150
+    assert [one["first"] for one in said["let_go"]["message"]["ranges"]] == list(range(100, 300, 2))
     assert (said["degraded"], said["reasons"]) == (False, [])
     assert said["latency_ms"] == {"p50": 20.123, "p99": None}
 
