@@ -58,7 +58,7 @@ from train.profile import PROFILE_JSON, Profile
 CHECKPOINT: Final = "checkpoint.safetensors"
 _SAME_DONOR: Final = 0.5  # chance that a pseudo-defect is made of the image itself (D19)
 _FEATURES_LIMIT: Final = 2 << 30  # bytes of a frozen trunk's features kept in memory
-_WATCHED: Final = 32  # held-out good images looked at after each epoch
+_WATCHED: Final = 16  # held-out good images looked at now and then
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -81,8 +81,9 @@ class Sample:
 class Epoch:
     """What one epoch came to.
 
-    `separation` is the AUROC of held-out good against known defective images, NaN without either;
-    it is there to watch, nothing is decided by it.
+    `separation` is the AUROC of held-out good against known defective images, looked at after the
+    last epoch before each change of the learning rate and at the end; NaN otherwise, and without
+    images of either kind. It is there to watch, nothing is decided by it.
     """
 
     number: int
@@ -258,12 +259,13 @@ def fit(
             loss = float(np.mean(losses))
             seconds += time.perf_counter() - started
             checkpoint.save(network, optimiser, epochs=epoch + 1, loss=loss, seconds=seconds)
+            look = epoch + 1 == profile.epochs or (epoch + 1) % profile.decay_every == 0
             on_epoch(
                 Epoch(
                     number=epoch + 1,
                     of=profile.epochs,
                     loss=loss,
-                    separation=watch.separation(network),
+                    separation=watch.separation(network) if look else math.nan,
                     seconds=seconds,
                 )
             )
@@ -398,7 +400,7 @@ class _Eyes:
 
 
 class _Watch:
-    """Held-out good and known defective images, inspected after each epoch as the line would."""
+    """Held-out good and known defective images, inspected as the line would."""
 
     def __init__(
         self, source: Source, split: Split, profile: Profile, reference: ScoreSpec
