@@ -71,6 +71,7 @@ _SWEEP_S: Final = 1.0
 """From one look for what may go to the next; there is nothing to be found at most of them."""
 _STEP_S: Final = 0.05
 """Between two steps of a sweep that finds something, so that commits are not held up."""
+_NO_END: Final = (1 << 63) - 1
 _ROW_BYTES: Final = 1000
 """What a queued entry weighs in memory besides its messages, roughly."""
 
@@ -257,15 +258,17 @@ class Ledger:
         """Call `listener` in the owner thread after each commit that brought new messages."""
         self._listener = listener
 
-    def pending_messages(self, *, after: int, limit: int) -> list[OutboxMessage]:
-        """Up to `limit` pending messages with ids above `after`, oldest first.
+    def pending_messages(
+        self, *, after: int, limit: int, upto: int = _NO_END
+    ) -> list[OutboxMessage]:
+        """Up to `limit` pending messages with ids above `after` and up to `upto`, oldest first.
 
         Waits for the owner thread; empty while the file cannot be read.
         """
         answer: Future[list[OutboxMessage]] = Future()
 
         def read() -> None:
-            answer.set_result(self._read_pending(after, limit))
+            answer.set_result(self._read_pending(after, upto, limit))
 
         with self._changed:
             if self._is_closed:
@@ -505,11 +508,11 @@ class Ledger:
         self._pending, self._refused, self._newest = pending, refused, newest
         return added
 
-    def _read_pending(self, after: int, limit: int) -> list[OutboxMessage]:
+    def _read_pending(self, after: int, upto: int, limit: int) -> list[OutboxMessage]:
         if self._connection is None:
             return []
         try:
-            found = read_pending(self._connection, after, limit)
+            found = read_pending(self._connection, after, upto, limit)
         except sqlite3.Error as error:
             self._fail(error)
             return []

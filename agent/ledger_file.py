@@ -365,12 +365,15 @@ def write_mark(connection: sqlite3.Connection, mark: Mark) -> int:
     ).rowcount
 
 
-def read_pending(connection: sqlite3.Connection, after: int, limit: int) -> list[OutboxMessage]:
-    """Pending messages with ids above `after`, oldest first."""
+def read_pending(
+    connection: sqlite3.Connection, after: int, upto: int, limit: int
+) -> list[OutboxMessage]:
+    """Pending messages with ids above `after` and up to `upto`, oldest first."""
     rows = connection.execute(
         "SELECT id, topic, payload, qos, retain, content_type, properties FROM outbox"
-        " WHERE delivered_ns IS NULL AND refused IS NULL AND id > ? ORDER BY id LIMIT ?",
-        (after, limit),
+        " WHERE delivered_ns IS NULL AND refused IS NULL AND id > ? AND id <= ?"
+        " ORDER BY id LIMIT ?",
+        (after, upto, limit),
     )
     return [_outbox_message(*row) for row in rows]
 

@@ -15,7 +15,7 @@ import json
 import math
 import string
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from functools import cache
 from importlib.metadata import PackageNotFoundError, version
@@ -35,6 +35,7 @@ _JPEG_COMMENT: Final = b"\xff\xfe"
 _NOT_IN_TOPICS: Final = frozenset("+#\0")
 _TOPIC_MAX_BYTES: Final = 65_535
 _RANGES: Final = 100
+_RESENT: Final = ("resent", "true")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -164,6 +165,16 @@ def thumbnail(origin: Origin, verdict: Verdict, jpeg: bytes) -> Message:
         content_type="image/jpeg",
         properties=(("id", identity),),
     )
+
+
+def resent(message: Message) -> Message:
+    """The same message, with a user property that says that it may have come before.
+
+    The payload stays as it is, so that every copy has the same bytes.
+    """
+    if _RESENT in message.properties:
+        return message
+    return replace(message, properties=(*message.properties, _RESENT))
 
 
 def with_comment(jpeg: bytes, comment: str) -> bytes:

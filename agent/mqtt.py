@@ -17,7 +17,6 @@ import socket
 import ssl
 import threading
 import time
-from collections import deque
 from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass
@@ -35,6 +34,7 @@ from pydantic import BeforeValidator, Field
 from agent.ledger import Ledger
 from agent.ledger_file import OutboxMessage
 from agent.messages import TOPIC_TEMPLATE, Message, check_topics, state
+from agent.outbox import Outbox
 from engine.errors import BrokerError, ConfigurationError
 from engine.spec import spec
 
@@ -51,7 +51,6 @@ _RIVAL_HINT: Final = (
     ", again and again; does another client use this id? Give each its own agent.id"
 )
 """Not every broker says so when it ends a connection because its id has come again."""
-_FETCH: Final = 100
 _FAILURE: Final = 0x80
 _PACKET_TOO_LARGE: Final = 0x95
 _PACKET_OVERHEAD: Final = 32
@@ -189,8 +188,7 @@ class Publisher:
         self._refusing: dict[str, str] = {}
         self._delivered = 0
         self._refused = 0
-        self._waiting: deque[OutboxMessage] = deque()
-        self._cursor = 0
+        self._outbox = Outbox(ledger)
         self._flight: dict[int, _InFlight] = {}
         # A daemon, as looking up a host's name cannot be interrupted.
         self._thread = threading.Thread(target=self._send, name="atac-mqtt-sender", daemon=True)
@@ -281,11 +279,8 @@ class Publisher:
     def _is_done(self) -> bool:
         if not self._stopping.is_set():
             return False
-        is_drained = not (self._flight or self._waiting or self._now or self._has_more())
+        is_drained = not (self._flight or self._now or self._outbox.has_more())
         return is_drained or time.monotonic() > self._deadline
-
-    def _has_more(self) -> bool:
-        return self._ledger.newest_message > self._cursor
 
     def _fill(self, link: "_Link") -> None:
         """Publish until the window is full or nothing is left."""
@@ -295,11 +290,9 @@ class Publisher:
                 message = self._now.pop(topic) if topic is not None else None
             number = None
             if message is None:
-                if not self._waiting and self._has_more():
-                    self._fetch()
-                if not self._waiting:
+                next_one = self._outbox.next()
+                if next_one is None:
                     return
-                next_one = self._waiting.popleft()
                 number, message = next_one.id, next_one.message
             flying = _InFlight(id=number, message=message, sent=time.monotonic())
             mid = link.publish(message)
@@ -308,15 +301,6 @@ class Publisher:
                 self._settle(flying, _PACKET_TOO_LARGE, reason)
             else:
                 self._flight[mid] = flying
-
-    def _fetch(self) -> None:
-        newest = self._ledger.newest_message
-        found = self._ledger.pending_messages(after=self._cursor, limit=_FETCH)
-        self._waiting.extend(found)
-        if found:
-            self._cursor = found[-1].id
-        elif self._ledger.trouble is None:
-            self._cursor = max(self._cursor, newest)
 
     def _take(self, link: "_Link") -> None:
         """Wait for events, then settle all that have come."""
@@ -350,6 +334,8 @@ class Publisher:
         """Note how one message ended; `True` for delivered."""
         topic = flying.message.topic
         is_delivered = code < _FAILURE
+        if flying.id is not None:
+            self._outbox.settled(flying.id)
         with self._lock:
             before = self._refusing.pop(topic, None)
             if not is_delivered:
@@ -377,11 +363,18 @@ class Publisher:
             self._settle(self._flight.pop(mid), lost.code, lost.reason)
 
     def _now_connected(self) -> None:
+        """Presence first, then what was not acknowledged on the last connection."""
+        self._outbox.connected(
+            OutboxMessage(id=flying.id, message=flying.message)
+            for flying in self._flight.values()
+            if flying.id is not None
+        )
+        self._flight.clear()
         with self._lock:
             is_news, self._is_trouble_said = self._is_trouble_said, False
             self._connected, self._trouble = True, None
             online = state(self._settings.topics, self._agent_id, online=True)
-            # Presence first: the dictionary keeps the order of insertion.
+            # The dictionary keeps the order of insertion.
             others = {topic: now for topic, now in self._now.items() if topic != online.topic}
             self._now = {online.topic: online, **others}
         _LOG.log(
@@ -391,14 +384,7 @@ class Publisher:
         )
 
     def _disconnected(self, trouble: str) -> None:
-        """Say what is wrong once per change; what was not acknowledged goes first next time."""
-        unsettled = [flying for flying in self._flight.values() if flying.id is not None]
-        self._waiting.extendleft(
-            OutboxMessage(id=flying.id, message=flying.message)
-            for flying in reversed(unsettled)
-            if flying.id is not None
-        )
-        self._flight.clear()
+        """Say what is wrong, once per change."""
         with self._lock:
             is_news = trouble != self._trouble
             self._connected, self._trouble = False, trouble

@@ -4,6 +4,7 @@ import queue
 import socket
 import threading
 import time
+from contextlib import contextmanager
 
 import paho.mqtt.client as paho
 import pytest
@@ -46,6 +47,25 @@ def end(ledger, *, count=1, state=State.ERROR):
 
 def with_(settings, **changes):
     return MqttSettings(host=settings.host, port=settings.port, **changes)
+
+
+@contextmanager
+def alarms(broker):
+    """The alarms that a subscriber hears, with their properties."""
+    got = []
+    client = paho.Client(paho.CallbackAPIVersion.VERSION2, protocol=paho.MQTTv5)
+    client.on_message = lambda _client, _data, message: got.append(message)
+    subscribed = threading.Event()
+    client.on_subscribe = lambda *_: subscribed.set()
+    client.connect(broker.host, broker.port)
+    client.subscribe("atac/line1/alarm", qos=1)
+    client.loop_start()
+    try:
+        assert subscribed.wait(10)
+        yield got
+    finally:
+        client.disconnect()
+        client.loop_stop()
 
 
 def sequences(heard):
@@ -146,6 +166,15 @@ def test_unacknowledged_messages_are_sent_again(ledger, eventually):
             assert b'"sequence":1,' in again[1]
             assert b'"sequence":2,' in again[2]
     assert ledger.pending == 10
+
+
+def test_a_message_that_is_sent_again_says_so(broker, ledger, eventually):
+    end(ledger)
+    ledger.flush()  # before the sender, which cannot know what came before itself
+    with alarms(broker) as got, Publisher(broker.settings, ledger, "line1"):
+        eventually(lambda: got)
+    properties = got[0].properties.UserProperty
+    assert properties == [("id", f"line1:{ledger.epoch}:1"), ("resent", "true")]
 
 
 def test_messages_wait_for_the_next_run_of_the_agent(broker, tmp_path, hear, eventually):
@@ -364,22 +393,9 @@ def test_health_is_published_past_the_outbox(broker, ledger, hear, eventually):
 
 
 def test_messages_carry_their_properties_on_mqtt_5(broker, ledger, eventually):
-    got = []
-    client = paho.Client(paho.CallbackAPIVersion.VERSION2, protocol=paho.MQTTv5)
-    client.on_message = lambda _client, _data, message: got.append(message)
-    subscribed = threading.Event()
-    client.on_subscribe = lambda *_: subscribed.set()
-    client.connect(broker.host, broker.port)
-    client.subscribe("atac/line1/alarm", qos=1)
-    client.loop_start()
-    try:
-        assert subscribed.wait(10)
-        with Publisher(broker.settings, ledger, "line1"):
-            end(ledger)
-            eventually(lambda: got)
-    finally:
-        client.disconnect()
-        client.loop_stop()
+    with alarms(broker) as got, Publisher(broker.settings, ledger, "line1"):
+        end(ledger)
+        eventually(lambda: got)
     assert got[0].qos == 1
     assert got[0].properties.ContentType == "application/json"
     assert got[0].properties.UserProperty == [("id", f"line1:{ledger.epoch}:1")]

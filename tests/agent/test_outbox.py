@@ -1,0 +1,99 @@
+"""In which order the sender empties the outbox."""
+
+import pytest
+
+from agent.ledger import Ledger
+from agent.messages import Message
+from agent.outbox import Outbox
+from agent.verdict import State, Trigger, Verdict
+
+
+@pytest.fixture
+def ledger(tmp_path):
+    with Ledger(tmp_path / "ledger.sqlite", agent_id="line1") as opened:
+        yield opened
+
+
+def add(ledger, count):
+    for _ in range(count):
+        trigger = Trigger(sequence=ledger.next_sequence(), part_id="", triggered_ns=0)
+        verdict = Verdict(trigger=trigger, state=State.NG, decided_ns=0, threshold=1.0)
+        ledger.record(verdict, [Message(topic="t", payload=b"%d" % trigger.sequence)])
+    assert ledger.flush()
+
+
+def take(outbox, count):
+    """The next messages by their number; a star at what is marked as resent."""
+    found = [outbox.next() for _ in range(count)]
+    return [
+        f"{one.id}*" if ("resent", "true") in one.message.properties else f"{one.id}"
+        for one in found
+    ]
+
+
+def numbers(first, last, star=""):
+    return [f"{n}{star}" for n in range(first, last + 1)]
+
+
+def test_what_is_recorded_now_overtakes_the_backlog(ledger):
+    outbox = Outbox(ledger)
+    add(ledger, 300)  # the broker is away
+    outbox.connected([])
+    assert take(outbox, 3) == numbers(1, 3)
+    add(ledger, 250)
+    assert take(outbox, 250) == numbers(301, 550)
+    assert take(outbox, 10) == numbers(4, 13)
+    add(ledger, 1)
+    assert take(outbox, 2) == ["551", "14"]
+    assert outbox.has_more()
+    assert take(outbox, 286) == numbers(15, 300)
+    assert not outbox.has_more()
+    assert outbox.next() is None
+
+
+def test_what_an_earlier_run_left_may_have_come_before(ledger):
+    add(ledger, 2)
+    outbox = Outbox(ledger)
+    add(ledger, 2)
+    outbox.connected([])
+    assert take(outbox, 4) == ["1*", "2*", "3", "4"]
+
+
+def test_what_was_not_acknowledged_goes_first_and_says_so(ledger):
+    outbox = Outbox(ledger)
+    add(ledger, 150)
+    outbox.connected([])
+    sent = [outbox.next() for _ in range(4)]
+    for one in (sent[0], sent[2]):
+        ledger.mark_delivered([one.id])
+        outbox.settled(one.id)
+    add(ledger, 5)
+    live = outbox.next()
+    outbox.connected([live, sent[3], sent[1]])
+    add(ledger, 1)
+    assert take(outbox, 4) == ["2*", "4*", "151*", "156"]
+    # The connection is lost once more, before any of these is acknowledged.
+    outbox.connected([sent[1]])
+    assert take(outbox, 1) == ["2*"]
+    rest = take(outbox, 150)
+    assert rest == numbers(5, 150) + numbers(152, 155)
+    assert outbox.next() is None
+
+
+def test_everything_comes_once_whatever_happens_to_the_connection(ledger):
+    outbox = Outbox(ledger)
+    taken = []
+    add(ledger, 120)
+    for _ in range(8):
+        outbox.connected([])
+        add(ledger, 30)
+        for _ in range(25):
+            one = outbox.next()
+            taken.append(one.id)
+            ledger.mark_delivered([one.id])
+            outbox.settled(one.id)
+    while (one := outbox.next()) is not None:
+        taken.append(one.id)
+        outbox.settled(one.id)
+    assert sorted(taken) == list(range(1, 361))
+    assert not outbox.has_more()
