@@ -120,7 +120,10 @@ CREATE INDEX pending_parts ON outbox (epoch, sequence)
 CREATE INDEX pending_pictures ON outbox (id)
     WHERE delivered_ns IS NULL AND refused IS NULL AND content_type = 'image/jpeg';
 """
-_SCHEMAS: Final = (_SCHEMA, _WITH_RETENTION)
+_WITH_LATE_STATE: Final = """
+ALTER TABLE triggers ADD COLUMN late_state TEXT;  -- what a TIMEOUT would have been
+"""
+_SCHEMAS: Final = (_SCHEMA, _WITH_RETENTION, _WITH_LATE_STATE)
 """What each version of the file adds to the one before."""
 SCHEMA_VERSION: Final = len(_SCHEMAS)
 _TABLES: Final = {
@@ -143,8 +146,8 @@ INSERT INTO triggers (
     epoch, run, sequence, part_id, triggered_ns, deadline_ns,
     state, decided_ns, reason, threshold, frame_number, captured_ns, frame_width, frame_height,
     score, score_1, score_2, deviation, box_left, box_top, box_right, box_bottom, zoomed,
-    view_1_s, pass_1_s, attention_s, view_2_s, pass_2_s
-) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)
+    view_1_s, pass_1_s, attention_s, view_2_s, pass_2_s, late_state
+) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)
 ON CONFLICT (epoch, sequence) DO UPDATE SET
     state = excluded.state, decided_ns = excluded.decided_ns, reason = excluded.reason,
     threshold = excluded.threshold, frame_number = excluded.frame_number,
@@ -153,7 +156,8 @@ ON CONFLICT (epoch, sequence) DO UPDATE SET
     score_2 = excluded.score_2, deviation = excluded.deviation, box_left = excluded.box_left,
     box_top = excluded.box_top, box_right = excluded.box_right, box_bottom = excluded.box_bottom,
     zoomed = excluded.zoomed, view_1_s = excluded.view_1_s, pass_1_s = excluded.pass_1_s,
-    attention_s = excluded.attention_s, view_2_s = excluded.view_2_s, pass_2_s = excluded.pass_2_s
+    attention_s = excluded.attention_s, view_2_s = excluded.view_2_s, pass_2_s = excluded.pass_2_s,
+    late_state = excluded.late_state
 WHERE state IS NULL
 """
 _INSERT_MESSAGE: Final = """
@@ -306,6 +310,7 @@ def ended(verdict: Verdict, messages: Sequence[Message]) -> Ended:
             verdict.threshold if math.isfinite(verdict.threshold) else None,
             *about_frame,
             *(_NOTHING_FOUND if verdict.inspection is None else _found(verdict.inspection)),
+            None if verdict.late_state is None else verdict.late_state.value,
         ),
         messages=tuple(messages),
     )

@@ -140,7 +140,7 @@ def _inspect_parts(
 
 
 def _judged(arrival: Arrival, inspector: Inspector, threshold: float) -> Verdict:
-    inspection, reason = None, ""
+    inspection, reason, late_state = None, "", None
     if _late_s(arrival) > 0:
         state, reason = State.TIMEOUT, "its deadline passed before its inspection began"
     else:
@@ -155,7 +155,7 @@ def _judged(arrival: Arrival, inspector: Inspector, threshold: float) -> Verdict
         late_s = _late_s(arrival)
         if inspection is not None and late_s > 0:
             reason = f"{state} came {late_s * 1e3:.1f} ms after the deadline"
-            state = State.TIMEOUT
+            state, late_state = State.TIMEOUT, state
     return Verdict(
         trigger=arrival.trigger,
         state=state,
@@ -164,6 +164,7 @@ def _judged(arrival: Arrival, inspector: Inspector, threshold: float) -> Verdict
         frame=arrival.frame,
         inspection=inspection,
         reason=reason,
+        late_state=late_state,
     )
 
 

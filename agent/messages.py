@@ -276,6 +276,7 @@ def _part(origin: Origin, verdict: Verdict) -> dict[str, object]:
         "triggered_at": utc(trigger.triggered_ns),
         "state": verdict.state.value,
         "reason": verdict.reason or None,
+        "late_state": verdict.late_state,
         "score": found and found.score,
         "pass_scores": found and list(found.pass_scores),
         "deviation": found and found.deviation,

@@ -39,7 +39,8 @@ class Verdict:
     """The end of one trigger, with all its evidence.
 
     `inspection` is there for OK and NG, and for a TIMEOUT whose late result was still found;
-    `frame` wherever there was one. `reason` says in one line why a state other than OK and NG.
+    such a TIMEOUT has the state that came too late as `late_state`; `frame` is there wherever there
+    was one. `reason` says in one line why a state other than OK and NG.
     """
 
     trigger: Trigger
@@ -49,6 +50,7 @@ class Verdict:
     frame: Frame | None = None
     inspection: Inspection | None = None
     reason: str = ""
+    late_state: State | None = None
 
 
 def decide(inspection: Inspection, threshold: float) -> State:

@@ -129,7 +129,7 @@ def test_a_row_holds_all_that_was_found(path):
         end(ledger, begin(ledger, "part 9"), State.NG, frame=frame, inspection=found)
     assert rows(path, "SELECT * FROM triggers JOIN runs USING (run, epoch)")[0][1:-3] == (
         1, 1, "part 9", 1, 2, "NG", 3, "", 1.5, 7, 11, 64, 48,
-        2.5, 2.0, 3.0, 2.25, 1, 2, 30, 40, 1, 0.1, 0.2, 0.3, 0.4, 0.5,
+        2.5, 2.0, 3.0, 2.25, 1, 2, 30, 40, 1, 0.1, 0.2, 0.3, 0.4, 0.5, None,
     )  # fmt: skip
     assert rows(path, "SELECT bundle_id, calibration_id FROM runs") == [("b", "c")]
 

@@ -1,5 +1,6 @@
 """The line: every trigger ends in exactly one state, whatever camera, inspector and clock do."""
 
+import json
 import os
 import sqlite3
 import threading
@@ -250,10 +251,19 @@ def test_a_late_verdict_is_a_timeout_with_its_result_beside_it(config, tmp_path,
     assert rows(config)[1][3].startswith("NG came ")
     assert summary.alarms == alarms
     connection = sqlite3.connect(config.ledger.path)
-    ((score, deadline, decided),) = connection.execute(
-        "SELECT score, deadline_ns, decided_ns FROM triggers WHERE state = 'TIMEOUT'"
+    ((score, late_state, deadline, decided),) = connection.execute(
+        "SELECT score, late_state, deadline_ns, decided_ns FROM triggers WHERE state = 'TIMEOUT'"
     ).fetchall()
+    told = [
+        json.loads(payload)
+        for (payload,) in connection.execute("SELECT payload FROM outbox WHERE topic LIKE '%alarm'")
+    ]
     connection.close()
+    assert [(part["state"], part["late_state"]) for part in told] == [
+        ("NG", None),
+        ("TIMEOUT", "NG"),
+    ][:alarms]
+    assert late_state == "NG"
     assert score == pytest.approx(0.6)
     assert decided > deadline
 

@@ -109,6 +109,7 @@ def test_an_alarm_says_all_about_the_part():
         "triggered_at": "2026-11-22T11:59:59.951Z",
         "state": "NG",
         "reason": None,
+        "late_state": None,
         "score": 2.5,
         "pass_scores": [2.0, 3.0],
         "deviation": 2.25,
@@ -192,6 +193,15 @@ def test_a_comment_can_be_read_back(comment):
 
 def test_an_ordinary_jpeg_has_no_comment():
     assert comment_of(jpeg()) is None
+
+
+def test_a_timeout_says_what_came_too_late():
+    said = content(alarm(ORIGIN, verdict(State.TIMEOUT, late_state=State.OK), thumbnail=False))
+    check("alarm", said)
+    assert (said["state"], said["late_state"], said["score"]) == ("TIMEOUT", "OK", 2.5)
+    said["state"] = "NG"
+    with pytest.raises(ValidationError):
+        check("alarm", said)
 
 
 @given(st.text(max_size=100), st.floats(), st.sampled_from(list(State)))

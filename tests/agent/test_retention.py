@@ -218,7 +218,8 @@ def test_a_file_of_the_first_version_is_brought_up_to_date(path):
     connection = sqlite3.connect(path)
     connection.executescript(
         "DROP TABLE let_go; DROP INDEX parts; DROP INDEX pending_parts;"
-        "DROP INDEX pending_pictures; PRAGMA user_version = 1;"
+        "DROP INDEX pending_pictures; ALTER TABLE triggers DROP COLUMN late_state;"
+        "PRAGMA user_version = 1;"
     )
     connection.close()
     with Ledger(path, agent_id="line1", limits=LONG) as ledger:
