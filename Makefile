@@ -36,6 +36,8 @@ lint: $(VENV)/installed-all
 	$(BIN)/mypy
 	$(BIN)/lint-imports
 
+# One thread, so that the number of cores does not change the order of sums, and so the weights.
+demo-bundle: export OMP_NUM_THREADS := 1
 demo-bundle: $(VENV)/installed-all
 	rm -rf build/demo-parts build/demo-bundle
 	$(BIN)/python tools/demo_bundle.py build/demo-parts build/demo-bundle

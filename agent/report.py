@@ -16,9 +16,9 @@ _SIDE: Final = 480
 """Pictures are reduced to this, in pixels."""
 
 _HEADINGS: Final = {
+    "caught": "Defective parts that raised an alarm",
     "missed": "Defective parts that passed",
     "false_alarm": "Good parts that raised an alarm",
-    "caught": "Defective parts that raised an alarm",
     "passed": "Good parts that passed",
 }
 

@@ -19,23 +19,31 @@ from train.profile import LINE
 PROFILE = replace(
     LINE,
     view=replace(LINE.view, side=128),
-    crop=replace(LINE.crop, min_side=56),
+    # A part that draws no attention is not looked at again, as on a line with time to lose.
+    crop=replace(LINE.crop, min_side=80, gate=0.3),
     architecture="resnet18",
     stages=("layer2",),
-    epochs=12,
+    local_mean=False,
+    # Starting from nothing, it learns most from where the defects are.
+    known_masks=True,
+    mask_weight=20.0,
+    real_share=0.8,
+    epochs=14,
+    least_steps=60,
+    zoom_from=6,
     decay_every=5,
 )
 
 
 def main(parts: Path, out: Path) -> None:
-    write_parts(parts / "training", seed=1, good=300, defective=120)
+    write_parts(parts / "training", seed=1, good=240, defective=480)
     write_parts(parts / "calibration", seed=2, good=600, defective=120)
     bundle = train_bundle(
         find_source(parts / "training", None, None),
         out,
         PROFILE,
         weights=None,
-        defects=60,
+        defects=240,
         on_epoch=tell,
     )
     print(f"{bundle.path}: {bundle.id}")
