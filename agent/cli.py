@@ -10,7 +10,16 @@ import typer.exceptions
 
 from engine.errors import AtacError, ConfigurationError
 
-COMMANDS: Final = ("demo", "train", "evaluate", "export", "calibrate", "run", "doctor")
+COMMANDS: Final = (
+    "demo",
+    "train",
+    "evaluate",
+    "export",
+    "build",
+    "calibrate",
+    "run",
+    "doctor",
+)
 """Each names the module `agent.commands.<name>` and the function `<name>` in it."""
 
 

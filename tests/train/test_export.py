@@ -1,5 +1,6 @@
 import shutil
 from dataclasses import replace
+from importlib.util import find_spec
 
 import numpy as np
 import onnx
@@ -7,8 +8,9 @@ import pytest
 import torch
 
 from engine.backends.onnxruntime_backend import OnnxRuntimeBackend
+from engine.build import build_plan, find_tensorrt
 from engine.bundle import PARITY, WEIGHTS, open_bundle
-from engine.errors import BundleError
+from engine.errors import BackendError, BundleError
 from engine.frame import Box
 from engine.inspector import TwoPassInspector
 from train.datasets import SPLIT, read_listed, unseen_images
@@ -171,3 +173,20 @@ def test_box_iou():
     assert box_iou(box, box) == 1.0
     assert box_iou(box, Box(left=2, top=1, right=6, bottom=3)) == pytest.approx(2 / 14)
     assert box_iou(box, Box(left=4, top=0, right=6, bottom=2)) == 0.0
+
+
+@pytest.mark.rtx
+@pytest.mark.skipif(
+    find_spec("tensorrt_rtx") is None,
+    reason="needs TensorRT-RTX: pip install tensorrt-rtx-cu13",
+)
+def test_tensorrt_rtx_builds_fp32_and_fp16_without_a_gpu_and_refuses_zero_points(copy, source):
+    # What these small networks decide is another test's matter.
+    extended, _ = add_precision(copy, "int8", source, accept_flips=True)
+    extended, _ = add_precision(extended, "fp16", source, accept_flips=True)
+    for precision in ("fp32", "fp16"):
+        network = extended.network(precision)
+        assert len(build_plan(network, find_tensorrt(), what=precision)) > 0.2 * len(network)
+    # Our int8 has unsigned activations with a zero point, which ONNX Runtime likes.
+    with pytest.raises(BackendError, match=r"cannot parse int8: .*zero point.*another --precision"):
+        build_plan(extended.network("int8"), find_tensorrt(), what="int8")

@@ -1,0 +1,326 @@
+"""ONNX → TensorRT plan for this GPU, once; afterwards from a cache.
+
+    <key>.plan      the serialised engine
+    <key>.json      its record: what it was built from and for, and its SHA-256
+    <key>.timing    TensorRT's own timings of kernels, one per runtime and GPU
+
+A plan is executable and fits one TensorRT version and one kind of GPU. So it is found by a key
+made of all that, and its hash is checked before TensorRT sees a byte of it.
+"""
+
+import importlib
+import os
+import re
+from collections.abc import Callable
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+from time import perf_counter
+from typing import Any, Final, Literal
+
+from pydantic import TypeAdapter, ValidationError
+
+from engine.backends.cuda_driver import Gpu
+from engine.bundle import Bundle, Precision, Sha256, replace_file, sha256
+from engine.errors import BackendError
+from engine.spec import spec
+
+MAX_BATCH: Final = 16
+"""Plans take 1 to this many views at once, and are fastest at one."""
+
+_OLDEST, _TOO_NEW = (10, 12), (12, 0)
+_SCHEMA_VERSION: Final = 1
+_RECORD_MAX_BYTES: Final = 100_000
+
+Progress = Callable[[str, int, int], None]
+"""Hears of a phase of the build: its name, steps done, steps in all."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TensorRt:
+    """An importable TensorRT; `module` has the same builder and runtime under both names."""
+
+    name: Literal["tensorrt", "tensorrt_rtx"]
+    version: str
+    module: Any
+
+
+@spec
+class PlanKey:
+    """All that a plan depends on; a plan of another key is never used."""
+
+    network_sha256: Sha256
+    precision: Precision
+    runtime: str
+    gpu: str
+    capability: str
+    max_batch: int
+
+
+@spec
+class PlanRecord:
+    """What is known of a plan file; stored beside it."""
+
+    schema_version: int
+    key: PlanKey
+    plan_sha256: Sha256
+    built_at: str
+    seconds: float
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Plan:
+    """A plan whose bytes had the hash in its record. `is_new` says that it was built just now."""
+
+    path: Path
+    data: bytes
+    record: PlanRecord
+    is_new: bool
+
+
+_RECORD: Final = TypeAdapter(PlanRecord)
+
+
+def find_tensorrt() -> TensorRt:
+    """The installed TensorRT, or TensorRT-RTX where only that is there.
+
+    Imports it: call `probe_gpu` before, if the plan is to run. Raises `BackendError` when neither
+    can be imported, or when the version is none of 10.12 to 11.
+    """
+    broken = None
+    for name in ("tensorrt", "tensorrt_rtx"):
+        try:
+            module = importlib.import_module(name)
+        except ModuleNotFoundError as error:
+            if error.name != name:
+                broken = broken or f"{name} cannot be imported ({error})"
+            continue
+        except (ImportError, OSError) as error:
+            broken = broken or f"{name} cannot be imported ({error})"
+            continue
+        version = str(module.__version__)
+        if name == "tensorrt" and not _OLDEST <= _numbers(version) < _TOO_NEW:
+            raise BackendError(
+                f"TensorRT {version} is not supported; "
+                "install with: pip install 'tensorrt>=10.12,<12'"
+            )
+        return TensorRt(
+            name="tensorrt" if name == "tensorrt" else "tensorrt_rtx",
+            version=version,
+            module=module,
+        )
+    missing = broken or "neither tensorrt nor tensorrt_rtx is installed"
+    raise BackendError(
+        f"{missing}; install with: pip install 'atac-agent[gpu]', or 'atac-agent[rtx]' for "
+        "TensorRT-RTX"
+    )
+
+
+def plan_key(bundle: Bundle, precision: Precision, *, gpu: Gpu, tensorrt: TensorRt) -> PlanKey:
+    """The key of the plan that `bundle`'s network of this precision needs here."""
+    return PlanKey(
+        network_sha256=sha256(bundle.network(precision)),
+        precision=precision,
+        runtime=f"{tensorrt.name} {tensorrt.version}",
+        gpu=gpu.name,
+        capability=gpu.capability,
+        max_batch=MAX_BATCH,
+    )
+
+
+def plans_folder() -> Path:
+    """Where plans are kept: `atac-agent/plans` in the user's cache."""
+    cache = os.environ.get("XDG_CACHE_HOME") or "~/.cache"
+    return Path(cache).expanduser() / "atac-agent" / "plans"
+
+
+def read_plan(folder: Path, key: PlanKey) -> Plan:
+    """The plan of `key`, checked; raises `BackendError` with the reason where it cannot be used."""
+    path = folder / f"{_stem(key)}.plan"
+    try:
+        raw = _read(path.with_suffix(".json"), limit=_RECORD_MAX_BYTES)
+        data = _read(path)
+    except OSError as error:
+        raise BackendError(f"there is no plan for {_where(key)} ({error})") from error
+    try:
+        record = _RECORD.validate_json(raw)
+    except ValidationError as error:
+        raise BackendError(f"{path.with_suffix('.json')} is not a plan's record") from error
+    if record.schema_version != _SCHEMA_VERSION or record.key != key:
+        raise BackendError(f"{path} was built for {_where(record.key)}, not for {_where(key)}")
+    if sha256(data) != record.plan_sha256:
+        raise BackendError(f"{path} does not have the hash that was recorded when it was built")
+    return Plan(path=path, data=data, record=record, is_new=False)
+
+
+def ensure_plan(
+    folder: Path,
+    bundle: Bundle,
+    precision: Precision,
+    *,
+    gpu: Gpu,
+    tensorrt: TensorRt,
+    progress: Progress | None = None,
+) -> Plan:
+    """The plan from the cache, or a new one where there is none that can be used."""
+    key = plan_key(bundle, precision, gpu=gpu, tensorrt=tensorrt)
+    try:
+        return read_plan(folder, key)
+    except BackendError:
+        pass  # missing, damaged or of another make: built again
+    started = perf_counter()
+    timing = folder / f"{_slug(key.runtime)}-{_slug(key.gpu)}-{key.capability}.timing"
+    data = build_plan(
+        bundle.network(precision),
+        tensorrt,
+        what=f"the {precision} network of {bundle.path}",
+        timing=timing,
+        progress=progress,
+    )
+    record = PlanRecord(
+        schema_version=_SCHEMA_VERSION,
+        key=key,
+        plan_sha256=sha256(data),
+        built_at=datetime.now(UTC).isoformat(timespec="seconds"),
+        seconds=round(perf_counter() - started, 3),
+    )
+    path = folder / f"{_stem(key)}.plan"
+    # The record last: a crash in between leaves a plan that no record vouches for.
+    _write(path, data)
+    _write(path.with_suffix(".json"), _RECORD.dump_json(record, indent=2) + b"\n")
+    return Plan(path=path, data=data, record=record, is_new=True)
+
+
+def build_plan(
+    network: bytes,
+    tensorrt: TensorRt,
+    *,
+    what: str,
+    timing: Path | None = None,
+    progress: Progress | None = None,
+) -> bytes:
+    """Build the ONNX model `network` with the types written in it; returns the serialised plan.
+
+    TensorRT times kernels on the GPU; TensorRT-RTX builds without one. `what` names the network
+    in errors. Raises `BackendError` with the parser's or the builder's own words.
+    """
+    trt = tensorrt.module
+    log = _log(trt)
+    builder = trt.Builder(log)
+    if builder is None:
+        raise BackendError(f"{tensorrt.name} cannot start a builder{log.told()}")
+    # Precision is the ONNX file's business, by types and QDQ nodes; TensorRT 11 knows no other.
+    definition = builder.create_network(1 << int(trt.NetworkDefinitionCreationFlag.STRONGLY_TYPED))
+    parser = trt.OnnxParser(definition, log)
+    if not parser.parse(network):
+        errors = "; ".join(parser.get_error(i).desc() for i in range(parser.num_errors))
+        raise BackendError(
+            f"{tensorrt.name} {tensorrt.version} cannot parse {what}: "
+            f"{errors or 'no reason given'}; try another --precision"
+        )
+    config = builder.create_builder_config()
+    profile = builder.create_optimization_profile()
+    for index in range(definition.num_inputs):
+        tensor = definition.get_input(index)
+        one, most = ((size, *tuple(tensor.shape)[1:]) for size in (1, MAX_BATCH))
+        profile.set_shape(tensor.name, one, one, most)
+    config.add_optimization_profile(profile)
+    if progress is not None:
+        config.progress_monitor = _monitor(trt, progress)
+    # TensorRT-RTX times nothing when it builds, and says so of every call about timings.
+    cache = _timing_cache(config, timing) if timing and tensorrt.name == "tensorrt" else None
+    plan = builder.build_serialized_network(definition, config)
+    if plan is None:
+        raise BackendError(
+            f"{tensorrt.name} {tensorrt.version} cannot build {what}{log.told()}; "
+            "check the GPU's free memory with: nvidia-smi"
+        )
+    if timing and cache is not None:
+        data = bytes(config.get_timing_cache().serialize())
+        _write(timing, sha256(data).encode() + data)
+    return bytes(plan)
+
+
+def _timing_cache(config: Any, path: Path) -> Any:
+    """TensorRT's timings of earlier builds, where they are whole; an empty cache otherwise."""
+    try:
+        raw = _read(path)
+    except OSError:
+        raw = b""
+    digest, data = raw[:64], raw[64:]
+    cache = config.create_timing_cache(data if sha256(data).encode() == digest else b"")
+    config.set_timing_cache(cache, False)
+    return cache
+
+
+def _log(trt: Any) -> Any:
+    class Log(trt.ILogger):  # type: ignore[misc] # the module is chosen when the program runs
+        """Keeps what went wrong for the one message in which the user hears it."""
+
+        def __init__(self) -> None:
+            trt.ILogger.__init__(self)
+            self._errors: list[str] = []
+
+        def log(self, severity: Any, message: str) -> None:
+            if severity in {trt.ILogger.Severity.ERROR, trt.ILogger.Severity.INTERNAL_ERROR}:
+                self._errors.append(message)
+
+        def told(self) -> str:
+            return f" ({self._errors[-1]})" if self._errors else ""
+
+    return Log()
+
+
+def _monitor(trt: Any, progress: Progress) -> Any:
+    class Monitor(trt.IProgressMonitor):  # type: ignore[misc] # as above
+        """Passes TensorRT's phases on; they nest, each counts its own steps."""
+
+        def __init__(self) -> None:
+            trt.IProgressMonitor.__init__(self)
+            self._steps: dict[str, int] = {}
+
+        def phase_start(self, phase: str, _parent: str | None, steps: int) -> None:
+            self._steps[phase] = steps
+            progress(phase, 0, steps)
+
+        def step_complete(self, phase: str, step: int) -> bool:
+            progress(phase, step + 1, self._steps[phase])
+            return True
+
+        def phase_finish(self, phase: str) -> None:
+            steps = self._steps.pop(phase)
+            progress(phase, steps, steps)
+
+    return Monitor()
+
+
+def _write(path: Path, data: bytes) -> None:
+    try:
+        path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+        replace_file(path, data)
+    except OSError as error:
+        raise BackendError(
+            f"{path} cannot be written ({error.strerror}); make room, or name another folder with "
+            "XDG_CACHE_HOME"
+        ) from error
+
+
+def _read(path: Path, *, limit: int | None = None) -> bytes:
+    with path.open("rb") as file:
+        return file.read(-1 if limit is None else limit)
+
+
+def _stem(key: PlanKey) -> str:
+    return sha256(TypeAdapter(PlanKey).dump_json(key))[:32]
+
+
+def _where(key: PlanKey) -> str:
+    return f"{key.precision} on {key.gpu} ({key.capability}) with {key.runtime}"
+
+
+def _slug(text: str) -> str:
+    return re.sub(r"[^A-Za-z0-9.]+", "-", text)
+
+
+def _numbers(version: str) -> tuple[int, ...]:
+    return tuple(int(number) for number in re.findall(r"\d+", version)[:2])

@@ -1,0 +1,266 @@
+"""Stand-ins at the driver seam: NVIDIA's driver and TensorRT, without a GPU.
+
+What TensorRT would compute ONNX Runtime computes, on memory that the scripted pycuda hands out; so
+the numbers that come out are the network's own.
+"""
+
+import ctypes
+from types import SimpleNamespace
+
+import numpy as np
+import onnx
+import onnxruntime
+
+from engine.backends.cuda_driver import Gpu
+from engine.build import TensorRt
+
+GPU = Gpu(name="NVIDIA Test 1000", capability="8.6", driver="13.0")
+
+
+class Driver:
+    """libcuda with one GPU, or one whose `failing` call answers `code`."""
+
+    def __init__(self, failing: str = "", code: int = 999):
+        self._failing = failing
+        self._code = code
+
+    def _answer(self, call: str) -> int:
+        return self._code if call == self._failing else 0
+
+    def cuInit(self, flags):  # noqa: N802 - the driver's name
+        return self._answer("cuInit")
+
+    def cuDriverGetVersion(self, version):  # noqa: N802
+        version._obj.value = 13000
+        return self._answer("cuDriverGetVersion")
+
+    def cuDeviceGet(self, device, ordinal):  # noqa: N802
+        device._obj.value = ordinal
+        return self._answer("cuDeviceGet")
+
+    def cuDeviceGetName(self, name, size, device):  # noqa: N802
+        name.value = GPU.name.encode()
+        return self._answer("cuDeviceGetName")
+
+    def cuDeviceGetAttribute(self, value, attribute, device):  # noqa: N802
+        value._obj.value = {75: 8, 76: 6}[attribute]
+        return self._answer("cuDeviceGetAttribute")
+
+
+def scripted_tensorrt(
+    version: str = "10.13.0", *, parses: bool = True, builds: bool = True
+) -> TensorRt:
+    """A TensorRT whose plan is the ONNX model behind a prefix; `module.builds` counts builds."""
+    module = SimpleNamespace(__version__=version, builds=0, timings=[], flags=None)
+
+    class ILogger:
+        Severity = SimpleNamespace(ERROR=1, INTERNAL_ERROR=0)
+
+    class IProgressMonitor:
+        pass
+
+    class Builder:
+        def __init__(self, log):
+            self._log = log
+
+        def create_network(self, flags):
+            module.flags = flags
+            views = SimpleNamespace(name="views", shape=(-1, 64, 64, 3))
+            return SimpleNamespace(num_inputs=1, get_input=lambda _: views, data=b"")
+
+        def create_optimization_profile(self):
+            return SimpleNamespace(set_shape=lambda *shape: setattr(module, "profile", shape))
+
+        def create_builder_config(self):
+            def start(data):
+                module.timings.append(data)
+                return data
+
+            return SimpleNamespace(
+                add_optimization_profile=lambda _: 0,
+                create_timing_cache=start,
+                set_timing_cache=lambda *_: True,
+                get_timing_cache=lambda: SimpleNamespace(serialize=lambda: b"timings"),
+                progress_monitor=None,
+            )
+
+        def build_serialized_network(self, definition, config):
+            module.builds += 1
+            monitor = config.progress_monitor
+            if monitor is not None:
+                monitor.phase_start("Building", None, 2)
+                assert monitor.step_complete("Building", 0)
+                monitor.phase_finish("Building")
+            if not builds:
+                self._log.log(ILogger.Severity.ERROR, "no room for a tactic")
+                return None
+            return b"plan:" + definition.data
+
+    class OnnxParser:
+        num_errors = 1
+
+        def __init__(self, definition, log):
+            self._definition = definition
+
+        def parse(self, network):
+            self._definition.data = network
+            return parses
+
+        def get_error(self, index):
+            return SimpleNamespace(desc=lambda: "no importer for RoiAlign")
+
+    class Runtime:
+        def __init__(self, log):
+            pass
+
+        def deserialize_cuda_engine(self, data):
+            module.deserialised = data
+            return Engine(data) if data.startswith(b"plan:") else None
+
+    module.ILogger, module.IProgressMonitor, module.Builder = ILogger, IProgressMonitor, Builder
+    module.OnnxParser, module.Runtime = OnnxParser, Runtime
+    module.NetworkDefinitionCreationFlag = SimpleNamespace(STRONGLY_TYPED=1)
+    module.TensorIOMode = SimpleNamespace(INPUT="input")
+    module.nptype = lambda dtype: dtype
+    return TensorRt(name="tensorrt", version=version, module=module)
+
+
+class Engine:
+    """A deserialised plan: the ONNX model in it."""
+
+    def __init__(self, data):
+        network = data.removeprefix(b"plan:")
+        graph = onnx.load_model_from_string(network).graph
+        self._tensors = [*graph.input, *graph.output]
+        self._session = onnxruntime.InferenceSession(network, providers=["CPUExecutionProvider"])
+
+    @property
+    def num_io_tensors(self):
+        return len(self._tensors)
+
+    def get_tensor_name(self, index):
+        return self._tensors[index].name
+
+    def get_tensor_shape(self, name):
+        tensor = next(each for each in self._tensors if each.name == name)
+        return tuple(d.dim_value or -1 for d in tensor.type.tensor_type.shape.dim)
+
+    def get_tensor_dtype(self, name):
+        return np.uint8 if name == "views" else np.float32
+
+    def create_execution_context(self):
+        return ExecutionContext(self._session)
+
+
+class ExecutionContext:
+    """Runs the network from and to the addresses it was given."""
+
+    def __init__(self, session):
+        self._session = session
+        self._addresses = {}
+        self._shape = None
+
+    def set_tensor_address(self, name, address):
+        self._addresses[name] = address
+        return True
+
+    def set_input_shape(self, name, shape):
+        self._shape = tuple(shape)
+        return True
+
+    def execute_async_v3(self, stream):
+        assert stream == Stream.handle
+        views = _memory(self._addresses["views"], self._shape, ctypes.c_uint8)
+        for name, result in zip(
+            ("score_map", "attention"),
+            self._session.run(["score_map", "attention"], {"views": views.copy()}),
+            strict=True,
+        ):
+            _memory(self._addresses[name], result.shape, ctypes.c_float)[:] = result
+        return True
+
+
+class Stream:
+    handle = 77
+
+    def synchronize(self):
+        pass
+
+
+class Pycuda:
+    """pycuda.driver: memory that counts itself, and a context that knows whether it is current.
+
+    `failing` names a call that raises; it may be set between calls.
+    """
+
+    class Error(Exception):
+        pass
+
+    def __init__(self):
+        self.failing = ""
+        self.alive = 0
+        self.current = 0
+        self.retained = 0
+        self.Context = SimpleNamespace(pop=self._pop)
+
+    def init(self):
+        self._maybe_fail("init")
+
+    def Device(self, ordinal):  # noqa: N802 - pycuda's name
+        return SimpleNamespace(retain_primary_context=self._retain)
+
+    def Stream(self):  # noqa: N802
+        return Stream()
+
+    def mem_alloc(self, size):
+        self._maybe_fail("mem_alloc")
+        assert self.current
+        self.alive += 1
+        return _Allocation(self, size)
+
+    def pagelocked_empty(self, shape, dtype):
+        self._maybe_fail("pagelocked_empty")
+        return np.empty(shape, dtype)
+
+    def memcpy_htod_async(self, device, host, stream):
+        self._maybe_fail("memcpy_htod_async")
+        assert self.current
+        ctypes.memmove(int(device), host.ctypes.data, host.nbytes)
+
+    def memcpy_dtoh_async(self, host, device, stream):
+        self._maybe_fail("memcpy_dtoh_async")
+        ctypes.memmove(host.ctypes.data, int(device), host.nbytes)
+
+    def _retain(self):
+        self.retained += 1
+        return SimpleNamespace(push=self._push, detach=self._detach)
+
+    def _push(self):
+        self.current += 1
+
+    def _pop(self):
+        self.current -= 1
+
+    def _detach(self):
+        self.retained -= 1
+
+    def _maybe_fail(self, call):
+        if call == self.failing:
+            raise self.Error(f"{call} failed: device lost")
+
+
+class _Allocation:
+    def __init__(self, owner, size):
+        self._owner = owner
+        self._memory = np.zeros(size, np.uint8)
+
+    def __int__(self):
+        return self._memory.ctypes.data
+
+    def free(self):
+        self._owner.alive -= 1
+
+
+def _memory(address, shape, kind):
+    pointer = ctypes.cast(address, ctypes.POINTER(kind))
+    return np.ctypeslib.as_array(pointer, shape=tuple(shape))
