@@ -19,6 +19,7 @@ COMMANDS: Final = (
     "calibrate",
     "run",
     "doctor",
+    "replay",
 )
 """Each names the module `agent.commands.<name>` and the function `<name>` in it."""
 

@@ -19,7 +19,7 @@ from concurrent.futures import Future
 from contextlib import suppress
 from pathlib import Path
 from types import TracebackType
-from typing import Final, Self
+from typing import Final, Self, TypeVar
 
 from agent.ledger_file import (
     Announce,
@@ -35,11 +35,14 @@ from agent.ledger_file import (
     error_code,
     insert_begun,
     insert_ended,
+    insert_label,
     insert_loss,
     is_read_only,
     new_epoch,
     open_file,
+    parts_upto,
     read_pending,
+    requeue,
     transaction,
     with_span,
     write_mark,
@@ -76,6 +79,7 @@ _ROW_BYTES: Final = 1000
 """What a queued entry weighs in memory besides its messages, roughly."""
 
 _Entry = Begun | Ended | Mark
+_T = TypeVar("_T")
 
 
 class Ledger:
@@ -284,6 +288,51 @@ class Ledger:
     def mark_refused(self, message: int, code: int) -> None:
         """The broker has refused this message; it is kept and counts as not delivered."""
         self._mark(Mark(ids=(message,), time_ns=time.time_ns(), refused=code))
+
+    def label(self, epoch: str, sequence: int, label: str) -> bool:
+        """Keep an operator's word on a part; `False` if there is no such part or no disk."""
+        return bool(self._ask(lambda file: insert_label(file, epoch, sequence, label)))
+
+    def requeue(self, epoch: str, span: Span, *, parts: int) -> tuple[tuple[int, int], int] | None:
+        """Have the messages of the first `parts` parts of `span` that have any wait again.
+
+        Gives the lowest and highest message id (0, 0 for none) and the last sequence done;
+        `None` while the file cannot be written.
+        """
+
+        def again(file: sqlite3.Connection) -> tuple[tuple[int, int], int]:
+            _, last = parts_upto(file, epoch, span, parts)
+            ids, refused = requeue(file, epoch, (span[0], last))
+            self._pending += len(ids)
+            self._refused -= refused
+            return ((ids[0], ids[-1]) if ids else (0, 0)), last
+
+        return self._ask(again)
+
+    def messages_of(self, epoch: str, span: Span) -> int:
+        """How many messages of these parts the ledger still has."""
+        return self._ask(lambda file: parts_upto(file, epoch, span, 1)[0]) or 0
+
+    def _ask(self, work: Callable[[sqlite3.Connection], _T]) -> _T | None:
+        """Have `work` done by the owner thread, in a transaction; `None` where it cannot be."""
+        answer: Future[_T | None] = Future()
+
+        def do() -> None:
+            found = None
+            try:
+                if self._connection is not None:
+                    with transaction(self._connection):
+                        found = work(self._connection)
+            except sqlite3.Error as error:
+                self._fail(error)
+            answer.set_result(found)
+
+        with self._changed:
+            if self._is_closed:
+                return None
+            self._reads.append(do)
+            self._changed.notify_all()
+        return answer.result()
 
     def _mark(self, mark: Mark) -> None:
         with self._changed:

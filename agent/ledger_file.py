@@ -19,7 +19,7 @@ from typing import Final, Literal
 
 from agent.messages import Message, utc
 from agent.verdict import State, Trigger, Verdict
-from engine.errors import ConfigurationError
+from engine.errors import ConfigurationError, LedgerError
 from engine.frame import Inspection
 
 ABANDONED: Final = "agent stopped before a verdict"
@@ -123,7 +123,16 @@ CREATE INDEX pending_pictures ON outbox (id)
 _WITH_LATE_STATE: Final = """
 ALTER TABLE triggers ADD COLUMN late_state TEXT;  -- what a TIMEOUT would have been
 """
-_SCHEMAS: Final = (_SCHEMA, _WITH_RETENTION, _WITH_LATE_STATE)
+_WITH_LABELS: Final = """
+CREATE TABLE labels (   -- an operator's word on a part; the latest counts
+    epoch TEXT NOT NULL,
+    sequence INTEGER NOT NULL,
+    label TEXT NOT NULL,
+    labelled_ns INTEGER NOT NULL,
+    PRIMARY KEY (epoch, sequence, labelled_ns)
+) WITHOUT ROWID;
+"""
+_SCHEMAS: Final = (_SCHEMA, _WITH_RETENTION, _WITH_LATE_STATE, _WITH_LABELS)
 """What each version of the file adds to the one before."""
 SCHEMA_VERSION: Final = len(_SCHEMAS)
 _TABLES: Final = {
@@ -133,6 +142,7 @@ _TABLES: Final = {
     "tally": ("epoch", "state"),
     "losses": ("epoch", "first"),
     "let_go": ("epoch", "sequence", "kind"),
+    "labels": ("epoch", "sequence", "labelled_ns"),
     "outbox": ("id",),
 }
 """Every table and the key along which a damaged one is read."""
@@ -381,6 +391,70 @@ def read_pending(
         (after, upto, limit),
     )
     return [_outbox_message(*row) for row in rows]
+
+
+def requeue(connection: sqlite3.Connection, epoch: str, span: Span) -> tuple[list[int], int]:
+    """Have the settled messages of these parts wait again: their ids, and how many were refused."""
+    rows = connection.execute(
+        "SELECT id, refused FROM outbox WHERE epoch = ? AND sequence BETWEEN ? AND ?"
+        " AND (delivered_ns IS NOT NULL OR refused IS NOT NULL) ORDER BY id",
+        (epoch, *span),
+    ).fetchall()
+    connection.executemany(
+        "UPDATE outbox SET delivered_ns = NULL, refused = NULL WHERE id = ?",
+        [row[:1] for row in rows],
+    )
+    return [number for number, _ in rows], sum(code is not None for _, code in rows)
+
+
+def requeue_in_file(path: Path, agent_id: str, span: Span, epoch: str | None) -> int | None:
+    """Have parts sent again by an agent that is stopped; `None` where one has the file open.
+
+    The epoch is the latest one unless it is named. Raises `ConfigurationError` without a ledger.
+    """
+    if not path.is_file():
+        raise ConfigurationError("ledger.path", str(path), "there is no ledger yet")
+    try:
+        connection = _connected(path)
+    except sqlite3.Error as error:
+        if error_code(error) == sqlite3.SQLITE_BUSY:
+            return None
+        raise LedgerError(f"{path}: {error}") from error
+    try:
+        with transaction(connection):
+            _bring_up_to_date(connection)
+            ids, _ = requeue(connection, epoch or _latest_epoch(connection, agent_id), span)
+        return len(ids)
+    except sqlite3.Error as error:
+        raise LedgerError(f"{path}: {error}") from error
+    finally:
+        connection.close()
+
+
+def parts_upto(
+    connection: sqlite3.Connection, epoch: str, span: Span, limit: int
+) -> tuple[int, int]:
+    """How many messages of these parts there are, and the last of the first `limit` parts."""
+    (count,) = connection.execute(
+        "SELECT count(*) FROM outbox WHERE epoch = ? AND sequence BETWEEN ? AND ?", (epoch, *span)
+    ).fetchone()
+    (last,) = connection.execute(
+        "SELECT max(sequence) FROM (SELECT DISTINCT sequence FROM outbox"
+        " WHERE epoch = ? AND sequence BETWEEN ? AND ? ORDER BY sequence LIMIT ?)",
+        (epoch, *span, limit),
+    ).fetchone()
+    return int(count), int(last or span[1])
+
+
+def insert_label(connection: sqlite3.Connection, epoch: str, sequence: int, label: str) -> bool:
+    """Note what an operator says about a part; `False` when there is no such part."""
+    return bool(
+        connection.execute(
+            "INSERT INTO labels SELECT epoch, sequence, ?3, ?4 FROM triggers"
+            " WHERE epoch = ?1 AND sequence = ?2",
+            (epoch, sequence, label, time.time_ns()),
+        ).rowcount
+    )
 
 
 def _begun_row(trigger: Trigger) -> tuple[Value, ...]:

@@ -25,6 +25,7 @@ from agent.config import Config
 from agent.ledger import Ledger
 from agent.messages import Origin, health, outgoing
 from agent.mqtt import Publisher, check_settings
+from agent.requests import Requests
 from agent.tally import Summary, Tally, Timing
 from agent.verdict import State, Trigger, Verdict, decide
 from engine.errors import AtacError
@@ -72,6 +73,10 @@ def run_line(
         limits=config.ledger.limits,
     ) as ledger:
         origin = replace(origin, epoch=ledger.epoch)
+        paused = threading.Event()
+        requests = Requests(
+            origin, ledger, allowed=config.mqtt.commands, threshold=threshold, paused=paused
+        )
         tally = Tally(
             ledger,
             deadline_ns=config.line.deadline_ns,
@@ -94,7 +99,12 @@ def run_line(
             watch(verdict)
 
         def tell_health() -> None:
-            now = tally.health(publisher.status, camera_trouble=acquisition.trouble)
+            now = tally.health(
+                publisher.status,
+                camera_trouble=acquisition.trouble,
+                requests=requests,
+                is_paused=paused.is_set(),
+            )
             publisher.publish_now(health(origin, time_ns(), now))
 
         acquisition = Acquisition(camera, begin=tally.begin, end=end, stop=stop, parts=parts)
@@ -109,11 +119,11 @@ def run_line(
             watch=settled,
         )
         with (
-            Publisher(config.mqtt, ledger, config.agent.id) as publisher,
+            Publisher(config.mqtt, ledger, config.agent.id, requests) as publisher,
             announcer,
             acquisition as arrivals,
         ):
-            _inspect_parts(arrivals, inspector, threshold, announcer, tally.timing)
+            _inspect_parts(arrivals, inspector, threshold, announcer, tally.timing, paused)
         ledger.flush()
         return tally.summary(publisher.status, alarms=announcer.alarms)
 
@@ -124,11 +134,12 @@ def _inspect_parts(
     threshold: float,
     announcer: Announcer,
     timing: Timing,
+    paused: threading.Event,
 ) -> None:
     """The loop: receive, inspect, decide, record, time."""
     for arrival in arrivals:
         begun = perf_counter()
-        verdict = _judged(arrival, inspector, threshold)
+        verdict = _judged(arrival, inspector, threshold, is_paused=paused.is_set())
         decided = perf_counter()
         announcer.settle(verdict)
         if verdict.inspection is not None:
@@ -139,9 +150,13 @@ def _inspect_parts(
             )
 
 
-def _judged(arrival: Arrival, inspector: Inspector, threshold: float) -> Verdict:
+def _judged(
+    arrival: Arrival, inspector: Inspector, threshold: float, *, is_paused: bool
+) -> Verdict:
     inspection, reason, late_state = None, "", None
-    if _late_s(arrival) > 0:
+    if is_paused:
+        state, reason = State.DROPPED, "inspection is paused by request"
+    elif _late_s(arrival) > 0:
         state, reason = State.TIMEOUT, "its deadline passed before its inspection began"
     else:
         try:

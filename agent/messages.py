@@ -7,6 +7,7 @@ Topics come from one template, by default `atac/{agent}/{what}`:
     alarm       every part that did not end OK, as JSON
     thumbnail   the JPEG of an alarm, matched by its id
     verdict     every part, as JSON; only where the configuration asks for it
+    request     what others ask of the agent; the answers come on `response` or below it
 
 The JSON is described by `agent/schemas/*.schema.json` and `docs/asyncapi.yaml`.
 """
@@ -25,7 +26,7 @@ from agent.verdict import State, Verdict
 from engine.errors import ConfigurationError
 from engine.frame import Box, Frame, StageTimes
 
-What = Literal["state", "health", "alarm", "thumbnail", "verdict"]
+What = Literal["state", "health", "alarm", "thumbnail", "verdict", "request", "response"]
 LetGo = Literal["picture", "message"]
 """What of a part was removed before the broker had it."""
 TOPIC_TEMPLATE: Final = "atac/{agent}/{what}"
@@ -40,7 +41,11 @@ _RESENT: Final = ("resent", "true")
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Message:
-    """One MQTT publication. `properties` are user properties, sent on MQTT v5 only."""
+    """One MQTT publication.
+
+    `properties` are user properties; they and the last two, of requests and their responses, are
+    sent on MQTT v5 only.
+    """
 
     topic: str
     payload: bytes
@@ -48,6 +53,8 @@ class Message:
     retain: bool = False
     content_type: str = "application/json"
     properties: tuple[tuple[str, str], ...] = ()
+    response_topic: str = ""
+    correlation: bytes | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -92,6 +99,8 @@ class Health:
     delivered: int = 0
     refused: int = 0
     lost: tuple[tuple[int, int], ...] = ()
+    requests: int = 0
+    requests_refused: int = 0
     let_go: Mapping[LetGo, tuple[tuple[int, int], ...]] = field(default_factory=dict)
     camera_trouble: str | None = None
     broker_trouble: str | None = None
@@ -237,6 +246,10 @@ def health(origin: Origin, now_ns: int, snapshot: Health) -> Message:
                 "delivered": snapshot.delivered,
                 "refused": snapshot.refused,
             },
+            "requests": {
+                "accepted": snapshot.requests,
+                "refused": snapshot.requests_refused,
+            },
             "lost": _ranges(snapshot.lost),
             "let_go": {kind: _ranges(snapshot.let_go.get(kind, ())) for kind in get_args(LetGo)},
             **{
@@ -247,6 +260,18 @@ def health(origin: Origin, now_ns: int, snapshot: Health) -> Message:
             "reasons": reasons,
         },
     )
+
+
+def response(
+    origin: Origin,
+    now_ns: int,
+    response_topic: str,
+    correlation: bytes | None,
+    told: Mapping[str, object],
+) -> Message:
+    """The answer to a request; `told` holds what it asked and what came of it."""
+    about = {"agent": origin.agent_id, "epoch": origin.epoch, "time": utc(now_ns)}
+    return replace(_json(response_topic, {**about, **told}), correlation=correlation)
 
 
 def utc(time_ns: int) -> str:

@@ -9,14 +9,17 @@ only put events into a queue. A message is delivered when the broker's acknowled
 with a reason code below 0x80. Each connection is a new paho client, so nothing waits inside paho.
 """
 
+import json
 import logging
 import os
 import queue
 import random
+import secrets
 import socket
 import ssl
 import threading
 import time
+from collections import deque
 from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass
@@ -33,8 +36,16 @@ from pydantic import BeforeValidator, Field
 
 from agent.ledger import Ledger
 from agent.ledger_file import OutboxMessage
-from agent.messages import TOPIC_TEMPLATE, Message, check_topics, state
+from agent.messages import TOPIC_TEMPLATE, Message, check_topics, state, topic, utc
 from agent.outbox import Outbox
+from agent.requests import (
+    REQUEST_MAX_BYTES,
+    Asked,
+    Command,
+    RequestError,
+    Requests,
+    request_json,
+)
 from engine.errors import BrokerError, ConfigurationError
 from engine.spec import spec
 
@@ -51,6 +62,10 @@ _RIVAL_HINT: Final = (
     ", again and again; does another client use this id? Give each its own agent.id"
 )
 """Not every broker says so when it ends a connection because its id has come again."""
+_RESPONSES: Final = 100
+_LARGEST_HEARD: Final = 4 * REQUEST_MAX_BYTES
+_WAITING_REQUESTS: Final = 1000
+"""Events that may wait before requests are passed over: nobody can fill the memory with them."""
 _FAILURE: Final = 0x80
 _PACKET_TOO_LARGE: Final = 0x95
 _PACKET_OVERHEAD: Final = 32
@@ -91,7 +106,7 @@ class MqttSettings:
     The password is the content of `password_file` or of the environment variable
     `password_variable`. `port` is 1883, or 8883 with TLS, unless given. `window` bounds the
     messages that wait for an acknowledgement; `drain_s` is how long a stopping agent goes on
-    sending what is left.
+    sending what is left. `commands` are those that others may give, over MQTT 5 only.
     """
 
     host: Annotated[str, Field(min_length=1, max_length=255)]
@@ -107,6 +122,7 @@ class MqttSettings:
     keepalive_s: Annotated[int, Field(ge=5, le=3600)] = 30
     window: Annotated[int, Field(ge=1, le=_RECEIVE_MAXIMUM)] = 20
     drain_s: Annotated[float, Field(ge=0)] = 5.0
+    commands: tuple[Command, ...] = ("ping", "replay")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -150,7 +166,7 @@ class _Acknowledged:
     reason: str
 
 
-_Event = _Wake | _Connected | _Subscribed | _Lost | _Acknowledged
+_Event = _Wake | _Connected | _Subscribed | _Lost | _Acknowledged | Asked
 _Events = queue.SimpleQueue[_Event]
 _E = TypeVar("_E", _Connected, _Subscribed, _Lost)
 
@@ -171,12 +187,20 @@ class Publisher:
     the outbox holds, for at most `drain_s`, then says `offline`.
     """
 
-    def __init__(self, settings: MqttSettings, ledger: Ledger, agent_id: str) -> None:
+    def __init__(
+        self,
+        settings: MqttSettings,
+        ledger: Ledger,
+        agent_id: str,
+        requests: Requests | None = None,
+    ) -> None:
         check_topics(settings.topics, agent_id)
         check_settings(settings)
         self._settings = settings
         self._ledger = ledger
         self._agent_id = agent_id
+        self._requests = requests if settings.commands and settings.version == "5" else None
+        self._responses: deque[Message] = deque()
         self._events: _Events = queue.SimpleQueue()
         self._lock = threading.Lock()
         self._now: dict[str, Message] = {}
@@ -269,8 +293,18 @@ class Publisher:
     def _converse(self) -> None:
         """One connection, from its beginning to its loss (`BrokerError`) or the agent's stop."""
         offline = state(self._settings.topics, self._agent_id, online=False)
-        with _Link(self._settings, f"atac-{self._agent_id}", self._events, will=offline) as link:
+        link = _Link(
+            self._settings,
+            f"atac-{self._agent_id}",
+            self._events,
+            will=offline,
+            largest_heard=_LARGEST_HEARD,
+        )
+        with link:
             self._now_connected()
+            if self._requests is not None:
+                request = topic(self._settings.topics, self._agent_id, "request")
+                link.listen(request, self._events)
             while not self._is_done():
                 self._fill(link)
                 self._take(link)
@@ -279,7 +313,7 @@ class Publisher:
     def _is_done(self) -> bool:
         if not self._stopping.is_set():
             return False
-        is_drained = not (self._flight or self._now or self._outbox.has_more())
+        is_drained = not (self._flight or self._now or self._responses or self._outbox.has_more())
         return is_drained or time.monotonic() > self._deadline
 
     def _fill(self, link: "_Link") -> None:
@@ -289,6 +323,8 @@ class Publisher:
                 topic = next(iter(self._now), None)
                 message = self._now.pop(topic) if topic is not None else None
             number = None
+            if message is None and self._responses:
+                message = self._responses.popleft()
             if message is None:
                 next_one = self._outbox.next()
                 if next_one is None:
@@ -316,6 +352,10 @@ class Publisher:
                     self._mark_delivered(delivered)
                     self._blame_the_largest(lost)
                     raise link.error(lost)
+                case Asked() as asked if self._requests is not None:
+                    answer = self._requests.answer(asked, self._outbox.replay)
+                    if answer is not None and len(self._responses) < _RESPONSES:
+                        self._responses.append(answer)
                 case _:
                     pass
             event = self._next_event(timeout_s=0)
@@ -448,6 +488,42 @@ def probe(settings: MqttSettings, agent_id: str) -> str:
         return f"{_address(settings)} answers MQTT {settings.version}, {security}, {name}"
 
 
+def ask(
+    settings: MqttSettings, agent_id: str, command: Command, **arguments: object
+) -> dict[str, object]:
+    """Send one request to a running agent and give its response.
+
+    Raises `BrokerError` when there is none within ten seconds, `RequestError` when it refuses.
+    """
+    if settings.version != "5":
+        remedy = "requests need MQTT 5"
+        raise ConfigurationError("mqtt.version", settings.version, remedy)
+    nonce = secrets.token_hex(8)
+    expires = utc(time.time_ns() + round(2 * _ANSWER_S * 1e9))
+    where = f"{topic(settings.topics, agent_id, 'response')}/{nonce}"
+    heard: queue.SimpleQueue[bytes] = queue.SimpleQueue()
+    with _Link(settings, f"atac-request-{nonce}", queue.SimpleQueue()) as link:
+        link.subscribe(where, lambda _topic, payload: heard.put(payload))
+        link.publish(
+            Message(
+                topic=topic(settings.topics, agent_id, "request"),
+                payload=request_json(command, nonce, expires, **arguments),
+                response_topic=where,
+            )
+        )
+        try:
+            told = json.loads(heard.get(timeout=_ANSWER_S))
+        except queue.Empty:
+            raise BrokerError(
+                f"{_address(settings)}: {agent_id} does not answer; is {command} in its"
+                " mqtt.commands, and may it read its topic request?"
+            ) from None
+    if not told["ok"]:
+        raise RequestError(f"{agent_id} refuses: {told['error']}")
+    result: dict[str, object] = told["result"]
+    return result
+
+
 def check_settings(settings: MqttSettings) -> None:
     """Raise `ConfigurationError` for settings that contradict each other or name missing files."""
     _password(settings)
@@ -463,9 +539,15 @@ class _Link:
     """
 
     def __init__(
-        self, settings: MqttSettings, client_id: str, events: _Events, will: Message | None = None
+        self,
+        settings: MqttSettings,
+        client_id: str,
+        events: _Events,
+        will: Message | None = None,
+        largest_heard: int | None = None,
     ) -> None:
         self._settings = settings
+        self._largest_heard = largest_heard
         self._events = events
         self._is_v5 = settings.version == "5"
         self.window = 1
@@ -560,6 +642,33 @@ class _Link:
         self._client.subscribe(topic_filter, qos=1)
         self._await(_Subscribed)
 
+    def listen(self, request_topic: str, events: _Events) -> None:
+        """Take requests into `events`; a broker that forbids it is no reason to stop sending."""
+
+        def on_message(_client: Client, _data: object, message: MQTTMessage) -> None:
+            if events.qsize() < _WAITING_REQUESTS:
+                asked = Asked(
+                    payload=bytes(message.payload[: REQUEST_MAX_BYTES + 1]),
+                    response_topic=getattr(message.properties, "ResponseTopic", ""),
+                    correlation=getattr(message.properties, "CorrelationData", None),
+                    is_retained=message.retain,
+                )
+                events.put(asked)
+
+        def on_subscribe(
+            _client: Client,
+            _data: object,
+            _mid: int,
+            codes: list[ReasonCode],
+            _properties: Properties | None,
+        ) -> None:
+            if codes[0].is_failure:
+                _LOG.warning("%s refuses %s: %s", _address(self._settings), request_topic, codes[0])
+
+        self._client.on_message = on_message
+        self._client.on_subscribe = on_subscribe
+        self._client.subscribe(request_topic, qos=1)
+
     def error(self, lost: _Lost) -> BrokerError:
         """What to raise for the loss of this connection."""
         hint = f"; {_HINTS[lost.code]}" if lost.code in _HINTS else ""
@@ -578,6 +687,7 @@ class _Link:
                 settings.host,
                 _port(settings),
                 settings.keepalive_s,
+                properties=self._limits(),
             )
         except ssl.SSLError as error:
             reason = f"{_address(settings)}: {_tls_reason(error, settings.host)}"
@@ -603,6 +713,14 @@ class _Link:
             if isinstance(event, _Lost):
                 raise self.error(event)
 
+    def _limits(self) -> Properties | None:
+        """What the broker shall not send us."""
+        if not self._is_v5 or self._largest_heard is None:
+            return None
+        properties = _PROPERTIES(PacketTypes.CONNECT)
+        properties.MaximumPacketSize = self._largest_heard
+        return properties
+
     def _properties(self, message: Message, packet: int) -> Properties | None:
         if not self._is_v5:
             return None
@@ -611,6 +729,10 @@ class _Link:
         properties.PayloadFormatIndicator = int(not message.content_type.startswith("image/"))
         if message.properties:
             properties.UserProperty = list(message.properties)
+        if message.response_topic:
+            properties.ResponseTopic = message.response_topic
+        if message.correlation is not None:
+            properties.CorrelationData = message.correlation
         return properties
 
     # ---- paho's callbacks: in its thread and under its locks, so they only enqueue

@@ -2,7 +2,8 @@
 
 First what was sent and not acknowledged, at most a window full; then what has been recorded since
 the connection was made; then the backlog, oldest first. So a live alarm does not wait behind the
-thousands that gathered while the broker was away.
+thousands that gathered while the broker was away. Last comes what a consumer asked for again, a
+few parts at a time.
 """
 
 from collections import deque
@@ -11,10 +12,13 @@ from dataclasses import dataclass, field, replace
 from typing import Final
 
 from agent.ledger import Ledger
-from agent.ledger_file import OutboxMessage
+from agent.ledger_file import OutboxMessage, Span
 from agent.messages import resent
 
 _FETCH: Final = 100
+_REPLAYED: Final = 20
+"""Parts that are queued again at once, when nothing else waits."""
+_REPLAYS: Final = 100
 
 
 @dataclass(slots=True, kw_only=True)
@@ -23,6 +27,7 @@ class _Stretch:
 
     after: int
     upto: int | None = None
+    is_replay: bool = False
     read: deque[OutboxMessage] = field(default_factory=deque)
 
 
@@ -36,6 +41,7 @@ class Outbox:
         self._live = _Stretch(after=0)
         self._backlog: deque[_Stretch] = deque()
         self._held: set[int] = set()
+        self._replays: deque[tuple[str, Span]] = deque()
 
     def connected(self, unsettled: Iterable[OutboxMessage]) -> None:
         """A connection begins, and with it what is live; `unsettled` was sent on the last one."""
@@ -53,12 +59,41 @@ class Outbox:
         if found := self._from(self._live):
             return found
         while self._backlog:
-            if found := self._from(self._backlog[0]):
-                return marked(found) if found.id <= self._from_before else found
-            if self._is_unread(self._backlog[0]):
+            stretch = self._backlog[0]
+            if found := self._from(stretch):
+                may_have_come = stretch.is_replay or found.id <= self._from_before
+                return marked(found) if may_have_come else found
+            if self._is_unread(stretch):
                 return None  # the ledger cannot be read just now
             self._backlog.popleft()
+            if not self._backlog:
+                self._replay_more()
         return None
+
+    def replay(self, epoch: str, first: int, last: int) -> int:
+        """Send these parts again when nothing else waits; says how many messages they have.
+
+        0 when there are none, or when too many replays wait already.
+        """
+        count = self._ledger.messages_of(epoch, (first, last))
+        if count == 0 or len(self._replays) >= _REPLAYS:
+            return 0
+        self._replays.append((epoch, (first, last)))
+        if not self._backlog:
+            self._replay_more()
+        return count
+
+    def _replay_more(self) -> None:
+        if not self._replays:
+            return
+        epoch, (first, last) = self._replays.popleft()
+        done = self._ledger.requeue(epoch, (first, last), parts=_REPLAYED)
+        if done is None:
+            return
+        (lowest, highest), upto = done
+        self._backlog.append(_Stretch(after=lowest - 1, upto=highest, is_replay=True))
+        if upto < last:
+            self._replays.appendleft((epoch, (upto + 1, last)))
 
     def settled(self, number: int) -> None:
         """The broker has taken or refused this message."""
@@ -67,7 +102,9 @@ class Outbox:
     def has_more(self) -> bool:
         """Whether anything waits, in memory or in the ledger."""
         stretches = (self._live, *self._backlog)
-        return bool(self._again) or any(one.read or self._is_unread(one) for one in stretches)
+        return bool(self._again or self._replays) or any(
+            one.read or self._is_unread(one) for one in stretches
+        )
 
     def _from(self, stretch: _Stretch) -> OutboxMessage | None:
         if not stretch.read and self._is_unread(stretch):

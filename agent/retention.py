@@ -188,7 +188,7 @@ def _remove(connection: sqlite3.Connection, epoch: str, sequences: list[int]) ->
             ).fetchone()[0]
             for key in keys
         )
-        for table in ("outbox", "triggers", "let_go"):
+        for table in ("outbox", "triggers", "let_go", "labels"):
             connection.executemany(f"DELETE FROM {table} {where}", keys)  # noqa: S608 (our own words)
     return int(refused)
 

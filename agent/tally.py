@@ -9,6 +9,7 @@ import numpy as np
 from agent.ledger import Ledger
 from agent.messages import Health
 from agent.mqtt import BrokerStatus
+from agent.requests import Requests
 from agent.verdict import State, Trigger, Verdict
 from engine.frame import Inspection
 
@@ -23,6 +24,7 @@ STAGES: Final = (
     "end_to_end",
 )
 _KEPT: Final = 10_000
+_PAUSED: Final = "line: inspection is paused by request"
 _LETTING_GO: Final = "ledger: is full, and undelivered messages make room; see ledger.max_mb"
 
 
@@ -138,7 +140,14 @@ class Tally:
         self._zoomed += verdict.inspection is not None and verdict.inspection.zoomed
         self._last = perf_counter()
 
-    def health(self, broker: BrokerStatus, *, camera_trouble: str | None) -> Health:
+    def health(
+        self,
+        broker: BrokerStatus,
+        *,
+        camera_trouble: str | None,
+        requests: Requests,
+        is_paused: bool,
+    ) -> Health:
         """How the agent is now; the rate is that since the last call."""
         now, ended = perf_counter(), sum(self._counts.values())
         before, ended_before = self._rated
@@ -159,7 +168,12 @@ class Tally:
             camera_trouble=camera_trouble,
             broker_trouble=broker.trouble,
             ledger_trouble=self._ledger.trouble,
-            other_troubles=(_LETTING_GO,) if self._ledger.is_letting_go else (),
+            requests=requests.accepted,
+            requests_refused=requests.refused,
+            other_troubles=(
+                *([_LETTING_GO] if self._ledger.is_letting_go else []),
+                *([_PAUSED] if is_paused else []),
+            ),
         )
 
     def summary(self, broker: BrokerStatus, *, alarms: int) -> Summary:

@@ -9,7 +9,8 @@
     ├── CalibrationError        the parts at hand cannot support the promise asked for
     ├── TrainingError           the images at hand, or their numbers, cannot be learnt from
     ├── CameraError             a camera is not ready or has gone; the line retries
-    └── BrokerError             an MQTT broker is away or refuses; the sender retries
+    ├── BrokerError             an MQTT broker is away or refuses; the sender retries
+    └── LedgerError             the ledger's file cannot be read or written
 
 Messages say what is wrong, with which value, and what to do about it; a command-line user sees
 the message alone, never a traceback.
@@ -74,3 +75,7 @@ class BrokerError(AtacError):
     def __init__(self, message: str, *, is_refusal: bool = False) -> None:
         self.is_refusal = is_refusal
         super().__init__(message)
+
+
+class LedgerError(AtacError):
+    """The ledger's file cannot be read or written by a command; `agent run` goes on without it."""

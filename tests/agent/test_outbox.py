@@ -97,3 +97,23 @@ def test_everything_comes_once_whatever_happens_to_the_connection(ledger):
         outbox.settled(one.id)
     assert sorted(taken) == list(range(1, 361))
     assert not outbox.has_more()
+
+
+def test_a_replay_comes_when_nothing_else_waits(ledger):
+    outbox = Outbox(ledger)
+    add(ledger, 60)
+    outbox.connected([])
+    while (one := outbox.next()) is not None:
+        ledger.mark_delivered([one.id])
+        outbox.settled(one.id)
+    assert ledger.flush()
+    assert outbox.replay(ledger.epoch, 5, 50) == 46
+    assert outbox.replay("another", 5, 50) == 0
+    assert outbox.has_more()
+    assert take(outbox, 1) == ["5*"]
+    add(ledger, 3)
+    assert take(outbox, 4) == ["61", "62", "63", "6*"]
+    assert take(outbox, 44) == numbers(7, 50, "*")
+    assert outbox.next() is None
+    assert not outbox.has_more()
+    assert ledger.pending == 46 + 3

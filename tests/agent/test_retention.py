@@ -217,7 +217,7 @@ def test_a_file_of_the_first_version_is_brought_up_to_date(path):
         epoch = ledger.epoch
     connection = sqlite3.connect(path)
     connection.executescript(
-        "DROP TABLE let_go; DROP INDEX parts; DROP INDEX pending_parts;"
+        "DROP TABLE let_go; DROP TABLE labels; DROP INDEX parts; DROP INDEX pending_parts;"
         "DROP INDEX pending_pictures; ALTER TABLE triggers DROP COLUMN late_state;"
         "PRAGMA user_version = 1;"
     )

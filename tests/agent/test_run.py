@@ -152,6 +152,20 @@ def test_a_signal_finishes_the_part_in_hand_and_loses_no_verdict(place, number):
     assert len(states(place)) == summary["triggers"] == summary["counts"]["OK"] >= 3
 
 
+def test_a_replay_of_a_stopped_agent(place):
+    for arguments, code, said in [
+        (("2", "3"), 2, "there is no ledger yet"),
+        (("3", "2"), 2, "LAST: 2: is before FIRST, 3; swap them"),
+    ]:
+        found, _, err = agent("replay", *arguments, "--config", place / "agent.yaml")
+        assert found == code
+        assert said in err
+    assert agent("run", "--config", place / "agent.yaml", "--parts", "2")[0] == 0
+    found, out, _ = agent("replay", "1", "2", "--config", place / "agent.yaml", "--json")
+    assert found == 0
+    assert json.loads(out) == {"messages": 0, "running": False}
+
+
 def test_a_camera_that_is_away_at_the_start_is_waited_for(place):
     folder = place / "parts"
     configure(place, f"{{type: folder, path: {folder}}}")

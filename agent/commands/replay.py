@@ -1,0 +1,43 @@
+"""`agent replay`: have the messages of a range of parts sent once more."""
+
+import json
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+
+def replay(
+    *,
+    first: Annotated[int, typer.Argument(min=1, help="The first sequence.")],
+    last: Annotated[int, typer.Argument(min=1, help="The last sequence, inclusive.")],
+    config: Annotated[Path, typer.Option(help="The configuration.")] = Path("agent.yaml"),
+    epoch: Annotated[
+        str | None, typer.Option(help="The epoch of the sequences; else the latest one.")
+    ] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print what was done as JSON.")] = False,
+) -> None:
+    """Have alarms sent once more, to fill a consumer's gap; each is marked as resent.
+
+    Example: agent replay --config agent.yaml 1204 1260
+
+    A stopped agent sends them when it starts; a running one is asked over MQTT 5.
+    """
+    from agent.config import load_config
+    from agent.ledger_file import requeue_in_file
+    from agent.mqtt import ask
+    from engine.errors import ConfigurationError
+
+    settings = load_config(config)
+    if last < first:
+        raise ConfigurationError("LAST", last, f"is before FIRST, {first}; swap them")
+    messages = requeue_in_file(settings.ledger.path, settings.agent.id, (first, last), epoch)
+    is_running = messages is None
+    if is_running:
+        told = ask(settings.mqtt, settings.agent.id, "replay", first=first, last=last, epoch=epoch)
+        messages = int(str(told["messages"]))
+    if as_json:
+        typer.echo(json.dumps({"messages": messages, "running": is_running}, indent=2))
+    else:
+        when = "is sending" if is_running else "will send, when it starts,"
+        typer.echo(f"{settings.agent.id} {when} {messages} messages again")
