@@ -7,7 +7,7 @@ import reprlib
 import types
 from collections.abc import Hashable, Mapping
 from pathlib import Path
-from typing import Annotated, Any, Final, Literal, Union, get_args, get_origin, get_type_hints
+from typing import Annotated, Any, Final, Union, get_args, get_origin, get_type_hints
 
 import yaml
 from pydantic import Field, TypeAdapter, ValidationError
@@ -17,6 +17,7 @@ from agent.cameras import CameraSettings
 from agent.messages import check_topics
 from agent.mqtt import MqttSettings
 from agent.retention import Limits
+from engine.backends import BackendName, FallbackName
 from engine.bundle import Precision
 from engine.errors import ConfigurationError
 from engine.spec import spec
@@ -36,11 +37,15 @@ class AgentSettings:
 
 @spec
 class BundleSettings:
-    """Which model inspects, and what runs it."""
+    """Which model inspects, and what runs it.
+
+    A backend that cannot be used stops the agent, unless `fallback` names another.
+    """
 
     path: Path
     precision: Precision = "fp32"
-    backend: Literal["onnxruntime"] = "onnxruntime"
+    backend: BackendName = "onnxruntime"
+    fallback: FallbackName | None = None
 
 
 @spec

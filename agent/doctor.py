@@ -18,9 +18,9 @@ from agent.config import Config, load_config
 from agent.ledger_file import check_place
 from agent.mqtt import probe
 from calibration.record import read_calibration
-from engine.backends.onnxruntime_backend import OnnxRuntimeBackend
+from engine.backends.opening import open_backend
 from engine.bundle import Bundle, open_bundle
-from engine.errors import AtacError, ImageError
+from engine.errors import AtacError, BackendError, ImageError
 
 DISTRIBUTION: Final = "atac-agent"
 OUR_PACKAGES: Final = ("agent", "calibration", "engine", "train")
@@ -133,8 +133,15 @@ def _calibration(config: Config, bundle: Bundle) -> Finding:
 
 
 def _backend(config: Config, bundle: Bundle) -> Finding:
-    side = bundle.manifest.view.side
-    with OnnxRuntimeBackend(bundle, precision=config.bundle.precision) as backend:
+    side, settings = bundle.manifest.view.side, config.bundle
+    try:
+        opened = open_backend(bundle, backend=settings.backend, precision=settings.precision)
+    except BackendError as error:
+        if settings.fallback is None:
+            raise
+        message = f"{error}; {settings.fallback} would run instead, as bundle.fallback allows"
+        return Finding(check="backend", level="warn", message=message)
+    with opened as backend:
         view = np.zeros((1, side, side, 3), np.uint8)
         backend.run(view)
         started = perf_counter()

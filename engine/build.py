@@ -205,7 +205,7 @@ def build_plan(
     in errors. Raises `BackendError` with the parser's or the builder's own words.
     """
     trt = tensorrt.module
-    log = _log(trt)
+    log = error_log(trt)
     builder = trt.Builder(log)
     if builder is None:
         raise BackendError(f"{tensorrt.name} cannot start a builder{log.told()}")
@@ -253,7 +253,9 @@ def _timing_cache(config: Any, path: Path) -> Any:
     return cache
 
 
-def _log(trt: Any) -> Any:
+def error_log(trt: Any) -> Any:
+    """A logger for the builder and the runtime; `told()` is their last error, in brackets."""
+
     class Log(trt.ILogger):  # type: ignore[misc] # the module is chosen when the program runs
         """Keeps what went wrong for the one message in which the user hears it."""
 

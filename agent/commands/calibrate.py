@@ -14,6 +14,7 @@ from engine.errors import ConfigurationError, ImageError
 
 if TYPE_CHECKING:
     from agent.cameras import CameraSettings
+    from agent.config import BundleSettings
     from calibration.scores import Picture, Scores
     from engine.bundle import Bundle, Precision
     from engine.inspector import Inspector
@@ -64,18 +65,23 @@ def calibrate(
         write_report,
     )
     from calibration.threshold import require_enough
-    from engine.backends.onnxruntime_backend import OnnxRuntimeBackend
+    from engine.backends.opening import open_backend
     from engine.bundle import open_bundle
     from engine.inspector import TwoPassInspector
 
     rate = share("--max-false-reject", max_false_reject)
     sure = share("--confidence", confidence)
-    path, chosen, good_parts = _source(bundle, good, config, frames, precision)
+    settings, good_parts = _source(bundle, good, config, frames, precision)
     defective_parts = None if defective is None else _folder("--defective", defective)
     # Fewer pictures than it takes need not be scored.
     require_enough(good_parts.count, max_false_reject=rate, confidence=sure)
-    opened = open_bundle(path)
-    with OnnxRuntimeBackend(opened, precision=chosen) as backend:
+    opened = open_bundle(settings.path)
+    with open_backend(
+        opened,
+        backend=settings.backend,
+        precision=settings.precision,
+        fallback=settings.fallback,
+    ) as backend:
         inspector = TwoPassInspector(backend, opened.manifest)
         good_scores = _scored(inspector, opened, "good", good_parts)
         defective_scores = (
@@ -87,18 +93,18 @@ def calibrate(
             opened,
             good_scores,
             defective_scores,
-            precision=chosen,
+            precision=settings.precision,
             backend=backend.name,
             max_false_reject=rate,
             confidence=sure,
         )
-    report = path / REPORT
+    report = settings.path / REPORT
     write_report(report, calibration, good_scores, defective_scores)
     record = write_calibration(opened, calibration)
     found = warnings(calibration, good_scores, defective_scores)
     if as_json:
         answer = asdict(calibration) | {
-            "id": read_calibration(opened, precision=chosen).id,
+            "id": read_calibration(opened, precision=settings.precision).id,
             "warnings": found,
             "record": str(record),
             "report": str(report),
@@ -136,8 +142,10 @@ def _source(
     config: Path | None,
     frames: int | None,
     precision: "Precision | None",
-) -> "tuple[Path, Precision, _Parts]":
-    """The bundle's folder, the precision, and the good parts: from a folder or from a camera."""
+) -> "tuple[BundleSettings, _Parts]":
+    """The bundle, what runs it, and the good parts: from a folder or from a camera."""
+    from agent.config import BundleSettings, load_config
+
     if config is None:
         remedy = "is not given; name it, or use --config agent.yaml --frames N"
         if frames is not None:
@@ -146,9 +154,7 @@ def _source(
             raise ConfigurationError("--bundle", None, remedy)
         if good is None:
             raise ConfigurationError("--good", None, remedy)
-        return bundle, precision or "fp32", _folder("--good", good)
-
-    from agent.config import load_config
+        return BundleSettings(path=bundle, precision=precision or "fp32"), _folder("--good", good)
 
     for option, value in (("--bundle", bundle), ("--good", good), ("--precision", precision)):
         if value is not None:
@@ -157,7 +163,7 @@ def _source(
         raise ConfigurationError("--frames", None, "is not given; say how many frames to take")
     loaded = load_config(config)
     parts = _Parts(count=frames, pictures=_filmed(loaded.camera, frames))
-    return loaded.bundle.path, loaded.bundle.precision, parts
+    return loaded.bundle, parts
 
 
 def _folder(option: str, folder: Path) -> _Parts:

@@ -36,7 +36,7 @@ def evaluate(
 
     With a calibration, also false rejects and misses at its threshold.
     """
-    from engine.backends.onnxruntime_backend import OnnxRuntimeBackend
+    from engine.backends.opening import open_backend
     from engine.bundle import open_bundle
     from engine.inspector import TwoPassInspector
     from train.datasets import find_source, unseen_images
@@ -50,7 +50,7 @@ def evaluate(
             "--data", str(source.root), "holds no image that training has not seen"
         )
     with (
-        OnnxRuntimeBackend(opened, precision=precision) as backend,
+        open_backend(opened, precision=precision) as backend,
         typer.progressbar(
             items, label="images", file=sys.stderr, hidden=not sys.stderr.isatty()
         ) as bar,

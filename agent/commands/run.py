@@ -39,7 +39,7 @@ def run(
     from agent.config import load_config
     from agent.line import run_line, stopping_on_signals
     from calibration.record import read_calibration
-    from engine.backends.onnxruntime_backend import OnnxRuntimeBackend
+    from engine.backends.opening import open_backend
     from engine.bundle import open_bundle
     from engine.inspector import TwoPassInspector
 
@@ -49,7 +49,15 @@ def run(
     precision = settings.bundle.precision
     record = read_calibration(bundle, precision=precision)
     stop = threading.Event()
-    with stopping_on_signals(stop), OnnxRuntimeBackend(bundle, precision=precision) as backend:
+    with (
+        stopping_on_signals(stop),
+        open_backend(
+            bundle,
+            backend=settings.bundle.backend,
+            precision=precision,
+            fallback=settings.bundle.fallback,
+        ) as backend,
+    ):
         # The first run of a network allocates its memory: not on a part's time.
         side = bundle.manifest.view.side
         backend.run(np.zeros((1, side, side, 3), np.uint8))

@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass
 from types import TracebackType
-from typing import Protocol, Self
+from typing import Literal, Protocol, Self
 
 import numpy as np
 import numpy.typing as npt
@@ -10,6 +10,10 @@ import numpy.typing as npt
 from engine.frame import Pixels
 
 Maps = npt.NDArray[np.float32]
+
+BackendName = Literal["onnxruntime", "tensorrt"]
+FallbackName = Literal["onnxruntime"]
+"""What may take over where the backend asked for cannot be used."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)

@@ -220,7 +220,9 @@ class Pycuda:
 
     def pagelocked_empty(self, shape, dtype):
         self._maybe_fail("pagelocked_empty")
-        return np.empty(shape, dtype)
+        assert self.current
+        self.alive += 1
+        return np.asarray(_Pinned(self, shape, dtype))
 
     def memcpy_htod_async(self, device, host, stream):
         self._maybe_fail("memcpy_htod_async")
@@ -229,6 +231,7 @@ class Pycuda:
 
     def memcpy_dtoh_async(self, host, device, stream):
         self._maybe_fail("memcpy_dtoh_async")
+        assert self.current
         ctypes.memmove(host.ctypes.data, int(device), host.nbytes)
 
     def _retain(self):
@@ -258,7 +261,22 @@ class _Allocation:
         return self._memory.ctypes.data
 
     def free(self):
+        self._owner._maybe_fail("free")
+        assert self._owner.current
         self._owner.alive -= 1
+
+
+class _Pinned(_Allocation):
+    """Host memory; numpy keeps it as the array's base, as it does with pycuda's."""
+
+    def __init__(self, owner, shape, dtype):
+        super().__init__(owner, int(np.prod(shape)) * np.dtype(dtype).itemsize)
+        self.__array_interface__ = {
+            "shape": shape,
+            "typestr": np.dtype(dtype).str,
+            "data": (int(self), False),
+            "version": 3,
+        }
 
 
 def _memory(address, shape, kind):

@@ -1,0 +1,218 @@
+"""The TensorRT backend's control flow, with stand-ins at the driver seam only.
+
+That a GPU computes the same is not proven here; `docs/gpu.md` says what has run.
+"""
+
+import logging
+import sys
+
+import numpy as np
+import pytest
+
+from engine.backends import cuda_driver
+from engine.backends.onnxruntime_backend import OnnxRuntimeBackend
+from engine.backends.opening import open_backend
+from engine.backends.tensorrt_backend import TensorRtBackend
+from engine.build import MAX_BATCH, ensure_plan, plans_folder
+from engine.errors import BackendError
+from engine.frame import Box
+from engine.inspector import TwoPassInspector
+from tests.engine.scripted_gpu import GPU, Driver, Pycuda, scripted_tensorrt
+from tests.tiny_bundle import defective_part, tiny_bundle
+
+
+@pytest.fixture
+def bundle(tmp_path):
+    return tiny_bundle(tmp_path / "bundle")
+
+
+@pytest.fixture
+def tensorrt():
+    return scripted_tensorrt()
+
+
+@pytest.fixture
+def cuda():
+    return Pycuda()
+
+
+@pytest.fixture(autouse=True)
+def machine(monkeypatch, tmp_path, tensorrt, cuda):
+    """A machine with a GPU, TensorRT and pycuda; tests take away what they are about."""
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    monkeypatch.setattr(cuda_driver, "load_driver", Driver)
+    monkeypatch.setitem(sys.modules, "tensorrt", tensorrt.module)
+    monkeypatch.setitem(sys.modules, "pycuda.driver", cuda)
+
+
+@pytest.fixture
+def plan(bundle, tensorrt):
+    return ensure_plan(plans_folder(), bundle, "fp32", gpu=GPU, tensorrt=tensorrt)
+
+
+def views(count):
+    return np.random.default_rng(count).integers(0, 256, (count, 64, 64, 3), dtype=np.uint8)
+
+
+@pytest.mark.usefixtures("plan")
+@pytest.mark.parametrize("count", [1, 2, MAX_BATCH, MAX_BATCH + 1, 3 * MAX_BATCH])
+def test_any_number_of_views_goes_through(bundle, count):
+    with TensorRtBackend(bundle) as backend, OnnxRuntimeBackend(bundle) as oracle:
+        found, expected = backend.run(views(count)), oracle.run(views(count))
+    np.testing.assert_allclose(found.score_map, expected.score_map, atol=1e-6)
+    np.testing.assert_allclose(found.attention, expected.attention, atol=1e-6)
+
+
+@pytest.mark.usefixtures("plan")
+def test_an_answer_is_not_overwritten_by_the_next(bundle):
+    with TensorRtBackend(bundle) as backend:
+        first = backend.run(views(1))
+        kept = first.score_map.copy()
+        backend.run(255 - views(1))
+    assert np.array_equal(first.score_map, kept)
+
+
+@pytest.mark.usefixtures("plan")
+def test_the_two_passes_run_on_it(bundle):
+    part = defective_part(0)
+    with TensorRtBackend(bundle) as backend, OnnxRuntimeBackend(bundle) as oracle:
+        found = TwoPassInspector(backend, bundle.manifest).inspect(part)
+        expected = TwoPassInspector(oracle, bundle.manifest).inspect(part)
+    assert found.zoomed
+    assert found.box == expected.box != Box.around(part)
+    assert found.score == pytest.approx(expected.score, abs=1e-5)
+    assert backend.name == f"tensorrt {GPU.name} fp32"
+
+
+@pytest.mark.usefixtures("plan")
+def test_everything_is_given_back(bundle, cuda):
+    with TensorRtBackend(bundle) as backend:
+        assert (cuda.retained, cuda.current, cuda.alive) == (1, 0, 6)
+        backend.run(views(2))
+        assert (cuda.retained, cuda.current, cuda.alive) == (1, 0, 6)
+    assert (cuda.retained, cuda.current, cuda.alive) == (0, 0, 0)
+
+
+@pytest.mark.usefixtures("plan")
+@pytest.mark.parametrize("call", ["init", "pagelocked_empty", "mem_alloc"])
+def test_a_gpu_without_room_is_one_sentence_and_leaves_nothing_behind(bundle, cuda, call):
+    cuda.failing = call
+    with pytest.raises(BackendError, match=f"cannot start: {call} failed.*nvidia-smi"):
+        TensorRtBackend(bundle)
+    assert (cuda.retained, cuda.current, cuda.alive) == (0, 0, 0)
+
+
+@pytest.mark.usefixtures("plan")
+@pytest.mark.parametrize("call", ["memcpy_htod_async", "memcpy_dtoh_async"])
+def test_a_device_lost_in_flight_is_an_error_and_closing_still_works(bundle, cuda, call):
+    with TensorRtBackend(bundle) as backend:
+        cuda.failing = call
+        for _ in range(2):
+            with pytest.raises(BackendError, match=r"failed on \(1, 64, 64, 3\): .* device lost"):
+                backend.run(views(1))
+        assert cuda.current == 0
+        cuda.failing = "free"
+    assert (cuda.retained, cuda.current) == (0, 0)
+
+
+@pytest.mark.usefixtures("plan")
+def test_one_failed_copy_does_not_spoil_the_next_part(bundle, cuda):
+    with TensorRtBackend(bundle) as backend, OnnxRuntimeBackend(bundle) as oracle:
+        cuda.failing = "memcpy_htod_async"
+        with pytest.raises(BackendError):
+            backend.run(views(1))
+        cuda.failing = ""
+        found, expected = backend.run(views(3)), oracle.run(views(3))
+    np.testing.assert_allclose(found.score_map, expected.score_map, atol=1e-6)
+
+
+@pytest.mark.usefixtures("plan")
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        np.zeros((1, 32, 32, 3), np.uint8),
+        np.zeros((1, 64, 64), np.uint8),
+        np.zeros((1, 64, 64, 3), np.float32),
+        np.zeros((0, 64, 64, 3), np.uint8),
+    ],
+)
+def test_views_of_a_wrong_kind_never_reach_the_gpu(bundle, cuda, wrong):
+    with TensorRtBackend(bundle) as backend:
+        cuda.failing = "memcpy_htod_async"
+        with pytest.raises(BackendError, match=r"takes uint8 \(N, 64, 64, 3\)"):
+            backend.run(wrong)
+
+
+def test_without_a_plan_the_command_that_makes_one_is_named(bundle):
+    with pytest.raises(BackendError, match=r"there is no plan for fp32 .*agent build --bundle"):
+        TensorRtBackend(bundle)
+
+
+def test_a_plan_that_was_changed_never_reaches_tensorrt(bundle, plan, tensorrt):
+    plan.path.write_bytes(plan.data + b"!")
+    with pytest.raises(BackendError, match=r"does not have the hash.*agent build"):
+        TensorRtBackend(bundle)
+    assert not hasattr(tensorrt.module, "deserialised")
+
+
+@pytest.mark.usefixtures("plan")
+def test_a_plan_that_tensorrt_cannot_load_leaves_nothing_behind(bundle, tensorrt, cuda):
+    tensorrt.module.Runtime.deserialize_cuda_engine = lambda *_: None
+    with pytest.raises(BackendError, match="cannot be loaded"):
+        TensorRtBackend(bundle)
+    assert (cuda.retained, cuda.current, cuda.alive) == (0, 0, 0)
+
+
+def test_a_plan_with_other_tensors_is_refused(bundle, tensorrt, tmp_path, monkeypatch):
+    other = tiny_bundle(tmp_path / "other", side=32)
+    monkeypatch.setattr(
+        type(bundle), "network", lambda *_: (other.path / "network.onnx").read_bytes()
+    )
+    ensure_plan(plans_folder(), bundle, "fp32", gpu=GPU, tensorrt=tensorrt)
+    with pytest.raises(BackendError, match=r"has the tensors .* the bundle names"):
+        TensorRtBackend(bundle)
+
+
+def without_driver(monkeypatch):
+    def fail():
+        raise BackendError("no NVIDIA driver here")
+
+    monkeypatch.setattr(cuda_driver, "load_driver", fail)
+
+
+def without_tensorrt(monkeypatch):
+    monkeypatch.setitem(sys.modules, "tensorrt", None)
+    monkeypatch.setitem(sys.modules, "tensorrt_rtx", None)
+
+
+def without_pycuda(monkeypatch):
+    monkeypatch.setitem(sys.modules, "pycuda.driver", None)
+
+
+MISSING = {
+    without_driver: "no NVIDIA driver",
+    without_tensorrt: "atac-agent",
+    without_pycuda: "pycuda cannot be imported",
+}
+
+
+@pytest.mark.usefixtures("plan")
+@pytest.mark.parametrize("take_away", MISSING, ids=lambda each: each.__name__)
+def test_what_is_missing_is_named_unless_a_fallback_is(bundle, monkeypatch, caplog, take_away):
+    take_away(monkeypatch)
+    with pytest.raises(BackendError, match=MISSING[take_away]):
+        open_backend(bundle, backend="tensorrt")
+    with (
+        caplog.at_level(logging.WARNING),
+        open_backend(bundle, backend="tensorrt", fallback="onnxruntime") as backend,
+    ):
+        assert backend.name == "onnxruntime cpu fp32"
+    assert MISSING[take_away] in caplog.text
+    assert "as bundle.fallback allows" in caplog.text
+
+
+@pytest.mark.usefixtures("plan")
+def test_where_the_gpu_works_the_fallback_stays_out(bundle, caplog):
+    with open_backend(bundle, backend="tensorrt", fallback="onnxruntime") as backend:
+        assert backend.name.startswith("tensorrt ")
+    assert not caplog.records
