@@ -98,6 +98,8 @@ class TensorRtBackend:
         self._execution: Any = None
         self._engine: Any = None
         self._runtime: Any = None
+        # Freed pinned memory must not stay reachable as an array.
+        stack.callback(self._host.clear)
         for name, shape, kind in (
             ("views", (MAX_BATCH, network.side, network.side, 3), np.uint8),
             ("score_map", maps, np.float32),

@@ -5,6 +5,7 @@ That a GPU computes the same is not proven here; `docs/gpu.md` says what has run
 
 import logging
 import sys
+from importlib.util import find_spec
 
 import numpy as np
 import pytest
@@ -13,11 +14,18 @@ from engine.backends import cuda_driver
 from engine.backends.onnxruntime_backend import OnnxRuntimeBackend
 from engine.backends.opening import open_backend
 from engine.backends.tensorrt_backend import TensorRtBackend
-from engine.build import MAX_BATCH, ensure_plan, plans_folder
+from engine.build import MAX_BATCH, ensure_plan, find_tensorrt, plans_folder
 from engine.errors import BackendError
 from engine.frame import Box
 from engine.inspector import TwoPassInspector
-from tests.engine.scripted_gpu import GPU, Driver, Pycuda, scripted_tensorrt
+from tests.engine.scripted_gpu import (
+    GPU,
+    Driver,
+    Engine,
+    ExecutionContext,
+    Pycuda,
+    scripted_tensorrt,
+)
 from tests.tiny_bundle import defective_part, tiny_bundle
 
 
@@ -91,6 +99,7 @@ def test_everything_is_given_back(bundle, cuda):
         backend.run(views(2))
         assert (cuda.retained, cuda.current, cuda.alive) == (1, 0, 6)
     assert (cuda.retained, cuda.current, cuda.alive) == (0, 0, 0)
+    assert not backend._host
 
 
 @pytest.mark.usefixtures("plan")
@@ -216,3 +225,24 @@ def test_where_the_gpu_works_the_fallback_stays_out(bundle, caplog):
     with open_backend(bundle, backend="tensorrt", fallback="onnxruntime") as backend:
         assert backend.name.startswith("tensorrt ")
     assert not caplog.records
+
+
+@pytest.mark.rtx
+@pytest.mark.skipif(
+    find_spec("tensorrt_rtx") is None,
+    reason="needs TensorRT-RTX: pip install tensorrt-rtx-cu13",
+)
+def test_the_stand_ins_have_the_names_of_the_real_runtime(monkeypatch):
+    monkeypatch.setitem(sys.modules, "tensorrt", None)
+    trt = find_tensorrt().module
+    for stand_in, real in (
+        (Engine, trt.ICudaEngine),
+        (ExecutionContext, trt.IExecutionContext),
+        (scripted_tensorrt().module.Runtime, trt.Runtime),
+        (scripted_tensorrt().module.Builder, trt.Builder),
+        (scripted_tensorrt().module.OnnxParser, trt.OnnxParser),
+    ):
+        names = {name for name in vars(stand_in) if not name.startswith("_")}
+        assert names
+        assert names <= set(dir(real))
+    assert (trt.nptype(trt.uint8), trt.nptype(trt.float32)) == (np.uint8, np.float32)
