@@ -20,6 +20,8 @@ COMMANDS: Final = (
     "run",
     "doctor",
     "replay",
+    "sign",
+    "verify",
 )
 """Each names the module `agent.commands.<name>` and the function `<name>` in it."""
 

@@ -44,6 +44,8 @@ class BundleSettings:
 
     path: Path
     precision: Precision = "fp32"
+    require_signature: Path | None = None
+    """The public key that must have signed the manifest; without it none has to."""
     backend: BackendName = "onnxruntime"
     fallback: FallbackName | None = None
 

@@ -114,7 +114,7 @@ def _home(package: str) -> str:
 
 def _model(config: Config) -> Iterator[Finding]:
     try:
-        bundle = open_bundle(config.bundle.path)
+        bundle = open_bundle(config.bundle.path, signed_by=config.bundle.require_signature)
     except AtacError as error:
         yield Finding(check="bundle", level="fail", message=str(error))
         return

@@ -5,6 +5,7 @@
     weights.safetensors    the trained parameters, for further training
     parity.json            how far the precisions agree, in decisions
     calibration.json       the threshold; written later, bound to the manifest's own hash
+    manifest.sig           a signature of the manifest, where somebody has signed it
 
 The manifest's SHA-256 is the bundle's id. Nothing is parsed before its hash is right.
 """
@@ -17,6 +18,7 @@ from typing import Annotated, Final, Literal, get_args
 
 from pydantic import Field, TypeAdapter, ValidationError
 
+from engine import signature
 from engine.attention import CropSpec
 from engine.errors import BundleError
 from engine.frame import Pixels
@@ -114,9 +116,17 @@ class Bundle:
             ) from None
 
 
-def open_bundle(path: Path) -> Bundle:
-    """Open the bundle in folder `path`; raises `BundleError` naming the file at fault."""
+def open_bundle(
+    path: Path, *, signed_by: Path | None = None, option: str = "bundle.require_signature"
+) -> Bundle:
+    """Open the bundle in folder `path`; raises `BundleError` naming the file at fault.
+
+    With `signed_by`, a public key, an unsigned manifest is refused before it is parsed; a key that
+    cannot be used is a `ConfigurationError` that names `option`.
+    """
     data = _read(path, MANIFEST, limit=_MANIFEST_MAX_BYTES)
+    if signed_by is not None:
+        signature.check(data, path, signed_by, option=option)
     try:
         version = TypeAdapter(dict[str, object]).validate_json(data).get("schema_version")
         if isinstance(version, int) and version > SCHEMA_VERSION:

@@ -75,7 +75,7 @@ def calibrate(
     defective_parts = None if defective is None else _folder("--defective", defective)
     # Fewer pictures than it takes need not be scored.
     require_enough(good_parts.count, max_false_reject=rate, confidence=sure)
-    opened = open_bundle(settings.path)
+    opened = open_bundle(settings.path, signed_by=settings.require_signature)
     with open_backend(
         opened,
         backend=settings.backend,

@@ -45,7 +45,7 @@ def run(
 
     logging.basicConfig(format="agent: %(message)s", level=logging.WARNING)
     settings = load_config(config)
-    bundle = open_bundle(settings.bundle.path)
+    bundle = open_bundle(settings.bundle.path, signed_by=settings.bundle.require_signature)
     precision = settings.bundle.precision
     record = read_calibration(bundle, precision=precision)
     stop = threading.Event()

@@ -13,6 +13,8 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
+from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
 from PIL import Image
 
 from agent.doctor import names
@@ -150,6 +152,21 @@ def test_a_signal_finishes_the_part_in_hand_and_loses_no_verdict(place, number):
     assert process.returncode == 0, err
     summary = json.loads(out)
     assert len(states(place)) == summary["triggers"] == summary["counts"]["OK"] >= 3
+
+
+def test_a_bundle_has_to_be_signed_where_that_is_required(place):
+    key = place / "signing.pub.pem"
+    text = (place / "agent.yaml").read_text()
+    required = text.replace("{path: bundle}", f"{{path: bundle, require_signature: {key}}}")
+    (place / "agent.yaml").write_text(required)
+    code, _, err = agent("run", "--config", place / "agent.yaml", "--parts", "1")
+    assert code == 2
+    assert f"bundle.require_signature: '{key}': cannot be read" in err
+    public = Ed25519PrivateKey.generate().public_key()
+    key.write_bytes(public.public_bytes(Encoding.PEM, PublicFormat.SubjectPublicKeyInfo))
+    code, _, err = agent("run", "--config", place / "agent.yaml", "--parts", "1")
+    assert code == 1
+    assert "manifest.sig: is missing" in err
 
 
 def test_a_replay_of_a_stopped_agent(place):

@@ -1,0 +1,103 @@
+"""An Ed25519 signature of a bundle's manifest, and through its hashes of every file it names.
+
+The signature is the 64 bytes of `manifest.sig`, over the manifest as it is, so that `openssl
+pkeyutl -verify -rawin` can check it too. `calibration.json` is written later, by whoever owns the
+line, and is not covered. Needs the package `cryptography`, which only this module imports, when
+it is used.
+"""
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Final
+
+from engine.errors import BundleError, ConfigurationError
+
+if TYPE_CHECKING:
+    from cryptography.hazmat.primitives.asymmetric.ed25519 import (
+        Ed25519PrivateKey,
+        Ed25519PublicKey,
+    )
+
+SIGNATURE: Final = "manifest.sig"
+_KEY_MAX_BYTES: Final = 10_000
+_SIGNATURE_BYTES: Final = 64
+
+
+def sign(manifest: bytes, key: Path) -> bytes:
+    """The signature of a manifest by the private key in PEM file `key`."""
+    return _private(key).sign(manifest)
+
+
+def check(manifest: bytes, folder: Path, key: Path, *, option: str) -> None:
+    """Raise `BundleError` unless `folder` holds a signature of `manifest` by public key `key`.
+
+    A key that cannot be used is a `ConfigurationError` that names `option`.
+    """
+    public = _public(key, option)
+    from cryptography.exceptions import InvalidSignature
+
+    file = folder / SIGNATURE
+    try:
+        with file.open("rb") as opened:
+            signature = opened.read(_SIGNATURE_BYTES + 1)
+    except FileNotFoundError:
+        raise BundleError(
+            str(file), f"is missing; sign it with: agent sign --bundle {folder} --key FILE"
+        ) from None
+    except OSError as error:
+        raise BundleError(str(file), f"cannot be read ({error.strerror})") from None
+    try:
+        public.verify(signature, manifest)
+    except InvalidSignature:
+        raise BundleError(
+            str(file),
+            f"is not a signature of this manifest by the key {key}: one of the three was changed, "
+            "or another key has signed",
+        ) from None
+
+
+def _private(key: Path) -> "Ed25519PrivateKey":
+    option = "--key"
+    pem = _pem(key, option)
+    from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
+    from cryptography.hazmat.primitives.serialization import load_pem_private_key
+
+    try:
+        found = load_pem_private_key(pem, password=None)
+    except TypeError:
+        remedy = "is encrypted; give one without a pass phrase, on a machine that is safe"
+        raise ConfigurationError(option, str(key), remedy) from None
+    except ValueError:
+        found = None
+    if not isinstance(found, Ed25519PrivateKey):
+        remedy = "holds no Ed25519 private key; openssl genpkey -algorithm ed25519 makes one"
+        raise ConfigurationError(option, str(key), remedy)
+    return found
+
+
+def _public(key: Path, option: str) -> "Ed25519PublicKey":
+    pem = _pem(key, option)
+    from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
+    from cryptography.hazmat.primitives.serialization import load_pem_public_key
+
+    try:
+        found = load_pem_public_key(pem)
+    except ValueError:
+        found = None
+    if not isinstance(found, Ed25519PublicKey):
+        remedy = "holds no Ed25519 public key; openssl pkey -pubout makes one from the private key"
+        raise ConfigurationError(option, str(key), remedy)
+    return found
+
+
+def _pem(key: Path, option: str) -> bytes:
+    """The content of a key file, once it is certain that something can be done with it."""
+    try:
+        import cryptography  # noqa: F401 - the sentence below is all that is wanted of it
+    except ImportError:
+        remedy = "needs the package cryptography; pip install 'atac-agent[sign]'"
+        raise ConfigurationError(option, str(key), remedy) from None
+    try:
+        with key.open("rb") as file:
+            return file.read(_KEY_MAX_BYTES)
+    except OSError as error:
+        raise ConfigurationError(option, str(key), f"cannot be read ({error.strerror})") from None
