@@ -173,6 +173,11 @@ class Ledger:
         return self._epoch
 
     @property
+    def is_alive(self) -> bool:
+        """Whether the thread that writes is running."""
+        return self._thread.is_alive()
+
+    @property
     def trouble(self) -> str | None:
         """Why nothing can be written just now, in one line; `None` while all is well."""
         return self._trouble

@@ -22,6 +22,7 @@ from agent.acquisition import Acquisition, Arrival
 from agent.announcer import Announcer
 from agent.cameras import Camera
 from agent.config import Config
+from agent.heartbeat import Heartbeat, Progress
 from agent.ledger import Ledger
 from agent.messages import Origin, health, outgoing
 from agent.mqtt import Publisher, check_settings
@@ -118,12 +119,20 @@ def run_line(
             health_s=config.mqtt.health_s,
             watch=settled,
         )
+        progress = Progress()
+
+        def is_well(limit_s: float) -> bool:
+            return progress.in_hand_s() < limit_s and ledger.is_alive and publisher.is_alive
+
         with (
             Publisher(config.mqtt, ledger, config.agent.id, requests) as publisher,
             announcer,
             acquisition as arrivals,
+            Heartbeat(is_well),
         ):
-            _inspect_parts(arrivals, inspector, threshold, announcer, tally.timing, paused)
+            _inspect_parts(
+                arrivals, inspector, threshold, announcer, tally.timing, paused, progress
+            )
         ledger.flush()
         return tally.summary(publisher.status, alarms=announcer.alarms)
 
@@ -135,13 +144,16 @@ def _inspect_parts(
     announcer: Announcer,
     timing: Timing,
     paused: threading.Event,
+    progress: Progress,
 ) -> None:
     """The loop: receive, inspect, decide, record, time."""
     for arrival in arrivals:
+        progress.begin()
         begun = perf_counter()
         verdict = _judged(arrival, inspector, threshold, is_paused=paused.is_set())
         decided = perf_counter()
         announcer.settle(verdict)
+        progress.end()
         if verdict.inspection is not None:
             timing.add(
                 verdict.inspection,

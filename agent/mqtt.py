@@ -238,6 +238,11 @@ class Publisher:
         self._ledger.listen(lambda: None)
 
     @property
+    def is_alive(self) -> bool:
+        """Whether the thread that sends is running."""
+        return self._thread.is_alive()
+
+    @property
     def status(self) -> BrokerStatus:
         """How delivery stands now."""
         with self._lock:
