@@ -305,21 +305,34 @@ class Ledger:
         `None` while the file cannot be written.
         """
 
-        def again(file: sqlite3.Connection) -> tuple[tuple[int, int], int]:
+        def again(file: sqlite3.Connection) -> tuple[list[int], int, int]:
             _, last = parts_upto(file, epoch, span, parts)
-            ids, refused = requeue(file, epoch, (span[0], last))
-            self._pending += len(ids)
-            self._refused -= refused
-            return ((ids[0], ids[-1]) if ids else (0, 0)), last
+            return *requeue(file, epoch, (span[0], last)), last
 
-        return self._ask(again)
+        def count(found: tuple[list[int], int, int]) -> None:
+            self._pending += len(found[0])
+            self._refused -= found[1]
+
+        found = self._ask(again, then=count)
+        if found is None:
+            return None
+        ids, _, last = found
+        return (ids[0], ids[-1]) if ids else (0, 0), last
 
     def messages_of(self, epoch: str, span: Span) -> int:
         """How many messages of these parts the ledger still has."""
         return self._ask(lambda file: parts_upto(file, epoch, span, 1)[0]) or 0
 
-    def _ask(self, work: Callable[[sqlite3.Connection], _T]) -> _T | None:
-        """Have `work` done by the owner thread, in a transaction; `None` where it cannot be."""
+    def _ask(
+        self,
+        work: Callable[[sqlite3.Connection], _T],
+        *,
+        then: Callable[[_T], None] = lambda _found: None,
+    ) -> _T | None:
+        """Have `work` done by the owner thread, in a transaction; `None` where it cannot be.
+
+        `then` is called there with what came of it, once that is committed.
+        """
         answer: Future[_T | None] = Future()
 
         def do() -> None:
@@ -327,7 +340,9 @@ class Ledger:
             try:
                 if self._connection is not None:
                     with transaction(self._connection):
-                        found = work(self._connection)
+                        done = work(self._connection)
+                    found = done
+                    then(done)
             except sqlite3.Error as error:
                 self._fail(error)
             answer.set_result(found)

@@ -117,3 +117,19 @@ def test_a_replay_comes_when_nothing_else_waits(ledger):
     assert outbox.next() is None
     assert not outbox.has_more()
     assert ledger.pending == 46 + 3
+
+
+def test_a_replay_tries_again_what_was_refused(ledger):
+    outbox = Outbox(ledger)
+    add(ledger, 2)
+    outbox.connected([])
+    for number in (1, 2):
+        outbox.next()
+        outbox.settled(number)
+        ledger.mark_refused(number, 0x87)
+    assert ledger.flush()
+    assert (ledger.pending, ledger.refused) == (0, 2)
+    assert outbox.next() is None
+    assert outbox.replay(ledger.epoch, 1, 9) == 2
+    assert (ledger.pending, ledger.refused) == (2, 0)
+    assert take(outbox, 2) == ["1*", "2*"]
