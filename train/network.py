@@ -105,6 +105,10 @@ class AtacNet(nn.Module):
         self.frozen = profile.freeze
         self._local_mean = profile.local_mean
         initialise(self)
+        if profile.start == "fan_in":
+            for part in self.head.modules():
+                if isinstance(part, nn.Conv2d):
+                    part.reset_parameters()  # PyTorch's own: uniform within 1/√(fan-in)
         self.trunk.requires_grad_(not self.frozen)
 
     def features(self, views: Tensor) -> Tensor:

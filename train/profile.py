@@ -48,6 +48,10 @@ class Profile:
     attention_channels: Count
     query_channels: Count
     attention: Literal["mean", "supervised"]
+    # How σ and τ begin. With He's fan-out (the paper) first scores are as large as the margin, and
+    # at this learning rate it takes thousands of steps to bring those of good parts down; scaled
+    # by fan-in they begin near zero.
+    start: Literal["he", "fan_in"]
 
     # Score and loss (D12-D16). The loss judges the mean of both passes' scores, or `each` (D23);
     # `mask_weight` is λ of the attention's own loss, where the mask is known (spec §5.3).
@@ -97,6 +101,7 @@ PAPER: Final = Profile(
     attention_channels=64,
     query_channels=8,
     attention="mean",
+    start="he",
     top_k=0.10,
     loss="hinge",
     loss_of="mean",
@@ -133,6 +138,7 @@ LINE: Final = Profile(
     attention_channels=64,
     query_channels=8,
     attention="supervised",
+    start="fan_in",
     top_k=0.02,
     loss="hinge",
     loss_of="each",
@@ -144,12 +150,12 @@ LINE: Final = Profile(
     moved_each=8,
     pseudo_each=2,
     known_masks=False,
-    epochs=10,
+    epochs=8,
     batch=16,
     least_steps=20,
-    zoom_from=7,
+    zoom_from=3,
     learning_rate=1e-3,
-    decay_every=4,
+    decay_every=6,
     decay=0.3,
     clip_norm=1.0,
     hold_out=0.15,

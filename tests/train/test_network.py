@@ -128,3 +128,13 @@ def test_a_frozen_trunk_learns_nothing_not_even_statistics(paper, views):
     assert all(p.grad is None for p in network.trunk.parameters())
     assert network.head.convolve.weight.grad.abs().sum() > 0
     assert network.head.normalise.num_batches_tracked == 1
+
+
+def test_scores_begin_near_zero_by_fan_in_and_near_the_margin_by_he(line, views):
+    def first_scores(start):
+        torch.manual_seed(0)
+        network = AtacNet(replace(line, start=start, kernel=1)).eval()
+        with torch.inference_mode():
+            return network(torch.from_numpy(views)).score_map.abs().mean()
+
+    assert first_scores("fan_in") < 1 < first_scores("he")
