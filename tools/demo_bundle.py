@@ -12,6 +12,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from agent.cameras.conveyor import write_parts
+from engine.bundle import write_manifest
 from train.datasets import find_source
 from train.fit import Epoch, train_bundle
 from train.profile import LINE
@@ -19,7 +20,6 @@ from train.profile import LINE
 PROFILE = replace(
     LINE,
     view=replace(LINE.view, side=128),
-    # A part that draws no attention is not looked at again, as on a line with time to lose.
     crop=replace(LINE.crop, min_side=80, gate=0.3),
     architecture="resnet18",
     stages=("layer2",),
@@ -46,6 +46,10 @@ def main(parts: Path, out: Path) -> None:
         defects=240,
         on_epoch=tell,
     )
+    # Training looks twice at whatever draws a little attention; the line only at what draws more
+    # than half of the most there can be, so that a good part is seldom looked at again.
+    manifest = bundle.manifest
+    bundle = write_manifest(out, replace(manifest, crop=replace(manifest.crop, gate=0.5)))
     print(f"{bundle.path}: {bundle.id}")
 
 
