@@ -21,6 +21,7 @@ _HEADINGS: Final = {
     "false_alarm": "Good parts that raised an alarm",
     "passed": "Good parts that passed",
 }
+_WRONG: Final = {"missed", "false_alarm"}
 
 
 def write_demo_report(path: Path, summary: DemoSummary, comparison: Comparison) -> None:
@@ -44,13 +45,15 @@ def _body(summary: DemoSummary, comparison: Comparison) -> Iterator[str]:
         yield "<h2>Scores</h2>"
         histogram = histogram_svg(good, defective, summary.threshold)
         yield f'<div class="card">{histogram}</div>'
+    # One scale for all bars, so that they compare.
+    full = max([2 * summary.threshold, *good, *defective])
     for outcome, heading in _HEADINGS.items():
         shown = [part for part in comparison.shown if part.outcome == outcome]
         if shown:
             of = comparison.counts[outcome]
             some = f" (the first {len(shown)} of {of})" if of > len(shown) else f" ({of})"
             yield f"<h2>{escape(heading + some)}</h2>"
-            yield from (_part(part, wrong=outcome in {"missed", "false_alarm"}) for part in shown)
+            yield from (_part(part, full=full) for part in shown)
     yield (
         '<p class="soft">From left to right: the frame with the box that the second pass looked '
         "into, that box, and the first pass's score map. Its colours have one scale in all "
@@ -83,7 +86,7 @@ def _figures(summary: DemoSummary) -> Iterator[str]:
         yield f'<div><dt>{escape(name)}</dt><dd class="figure">{escape(value)}</dd></div>'
 
 
-def _part(part: Shown, *, wrong: bool) -> str:
+def _part(part: Shown, *, full: float) -> str:
     verdict = part.verdict
     frame, found = verdict.frame, verdict.inspection
     assert frame is not None
@@ -96,13 +99,13 @@ def _part(part: Shown, *, wrong: bool) -> str:
         _picture(annotated(frame.pixels, found, verdict.threshold, max_side=_SIDE), "score map"),
     ]
     what = "good" if part.truth == "good" else f"defective: {part.truth.replace('_', ' ')}"
-    colour = "var(--wrong)" if wrong else "var(--edge)"
+    colour = "var(--wrong)" if part.outcome in _WRONG else "var(--edge)"
     return (
         f'<section class="card" style="margin:0 0 .8rem;border-color:{colour}">'
         f"<p style='margin:0 0 .6rem'><b>{escape(verdict.trigger.part_id)}</b> "
         f"{verdict.state}, in truth {escape(what)}</p>"
         '<div style="display:grid;grid-template-columns:4fr 3fr 4fr;gap:.6rem;align-items:center">'
-        f"{''.join(pictures)}</div>{_bar(found.score, verdict.threshold)}</section>"
+        f"{''.join(pictures)}</div>{_bar(found.score, verdict.threshold, full)}</section>"
     )
 
 
@@ -133,16 +136,16 @@ def _picture(pixels: Pixels, alt: str) -> str:
     return f'<img alt="{alt}" style="{style}" src="{data_uri(reduced(pixels, _SIDE))}">'
 
 
-def _bar(score: float, threshold: float) -> str:
-    """The score as a bar on a scale that ends at twice the threshold, which has a mark."""
-    width = min(1.0, score / (2 * threshold)) if threshold > 0 else 1.0
+def _bar(score: float, threshold: float, full: float) -> str:
+    """The score as a bar on a scale of 0 … `full`, with a mark at the threshold."""
     colour = "--defective" if score > threshold else "--good"
     return (
         '<div style="position:relative;height:.6rem;margin:.7rem 0 .3rem;border-radius:3px;'
         'background:var(--edge)">'
-        f'<div style="height:100%;border-radius:3px;width:{width:.1%};background:var({colour})">'
-        '</div><div style="position:absolute;left:50%;top:-.2rem;height:1rem;width:2px;'
-        'background:var(--ink)"></div></div>'
+        f'<div style="height:100%;border-radius:3px;background:var({colour});'
+        f'width:{score / full:.1%}"></div>'
+        '<div style="position:absolute;top:-.2rem;height:1rem;width:2px;background:var(--ink);'
+        f'left:{threshold / full:.1%}"></div></div>'
         f'<p class="soft" style="margin:0">score <b>{score:.2f}</b> against '
         f"threshold {threshold:.2f}</p>"
     )
