@@ -146,3 +146,16 @@ def test_decisions_are_numbered_without_gaps():
 
 def test_the_shipped_configuration_parses():
     assert load_config(ROOT / "agent.yaml").agent.id
+
+
+def test_the_demo_bundle_is_what_its_script_would_train():
+    """A change of the line profile must not silently change what `make demo-bundle` makes."""
+    code = (
+        "import pathlib, demo_bundle\n"
+        "from train.fit import settled\n"
+        "from train.profile import PROFILE_JSON\n"
+        "shipped = pathlib.Path('agent/demo_bundle/profile.json').read_bytes()\n"
+        "assert settled(demo_bundle.PROFILE, None) == PROFILE_JSON.validate_json(shipped)\n"
+    )
+    done = ran(sys.executable, "-c", f"import sys; sys.path[:0] = ['.', 'tools']\n{code}")
+    assert done.returncode == 0, done.stderr

@@ -24,6 +24,7 @@ PROFILE = replace(
     architecture="resnet18",
     stages=("layer2",),
     local_mean=False,
+    start="he",
     # Starting from nothing, it learns most from where the defects are.
     known_masks=True,
     mask_weight=20.0,
