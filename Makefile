@@ -24,6 +24,8 @@ INSTALL_PRODUCT = $(INSTALL) setuptools && $(INSTALL) --no-build-isolation --edi
 demo: $(VENV)/installed-run
 	$(BIN)/agent demo --parts 120 --rate 600 --report runs/demo.html
 
+# The tests' tensors are small: threads would wait for each other longer than they work.
+test: export OMP_NUM_THREADS := 1
 test: $(VENV)/installed-all mosquitto
 	$(BIN)/pytest
 
