@@ -3,8 +3,8 @@
     python -m benchmarks.real_line --data ../shared/data --weights resnet50_layer3.safetensors \
         --form v1 --out runs/real_line --result benchmarks/results/real_line.json
 
-Each set is learnt from its good training images, less 60 and more held out for the threshold, and
-ten known defects; the rest of its test images go past the agent as a camera. The steps are the
+Each set is learnt from its good training images, less the 60 held out for the threshold, and ten
+known defects; the rest of its test images go past the agent as a camera. The steps are the
 commands a user would type; a mosquitto and a subscriber of their own listen. What the bare network
 can do is measured in the same run, before and after the agent, in the agent's own precision.
 `--video FILE` sends a video past the first set's bundle at its own pace.
@@ -33,7 +33,7 @@ from benchmarks.machine import described
 from calibration.bound import interval
 from engine.backends import Backend
 from engine.backends.onnxruntime_backend import OnnxRuntimeBackend
-from engine.bundle import Bundle, open_bundle
+from engine.bundle import Bundle, Precision, open_bundle
 from engine.inspector import TwoPassInspector
 from train.datasets import SPLIT, SPLIT_JSON, find_source, unseen_images
 from train.evaluate import auroc, scored
@@ -214,11 +214,11 @@ def inspected(
     return summary, count_lines(seen), ledger
 
 
-def bare_pass_s(bundle: Bundle, precision: str, *, repeats: int = 60) -> float:
+def bare_pass_s(bundle: Bundle, precision: Precision, *, repeats: int = 60) -> float:
     """Median seconds of one pass of the network alone, on one view, batch 1."""
     side = bundle.manifest.view.side
     views = np.random.default_rng(0).integers(0, 256, (1, side, side, 3), dtype=np.uint8)
-    with OnnxRuntimeBackend(bundle, precision="int8" if precision == "int8" else "fp32") as backend:
+    with OnnxRuntimeBackend(bundle, precision=precision) as backend:
         times = []
         for _ in range(repeats + 5):
             started = time.perf_counter()
