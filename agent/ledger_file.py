@@ -12,12 +12,12 @@ import sqlite3
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final, Literal
 
-from agent.messages import Message, utc
+from agent.messages import Message, chained, utc
 from agent.verdict import State, Trigger, Verdict
 from engine.errors import ConfigurationError, LedgerError
 from engine.frame import Inspection
@@ -132,7 +132,27 @@ CREATE TABLE labels (   -- an operator's word on a part; the latest counts
     PRIMARY KEY (epoch, sequence, labelled_ns)
 ) WITHOUT ROWID;
 """
-_SCHEMAS: Final = (_SCHEMA, _WITH_RETENTION, _WITH_LATE_STATE, _WITH_LABELS)
+_WITH_NARROW_OUTBOX: Final = """
+CREATE TABLE payloads (id INTEGER PRIMARY KEY, payload BLOB NOT NULL);
+INSERT INTO payloads SELECT id, payload FROM outbox;
+ALTER TABLE outbox DROP COLUMN payload;
+CREATE TABLE latest (    -- whose message was the newest on each topic
+    epoch TEXT NOT NULL,
+    topic TEXT NOT NULL,
+    sequence INTEGER NOT NULL,
+    PRIMARY KEY (epoch, topic)
+) WITHOUT ROWID;
+INSERT INTO latest SELECT epoch, topic, sequence FROM outbox
+    WHERE id IN (SELECT max(id) FROM outbox GROUP BY epoch, topic);
+"""
+_SCHEMAS: Final = (
+    _SCHEMA,
+    _WITH_RETENTION,
+    _WITH_LATE_STATE,
+    _WITH_LABELS,
+    # A mark would otherwise write the payload once more, up to 64 KB. This rewrites the file once.
+    _WITH_NARROW_OUTBOX,
+)
 """What each version of the file adds to the one before."""
 SCHEMA_VERSION: Final = len(_SCHEMAS)
 _TABLES: Final = {
@@ -143,7 +163,9 @@ _TABLES: Final = {
     "losses": ("epoch", "first"),
     "let_go": ("epoch", "sequence", "kind"),
     "labels": ("epoch", "sequence", "labelled_ns"),
+    "latest": ("epoch", "topic"),
     "outbox": ("id",),
+    "payloads": ("id",),
 }
 """Every table and the key along which a damaged one is read."""
 _NOTHING_FOUND: Final[tuple[Value, ...]] = (None,) * 14
@@ -171,8 +193,8 @@ ON CONFLICT (epoch, sequence) DO UPDATE SET
 WHERE state IS NULL
 """
 _INSERT_MESSAGE: Final = """
-INSERT INTO outbox (epoch, sequence, topic, payload, qos, retain, content_type, properties)
-VALUES (?, ?, ?, ?, ?, ?, ?, ?)
+INSERT INTO outbox (epoch, sequence, topic, qos, retain, content_type, properties)
+VALUES (?, ?, ?, ?, ?, ?, ?)
 """
 
 
@@ -267,13 +289,13 @@ def open_file(
     connection, aside = _connect_or_move_aside(path)
     try:
         with transaction(connection):
-            _bring_up_to_date(connection)
             live = epoch
             if aside is not None:
                 kept = _salvage(aside, connection)
                 _LOG.error("%s was damaged: moved to %s, %d rows kept", path, aside.name, kept)
-            elif not epoch:
-                epoch = _latest_epoch(connection, run.agent_id)
+            else:
+                _bring_up_to_date(connection)
+                epoch = epoch or _latest_epoch(connection, run.agent_id)
             standing = _begin(connection, run, epoch or new_epoch(), live, announce)
     except BaseException:
         connection.close()
@@ -331,22 +353,38 @@ def insert_begun(connection: sqlite3.Connection, epoch: str, run: int, trigger: 
 
 
 def insert_ended(connection: sqlite3.Connection, epoch: str, run: int, entry: Ended) -> int:
-    """The verdict and its messages; returns the id of the last message, 0 when there is none."""
+    """The verdict and its messages; returns the id of the last message, 0 when there is none.
+
+    Each message is chained to the one before on its topic.
+    """
     connection.execute(_INSERT_ENDED, (epoch, run, *_begun_row(entry.trigger), *entry.row))
-    newest = 0
+    sequence, newest = entry.trigger.sequence, 0
     for message in entry.messages:
+        previous = connection.execute(
+            "SELECT sequence FROM latest WHERE epoch = ? AND topic = ?", (epoch, message.topic)
+        ).fetchone()
+        properties = chained(message, previous[0] if previous else 0).properties
         values = (
             epoch,
-            entry.trigger.sequence,
+            sequence,
             message.topic,
-            message.payload,
             message.qos,
             message.retain,
             message.content_type,
-            json.dumps(message.properties),
+            json.dumps(properties),
         )
         newest = connection.execute(_INSERT_MESSAGE, values).lastrowid or 0
+        connection.execute("INSERT INTO payloads VALUES (?, ?)", (newest, message.payload))
+        connection.execute(
+            "INSERT OR REPLACE INTO latest VALUES (?, ?, ?)", (epoch, message.topic, sequence)
+        )
     return newest
+
+
+def remove_messages(connection: sqlite3.Connection, ids: Sequence[int]) -> None:
+    """Remove messages with their payloads."""
+    for table in ("outbox", "payloads"):
+        connection.executemany(f"DELETE FROM {table} WHERE id = ?", [(one,) for one in ids])  # noqa: S608 (our own words)
 
 
 def insert_loss(connection: sqlite3.Connection, epoch: str, span: Span, reason: str) -> None:
@@ -385,7 +423,8 @@ def read_pending(
 ) -> list[OutboxMessage]:
     """Pending messages with ids above `after` and up to `upto`, oldest first."""
     rows = connection.execute(
-        "SELECT id, topic, payload, qos, retain, content_type, properties FROM outbox"
+        "SELECT id, topic, payload, qos, retain, content_type, properties"
+        " FROM outbox JOIN payloads USING (id)"
         " WHERE delivered_ns IS NULL AND refused IS NULL AND id > ? AND id <= ?"
         " ORDER BY id LIMIT ?",
         (after, upto, limit),
@@ -524,20 +563,24 @@ def _check_version(connection: sqlite3.Connection, path: Path) -> None:
         raise ConfigurationError("ledger.path", str(path), "belongs to another program")
 
 
-def _bring_up_to_date(connection: sqlite3.Connection) -> None:
+def _bring_up_to_date(connection: sqlite3.Connection, version: int = SCHEMA_VERSION) -> None:
     """Make the tables of a new file, or add what has come since the file was written."""
-    (version,) = connection.execute("PRAGMA user_version").fetchone()
-    for schema in _SCHEMAS[version:]:
+    (written,) = connection.execute("PRAGMA user_version").fetchone()
+    for schema in _SCHEMAS[written:version]:
         for statement in schema.split(";\n"):
             connection.execute(statement)
-    connection.execute(f"PRAGMA user_version = {SCHEMA_VERSION}")
+    connection.execute(f"PRAGMA user_version = {version}")
 
 
 def _salvage(damaged: Path, connection: sqlite3.Connection) -> int:
-    """Copy every row that can still be read, from both ends of each table; says how many."""
+    """Copy every row that can still be read, from both ends of each table; says how many.
+
+    The new file, which has no tables yet, is made as old as the damaged one.
+    """
     kept = 0
     source = sqlite3.connect(f"{damaged.absolute().as_uri()}?mode=ro", uri=True)
     try:
+        _bring_up_to_date(connection, _version_of(source))
         for table, key in _TABLES.items():
             for order in ("ASC", "DESC"):
                 kept += _copy_rows(
@@ -545,7 +588,19 @@ def _salvage(damaged: Path, connection: sqlite3.Connection) -> int:
                 )
     finally:
         source.close()
+    _bring_up_to_date(connection)
+    for table, other in (("outbox", "payloads"), ("payloads", "outbox")):
+        connection.execute(f"DELETE FROM {table} WHERE id NOT IN (SELECT id FROM {other})")  # noqa: S608 (our own names)
     return kept
+
+
+def _version_of(damaged: sqlite3.Connection) -> int:
+    """Which version wrote a damaged file; the newest where that can no longer be read."""
+    with suppress(sqlite3.DatabaseError):
+        (version,) = damaged.execute("PRAGMA user_version").fetchone()
+        if 0 < version < SCHEMA_VERSION:
+            return int(version)
+    return SCHEMA_VERSION
 
 
 def _copy_rows(

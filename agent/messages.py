@@ -186,6 +186,14 @@ def resent(message: Message) -> Message:
     return replace(message, properties=(*message.properties, _RESENT))
 
 
+def chained(message: Message, previous: int) -> Message:
+    """The same message, naming the part of the message before on its topic; 0 for the first.
+
+    A consumer that does not know that part has missed its message.
+    """
+    return replace(message, properties=(*message.properties, ("previous", str(previous))))
+
+
 def with_comment(jpeg: bytes, comment: str) -> bytes:
     """The same picture with a comment as its first segment."""
     if not jpeg.startswith(_JPEG_START):

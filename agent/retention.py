@@ -15,7 +15,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Final, get_args
 
-from agent.ledger_file import Span, transaction, with_span
+from agent.ledger_file import Span, remove_messages, transaction, with_span
 from agent.messages import LetGo
 
 _PARTS: Final = 50
@@ -188,7 +188,10 @@ def _remove(connection: sqlite3.Connection, epoch: str, sequences: list[int]) ->
             ).fetchone()[0]
             for key in keys
         )
-        for table in ("outbox", "triggers", "let_go", "labels"):
+        for key in keys:
+            rows = connection.execute(f"SELECT id FROM outbox {where}", key).fetchall()  # noqa: S608 (our own words)
+            remove_messages(connection, [row[0] for row in rows])
+        for table in ("triggers", "let_go", "labels"):
             connection.executemany(f"DELETE FROM {table} {where}", keys)  # noqa: S608 (our own words)
     return int(refused)
 
@@ -208,7 +211,7 @@ def _let_go(
         if not going:
             continue
         with transaction(connection):
-            connection.executemany("DELETE FROM outbox WHERE id = ?", [row[:1] for row in going])
+            remove_messages(connection, [row[0] for row in going])
             connection.executemany(
                 "INSERT OR IGNORE INTO let_go VALUES (?, ?, ?, ?)",
                 [(epoch, sequence, kind, now_ns) for _, epoch, sequence in going],

@@ -8,6 +8,7 @@ import subprocess
 import sys
 import threading
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -17,8 +18,8 @@ from hypothesis import strategies as st
 
 import agent.ledger
 from agent.ledger import Ledger
-from agent.ledger_file import ABANDONED, with_span
-from agent.messages import Message
+from agent.ledger_file import _SCHEMAS, ABANDONED, with_span
+from agent.messages import Message, chained
 from agent.verdict import State, Trigger, Verdict
 from engine.errors import ConfigurationError
 from engine.frame import Box, Frame, Inspection, StageTimes
@@ -193,7 +194,7 @@ KILLED = """
 import itertools, sys, time
 from pathlib import Path
 from agent.ledger import Ledger
-from agent.messages import Message
+from agent.messages import Message, chained
 from agent.verdict import State, Trigger, Verdict
 
 with Ledger(Path(sys.argv[1]), agent_id="line1") as ledger:
@@ -242,7 +243,7 @@ def test_the_outbox_gives_messages_in_order_until_they_are_marked(path):
         assert [one.message.payload for one in everything] == [
             b"%d%c" % (n, letter) for n in range(5) for letter in b"ab"
         ]
-        assert everything[0].message == message(b"0a")
+        assert everything[0].message == chained(message(b"0a"), 0)
         assert ledger.newest_message == everything[-1].id
         assert ledger.pending_messages(after=everything[2].id, limit=2) == everything[3:5]
         ledger.mark_delivered([everything[0].id, everything[1].id])
@@ -322,6 +323,97 @@ def test_a_damaged_file_is_moved_aside_and_its_readable_rows_are_kept(path, capl
         assert ledger.flush()
     assert [old.read_bytes() for old in path.parent.glob("*.damaged-*Z")] == [bytes(data)]
     assert "was damaged: moved to" in caplog.text
+
+
+def older(path, version, parts):
+    """A ledger as it was when each message's payload lay in its row; half of it is delivered."""
+    connection = sqlite3.connect(path)
+    for statement in ";\n".join(_SCHEMAS[:version]).split(";\n"):
+        connection.execute(statement)
+    connection.execute(f"PRAGMA user_version = {version}")
+    connection.execute("INSERT INTO epochs VALUES ('0123456789ab', 'line1', 1)")
+    for n in range(1, parts + 1):
+        connection.execute(
+            "INSERT INTO triggers (epoch, sequence, run, part_id, triggered_ns, state, decided_ns)"
+            " VALUES ('0123456789ab', ?, 1, 'part', 1, 'NG', 2)",
+            (n,),
+        )
+        connection.execute(
+            "INSERT INTO outbox (epoch, sequence, topic, payload, qos, retain, content_type,"
+            " properties, delivered_ns)"
+            " VALUES ('0123456789ab', ?, 't/alarm', ?, 1, 0, '', '[]', ?)",
+            (n, b"%d" % n * 1000, 3 if n <= parts // 2 else None),
+        )
+    connection.execute("DELETE FROM outbox WHERE id = ?", (parts,))
+    connection.commit()
+    connection.close()
+
+
+@pytest.mark.parametrize("version", [1, 4])
+def test_a_file_of_an_older_version_is_brought_up_to_date(path, version):
+    older(path, version, 10)
+    with Ledger(path, agent_id="line1") as ledger:
+        assert ledger.epoch == "0123456789ab"
+        assert ledger.pending == 4
+        found = ledger.pending_messages(after=0, limit=99)
+        assert [one.message.payload for one in found] == [b"%d" % n * 1000 for n in range(6, 10)]
+        end(ledger, begin(ledger), State.NG, replace(message(), topic="t/alarm"))
+        ledger.flush()
+        (new,) = ledger.pending_messages(after=10, limit=99)
+        assert new.id == 11  # the id of the message that was removed does not come again
+        assert new.message.properties == (("id", "x"), ("previous", "9"))
+
+
+@pytest.mark.parametrize("version", [1, 4])
+def test_a_damaged_file_of_an_older_version_is_rescued(path, version):
+    older(path, version, 300)
+    data = bytearray(path.read_bytes())
+    middle = len(data) // 2 // 4096 * 4096
+    data[middle : middle + 3 * 4096] = os.urandom(3 * 4096)
+    path.write_bytes(data)
+    with Ledger(path, agent_id="line1") as ledger:
+        found = ledger.pending_messages(after=0, limit=999)
+        assert 100 < len(found) < 150
+        assert len(found) == ledger.pending
+        assert all(one.message.payload == b"%d" % one.id * 1000 for one in found)
+
+
+def test_each_message_names_the_one_before_on_its_topic(path):
+    def previous():
+        return [
+            (one.message.topic, dict(one.message.properties)["previous"])
+            for one in ledger.pending_messages(after=0, limit=99)
+        ]
+
+    picture = replace(message(), topic="atac/line1/thumbnail")
+    with Ledger(path, agent_id="line1") as ledger:
+        end(ledger, begin(ledger), State.OK)
+        end(ledger, begin(ledger), State.NG, message(), picture)
+        end(ledger, begin(ledger), State.NG, message())
+    with Ledger(path, agent_id="line1") as ledger:
+        end(ledger, begin(ledger), State.NG, message(), picture)
+        ledger.flush()
+        assert previous() == [
+            ("atac/line1/alarm", "0"),
+            ("atac/line1/thumbnail", "0"),
+            ("atac/line1/alarm", "2"),
+            ("atac/line1/alarm", "3"),
+            ("atac/line1/thumbnail", "2"),
+        ]
+
+
+def test_a_mark_does_not_write_the_payload_again(path):
+    def written():
+        return path.with_name(path.name + "-wal").stat().st_size
+
+    with Ledger(path, agent_id="line1") as ledger:
+        end(ledger, begin(ledger), State.NG, message(os.urandom(60_000)))
+        ledger.flush()
+        before = written()
+        assert before > 60_000
+        ledger.mark_delivered([1])
+        ledger.flush()
+        assert 0 < written() - before < 30_000
 
 
 def test_a_file_that_is_no_database_is_moved_aside(path):

@@ -256,7 +256,9 @@ def test_a_late_verdict_is_a_timeout_with_its_result_beside_it(config, tmp_path,
     ).fetchall()
     told = [
         json.loads(payload)
-        for (payload,) in connection.execute("SELECT payload FROM outbox WHERE topic LIKE '%alarm'")
+        for (payload,) in connection.execute(
+            "SELECT payload FROM outbox JOIN payloads USING (id) WHERE topic LIKE '%alarm'"
+        )
     ]
     connection.close()
     assert [(part["state"], part["late_state"]) for part in told] == [

@@ -174,7 +174,11 @@ def test_a_message_that_is_sent_again_says_so(broker, ledger, eventually):
     with alarms(broker) as got, Publisher(broker.settings, ledger, "line1"):
         eventually(lambda: got)
     properties = got[0].properties.UserProperty
-    assert properties == [("id", f"line1:{ledger.epoch}:1"), ("resent", "true")]
+    assert properties == [
+        ("id", f"line1:{ledger.epoch}:1"),
+        ("previous", "0"),
+        ("resent", "true"),
+    ]
 
 
 def test_messages_wait_for_the_next_run_of_the_agent(broker, tmp_path, hear, eventually):
@@ -395,10 +399,14 @@ def test_health_is_published_past_the_outbox(broker, ledger, hear, eventually):
 def test_messages_carry_their_properties_on_mqtt_5(broker, ledger, eventually):
     with alarms(broker) as got, Publisher(broker.settings, ledger, "line1"):
         end(ledger)
-        eventually(lambda: got)
+        end(ledger)
+        eventually(lambda: len(got) == 2)
     assert got[0].qos == 1
     assert got[0].properties.ContentType == "application/json"
-    assert got[0].properties.UserProperty == [("id", f"line1:{ledger.epoch}:1")]
+    for number, message in enumerate(got):
+        properties = dict(message.properties.UserProperty)
+        assert properties["id"] == f"line1:{ledger.epoch}:{number + 1}"
+        assert properties["previous"] == f"{number}"
 
 
 def test_nagle_is_off(broker):

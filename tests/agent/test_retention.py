@@ -209,21 +209,3 @@ def test_a_disk_full_of_other_things_takes_new_parts_for_old_ones(tmp_path):
         assert kept[0] > 1
     finally:
         subprocess.run(["umount", disk], check=True)
-
-
-def test_a_file_of_the_first_version_is_brought_up_to_date(path):
-    with Ledger(path, agent_id="line1") as ledger:
-        add(ledger, 3, alarm())
-        epoch = ledger.epoch
-    connection = sqlite3.connect(path)
-    connection.executescript(
-        "DROP TABLE let_go; DROP TABLE labels; DROP INDEX parts; DROP INDEX pending_parts;"
-        "DROP INDEX pending_pictures; ALTER TABLE triggers DROP COLUMN late_state;"
-        "PRAGMA user_version = 1;"
-    )
-    connection.close()
-    with Ledger(path, agent_id="line1", limits=LONG) as ledger:
-        assert (ledger.epoch, ledger.pending) == (epoch, 3)
-        deliver(ledger)
-        assert ledger.trouble is None
-    assert rows(path, "SELECT * FROM let_go") == []
