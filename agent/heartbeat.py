@@ -18,23 +18,24 @@ _LOG: Final = logging.getLogger("atac_agent.line")
 
 
 class Progress:
-    """Since when the main thread has had the same part in hand; read by other threads."""
+    """Since when each lane has had the same part in hand; read by other threads."""
 
     def __init__(self) -> None:
-        self._since: float | None = None
+        self._since: dict[int, float] = {}
 
     def begin(self) -> None:
-        """A part is taken in hand."""
-        self._since = monotonic()
+        """The calling thread takes a part in hand."""
+        self._since[threading.get_ident()] = monotonic()
 
     def end(self) -> None:
         """The part has its verdict, and the verdict is on its way to the ledger."""
-        self._since = None
+        del self._since[threading.get_ident()]
 
     def in_hand_s(self) -> float:
-        """For how many seconds; 0 while there is no part."""
-        since = self._since
-        return 0.0 if since is None else monotonic() - since
+        """For how many seconds the oldest part has been in hand; 0 while there is none."""
+        # A copy: the lanes go on meanwhile.
+        since = tuple(self._since.values())
+        return monotonic() - min(since) if since else 0.0
 
 
 class Heartbeat:
