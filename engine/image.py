@@ -45,7 +45,8 @@ def decode_image(data: bytes, *, source: str, max_pixels: int = MAX_PIXELS) -> P
             warnings.simplefilter("ignore")
             with Image.open(io.BytesIO(data)) as image:
                 _refuse_larger(image, max_pixels, source)
-                return _to_pixels(ImageOps.exif_transpose(image))
+                ImageOps.exif_transpose(image, in_place=True)
+                return _to_pixels(image)
     except ImageError:
         raise
     except UnidentifiedImageError as error:
@@ -68,10 +69,10 @@ def _to_pixels(image: Image.Image) -> Pixels:
         wide = np.asarray(image).astype(np.int64).clip(0, 65535)
         return np.asarray((wide + 128) // 257, dtype=np.uint8)
     if image.mode in {"L", "1", "LA"}:
-        return np.array(image.convert("L"))
+        return np.array(image if image.mode == "L" else image.convert("L"))
     if image.mode == "F":
         raise ValueError("floating-point pixels have no defined range; save 8 or 16 bits")
-    return np.array(image.convert("RGB"))
+    return np.array(image if image.mode == "RGB" else image.convert("RGB"))
 
 
 def images_below(folder: Path) -> list[Path]:

@@ -52,10 +52,10 @@ def heatmap(pixels: Pixels, inspection: Inspection, threshold: float) -> Pixels:
     heat = np.nan_to_num(heat.clip(0, 1), nan=1.0).astype(np.float32)
     heat = cv2.resize(heat, (width, height), interpolation=cv2.INTER_LINEAR)
     # From yellow to dark red: blue and green would speak of cold and of good.
-    levels = np.rint(155 + 90 * heat).astype(np.uint8)
+    levels = cv2.convertScaleAbs(heat, alpha=90, beta=155)
     colours = cv2.cvtColor(cv2.applyColorMap(levels, cv2.COLORMAP_TURBO), cv2.COLOR_BGR2RGB)
-    cover = (_HEAT_SHARE * np.sqrt(heat))[..., None]
-    return np.asarray(np.rint(_rgb(pixels) * (1 - cover) + colours * cover), dtype=np.uint8)
+    cover = _HEAT_SHARE * np.sqrt(heat)
+    return np.asarray(cv2.blendLinear(_rgb(pixels), colours, 1 - cover, cover), dtype=np.uint8)
 
 
 def reduced(pixels: Pixels, max_side: int) -> Pixels:
