@@ -23,6 +23,8 @@ _ROOM: Final = 8
 """Verdicts that may wait here with their frames, before inspection waits for them."""
 _COMMENT_BYTES: Final = 1024
 """Kept free in a thumbnail for the alarm's id."""
+_LOOK_S: Final = 0.25
+"""From one look for troubles to the next."""
 
 FailSafe = Literal["reject", "pass"]
 
@@ -30,8 +32,9 @@ FailSafe = Literal["reject", "pass"]
 class Announcer:
     """A thread that records verdicts with their messages; a context manager.
 
-    `tell_health` is called in the same thread every `health_s` seconds, and `watch` with each
-    verdict once it has been handed to the ledger. Leaving the context settles all that waits.
+    `tell_health` is called in the same thread every `health_s` seconds, and at once when what
+    `troubles` gives has changed; `watch` with each verdict once it has been handed to the ledger.
+    Leaving the context settles all that waits.
     """
 
     def __init__(
@@ -44,6 +47,7 @@ class Announcer:
         every_part: bool,
         tell_health: Callable[[], None],
         health_s: float,
+        troubles: Callable[[], object],
         watch: Callable[[Verdict], None],
     ) -> None:
         self._ledger = ledger
@@ -53,6 +57,7 @@ class Announcer:
         self._every_part = every_part
         self._tell_health = tell_health
         self._health_s = health_s
+        self._troubles = troubles
         self._watch = watch
         self._queue: queue.Queue[Verdict | None] = queue.Queue(_ROOM)
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="atac-announcer")
@@ -87,13 +92,17 @@ class Announcer:
             self._ended.result()  # raises what ended the thread
 
     def _run(self) -> None:
-        due = monotonic()
+        due = look_due = monotonic()
+        told: object = None
         while True:
-            if monotonic() >= due:
-                self._tell_health()
-                due = monotonic() + self._health_s
+            if (now := monotonic()) >= look_due:
+                look_due = now + min(_LOOK_S, self._health_s)
+                troubles = self._troubles()
+                if now >= due or troubles != told:
+                    self._tell_health()
+                    due, told = now + self._health_s, troubles
             try:
-                verdict = self._queue.get(timeout=max(0.0, due - monotonic()))
+                verdict = self._queue.get(timeout=max(0.0, look_due - monotonic()))
             except queue.Empty:
                 continue
             if verdict is None:

@@ -65,12 +65,12 @@ class LineSettings:
     fail_safe: FailSafe = "reject"
 
     @property
-    def deadline_ns(self) -> int | None:
-        """The time from frame to verdict that the line allows, in nanoseconds."""
+    def deadline_s(self) -> float | None:
+        """The time from frame to verdict that the line allows, in seconds."""
         if self.deadline_ms is not None:
-            return round(self.deadline_ms * 1e6)
+            return self.deadline_ms / 1e3
         if self.parts_per_minute is not None:
-            return round(60e9 / self.parts_per_minute)
+            return 60 / self.parts_per_minute
         return None
 
 

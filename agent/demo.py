@@ -17,19 +17,16 @@ from pathlib import Path
 from time import perf_counter
 from typing import Final
 
-import numpy as np
-
 from agent.broker import EmbeddedBroker
 from agent.cameras.conveyor import GOOD, ConveyorCamera, ConveyorSettings
 from agent.config import AgentSettings, BundleSettings, Config, LedgerSettings
+from agent.inference import ChildInspector, Recipe
 from agent.line import run_line
 from agent.mqtt import MqttSettings, Subscriber
 from agent.tally import Latency
 from agent.verdict import State, Verdict
 from calibration.record import read_calibration
-from engine.backends.onnxruntime_backend import OnnxRuntimeBackend
 from engine.bundle import open_bundle
-from engine.inspector import TwoPassInspector
 
 AGENT_ID: Final = "demo"
 BUNDLE: Final = Path(__file__).parent / "demo_bundle"
@@ -191,10 +188,7 @@ def run_demo(
     comparison = Comparison(camera=camera)
     listener = Listener(started, show)
     with ExitStack() as stack:
-        backend = stack.enter_context(OnnxRuntimeBackend(bundle))
-        # The first run of a network allocates its memory: not on a part's time.
-        side = bundle.manifest.view.side
-        backend.run(np.zeros((1, side, side, 3), np.uint8))
+        inspector = stack.enter_context(ChildInspector(Recipe(bundle=bundle_path)))
         folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="atac-demo-")))
         broker = stack.enter_context(EmbeddedBroker())
         mqtt = MqttSettings(host=broker.host, port=broker.port, version="3.1.1")
@@ -210,7 +204,7 @@ def run_demo(
         summary = run_line(
             config,
             camera=camera,
-            inspector=TwoPassInspector(backend, bundle.manifest),
+            inspector=inspector,
             threshold=threshold,
             bundle_id=bundle.id,
             calibration_id=calibrated.id,
@@ -218,6 +212,7 @@ def run_demo(
             stop=stop,
             started=started,
             watch=comparison.add,
+            inference_trouble=lambda: inspector.trouble,
         )
         listener.wait_for(summary.alarms, _LAST_ALARM_S)
     counts = comparison.counts

@@ -27,9 +27,9 @@ from agent.ledger import Ledger
 from agent.messages import Origin, health, outgoing
 from agent.mqtt import Publisher, check_settings
 from agent.requests import Requests
-from agent.tally import Summary, Tally, Timing
+from agent.tally import Summary, Tally, Timing, Troubles
 from agent.verdict import State, Trigger, Verdict, decide
-from engine.errors import AtacError
+from engine.errors import AtacError, NoAnswerError
 from engine.inspector import Inspector
 
 _LOG: Final = logging.getLogger("atac_agent.line")
@@ -47,13 +47,15 @@ def run_line(
     stop: threading.Event | None = None,
     started: float | None = None,
     watch: Callable[[Verdict], None] = lambda _verdict: None,
+    inference_trouble: Callable[[], str | None] = lambda: None,
 ) -> Summary:
     """Run until the camera's source ends, `parts` triggers have begun or `stop` is set.
 
     `camera` should have been made with the same `stop`, so that its waits end too; `stop` is set
     on return. `started` is `perf_counter()` when the program began. `watch` gets each verdict, in
-    the announcer's thread, once the ledger has it. Raises `ConfigurationError` when the broker's
-    settings or the ledger cannot be used; a camera or a broker that is away is waited for.
+    the announcer's thread, once the ledger has it; `inference_trouble` says why `inspector` gives
+    no answers just now. Raises `ConfigurationError` when the broker's settings or the ledger
+    cannot be used; a camera or a broker that is away is waited for.
     """
     check_settings(config.mqtt)
     stop = stop or threading.Event()
@@ -80,7 +82,7 @@ def run_line(
         )
         tally = Tally(
             ledger,
-            deadline_ns=config.line.deadline_ns,
+            deadline_s=config.line.deadline_s,
             started=perf_counter() if started is None else started,
         )
 
@@ -99,13 +101,18 @@ def run_line(
             tally.add(verdict)
             watch(verdict)
 
-        def tell_health() -> None:
-            now = tally.health(
-                publisher.status,
-                camera_trouble=acquisition.trouble,
-                requests=requests,
+        def troubles() -> Troubles:
+            return Troubles(
+                camera=acquisition.trouble,
+                inference=inference_trouble(),
+                broker=publisher.status.trouble,
+                ledger=ledger.trouble,
+                is_letting_go=ledger.is_letting_go,
                 is_paused=paused.is_set(),
             )
+
+        def tell_health() -> None:
+            now = tally.health(publisher.status, troubles(), requests)
             publisher.publish_now(health(origin, time_ns(), now))
 
         acquisition = Acquisition(camera, begin=tally.begin, end=end, stop=stop, parts=parts)
@@ -117,6 +124,7 @@ def run_line(
             every_part=config.mqtt.every_part,
             tell_health=tell_health,
             health_s=config.mqtt.health_s,
+            troubles=troubles,
             watch=settled,
         )
         progress = Progress()
@@ -174,6 +182,8 @@ def _judged(
         try:
             inspection = inspector.inspect(arrival.frame.pixels)
             state = decide(inspection, threshold)
+        except NoAnswerError as error:
+            state, reason = State.TIMEOUT, str(error)
         except AtacError as error:
             state, reason = State.ERROR, str(error)
         except Exception as error:  # noqa: BLE001 - one part must never stop the line

@@ -29,6 +29,27 @@ _LETTING_GO: Final = "ledger: is full, and undelivered messages make room; see l
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Troubles:
+    """What is wrong just now, one line each; `None` means well."""
+
+    camera: str | None
+    inference: str | None
+    broker: str | None
+    ledger: str | None
+    is_letting_go: bool
+    is_paused: bool
+
+    @property
+    def others(self) -> tuple[str, ...]:
+        """Those that health has no field of their own for."""
+        return (
+            *([] if self.inference is None else [f"inference: {self.inference}"]),
+            *([_LETTING_GO] if self.is_letting_go else []),
+            *([_PAUSED] if self.is_paused else []),
+        )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Latency:
     """Median and 99th percentile, in milliseconds, of one stage."""
 
@@ -108,10 +129,10 @@ class Tally:
     records verdicts, `summary` after both have ended. `started` is a `perf_counter()`.
     """
 
-    def __init__(self, ledger: Ledger, *, deadline_ns: int | None, started: float) -> None:
+    def __init__(self, ledger: Ledger, *, deadline_s: float | None, started: float) -> None:
         self.timing: Final = Timing()
         self._ledger = ledger
-        self._deadline_ns = deadline_ns
+        self._deadline_ns = None if deadline_s is None else round(deadline_s * 1e9)
         self._started = started
         self._triggers = 0
         self._counts = dict.fromkeys(State, 0)
@@ -140,14 +161,7 @@ class Tally:
         self._zoomed += verdict.inspection is not None and verdict.inspection.zoomed
         self._last = perf_counter()
 
-    def health(
-        self,
-        broker: BrokerStatus,
-        *,
-        camera_trouble: str | None,
-        requests: Requests,
-        is_paused: bool,
-    ) -> Health:
+    def health(self, broker: BrokerStatus, troubles: Troubles, requests: Requests) -> Health:
         """How the agent is now; the rate is that since the last call."""
         now, ended = perf_counter(), sum(self._counts.values())
         before, ended_before = self._rated
@@ -165,15 +179,12 @@ class Tally:
             refused=self._ledger.refused,
             lost=self._ledger.lost,
             let_go=self._ledger.let_go,
-            camera_trouble=camera_trouble,
-            broker_trouble=broker.trouble,
-            ledger_trouble=self._ledger.trouble,
+            camera_trouble=troubles.camera,
+            broker_trouble=troubles.broker,
+            ledger_trouble=troubles.ledger,
             requests=requests.accepted,
             requests_refused=requests.refused,
-            other_troubles=(
-                *([_LETTING_GO] if self._ledger.is_letting_go else []),
-                *([_PAUSED] if is_paused else []),
-            ),
+            other_troubles=troubles.others,
         )
 
     def summary(self, broker: BrokerStatus, *, alarms: int) -> Summary:

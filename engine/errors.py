@@ -6,6 +6,7 @@
     ├── BundleError             a model bundle is missing, damaged, too new or of another make
     ├── BackendError            a runtime, its driver or its device cannot be used
     ├── InspectionError         the network answered something that is not a score
+    │   └── NoAnswerError       … or nothing at all in the time that it had
     ├── CalibrationError        the parts at hand cannot support the promise asked for
     ├── TrainingError           the images at hand, or their numbers, cannot be learnt from
     ├── CameraError             a camera is not ready or has gone; the line retries
@@ -55,6 +56,10 @@ class BackendError(AtacError):
 
 class InspectionError(AtacError):
     """The network's answer for a frame is not a finite score."""
+
+
+class NoAnswerError(InspectionError):
+    """The network has not answered in the time that it had; the part ends as TIMEOUT."""
 
 
 class CalibrationError(AtacError):

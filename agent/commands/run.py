@@ -33,39 +33,34 @@ def run(
     """
     started = perf_counter()
 
-    import numpy as np
-
     from agent.cameras import open_camera
     from agent.config import load_config
+    from agent.inference import ChildInspector, Recipe
     from agent.line import run_line, stopping_on_signals
     from calibration.record import read_calibration
-    from engine.backends.opening import open_backend
     from engine.bundle import open_bundle
-    from engine.inspector import TwoPassInspector
 
     logging.basicConfig(format="agent: %(message)s", level=logging.WARNING)
     settings = load_config(config)
     bundle = open_bundle(settings.bundle.path, signed_by=settings.bundle.require_signature)
-    precision = settings.bundle.precision
-    record = read_calibration(bundle, precision=precision)
+    record = read_calibration(bundle, precision=settings.bundle.precision)
+    recipe = Recipe(
+        bundle=settings.bundle.path,
+        signed_by=settings.bundle.require_signature,
+        backend=settings.bundle.backend,
+        precision=settings.bundle.precision,
+        fallback=settings.bundle.fallback,
+    )
     stop = threading.Event()
     with (
         stopping_on_signals(stop),
-        open_backend(
-            bundle,
-            backend=settings.bundle.backend,
-            precision=precision,
-            fallback=settings.bundle.fallback,
-        ) as backend,
+        ChildInspector(recipe, deadline_s=settings.line.deadline_s) as inspector,
     ):
-        # The first run of a network allocates its memory: not on a part's time.
-        side = bundle.manifest.view.side
-        backend.run(np.zeros((1, side, side, 3), np.uint8))
         status = StatusLine()
         summary = run_line(
             settings,
             camera=open_camera(settings.camera, stop),
-            inspector=TwoPassInspector(backend, bundle.manifest),
+            inspector=inspector,
             threshold=record.calibration.threshold,
             bundle_id=bundle.id,
             calibration_id=record.id,
@@ -73,6 +68,7 @@ def run(
             stop=stop,
             started=started,
             watch=status.show,
+            inference_trouble=lambda: inspector.trouble,
         )
         status.clear()
     typer.echo(json.dumps(asdict(summary), indent=2) if as_json else told(summary))

@@ -75,15 +75,15 @@ def test_paths_start_at_the_file_s_own_folder(tmp_path):
 
 def test_a_section_with_all_its_keys_commented_out_keeps_its_defaults(tmp_path):
     (tmp_path / "agent.yaml").write_text(GOOD + "line:\n  # deadline_ms: 5\n")
-    assert load_config(tmp_path / "agent.yaml").line.deadline_ns is None
+    assert load_config(tmp_path / "agent.yaml").line.deadline_s is None
 
 
 def test_the_deadline_comes_from_the_rate_where_it_is_not_given(tmp_path):
     path = tmp_path / "agent.yaml"
     path.write_text(GOOD + "line: {parts_per_minute: 120}\n")
-    assert load_config(path).line.deadline_ns == 500_000_000
+    assert load_config(path).line.deadline_s == 0.5
     path.write_text(GOOD + "line: {parts_per_minute: 120, deadline_ms: 80}\n")
-    assert load_config(path).line.deadline_ns == 80_000_000
+    assert load_config(path).line.deadline_s == 0.08
 
 
 @pytest.mark.parametrize(

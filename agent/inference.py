@@ -1,0 +1,315 @@
+"""The inspection in a process of its own, which can be killed when it hangs and may die alone.
+
+    agent ── frame in shared memory, its shape in a packet ──▶ child: the same two passes
+          ◀── maps in shared memory, all else in a packet ──
+
+Both map the same anonymous memory, so nothing is left behind whatever ends either of them. The
+child is `agent/inference_process.py`. Why a process: `docs/adr/0012-inference-in-a-child.md`.
+"""
+
+import json
+import logging
+import mmap
+import os
+import signal
+import socket
+import struct
+import subprocess
+import sys
+from contextlib import suppress
+from dataclasses import asdict
+from pathlib import Path
+from time import monotonic, sleep
+from types import TracebackType
+from typing import Any, Final, Self
+
+import numpy as np
+
+from engine.backends import BackendName, FallbackName
+from engine.bundle import Precision
+from engine.errors import BackendError, InspectionError, NoAnswerError
+from engine.frame import Box, Inspection, Map, Pixels, StageTimes
+from engine.spec import spec
+
+REQUEST: Final = struct.Struct("<QIII")
+"""Bytes of shared memory, then the frame's height, width and channels; 0 channels for mono."""
+PACKET: Final = 65_536
+_LOG: Final = logging.getLogger("atac_agent.inference")
+_LIMIT_S: Final = 2.0
+"""After so long without an answer the child is killed, unless its network is known to be slow."""
+_SLOW_S: Final = 1.0
+"""After so long health says so."""
+_PATIENCE: Final = 10
+"""A network may take so many times what it took when it was started."""
+_START_S: Final = 120.0
+"""A TensorRT plan of some hundred megabytes has to be read and laid out."""
+_RESTART_S: Final = 10.0
+"""How long a part without a deadline waits for a child that is being started anew."""
+_FIRST_RETRY_S: Final = 0.25
+_LAST_RETRY_S: Final = 5.0
+
+
+@spec
+class Recipe:
+    """What the child opens: as `open_bundle` and `open_backend` take it."""
+
+    bundle: Path
+    signed_by: Path | None = None
+    backend: BackendName = "onnxruntime"
+    precision: Precision = "fp32"
+    fallback: FallbackName | None = None
+
+
+class ChildInspector:
+    """An `Inspector` whose passes run in a child process; a context manager.
+
+    Entering starts the child and waits until it is ready; raises `BackendError` when it cannot be.
+    A child that does not answer is killed and one that has died is replaced: the part in hand gets
+    `NoAnswerError` or `InspectionError`, the next one waits for the new child, but not beyond
+    `deadline_s`. Used by one thread; `trouble` is read by others.
+    """
+
+    def __init__(self, recipe: Recipe, *, deadline_s: float | None = None) -> None:
+        self._recipe = recipe
+        self._deadline_s = deadline_s
+        self._child: _Child | None = None
+        self._failure: str | None = None
+        self._asked: float | None = None
+        self._retry_s = _FIRST_RETRY_S
+        self._retry_at = 0.0
+        self.restarts = 0
+
+    @property
+    def pid(self) -> int | None:
+        """The child's process id; `None` while there is none."""
+        return None if self._child is None else self._child.pid
+
+    @property
+    def trouble(self) -> str | None:
+        """Why there are no answers, in one line; `None` while there are."""
+        child, asked = self._child, self._asked
+        if self._failure is not None:
+            return self._failure
+        if child is not None and asked is not None and monotonic() - asked > child.slow_s:
+            return "has not answered for a while"
+        if child is not None and (end := child.end()) is not None:
+            return end
+        return None
+
+    def __enter__(self) -> Self:
+        self._child = _Child(self._recipe)
+        try:
+            is_ready = self._child.is_ready(_START_S)
+        except BackendError:
+            self._close()
+            raise
+        if not is_ready:
+            self._close()
+            raise BackendError(f"inference was not ready after {_START_S:g} s")
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self._close()
+
+    def inspect(self, pixels: Pixels) -> Inspection:
+        """As `TwoPassInspector.inspect`, by the child."""
+        child = self._ready_child()
+        limit_s = max(_LIMIT_S, child.slow_s, self._deadline_s or 0.0)
+        self._asked = monotonic()
+        try:
+            inspection = child.inspect(pixels, limit_s)
+        except (NoAnswerError, BackendError) as error:
+            self._lose(str(error))
+            raise
+        finally:
+            self._asked = None
+        if self._failure is not None:
+            _LOG.warning("inference answers again")
+            self._failure = None
+        return inspection
+
+    def _ready_child(self) -> "_Child":
+        """The child, waited for as long as a part may wait; starts one where there is none."""
+        until = monotonic() + (_RESTART_S if self._deadline_s is None else self._deadline_s)
+        if self._child is not None and (end := self._child.end()) is not None:
+            self._lose(end)
+        if self._child is None:
+            sleep(max(0.0, min(self._retry_at, until) - monotonic()))
+            if monotonic() < self._retry_at:
+                raise BackendError(f"inference {self._failure}")
+            self._child = _Child(self._recipe)
+        try:
+            is_ready = self._child.is_ready(max(0.0, until - monotonic()))
+        except BackendError as error:
+            self._fail_to_start(str(error))
+            raise
+        if not is_ready:
+            if self._child.age_s() > _START_S:
+                self._fail_to_start(f"was not ready after {_START_S:g} s")
+            raise NoAnswerError("inference is being started anew")
+        self._retry_s = _FIRST_RETRY_S
+        return self._child
+
+    def _lose(self, reason: str) -> None:
+        """The child hangs or has died: another one at once."""
+        _LOG.error("inference %s; starting it anew", reason)
+        self._failure = f"{reason}; it was started anew"
+        self.restarts += 1
+        self._close()
+        self._child = _Child(self._recipe)
+
+    def _fail_to_start(self, reason: str) -> None:
+        if reason != self._failure:
+            _LOG.error("inference cannot be started, trying again: %s", reason)
+        self._failure = reason
+        self._close()
+        self._retry_at = monotonic() + self._retry_s
+        self._retry_s = min(2 * self._retry_s, _LAST_RETRY_S)
+
+    def _close(self) -> None:
+        if self._child is not None:
+            self._child.close()
+            self._child = None
+
+
+class _Child:
+    """One child process with its socket and its shared memory; made, it is starting."""
+
+    def __init__(self, recipe: Recipe) -> None:
+        self._started = monotonic()
+        self._is_ready = False
+        self._map_shape = (0, 0)
+        self.slow_s = _SLOW_S
+        self._socket, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        self._memory = Memory(os.memfd_create("atac-frame"))
+        with theirs:
+            self._process = subprocess.Popen(  # noqa: S603 - our own program
+                [
+                    *(sys.executable, "-P", "-m", "agent.inference_process"),
+                    *(str(theirs.fileno()), str(self._memory.file)),
+                    json.dumps(asdict(recipe), default=str),
+                ],
+                pass_fds=(theirs.fileno(), self._memory.file),
+                stdin=subprocess.DEVNULL,
+                stdout=subprocess.DEVNULL,
+            )
+
+    @property
+    def pid(self) -> int:
+        return self._process.pid
+
+    def age_s(self) -> float:
+        return monotonic() - self._started
+
+    def end(self) -> str | None:
+        """How the process has ended, in words; `None` while it runs."""
+        code = self._process.poll()
+        if code is None:
+            return None
+        return f"was ended by {signal.Signals(-code).name}" if code < 0 else f"ended with {code}"
+
+    def is_ready(self, within_s: float) -> bool:
+        """Whether it can be asked, waited for; raises `BackendError` when it never will be."""
+        if self._is_ready:
+            return True
+        told = self._hear(within_s)
+        if told is None:
+            return False
+        if "error" in told:
+            raise BackendError(told["error"])
+        self._is_ready = True
+        self._map_shape = (told["map_height"], told["map_width"])
+        self.slow_s = max(_SLOW_S, _PATIENCE * told["pass_s"])
+        return True
+
+    def inspect(self, pixels: Pixels, within_s: float) -> Inspection:
+        height, width = pixels.shape[:2]
+        maps = 2 * self._map_shape[0] * self._map_shape[1] * 4
+        self._memory.hold(maps + pixels.nbytes)
+        np.copyto(self._memory.pixels(pixels.shape, maps), pixels)
+        channels = pixels.shape[2] if pixels.ndim == 3 else 0
+        with suppress(ConnectionError):  # it has just died, as the next line will find
+            self._socket.send(REQUEST.pack(self._memory.size, height, width, channels))
+        told = self._hear(within_s)
+        if told is None:
+            raise NoAnswerError(f"did not answer within {within_s:g} s")
+        if "error" in told:
+            raise InspectionError(told["error"])
+        attention, score_map = self._memory.maps(self._map_shape)
+        return Inspection(
+            score=told["score"],
+            pass_scores=(told["pass_scores"][0], told["pass_scores"][1]),
+            deviation=told["deviation"],
+            box=Box(**told["box"]),
+            zoomed=told["zoomed"],
+            attention=attention.copy(),
+            score_map=score_map.copy(),
+            times=StageTimes(**told["times"]),
+        )
+
+    def close(self) -> None:
+        """End it for good; one that the kernel holds on to is left to the kernel."""
+        self._process.kill()
+        with suppress(subprocess.TimeoutExpired):
+            self._process.wait(1.0)
+        self._socket.close()
+        self._memory.close()
+
+    def _hear(self, within_s: float) -> dict[str, Any] | None:
+        """The next packet, `None` when there is none in time; raises `BackendError` at the end."""
+        self._socket.settimeout(max(within_s, 1e-3))
+        try:
+            packet = self._socket.recv(PACKET)
+        except TimeoutError:
+            return None
+        except ConnectionError:
+            packet = b""
+        if not packet:
+            with suppress(subprocess.TimeoutExpired):
+                self._process.wait(1.0)
+            raise BackendError(self.end() or "closed its connection")
+        told: dict[str, Any] = json.loads(packet)
+        return told
+
+
+class Memory:
+    """The shared memory behind `file`: two maps, then a frame. It grows with the frames."""
+
+    def __init__(self, file: int) -> None:
+        self.file: Final = file
+        self.size = 0
+        self._mapped: mmap.mmap | None = None
+
+    def hold(self, size: int) -> None:
+        """Have room for `size` bytes; what was in it is kept."""
+        if size > self.size:
+            os.ftruncate(self.file, size)
+            self.map(size)
+
+    def map(self, size: int) -> None:
+        """Map `size` bytes, unless they are mapped."""
+        if size != self.size:
+            self._mapped, self.size = mmap.mmap(self.file, size), size
+
+    def maps(self, shape: tuple[int, int]) -> tuple[Map, Map]:
+        """Attention and score map, float32 of `shape`, as they lie there."""
+        assert self._mapped is not None
+        count = shape[0] * shape[1]
+        both = np.frombuffer(self._mapped, np.float32, 2 * count).reshape(2, *shape)
+        return both[0], both[1]
+
+    def pixels(self, shape: tuple[int, ...], offset: int) -> Pixels:
+        """The frame, uint8 of `shape`, as it lies there."""
+        assert self._mapped is not None
+        count = int(np.prod(shape))
+        return np.frombuffer(self._mapped, np.uint8, count, offset).reshape(shape)
+
+    def close(self) -> None:
+        """Give the memory back; the mapping goes with the last array over it."""
+        self._mapped = None
+        os.close(self.file)

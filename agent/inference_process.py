@@ -1,0 +1,105 @@
+"""The child of `agent/inference.py`: opens a bundle and inspects the frames that it is handed.
+
+It ends when its parent does, and leaves Ctrl-C and SIGTERM to it: the part in hand is finished.
+"""
+
+import ctypes
+import json
+import logging
+import signal
+import socket
+import sys
+from dataclasses import asdict
+from time import perf_counter
+from typing import Final
+
+import numpy as np
+from pydantic import TypeAdapter
+
+from agent.inference import PACKET, REQUEST, Memory, Recipe
+from engine.backends.opening import open_backend
+from engine.bundle import open_bundle
+from engine.errors import AtacError
+from engine.frame import Inspection
+from engine.inspector import Inspector, TwoPassInspector
+
+_LOG: Final = logging.getLogger("atac_agent.inference")
+_PR_SET_PDEATHSIG: Final = 1
+
+
+def main(connection: socket.socket, memory: Memory, recipe: Recipe) -> None:
+    """Serve until the parent closes `connection`."""
+    try:
+        bundle = open_bundle(recipe.bundle, signed_by=recipe.signed_by)
+        opened = open_backend(
+            bundle, backend=recipe.backend, precision=recipe.precision, fallback=recipe.fallback
+        )
+    except AtacError as error:
+        _tell(connection, {"error": str(error)})
+        return
+    with opened as backend:
+        side = bundle.manifest.view.side
+        nothing = np.zeros((1, side, side, 3), np.uint8)
+        backend.run(nothing)  # the first run allocates: not on a part's time
+        begun = perf_counter()
+        backend.run(nothing)
+        network = bundle.manifest.network
+        _tell(
+            connection,
+            {
+                "pass_s": perf_counter() - begun,
+                "map_height": network.map_height,
+                "map_width": network.map_width,
+            },
+        )
+        inspector = TwoPassInspector(backend, bundle.manifest)
+        shape = (network.map_height, network.map_width)
+        while request := connection.recv(REQUEST.size):
+            _tell(connection, _answer(inspector, memory, shape, request))
+
+
+def _answer(
+    inspector: Inspector, memory: Memory, map_shape: tuple[int, int], request: bytes
+) -> dict[str, object]:
+    size, height, width, channels = REQUEST.unpack(request)
+    memory.map(size)
+    frame_shape = (height, width, channels) if channels else (height, width)
+    pixels = memory.pixels(frame_shape, 2 * map_shape[0] * map_shape[1] * 4)
+    try:
+        found = inspector.inspect(pixels)
+    except AtacError as error:
+        return {"error": str(error)}
+    except Exception as error:  # noqa: BLE001 - one part must never stop the line
+        _LOG.exception("an inspection failed")
+        return {"error": f"{type(error).__name__}: {error}"}
+    attention, score_map = memory.maps(map_shape)
+    attention[:], score_map[:] = found.attention, found.score_map
+    return _packed(found)
+
+
+def _packed(found: Inspection) -> dict[str, object]:
+    return {
+        "score": found.score,
+        "pass_scores": found.pass_scores,
+        "deviation": found.deviation,
+        "box": asdict(found.box),
+        "zoomed": found.zoomed,
+        "times": asdict(found.times),
+    }
+
+
+def _tell(connection: socket.socket, content: dict[str, object]) -> None:
+    connection.send(json.dumps(content).encode()[:PACKET])
+
+
+if __name__ == "__main__":
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    # Also a child that hangs shall not outlive its parent.
+    ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+    logging.basicConfig(format="agent: %(message)s", level=logging.WARNING)
+    main(
+        socket.socket(fileno=int(sys.argv[1])),
+        Memory(int(sys.argv[2])),
+        TypeAdapter(Recipe).validate_json(sys.argv[3]),
+    )

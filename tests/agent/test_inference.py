@@ -1,0 +1,170 @@
+"""Inspection in a child process: the same answers, and what becomes of parts when it fails."""
+
+import os
+import signal
+import threading
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from agent.inference import ChildInspector, Recipe
+from engine.backends.onnxruntime_backend import OnnxRuntimeBackend
+from engine.errors import BackendError, InspectionError, NoAnswerError
+from engine.inspector import TwoPassInspector
+from tests.tiny_bundle import defective_part, good_part, tiny_bundle
+
+
+@pytest.fixture(scope="module")
+def bundle(tmp_path_factory):
+    return tiny_bundle(tmp_path_factory.mktemp("bundle"))
+
+
+@pytest.fixture
+def child(bundle):
+    with ChildInspector(Recipe(bundle=bundle.path)) as inspector:
+        yield inspector
+
+
+def kill(child) -> None:
+    """Kill the child process and wait until that is known."""
+    os.kill(child.pid, signal.SIGKILL)
+    while child._child.end() is None:
+        time.sleep(0.01)
+
+
+def open_files() -> int:
+    return len(list(Path("/proc/self/fd").iterdir()))
+
+
+def test_a_child_answers_what_the_agent_itself_would(bundle, child):
+    frames = [good_part(1), defective_part(2), defective_part(3, width=900, height=700)]
+    frames += [frame[..., 0] for frame in frames]  # mono
+    frames += [frames[2][10:600, ::2], frames[0]]  # not contiguous; small after large
+    with OnnxRuntimeBackend(bundle) as backend:
+        within = TwoPassInspector(backend, bundle.manifest)
+        for frame in frames:
+            one, other = within.inspect(frame), child.inspect(frame)
+            for name in ("score", "pass_scores", "deviation", "box", "zoomed"):
+                assert getattr(one, name) == getattr(other, name)
+            np.testing.assert_array_equal(one.attention, other.attention)
+            np.testing.assert_array_equal(one.score_map, other.score_map)
+            assert other.times.total > 0
+    assert child.trouble is None
+    assert child.restarts == 0
+
+
+def test_what_was_found_stays_as_it_is_when_the_next_frame_comes(child):
+    found = child.inspect(defective_part(1))
+    before = found.score_map.copy()
+    child.inspect(good_part(2))
+    np.testing.assert_array_equal(found.score_map, before)
+
+
+def test_a_killed_child_is_replaced_and_costs_at_most_the_part_in_hand(child, eventually):
+    child.inspect(good_part(1))
+    pid = child.pid
+    os.kill(pid, signal.SIGKILL)
+    eventually(lambda: child.trouble == "was ended by SIGKILL")  # noticed without a part
+    assert child.inspect(good_part(1)).score > 0
+    assert child.pid != pid
+    assert (child.restarts, child.trouble) == (1, None)
+
+
+def test_a_child_that_dies_with_a_part_in_hand_ends_it_as_error(child):
+    os.kill(child.pid, signal.SIGSTOP)
+    killer = child._child._process
+
+    threading.Timer(0.2, killer.kill).start()
+    with pytest.raises(BackendError, match="was ended by SIGKILL"):
+        child.inspect(good_part(1))
+    assert "started anew" in child.trouble
+    assert child.inspect(good_part(1)).score > 0
+
+
+def test_a_child_that_hangs_is_killed_and_replaced(child):
+    os.kill(child.pid, signal.SIGSTOP)
+    begun = time.monotonic()
+    with pytest.raises(NoAnswerError, match="did not answer within 2 s"):
+        child.inspect(good_part(1))
+    assert time.monotonic() - begun < 10
+    assert child.trouble == "did not answer within 2 s; it was started anew"
+    assert child.inspect(good_part(1)).score > 0
+    assert child.trouble is None
+
+
+def test_a_part_waits_for_a_new_child_no_longer_than_its_deadline(bundle):
+    with ChildInspector(Recipe(bundle=bundle.path), deadline_s=0.05) as child:
+        kill(child)
+        with pytest.raises(NoAnswerError, match="is being started anew"):
+            child.inspect(good_part(1))
+        pid = child.pid
+        until = time.monotonic() + 20
+        while True:
+            try:
+                child.inspect(good_part(1))
+                break
+            except NoAnswerError:
+                assert time.monotonic() < until
+        assert child.pid == pid  # it was waited for, not started again and again
+
+
+def test_restarts_leave_nothing_behind(child):
+    def restart():
+        kill(child)
+        child.inspect(good_part(1))
+
+    restart()
+    before = open_files()
+    for _ in range(3):
+        restart()
+    assert open_files() == before
+    assert child.restarts == 4
+
+
+def test_a_child_that_cannot_start_stops_the_agent(tmp_path):
+    before = open_files()
+    with pytest.raises(BackendError, match="manifest"), ChildInspector(Recipe(bundle=tmp_path)):
+        pass
+    assert open_files() == before
+
+
+def test_a_child_that_cannot_start_again_is_tried_more_and_more_rarely(bundle, tmp_path, caplog):
+    moved = tiny_bundle(tmp_path / "bundle")
+    with ChildInspector(Recipe(bundle=moved.path), deadline_s=2.0) as child:
+        manifest = tmp_path / "bundle" / "manifest.json"
+        text = manifest.read_bytes()
+        manifest.unlink()
+        kill(child)
+        for _ in range(2):
+            with pytest.raises((BackendError, NoAnswerError)):
+                child.inspect(good_part(1))
+        assert "manifest" in child.trouble
+        said = [record for record in caplog.records if "cannot be started" in record.message]
+        assert len(said) == 1
+        manifest.write_bytes(text)
+        until = time.monotonic() + 20
+        while True:
+            try:
+                child.inspect(good_part(1))
+                break
+            except (BackendError, NoAnswerError):
+                assert time.monotonic() < until
+        assert child.trouble is None
+
+
+def test_an_inspection_that_fails_is_an_error_of_its_part_alone(child):
+    pid = child.pid
+    with pytest.raises(InspectionError):
+        child.inspect(np.zeros((4, 4, 7), np.uint8))
+    assert child.inspect(good_part(1)).score > 0
+    assert (child.pid, child.restarts) == (pid, 0)
+
+
+def test_a_child_leaves_ctrl_c_to_its_parent(child):
+    child.inspect(good_part(1))
+    os.kill(child.pid, signal.SIGINT)
+    os.kill(child.pid, signal.SIGTERM)
+    assert child.inspect(good_part(1)).score > 0
+    assert child.restarts == 0

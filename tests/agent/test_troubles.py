@@ -1,0 +1,100 @@
+"""Health says what is wrong as soon as it is, and that it is well again; on a real broker."""
+
+import json
+import os
+import signal
+import threading
+from dataclasses import replace
+
+import pytest
+
+from agent.cameras.conveyor import ConveyorCamera, ConveyorSettings
+from agent.config import AgentSettings, BundleSettings, Config, LedgerSettings
+from agent.inference import ChildInspector, Recipe
+from agent.line import run_line
+from agent.verdict import State
+from engine.errors import CameraError
+from tests.tiny_bundle import tiny_bundle
+
+
+@pytest.fixture
+def line(broker, hear, tmp_path):
+    """A line that runs in the background, and what it says; health is otherwise due hourly."""
+    bundle = tiny_bundle(tmp_path / "bundle")
+    settings = ConveyorSettings(parts_per_minute=1200)
+    config = Config(
+        agent=AgentSettings(id="line-3"),
+        bundle=BundleSettings(path=bundle.path),
+        camera=settings,
+        mqtt=replace(broker.settings, health_s=3600),
+        ledger=LedgerSettings(path=tmp_path / "ledger.sqlite"),
+    )
+    line = Line(config, hear(broker.settings, "atac/line-3/health"))
+    with ChildInspector(Recipe(bundle=bundle.path)) as line.inspector:
+        yield line
+        line.end()
+
+
+class Line:
+    def __init__(self, config, heard):
+        self.config = config
+        self.heard = heard
+        self.stop = threading.Event()
+        self.summary = None
+
+    def begin(self, camera) -> None:
+        def run():
+            self.summary = run_line(
+                self.config,
+                camera=camera,
+                inspector=self.inspector,
+                threshold=0.5,
+                stop=self.stop,
+                inference_trouble=lambda: self.inspector.trouble,
+            )
+
+        self.thread = threading.Thread(target=run)
+        self.thread.start()
+
+    def end(self) -> None:
+        self.stop.set()
+        self.thread.join()
+
+    def reasons(self) -> list[list[str]]:
+        """What health has said since the line was first well."""
+        said = [json.loads(payload)["reasons"] for payload in self.heard.on("health")]
+        return said[said.index([]) :] if [] in said else []
+
+    def conveyor(self, kind=ConveyorCamera):
+        return kind(self.config.camera, self.stop)
+
+
+def test_a_camera_that_goes_away_and_comes_back_is_said_at_once(line, eventually):
+    away = threading.Event()
+
+    class Pulled(ConveyorCamera):
+        def read(self):
+            if away.is_set():
+                raise CameraError("the cable is out")
+            return super().read()
+
+    line.begin(line.conveyor(Pulled))
+    eventually(lambda: line.reasons() == [[]])
+    away.set()
+    eventually(lambda: line.reasons()[1:] == [["camera: the cable is out"]])
+    away.clear()
+    eventually(lambda: line.reasons()[2:] == [[]])
+
+
+def test_inference_that_hangs_is_said_at_once_and_costs_one_part(line, eventually):
+    line.begin(line.conveyor())
+    eventually(lambda: line.reasons() == [[]])
+    os.kill(line.inspector.pid, signal.SIGSTOP)
+    eventually(lambda: [] in line.reasons()[1:])
+    first, *between = line.reasons()[1:]
+    assert first == ["inference: has not answered for a while"]
+    assert between[-1] == []
+    line.end()
+    assert line.summary.counts[State.TIMEOUT] == 1
+    assert line.summary.counts[State.ERROR] == 0
+    assert sum(line.summary.counts.values()) == line.summary.triggers
