@@ -1,6 +1,6 @@
 """The line: a camera's parts are inspected, one after another, and every one is accounted for.
 
-    atac-acquisition         main thread            atac-announcer            atac-ledger
+    atac-acquisition         main, atac-lane        atac-announcer            atac-ledger
     camera.read ─▶ trigger ─▶ handover ─▶ inspect ─▶ decide ─▶ queue ─▶ picture, messages ─▶ commit
                       └─ skipped, lost, unusable ──────────────▲                              │
                                                   broker ◀── MQTT sender ◀── outbox ◀─────────┘
@@ -11,18 +11,19 @@ Inspection never waits for a broker or a disk. The handover holds two parts, the
 import logging
 import signal
 import threading
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from time import perf_counter, time_ns
 from types import FrameType
 from typing import Final
 
-from agent.acquisition import Acquisition, Arrival
+from agent.acquisition import Acquisition, Arrival, Handover
 from agent.announcer import Announcer
 from agent.cameras import Camera
 from agent.config import Config
 from agent.heartbeat import Heartbeat, Progress
+from agent.lanes import through_lanes
 from agent.ledger import Ledger
 from agent.messages import Origin, health, outgoing
 from agent.mqtt import Publisher, check_settings
@@ -30,6 +31,7 @@ from agent.requests import Requests
 from agent.tally import Summary, Tally, Timing, Troubles
 from agent.verdict import State, Trigger, Verdict, decide
 from engine.errors import AtacError, NoAnswerError
+from engine.frame import Inspection
 from engine.inspector import Inspector
 
 _LOG: Final = logging.getLogger("atac_agent.line")
@@ -46,16 +48,18 @@ def run_line(
     parts: int | None = None,
     stop: threading.Event | None = None,
     started: float | None = None,
+    lanes: int = 1,
     watch: Callable[[Verdict], None] = lambda _verdict: None,
     inference_trouble: Callable[[], str | None] = lambda: None,
 ) -> Summary:
     """Run until the camera's source ends, `parts` triggers have begun or `stop` is set.
 
     `camera` should have been made with the same `stop`, so that its waits end too; `stop` is set
-    on return. `started` is `perf_counter()` when the program began. `watch` gets each verdict, in
-    the announcer's thread, once the ledger has it; `inference_trouble` says why `inspector` gives
-    no answers just now. Raises `ConfigurationError` when the broker's settings or the ledger
-    cannot be used; a camera or a broker that is away is waited for.
+    on return. `started` is `perf_counter()` when the program began. `inspector` is called by
+    `lanes` threads at once; verdicts leave in the order of the parts. `watch` gets each verdict,
+    in the announcer's thread, once the ledger has it; `inference_trouble` says why `inspector`
+    gives no answers just now. Raises `ConfigurationError` when the broker's settings or the
+    ledger cannot be used; a camera or a broker that is away is waited for.
     """
     check_settings(config.mqtt)
     stop = stop or threading.Event()
@@ -139,41 +143,58 @@ def run_line(
             Heartbeat(is_well),
         ):
             _inspect_parts(
-                arrivals, inspector, threshold, announcer, tally.timing, paused, progress
+                arrivals, inspector, threshold, announcer, tally.timing, paused, progress, lanes
             )
         ledger.flush()
         return tally.summary(publisher.status, alarms=announcer.alarms)
 
 
 def _inspect_parts(
-    arrivals: Iterable[Arrival],
+    arrivals: Handover,
     inspector: Inspector,
     threshold: float,
     announcer: Announcer,
     timing: Timing,
     paused: threading.Event,
     progress: Progress,
+    lanes: int,
 ) -> None:
-    """The loop: receive, inspect, decide, record, time."""
-    for arrival in arrivals:
-        progress.begin()
-        begun = perf_counter()
-        verdict = _judged(arrival, inspector, threshold, is_paused=paused.is_set())
+    """The loop: receive, inspect, decide, record, time; `lanes` parts at once, in order."""
+
+    def inspect(arrival: Arrival) -> _Outcome:
+        return _inspected(arrival, inspector, threshold, is_paused=paused.is_set())
+
+    def release(outcome: _Outcome) -> None:
+        verdict = _verdict(outcome, threshold)
         decided = perf_counter()
         announcer.settle(verdict)
-        progress.end()
         if verdict.inspection is not None:
+            received = outcome.arrival.received
             timing.add(
                 verdict.inspection,
-                wait=begun - arrival.received,
-                end_to_end=decided - arrival.received,
+                wait=outcome.begun - received,
+                end_to_end=decided - received,
             )
 
+    through_lanes(arrivals, inspect, release, lanes=lanes, progress=progress)
 
-def _judged(
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class _Outcome:
+    """What a lane found. `begun` is `perf_counter()` when the part was taken in hand."""
+
+    arrival: Arrival
+    begun: float
+    state: State
+    reason: str = ""
+    inspection: Inspection | None = None
+
+
+def _inspected(
     arrival: Arrival, inspector: Inspector, threshold: float, *, is_paused: bool
-) -> Verdict:
-    inspection, reason, late_state = None, "", None
+) -> _Outcome:
+    begun = perf_counter()
+    inspection, reason = None, ""
     if is_paused:
         state, reason = State.DROPPED, "inspection is paused by request"
     elif _late_s(arrival) > 0:
@@ -189,17 +210,23 @@ def _judged(
         except Exception as error:  # noqa: BLE001 - one part must never stop the line
             _LOG.exception("inspection of part %s failed", arrival.trigger.part_id)
             state, reason = State.ERROR, f"{type(error).__name__}: {error}"
-        late_s = _late_s(arrival)
-        if inspection is not None and late_s > 0:
-            reason = f"{state} came {late_s * 1e3:.1f} ms after the deadline"
-            state, late_state = State.TIMEOUT, state
+    return _Outcome(arrival=arrival, begun=begun, state=state, reason=reason, inspection=inspection)
+
+
+def _verdict(outcome: _Outcome, threshold: float) -> Verdict:
+    """The verdict as it leaves; waiting for the parts before it may have made it late."""
+    arrival, state, reason, late_state = outcome.arrival, outcome.state, outcome.reason, None
+    late_s = _late_s(arrival)
+    if outcome.inspection is not None and late_s > 0:
+        reason = f"{state} came {late_s * 1e3:.1f} ms after the deadline"
+        state, late_state = State.TIMEOUT, state
     return Verdict(
         trigger=arrival.trigger,
         state=state,
         decided_ns=time_ns(),
         threshold=threshold,
         frame=arrival.frame,
-        inspection=inspection,
+        inspection=outcome.inspection,
         reason=reason,
         late_state=late_state,
     )

@@ -308,6 +308,41 @@ def test_a_triggered_camera_s_parts_all_wait_for_their_inspection(config):
     assert ran(config, ScriptedCamera(*range(20)), inspector).counts[State.OK] == 20
 
 
+def test_with_two_lanes_the_ledger_keeps_the_order_of_the_parts(config):
+    second_done = threading.Event()
+
+    def hold(pixels: Pixels) -> None:
+        if pixels[0, 0, 0] == 0:
+            assert second_done.wait(10)
+        second_done.set()
+
+    seen: list[int] = []
+    summary = ran(
+        config,
+        ScriptedCamera(*range(20)),
+        BrightnessInspector(hold),
+        lanes=2,
+        watch=lambda verdict: seen.append(verdict.trigger.sequence),
+    )
+    assert summary.counts[State.OK] == 20
+    assert seen == list(range(1, 21))
+
+
+def test_a_verdict_that_the_part_before_made_late_is_a_timeout(config, tmp_path):
+    config = with_line(config, tmp_path, deadline_ms=400)
+    second_done = threading.Event()
+
+    def hold(pixels: Pixels) -> None:
+        if pixels[0, 0, 0] == 0:
+            assert second_done.wait(10)
+            sleep(0.5)
+        second_done.set()
+
+    ran(config, ScriptedCamera(0, 60), BrightnessInspector(hold), lanes=2)
+    assert [state for _, _, state, _ in rows(config)] == ["TIMEOUT", "TIMEOUT"]
+    assert rows(config)[1][3].startswith("NG came ")
+
+
 @pytest.mark.parametrize("triggered", [True, False])
 def test_the_run_ends_after_so_many_parts(config, triggered):
     camera = ScriptedCamera(*range(0, 40, 3), triggered=triggered)
