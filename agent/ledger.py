@@ -319,9 +319,9 @@ class Ledger:
         ids, _, last = found
         return (ids[0], ids[-1]) if ids else (0, 0), last
 
-    def messages_of(self, epoch: str, span: Span) -> int:
-        """How many messages of these parts the ledger still has."""
-        return self._ask(lambda file: parts_upto(file, epoch, span, 1)[0]) or 0
+    def messages_of(self, epoch: str, span: Span) -> int | None:
+        """How many messages of these parts the ledger still has; `None` where it cannot tell."""
+        return self._ask(lambda file: parts_upto(file, epoch, span, 1)[0])
 
     def _ask(
         self,

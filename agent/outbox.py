@@ -14,6 +14,7 @@ from typing import Final
 from agent.ledger import Ledger
 from agent.ledger_file import OutboxMessage, Span
 from agent.messages import resent
+from agent.requests import RequestError
 
 _FETCH: Final = 100
 _REPLAYED: Final = 20
@@ -73,14 +74,20 @@ class Outbox:
     def replay(self, epoch: str, first: int, last: int) -> int:
         """Send these parts again when nothing else waits; says how many messages they have.
 
-        0 when there are none, or when too many replays wait already.
+        Raises `RequestError` when the ledger cannot be read or too many replays wait already.
         """
+        if epoch == self._ledger.epoch:
+            last = min(last, self._ledger.total())  # or a replay could run after the line for ever
         count = self._ledger.messages_of(epoch, (first, last))
-        if count == 0 or len(self._replays) >= _REPLAYS:
-            return 0
-        self._replays.append((epoch, (first, last)))
-        if not self._backlog:
-            self._replay_more()
+        if count is None:
+            raise RequestError("the ledger cannot be read; ask again later")
+        asked = (epoch, (first, last))
+        if count and asked not in self._replays:
+            if len(self._replays) >= _REPLAYS:
+                raise RequestError("too many replays wait; ask again later")
+            self._replays.append(asked)
+            if not self._backlog:
+                self._replay_more()
         return count
 
     def _replay_more(self) -> None:

@@ -1,7 +1,5 @@
 import io
 import json
-import subprocess
-import sys
 import time
 from pathlib import Path
 
@@ -365,53 +363,6 @@ def test_messages_taken_off_a_broker_fit_the_asyncapi_document(
     assert seen == set(ASYNCAPI["channels"]) - {"request", "response"}
     assert len(heard.on("/verdict")) == 6
     assert len(heard.on("/alarm")) == len(heard.on("/thumbnail")) == 5
-
-
-@pytest.mark.broker
-def test_the_example_consumer_acts_once_on_each_alarm(broker, tmp_path, eventually):
-    """Also on those that came while it was killed, and those that come twice."""
-    seen = tmp_path / "seen.txt"
-    command = [
-        sys.executable, "-u", ROOT / "examples/subscriber.py",
-        "--host", broker.host, "--port", str(broker.port), "--seen", seen,
-    ]  # fmt: skip
-    acted = tmp_path / "acted.txt"
-
-    def consumer():
-        with acted.open("a") as output:
-            return subprocess.Popen(command, stdout=output)
-
-    with (
-        Ledger(tmp_path / "ledger.sqlite", agent_id="line1") as ledger,
-        Publisher(broker.settings, ledger, "line1") as publisher,
-    ):
-
-        def end(count):
-            origin = Origin(agent_id="line1", epoch=ledger.epoch)
-            for _ in range(count):
-                part = verdict(sequence=ledger.next_sequence())
-                twice = outgoing(origin, part) * 2
-                ledger.record(part, twice)
-
-        process = consumer()
-        # It hears from its subscription on, so wait for the first that it hears.
-        eventually(lambda: end(1) or time.sleep(0.05) or acted.read_text())
-        end(20)
-        eventually(lambda: len(acted.read_text().splitlines()) > 10)
-        process.kill()
-        process.wait()
-        end(20)
-        eventually(lambda: ledger.pending == 0)
-        assert publisher.status.delivered == 2 * ledger.total()
-        process = consumer()
-        try:
-            eventually(lambda: f":{ledger.total()}\n" in seen.read_text())
-        finally:
-            process.kill()
-            process.wait()
-    numbers = [int(line.rsplit(":", 1)[1]) for line in seen.read_text().splitlines()]
-    assert numbers == list(range(numbers[0], ledger.total() + 1))
-    assert len(acted.read_text().splitlines()) in {len(numbers), len(numbers) + 1}
 
 
 def test_the_documented_alarm_is_one():
