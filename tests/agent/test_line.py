@@ -333,12 +333,12 @@ def test_a_verdict_that_the_part_before_made_late_is_a_timeout(config, tmp_path)
     second_done = threading.Event()
 
     def hold(pixels: Pixels) -> None:
-        if pixels[0, 0, 0] == 0:
+        if pixels[0, 0, 0] == 59:
             assert second_done.wait(10)
             sleep(0.5)
         second_done.set()
 
-    ran(config, ScriptedCamera(0, 60), BrightnessInspector(hold), lanes=2)
+    ran(config, ScriptedCamera(59, 60), BrightnessInspector(hold), lanes=2)
     assert [state for _, _, state, _ in rows(config)] == ["TIMEOUT", "TIMEOUT"]
     assert rows(config)[1][3].startswith("NG came ")
 
