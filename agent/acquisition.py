@@ -1,26 +1,45 @@
-"""The acquisition thread: a camera's frames become triggers and wait to be inspected."""
+"""The acquisition threads: a camera's frames become triggers and wait to be inspected.
 
+atac-camera: camera.read ─▶ usable, new? ─▶ trigger ─▶ handover
+atac-acquisition: watches that a read comes back; one that does not is left where it is, and
+another thread goes on with a new camera.
+"""
+
+import functools
 import logging
 import random
 import threading
 from collections import deque
 from collections.abc import Callable, Iterator
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor, wait
 from dataclasses import dataclass
-from time import perf_counter, time_ns
+from time import monotonic, perf_counter, time_ns
 from types import TracebackType
 from typing import Final
+
+import numpy as np
 
 from agent.cameras import Camera
 from agent.verdict import State, Trigger
 from engine.errors import CameraError, ImageError
-from engine.frame import Frame
+from engine.frame import Frame, Pixels
+from engine.image import MAX_PIXELS
 
 _LOG: Final = logging.getLogger("atac_agent.camera")
 _FIRST_RETRY_S: Final = 0.25
 _LAST_RETRY_S: Final = 5.0
 _LARGEST_GAP: Final = 10_000
 """A camera whose numbers jump further has restarted its count; nobody lost that many parts."""
+_LOOK_S: Final = 0.25
+_CONNECT_S: Final = 15.0
+"""How long a camera may take to connect or to let go."""
+_BAD_S: Final = 2.0
+"""A live camera that gives nothing usable for so long is connected anew."""
+_LEFT_BEHIND: Final = 3
+"""Reads that may be stuck at once; with more of them nothing is gained by another."""
+_LARGEST_BYTES: Final = 3 * MAX_PIXELS
+_SAMPLE: Final = 16
+"""Of how many rows and columns one is compared first."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -80,12 +99,12 @@ class Handover:
 
 
 class Acquisition:
-    """A thread that reads `camera` until it ends, `parts` have begun or `stop` is set.
+    """Threads that read `camera` until it ends, `parts` have begun or `stop` is set.
 
     A context manager; entering gives the arrivals, to be iterated by one thread. Parts that do not
     arrive there have been given to `end`: skipped by a free-running camera (DROPPED), lost by the
-    camera (NO_FRAME) or with an unusable picture (ERROR). A camera that is not ready or goes away
-    is said once and retried with jittered back-off.
+    camera (NO_FRAME), or with a picture that is unusable or the same as before (ERROR). A camera
+    that is not ready, goes away, hangs or freezes is said once and retried with jittered back-off.
 
     `begin(part_id, captured_ns)` makes a trigger; `end(trigger, state, reason)` ends it.
     """
@@ -108,6 +127,14 @@ class Acquisition:
         self._expected = 0
         self._handover = Handover()
         self._trouble: str | None = None
+        self._retry_s = _FIRST_RETRY_S
+        self._before: Pixels | None = None
+        self._bad_since: float | None = None
+
+        self._lock = threading.Lock()
+        self._reading = _Reading()
+        self._left_behind: list[_Reading] = []
+        self._patience = 1
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="atac-acquisition")
 
     @property
@@ -116,7 +143,7 @@ class Acquisition:
         return self._trouble
 
     def __enter__(self) -> Handover:
-        self._ended = self._thread.submit(self._run)
+        self._ended = self._thread.submit(self._watch)
         return self._handover
 
     def __exit__(
@@ -130,46 +157,106 @@ class Acquisition:
         self._thread.shutdown()
         self._ended.result()
 
-    def _run(self) -> None:
+    def _say(self, trouble: str) -> None:
+        if self._trouble is None:
+            _LOG.warning("%s; trying again until it is back", trouble)
+        self._trouble = trouble
+
+    # ---- in the thread that watches
+
+    def _watch(self) -> None:
         try:
-            self._acquire()
+            self._start(self._reading)
+            while not self._has_ended():
+                self._replace_if_stuck()
         finally:
             self._handover.close()
 
-    def _acquire(self) -> None:
-        retry_s = _FIRST_RETRY_S
-        while not self._stop.is_set():
-            begun = self._begun
-            try:
-                with self._camera as camera:
-                    self._receive(camera)
-                    return
-            except CameraError as error:
-                if self._trouble is None:
-                    _LOG.warning("%s; trying again until it is back", error)
-                self._trouble = str(error)
-            retry_s = _FIRST_RETRY_S if self._begun > begun else min(2 * retry_s, _LAST_RETRY_S)
-            self._stop.wait(retry_s * random.uniform(0.5, 1.0))
+    def _start(self, reading: "_Reading") -> None:
+        """Read in a thread of its own: a daemon, as a stuck one must not keep the agent alive."""
+        target = functools.partial(self._read, reading, self._camera)
+        threading.Thread(target=target, name="atac-camera", daemon=True).start()
 
-    def _receive(self, camera: Camera) -> None:
+    def _has_ended(self) -> bool:
+        """Wait a moment for the reading to end; raises what ended it."""
+        ended = self._reading.ended
+        wait([ended], _LOOK_S)
+        if ended.done():
+            ended.result()
+            return True
+        # One that hangs while the agent stops is not waited for.
+        return self._stop.is_set() and self._reading.busy_s() > _BAD_S
+
+    def _replace_if_stuck(self) -> None:
+        """Leave a read that does not come back, and go on with a new camera."""
+        self._left_behind = [one for one in self._left_behind if not one.ended.done()]
+        with self._lock:
+            stuck = self._reading
+            limit_s = stuck.limit_s * self._patience
+            if stuck.busy_s() <= limit_s:
+                return
+            self._say(f"the camera has not answered for {limit_s:g} s")
+            if len(self._left_behind) == _LEFT_BEHIND:
+                return
+            self._left_behind.append(stuck)
+            self._reading = _Reading()
+        # One that is slow rather than stuck must not be replaced for ever.
+        self._patience *= 2
+        self._camera = self._camera.renewed()
+        self._start(self._reading)
+
+    # ---- in the thread that reads
+
+    def _read(self, reading: "_Reading", camera: Camera) -> None:
+        try:
+            self._acquire(reading, camera)
+        except _LeftBehindError:
+            reading.ended.set_result(None)
+        except BaseException as error:  # noqa: BLE001 - raised again by the thread that watches
+            reading.ended.set_exception(error)
+        else:
+            reading.ended.set_result(None)
+
+    def _acquire(self, reading: "_Reading", camera: Camera) -> None:
+        while not self._stop.is_set():
+            reading.begin(_CONNECT_S)
+            try:
+                with camera:
+                    self._check_answer(reading)
+                    try:
+                        self._receive(reading, camera)
+                    finally:
+                        reading.begin(_CONNECT_S)
+                return
+            except CameraError as error:
+                self._check_answer(reading)
+                self._say(str(error))
+            self._stop.wait(self._retry_s * random.uniform(0.5, 1.0))
+            self._retry_s = min(2 * self._retry_s, _LAST_RETRY_S)
+
+    def _receive(self, reading: "_Reading", camera: Camera) -> None:
         first = True
         while not self._stop.is_set() and self._begun != self._parts:
+            reading.begin(camera.silence_s)
             try:
                 frame = camera.read()
                 received = perf_counter()
             except ImageError as error:
-                self._lose(camera, self._expected, State.ERROR, str(error))
+                self._check_answer(reading)
+                self._reject(camera, self._expected, str(error))
                 continue
+            self._check_answer(reading)
             if frame is None:
                 return
-            if self._trouble is not None:
-                _LOG.warning("the camera is back")
-                self._trouble = None
             if not first:
                 self._account_for_gap(camera, frame.number)
             first = False
             if self._begun == self._parts:
                 return
+            if (fault := self._fault(camera, frame)) is not None:
+                self._reject(camera, frame.number, fault)
+                continue
+            self._is_well()
             self._expected = frame.number + 1
             trigger = self._begin(camera.part_id(frame.number), frame.captured_ns)
             self._begun += 1
@@ -179,6 +266,44 @@ class Acquisition:
                     self._end(refused.trigger, State.DROPPED, "the agent was stopping")
             elif (skipped := self._handover.replace(arrival)) is not None:
                 self._end(skipped.trigger, State.DROPPED, "a newer frame came first")
+
+    def _check_answer(self, reading: "_Reading") -> None:
+        """The camera has answered; raises `_LeftBehindError` when nobody waits for it any more."""
+        with self._lock:
+            if reading is not self._reading:
+                raise _LeftBehindError
+            reading.end()
+
+    def _is_well(self) -> None:
+        self._retry_s, self._patience, self._bad_since = _FIRST_RETRY_S, 1, None
+        if self._trouble is not None:
+            _LOG.warning("the camera is back")
+            self._trouble = None
+
+    def _fault(self, camera: Camera, frame: Frame) -> str | None:
+        """What is wrong with a frame, if anything is."""
+        pixels, before = frame.pixels, self._before
+        if pixels.dtype != np.uint8 or not (
+            pixels.ndim == 2 or (pixels.ndim == 3 and pixels.shape[2] == 3)
+        ):
+            return f"the camera gave {pixels.dtype} {pixels.shape} for a picture"
+        if not 0 < pixels.size <= _LARGEST_BYTES:
+            return f"the camera gave a picture of {pixels.shape[1]}×{pixels.shape[0]} pixels"
+        if not camera.is_live:
+            return None
+        self._before = pixels
+        return "the camera shows the same picture again" if _is_same(before, pixels) else None
+
+    def _reject(self, camera: Camera, number: int, reason: str) -> None:
+        """End a part whose picture is of no use; a camera that gives no others is in trouble."""
+        self._lose(camera, number, State.ERROR, reason)
+        now = monotonic()
+        if self._bad_since is None:
+            self._bad_since = now
+        elif now - self._bad_since >= _BAD_S:
+            if camera.is_live:
+                raise CameraError(reason)
+            self._say(reason)
 
     def _account_for_gap(self, camera: Camera, number: int) -> None:
         missing = range(self._expected, number)
@@ -194,3 +319,39 @@ class Acquisition:
         self._end(self._begin(camera.part_id(number), time_ns()), state, reason)
         self._begun += 1
         self._expected = number + 1
+
+
+class _LeftBehindError(Exception):
+    """This reading has been replaced while the camera did not answer."""
+
+
+class _Reading:
+    """One thread's reading: since when the camera owes it an answer, and how it ended."""
+
+    def __init__(self) -> None:
+        self.ended: Future[None] = Future()
+        self.limit_s = _CONNECT_S
+        self._since: float | None = None
+
+    def begin(self, limit_s: float | None) -> None:
+        """The camera is asked; it may take so long, or as long as it likes."""
+        if limit_s is not None:
+            self.limit_s = limit_s
+            self._since = monotonic()
+
+    def end(self) -> None:
+        self._since = None
+
+    def busy_s(self) -> float:
+        """For how long the camera has owed an answer."""
+        since = self._since
+        return 0.0 if since is None else monotonic() - since
+
+
+def _is_same(before: Pixels | None, pixels: Pixels) -> bool:
+    """Whether two pictures are equal; quick where they are not, as nearly always."""
+    return (
+        before is not None
+        and np.array_equal(before[::_SAMPLE, ::_SAMPLE], pixels[::_SAMPLE, ::_SAMPLE])
+        and np.array_equal(before, pixels)
+    )

@@ -33,6 +33,23 @@ class Camera(Protocol):
         """
         ...
 
+    @property
+    def silence_s(self) -> float | None:
+        """When `read` takes longer, something is wrong; `None`: parts come when they come.
+
+        `read` is then left where it is, and the line goes on with a `renewed` camera.
+        """
+        ...
+
+    @property
+    def is_live(self) -> bool:
+        """Whether its pictures have a sensor's noise: one that comes twice was not taken twice."""
+        ...
+
+    def renewed(self) -> "Camera":
+        """A camera, not entered, that goes on where this one is and shares nothing with it."""
+        ...
+
     def read(self) -> Frame | None:
         """The next frame, waited for; `None` when the source has ended or is told to stop.
 

@@ -109,8 +109,9 @@ class ConveyorCamera:
 
     def __init__(self, settings: ConveyorSettings, stop: threading.Event | None = None) -> None:
         self._settings = settings
+        self._stop = stop or threading.Event()
         per_minute = settings.parts_per_minute
-        self._pace = Pace(60 / per_minute if per_minute else 0.0, stop or threading.Event())
+        self._pace = Pace(60 / per_minute if per_minute else 0.0, self._stop)
         self._number = 0
 
     def __enter__(self) -> Self:
@@ -134,6 +135,19 @@ class ConveyorCamera:
         frame = Frame(pixels=made.pixels, number=self._number, captured_ns=time.time_ns())
         self._number += 1
         return frame
+
+    @property
+    def silence_s(self) -> float:
+        return self._pace.silence_s
+
+    @property
+    def is_live(self) -> bool:
+        return True
+
+    def renewed(self) -> "ConveyorCamera":
+        camera = ConveyorCamera(self._settings, self._stop)
+        camera._number = self._number
+        return camera
 
     def part_id(self, number: int) -> str:
         """`part-000012`, whose truth is `truth(12)`."""

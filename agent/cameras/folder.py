@@ -92,6 +92,20 @@ class FolderCamera:
         self._finish(path)
         return frame
 
+    @property
+    def silence_s(self) -> float | None:
+        return None if self._settings.after_last == "watch" else self._pace.silence_s
+
+    @property
+    def is_live(self) -> bool:
+        return False
+
+    def renewed(self) -> "FolderCamera":
+        camera = FolderCamera(self._settings, self._stop)
+        camera._done = set(self._done)
+        camera._names, camera._number = dict(self._names), self._number
+        return camera
+
     def part_id(self, number: int) -> str:
         """The image's path inside the folder; known for the newest hundred frames."""
         return self._names.get(number, f"frame-{number:06d}")

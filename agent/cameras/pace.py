@@ -4,6 +4,7 @@ import threading
 import time
 from typing import Final
 
+_SILENCE_S: Final = 2.0
 _MAX_LATE_S: Final = 1.0
 """After a longer stall the rhythm starts afresh: the belt does not run faster to catch up."""
 
@@ -15,6 +16,11 @@ class Pace:
         self._interval_s = interval_s
         self._stop = stop
         self._due = time.monotonic()
+
+    @property
+    def silence_s(self) -> float:
+        """Without a tick for so long, and the time for a slow picture, something is wrong."""
+        return max(_SILENCE_S, 3 * self._interval_s)
 
     def restart(self) -> None:
         """The next tick is due now."""

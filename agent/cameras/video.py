@@ -93,6 +93,17 @@ class VideoCamera:
         self._number += 1
         return frame
 
+    @property
+    def silence_s(self) -> float:
+        return self._pace.silence_s
+
+    @property
+    def is_live(self) -> bool:
+        return False
+
+    def renewed(self) -> "VideoCamera":
+        return VideoCamera(self._settings, self._stop)
+
     def part_id(self, number: int) -> str:
         """`frame-000012`: the frame's place in the video."""
         return f"frame-{number:06d}"

@@ -81,6 +81,12 @@ class ScriptedCamera:
                     act()
         return None
 
+    silence_s = None
+    is_live = False
+
+    def renewed(self) -> Self:
+        return self
+
     def part_id(self, number: int) -> str:
         return f"p{number}"
 

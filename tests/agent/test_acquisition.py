@@ -1,0 +1,271 @@
+"""A camera that hangs, freezes or gives garbage: noticed, said once, and done without."""
+
+import threading
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from agent.acquisition import Acquisition
+from agent.cameras.conveyor import ConveyorCamera, ConveyorSettings
+from agent.cameras.folder import FolderCamera, FolderSettings
+from agent.cameras.video import VideoCamera, VideoSettings
+from agent.verdict import Trigger
+from engine.errors import CameraError, ImageError
+from engine.frame import Frame
+from tests.tiny_bundle import good_part
+
+SILENCE_S = 0.4
+
+
+class FaultyCamera:
+    """A live camera that shows part after part, and does what `fault(number)` does.
+
+    A fault may raise, wait, or give other pixels for the picture. What is `renewed` goes on.
+    """
+
+    triggered = True
+    is_live = True
+    silence_s = SILENCE_S
+
+    def __init__(self, fault, parts, number=0, opened=None):
+        self.fault = fault
+        self.parts = parts
+        self.number = number
+        self.opened = [] if opened is None else opened
+
+    def __enter__(self):
+        self.opened.append(self)
+        return self
+
+    def __exit__(self, *_error):
+        self.opened.remove(self)
+
+    def read(self):
+        if self.number >= self.parts:
+            return None
+        self.number += 1
+        pixels = self.fault(self.number - 1)
+        if pixels is None:
+            pixels = good_part(self.number)
+        return Frame(pixels=pixels, number=self.number - 1, captured_ns=time.time_ns())
+
+    def renewed(self):
+        return FaultyCamera(self.fault, self.parts, self.number, self.opened)
+
+    def part_id(self, number):
+        return f"p{number}"
+
+
+class Line:
+    """Takes all that a camera gives: `good` part ids, and how the others `ended`."""
+
+    def __init__(self, camera):
+        self.good = []
+        self.ended = []
+        self.troubles = []
+        self._sequence = 0
+        self.stop = threading.Event()
+        self.acquisition = Acquisition(camera, begin=self.begin, end=self.end, stop=self.stop)
+
+    def begin(self, part_id, captured_ns):
+        self._sequence += 1
+        return Trigger(sequence=self._sequence, part_id=part_id, triggered_ns=captured_ns)
+
+    def end(self, trigger, state, reason):
+        self.ended.append((trigger.part_id, state.value, reason))
+
+    def run(self):
+        with self.acquisition as arrivals:
+            for arrival in arrivals:
+                self.good.append(arrival.trigger.part_id)
+        return self
+
+
+def said(caplog):
+    return [record.message for record in caplog.records if record.name == "atac_agent.camera"]
+
+
+def test_a_read_that_does_not_return_is_left_and_another_camera_goes_on(caplog):
+    released = threading.Event()
+
+    def hang(number):
+        if number == 2 and not released.is_set():
+            released.wait(30)
+
+    before = threading.active_count()
+    camera = FaultyCamera(hang, parts=5)
+    line = Line(camera)
+    try:
+        line.run()
+    finally:
+        released.set()
+    # The number that was taken when the read began is the hanging one's; the next goes on.
+    assert line.good == ["p0", "p1", "p3", "p4"]
+    assert line.ended == []
+    assert said(caplog) == [
+        f"the camera has not answered for {SILENCE_S} s; trying again until it is back",
+        "the camera is back",
+    ]
+    until = time.monotonic() + 10
+    while threading.active_count() > before or camera.opened:  # what was left has let go
+        assert time.monotonic() < until
+        time.sleep(0.01)
+
+
+def test_no_more_than_three_reads_are_left_behind(caplog):
+    released = threading.Event()
+    names = []
+
+    def hang(number):
+        names.append(threading.current_thread().name)
+        released.wait(30)
+
+    line = Line(FaultyCamera(hang, parts=100))
+    thread = threading.Thread(target=line.run)
+    thread.start()
+    until = time.monotonic() + 20
+    while len(names) < 4:
+        assert time.monotonic() < until
+        time.sleep(0.01)
+    time.sleep(2 * SILENCE_S)
+    assert line.acquisition.trouble.startswith("the camera has not answered")
+    assert len(names) == 4
+    released.set()
+    line.stop.set()
+    thread.join(20)
+    assert not thread.is_alive()
+    assert len(said(caplog)) <= 2
+
+
+def test_a_hanging_camera_does_not_keep_the_agent_from_stopping():
+    released = threading.Event()
+    line = Line(FaultyCamera(lambda _number: released.wait(60) and None, parts=3))
+    thread = threading.Thread(target=line.run)
+    thread.start()
+    time.sleep(0.1)
+    line.stop.set()
+    thread.join(20)
+    assert not thread.is_alive()
+    released.set()
+
+
+def test_a_frozen_picture_is_an_error_each_time_and_never_looked_at(caplog):
+    still = good_part(99)
+    line = Line(FaultyCamera(lambda number: still if 2 <= number < 6 else None, parts=8)).run()
+    assert line.good == ["p0", "p1", "p2", "p6", "p7"]  # the first of them was new
+    reason = "the camera shows the same picture again"
+    assert line.ended == [(f"p{number}", "ERROR", reason) for number in (3, 4, 5)]
+    assert said(caplog) == []
+
+
+def test_a_camera_that_stays_frozen_is_connected_anew(caplog):
+    still = good_part(99)
+    thawed = threading.Event()
+
+    def freeze(number):
+        time.sleep(0.02)
+        return None if thawed.is_set() or number == 0 else still
+
+    class Camera(FaultyCamera):
+        def __exit__(self, *error):
+            thawed.set()
+            super().__exit__(*error)
+
+    line = Line(Camera(freeze, parts=10_000))
+    thread = threading.Thread(target=line.run)
+    thread.start()
+    until = time.monotonic() + 20
+    while "the camera is back" not in said(caplog):
+        assert time.monotonic() < until
+        time.sleep(0.01)
+    line.stop.set()
+    thread.join()
+    assert said(caplog)[0].startswith("the camera shows the same picture again; trying again")
+    assert len(said(caplog)) == 2
+    assert not {part for part, *_ in line.ended} & set(line.good)
+
+
+@pytest.mark.parametrize(
+    ("garbage", "reason"),
+    [
+        (np.zeros((4, 4, 3), np.float32), "gave float32 (4, 4, 3)"),
+        (np.zeros((4, 4, 4), np.uint8), "gave uint8 (4, 4, 4)"),
+        (np.zeros(9, np.uint8), "gave uint8 (9,)"),
+        (np.zeros((0, 0), np.uint8), "a picture of 0×0 pixels"),
+        (np.broadcast_to(np.uint8(1), (20_000, 20_000)), "a picture of 20000×20000 pixels"),
+    ],
+)
+def test_garbage_ends_its_part_as_error(garbage, reason):
+    line = Line(FaultyCamera(lambda number: garbage if number == 1 else None, parts=3)).run()
+    assert line.good == ["p0", "p2"]
+    ((part, state, told),) = line.ended
+    assert (part, state) == ("p1", "ERROR")
+    assert reason in told
+
+
+def test_pictures_of_a_folder_may_repeat_and_may_all_be_bad(monkeypatch):
+    """What is not live is never connected anew for what it shows, which would change nothing."""
+    monkeypatch.setattr("agent.acquisition._BAD_S", 0.0)
+    still = good_part(1)
+
+    def fault(number):
+        if number in {4, 5, 6}:
+            raise ImageError(f"{number}.png", "is damaged")
+        return still
+
+    camera = FaultyCamera(fault, parts=8)
+    camera.is_live = False
+    seen = []
+    line = Line(camera)
+    line.end = lambda trigger, *_: seen.append((trigger.part_id, line.acquisition.trouble))
+    line.acquisition._end = line.end
+    line.run()
+    assert line.good == ["p0", "p1", "p2", "p3", "p7"]
+    assert [trouble for _, trouble in seen] == [None, None, "5.png: is damaged"]
+    assert line.acquisition.trouble is None
+
+
+def test_a_camera_that_goes_away_keeps_being_tried():
+    left = iter([CameraError("gone")] * 3)
+
+    def go(number):
+        if number == 1 and (error := next(left, None)):
+            camera.number -= 1
+            raise error
+
+    camera = FaultyCamera(go, parts=3)
+    assert Line(camera).run().good == ["p0", "p1", "p2"]
+
+
+def test_every_camera_goes_on_where_it_was_when_renewed(tmp_path):
+    conveyor = ConveyorCamera(ConveyorSettings(parts=3))
+    with conveyor:
+        conveyor.read()
+    with conveyor.renewed() as again:
+        assert [again.read().number, again.read().number, again.read()] == [1, 2, None]
+
+    for number in range(3):
+        Image.fromarray(good_part(number)).save(tmp_path / f"{number}.png")
+    folder = FolderCamera(FolderSettings(path=tmp_path))
+    with folder:
+        folder.read()
+    with folder.renewed() as again:
+        frame = again.read()
+        assert (frame.number, again.part_id(1)) == (1, "1.png")
+        assert folder.part_id(1) != "1.png"  # nothing is shared
+
+    video = VideoCamera(VideoSettings(path=Path("none.mp4")))
+    assert video.renewed() is not video
+    assert (video.is_live, folder.is_live, conveyor.is_live) == (False, False, True)
+
+
+@pytest.mark.parametrize(("per_minute", "silence_s"), [(None, 2.0), (600, 2.0), (6, 30.0)])
+def test_how_long_a_camera_may_be_silent(per_minute, silence_s):
+    assert ConveyorCamera(ConveyorSettings(parts_per_minute=per_minute)).silence_s == silence_s
+    folder = FolderSettings(path=Path(), parts_per_minute=per_minute)
+    assert FolderCamera(folder).silence_s == silence_s
+    watched = FolderSettings(path=Path(), after_last="watch")
+    assert FolderCamera(watched).silence_s is None  # parts come when they come
