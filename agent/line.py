@@ -1,6 +1,6 @@
 """The line: a camera's parts are inspected, one after another, and every one is accounted for.
 
-    atac-acquisition         main, atac-lane        atac-announcer            atac-ledger
+    atac-camera              main, atac-lane        atac-announcer            atac-ledger
     camera.read ─▶ trigger ─▶ handover ─▶ inspect ─▶ decide ─▶ queue ─▶ picture, messages ─▶ commit
                       └─ skipped, lost, unusable ──────────────▲                              │
                                                   broker ◀── MQTT sender ◀── outbox ◀─────────┘
