@@ -38,6 +38,7 @@ _BAD_S: Final = 2.0
 _LEFT_BEHIND: Final = 3
 """Reads that may be stuck at once; with more of them nothing is gained by another."""
 _LARGEST_BYTES: Final = 3 * MAX_PIXELS
+_LARGEST_NUMBER: Final = 1 << 62
 _SAMPLE: Final = 16
 """Of how many rows and columns one is compared first."""
 
@@ -248,6 +249,10 @@ class Acquisition:
             self._check_answer(reading)
             if frame is None:
                 return
+            if not (0 <= frame.number < _LARGEST_NUMBER > frame.captured_ns >= 0):
+                told = f"frame number {frame.number}, time {frame.captured_ns}"
+                self._reject(camera, self._expected, f"the camera gave {told}")
+                continue
             if not first:
                 self._account_for_gap(camera, frame.number)
             first = False

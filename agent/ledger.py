@@ -51,6 +51,7 @@ from agent.ledger_file import (
 from agent.messages import LetGo, Message
 from agent.retention import (
     KINDS,
+    AgeClock,
     Limits,
     Place,
     Reserve,
@@ -139,6 +140,7 @@ class Ledger:
         self._committed: Counter[State] = Counter()
         self._in_hand: set[int] = set()
         self._place = Place()
+        self._ages = AgeClock()
         self._step_due = 0.0
         self._is_full = False
         self._is_growth_stopped = False
@@ -449,7 +451,7 @@ class Ledger:
             found = step(
                 self._connection,
                 self._limits,
-                now_ns=time.time_ns(),
+                now_ns=self._ages.now_ns(),
                 place=self._place,
                 in_hand=self._in_hand,
                 needs_room=needs_room,

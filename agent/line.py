@@ -95,7 +95,7 @@ def run_line(
                 Verdict(
                     trigger=trigger,
                     state=state,
-                    decided_ns=time_ns(),
+                    decided_ns=max(time_ns(), trigger.triggered_ns),
                     threshold=threshold,
                     reason=reason,
                 )
@@ -223,7 +223,8 @@ def _verdict(outcome: _Outcome, threshold: float) -> Verdict:
     return Verdict(
         trigger=arrival.trigger,
         state=state,
-        decided_ns=time_ns(),
+        # By the steady clock, so that deadline and latency hold when UTC is set meanwhile.
+        decided_ns=arrival.trigger.triggered_ns + round((perf_counter() - arrival.received) * 1e9),
         threshold=threshold,
         frame=arrival.frame,
         inspection=outcome.inspection,

@@ -347,7 +347,7 @@ def _frame(frame: Frame) -> dict[str, object]:
 
 
 def _latency(verdict: Verdict, times: StageTimes | None) -> dict[str, float | None]:
-    """Milliseconds; `trigger_to_verdict` by the wall clock, the stages by a steady one."""
+    """Milliseconds by a steady clock, which nobody sets."""
     stages = ("view_1", "pass_1", "attention", "view_2", "pass_2", "total")
     return {
         "trigger_to_verdict": round((verdict.decided_ns - verdict.trigger.triggered_ns) / 1e6, 3),

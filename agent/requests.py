@@ -99,13 +99,16 @@ class Requests:
         allowed: tuple[Command, ...],
         threshold: float,
         paused: threading.Event,
+        now: Callable[[], float] = time.time,
     ) -> None:
         self._origin = origin
         self._ledger = ledger
         self._allowed = allowed
         self._threshold = threshold
         self._paused = paused
+        self._now = now
         self._nonces: dict[str, float] = {}
+        self._forgotten = 0.0
         self.accepted = 0
         self.refused = 0
 
@@ -151,7 +154,7 @@ class Requests:
         return request
 
     def _check_fresh(self, nonce: str, expires: str) -> None:
-        now = time.time()
+        now = self._now()
         try:
             until = datetime.fromisoformat(expires).timestamp()
         except ValueError:
@@ -160,6 +163,12 @@ class Requests:
             raise RequestError("has expired; or the clocks differ")
         if until > now + _LIFE_S:
             raise RequestError(f"expires more than {_LIFE_S} s from now; or the clocks differ")
+        if until <= self._forgotten:
+            raise RequestError("may have been made before: the agent's clock was set back")
+        # A clock that is set back must not make a request valid again whose nonce is forgotten.
+        self._forgotten = max(
+            [self._forgotten, *(end for end in self._nonces.values() if end <= now)]
+        )
         self._nonces = {known: end for known, end in self._nonces.items() if end > now}
         if nonce in self._nonces:
             raise RequestError("its nonce has been used")

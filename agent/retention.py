@@ -7,9 +7,11 @@ alarms, the oldest first, and each is written down in `let_go`.
 Every function here works on one connection and runs in the ledger's owner thread.
 """
 
+import logging
 import shutil
 import sqlite3
-from collections.abc import Collection
+import time
+from collections.abc import Callable, Collection
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -18,6 +20,10 @@ from typing import Final, get_args
 from agent.ledger_file import Span, remove_messages, transaction, with_span
 from agent.messages import LetGo
 
+_LOG: Final = logging.getLogger("atac_agent.ledger")
+_DRIFT_NS: Final = 60_000_000_000
+"""Clocks drift and are corrected: a difference up to this is no jump."""
+_BELIEVED_NS: Final = 86_400_000_000_000
 _PARTS: Final = 50
 """Parts that one step removes: with a picture each, some 3 MB of pages to give back."""
 _SEEN: Final = 500
@@ -48,6 +54,41 @@ class Limits:
     def begins_at(self) -> int:
         """The bytes in use above which room is made."""
         return self.max_bytes - self.max_bytes // 8
+
+
+class AgeClock:
+    """UTC for the age of parts: it goes on steadily when somebody sets the wall clock.
+
+    A clock that was set to next year by mistake would make every part old at once. A jump is
+    believed when it has held for a day, by a clock that also counts while the machine sleeps.
+    """
+
+    def __init__(
+        self,
+        wall_ns: Callable[[], int] = time.time_ns,
+        steady_ns: Callable[[], int] = lambda: time.clock_gettime_ns(time.CLOCK_BOOTTIME),
+    ) -> None:
+        self._wall_ns = wall_ns
+        self._steady_ns = steady_ns
+        self._offset_ns = wall_ns() - steady_ns()
+        self._jumped_ns: int | None = None
+
+    def now_ns(self) -> int:
+        """UTC in nanoseconds since 1970, without jumps of the last day."""
+        wall, steady = self._wall_ns(), self._steady_ns()
+        offset = wall - steady
+        has_jumped = abs(offset - self._offset_ns) > _DRIFT_NS
+        if not has_jumped:
+            self._jumped_ns = None
+        elif self._jumped_ns is None:
+            self._jumped_ns = steady
+            _LOG.warning(
+                "the clock was set by %+.0f s; parts keep their age for a day",
+                (offset - self._offset_ns) / 1e9,
+            )
+        if not has_jumped or steady - (self._jumped_ns or steady) > _BELIEVED_NS:
+            self._offset_ns, self._jumped_ns = offset, None
+        return steady + self._offset_ns
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

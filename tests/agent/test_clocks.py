@@ -1,0 +1,146 @@
+"""The wall clock is set while the agent runs: deadlines, ages and requests stay sound."""
+
+import json
+import threading
+import time
+from dataclasses import replace
+from datetime import UTC, datetime
+
+import pytest
+
+from agent.config import AgentSettings, BundleSettings, Config, LedgerSettings
+from agent.ledger import Ledger
+from agent.line import run_line
+from agent.messages import Origin
+from agent.mqtt import MqttSettings
+from agent.requests import Asked, Requests, request_json
+from agent.retention import AgeClock
+from agent.verdict import State
+from tests.agent.test_line import BrightnessInspector, ScriptedCamera, rows
+
+S = 1_000_000_000
+DAY = 86_400 * S
+YEAR = 365 * DAY
+
+
+class Clocks:
+    """A wall clock that can be set, and a steady one that only goes on."""
+
+    def __init__(self):
+        self.wall, self.steady = 1_800_000_000 * S, 5 * S
+
+    def pass_time(self, ns):
+        self.wall += ns
+        self.steady += ns
+
+    def ages(self):
+        return AgeClock(lambda: self.wall, lambda: self.steady)
+
+
+def test_ages_follow_the_clock_and_its_small_corrections():
+    clocks = Clocks()
+    ages = clocks.ages()
+    for correction in (0, 20 * S, -30 * S, 50 * S):
+        clocks.pass_time(3600 * S)
+        clocks.wall += correction
+        assert ages.now_ns() == clocks.wall
+
+
+@pytest.mark.parametrize("jump", [YEAR, -YEAR])
+def test_a_clock_set_by_mistake_makes_nothing_old_or_young(jump, caplog):
+    clocks = Clocks()
+    ages = clocks.ages()
+    true = clocks.wall
+    clocks.wall += jump
+    for _ in range(23):
+        assert ages.now_ns() == true
+        clocks.pass_time(3600 * S)
+        true += 3600 * S
+    clocks.wall -= jump  # somebody notices
+    assert ages.now_ns() == true == clocks.wall
+    assert [record.levelname for record in caplog.records] == ["WARNING"]
+    clocks.wall += jump  # and it happens again: the day begins anew
+    clocks.pass_time(3 * 3600 * S)
+    assert ages.now_ns() == true + 3 * 3600 * S
+
+
+def test_a_jump_that_holds_for_a_day_is_believed():
+    clocks = Clocks()
+    ages = clocks.ages()
+    clocks.wall += YEAR
+    ages.now_ns()
+    clocks.pass_time(DAY + S)
+    assert ages.now_ns() == clocks.wall
+    clocks.pass_time(S)
+    assert ages.now_ns() == clocks.wall
+
+
+def test_the_ledger_takes_ages_from_that_clock(tmp_path):
+    ledger = Ledger(tmp_path / "ledger.sqlite", agent_id="a")
+    assert abs(ledger._ages.now_ns() - time.time_ns()) < 60 * S
+
+
+@pytest.mark.parametrize("jump", [YEAR, -YEAR])
+def test_a_clock_set_between_trigger_and_verdict_changes_neither(tmp_path, jump, monkeypatch):
+    """The camera stamps one part before the clock is set and one after it."""
+    config = Config(
+        agent=AgentSettings(id="a"),
+        bundle=BundleSettings(path=tmp_path),
+        camera={"type": "conveyor"},
+        mqtt=MqttSettings(host="127.0.0.1", port=1, drain_s=0),
+        ledger=LedgerSettings(path=tmp_path / "ledger.sqlite"),
+    )
+    config = replace(config, line=replace(config.line, deadline_ms=5000))
+
+    class Set(ScriptedCamera):
+        def read(self):
+            frame = super().read()
+            if frame is None or frame.number == 0:
+                return frame
+            return replace(frame, captured_ns=frame.captured_ns + jump)
+
+    seen = []
+    run_line(
+        config,
+        camera=Set(0, 1, 3),
+        inspector=BrightnessInspector(),
+        threshold=0.5,
+        watch=seen.append,
+    )
+    assert [state for _, _, state, _ in rows(config)] == ["OK", "OK", "NO_FRAME", "OK"]
+    for verdict in seen:
+        waited = verdict.decided_ns - verdict.trigger.triggered_ns
+        assert 0 <= waited < (5 * S if verdict.state is State.OK else 2 * YEAR)
+
+
+def asked(nonce, until):
+    expires = f"{datetime.fromtimestamp(until, UTC):%Y-%m-%dT%H:%M:%SZ}"
+    payload = request_json("ping", nonce, expires)
+    return Asked(
+        payload=payload, response_topic="atac/a/response", correlation=None, is_retained=False
+    )
+
+
+def test_a_request_cannot_be_repeated_by_setting_the_clock_back(tmp_path):
+    now = 1_800_000_000.0
+    with Ledger(tmp_path / "ledger.sqlite", agent_id="a") as ledger:
+        origin = Origin(agent_id="a", epoch=ledger.epoch)
+        requests = Requests(
+            origin,
+            ledger,
+            allowed=("ping",),
+            threshold=1.0,
+            paused=threading.Event(),
+            now=lambda: now,
+        )
+
+        def answer(request):
+            return json.loads(requests.answer(request, lambda *_: 0).payload)
+
+        first = asked("nonce-0001", now + 60)
+        assert answer(first)["ok"]
+        now += 61
+        assert answer(asked("nonce-0002", now + 60))["ok"]  # here the first nonce is forgotten
+        now -= 30
+        assert answer(first)["error"] == "may have been made before: the agent's clock was set back"
+        assert answer(asked("nonce-0003", now + 60))["ok"]
