@@ -23,6 +23,7 @@ from agent.config import AgentSettings, BundleSettings, Config, LedgerSettings
 from agent.inference import ChildInspector, Recipe
 from agent.line import run_line
 from agent.mqtt import MqttSettings, Subscriber
+from agent.process import prepare_process
 from agent.tally import Latency
 from agent.verdict import State, Verdict
 from calibration.record import read_calibration
@@ -180,6 +181,7 @@ def run_demo(
     `perf_counter()` when the program began. `ready` gets the command line that would show the
     same alarms, before the first part comes; `show` gets each alarm.
     """
+    prepare_process()
     bundle = open_bundle(bundle_path)
     calibrated = read_calibration(bundle, precision="fp32")
     threshold = calibrated.calibration.threshold
@@ -211,6 +213,7 @@ def run_demo(
             parts=parts,
             stop=stop,
             started=started,
+            lanes=inspector.lanes,
             watch=comparison.add,
             inference_trouble=lambda: inspector.trouble,
         )

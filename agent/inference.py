@@ -3,7 +3,8 @@
     agent ── frame in shared memory, its shape in a packet ──▶ child: the same two passes
           ◀── maps in shared memory, all else in a packet ──
 
-Both map the same anonymous memory, so nothing is left behind whatever ends either of them. The
+Every lane has a connection of its own, with its memory; they share the child and its network. Both
+sides map the same anonymous memory, so nothing is left behind whatever ends either of them. The
 child is `agent/inference_process.py`. Why a process: `docs/adr/0012-inference-in-a-child.md`.
 """
 
@@ -11,12 +12,14 @@ import json
 import logging
 import mmap
 import os
+import queue
 import signal
 import socket
 import struct
 import subprocess
 import sys
-from contextlib import suppress
+import threading
+from contextlib import ExitStack, suppress
 from dataclasses import asdict
 from pathlib import Path
 from time import monotonic, sleep
@@ -35,6 +38,7 @@ REQUEST: Final = struct.Struct("<QIII")
 """Bytes of shared memory, then the frame's height, width and channels; 0 channels for mono."""
 PACKET: Final = 65_536
 _LOG: Final = logging.getLogger("atac_agent.inference")
+_MOST_LANES: Final = 4
 _LIMIT_S: Final = 2.0
 """After so long without an answer the child is killed, unless its network is known to be slow."""
 _SLOW_S: Final = 1.0
@@ -66,7 +70,8 @@ class ChildInspector:
     Entering starts the child and waits until it is ready; raises `BackendError` when it cannot be.
     A child that does not answer is killed and one that has died is replaced: the part in hand gets
     `NoAnswerError` or `InspectionError`, the next one waits for the new child, but not beyond
-    `deadline_s`. Used by one thread; `trouble` is read by others.
+    `deadline_s`. A part beside it that did no harm is inspected again. `lanes` threads may inspect
+    at once, as many as the backend serves; any thread may read `trouble`.
     """
 
     def __init__(self, recipe: Recipe, *, deadline_s: float | None = None) -> None:
@@ -74,7 +79,9 @@ class ChildInspector:
         self._deadline_s = deadline_s
         self._child: _Child | None = None
         self._failure: str | None = None
-        self._asked: float | None = None
+        self._asked: dict[int, float] = {}  # by thread
+        self._changing = threading.RLock()
+        self.lanes = 1
         self._retry_s = _FIRST_RETRY_S
         self._retry_at = 0.0
         self.restarts = 0
@@ -87,7 +94,7 @@ class ChildInspector:
     @property
     def trouble(self) -> str | None:
         """Why there are no answers, in one line; `None` while there are."""
-        child, asked = self._child, self._asked
+        child, asked = self._child, min(tuple(self._asked.values()), default=None)
         if self._failure is not None:
             return self._failure
         if child is not None and asked is not None and monotonic() - asked > child.slow_s:
@@ -106,6 +113,7 @@ class ChildInspector:
         if not is_ready:
             self._close()
             raise BackendError(f"inference was not ready after {_START_S:g} s")
+        self.lanes = self._child.lanes
         return self
 
     def __exit__(
@@ -120,14 +128,20 @@ class ChildInspector:
         """As `TwoPassInspector.inspect`, by the child."""
         child = self._ready_child()
         limit_s = max(_LIMIT_S, child.slow_s, self._deadline_s or 0.0)
-        self._asked = monotonic()
+        self._asked[threading.get_ident()] = monotonic()
         try:
             inspection = child.inspect(pixels, limit_s)
-        except (NoAnswerError, BackendError) as error:
-            self._lose(str(error))
+        except NoAnswerError as error:
+            self._lose(child, str(error))
             raise
+        except BackendError as error:
+            if self._lose(child, str(error)):
+                raise
+            inspection = None
         finally:
-            self._asked = None
+            del self._asked[threading.get_ident()]
+        if inspection is None:  # the child was lost to another lane's part
+            return self.inspect(pixels)
         if self._failure is not None:
             _LOG.warning("inference answers again")
             self._failure = None
@@ -136,32 +150,37 @@ class ChildInspector:
     def _ready_child(self) -> "_Child":
         """The child, waited for as long as a part may wait; starts one where there is none."""
         until = monotonic() + (_RESTART_S if self._deadline_s is None else self._deadline_s)
-        if self._child is not None and (end := self._child.end()) is not None:
-            self._lose(end)
-        if self._child is None:
-            sleep(max(0.0, min(self._retry_at, until) - monotonic()))
-            if monotonic() < self._retry_at:
-                raise BackendError(f"inference {self._failure}")
-            self._child = _Child(self._recipe)
-        try:
-            is_ready = self._child.is_ready(max(0.0, until - monotonic()))
-        except BackendError as error:
-            self._fail_to_start(str(error))
-            raise
-        if not is_ready:
-            if self._child.age_s() > _START_S:
-                self._fail_to_start(f"was not ready after {_START_S:g} s")
-            raise NoAnswerError("inference is being started anew")
-        self._retry_s = _FIRST_RETRY_S
-        return self._child
+        with self._changing:
+            if self._child is not None and (end := self._child.end()) is not None:
+                self._lose(self._child, end)
+            if self._child is None:
+                sleep(max(0.0, min(self._retry_at, until) - monotonic()))
+                if monotonic() < self._retry_at:
+                    raise BackendError(f"inference {self._failure}")
+                self._child = _Child(self._recipe)
+            try:
+                is_ready = self._child.is_ready(max(0.0, until - monotonic()))
+            except BackendError as error:
+                self._fail_to_start(str(error))
+                raise
+            if not is_ready:
+                if self._child.age_s() > _START_S:
+                    self._fail_to_start(f"was not ready after {_START_S:g} s")
+                raise NoAnswerError("inference is being started anew")
+            self._retry_s = _FIRST_RETRY_S
+            return self._child
 
-    def _lose(self, reason: str) -> None:
-        """The child hangs or has died: another one at once."""
-        _LOG.error("inference %s; starting it anew", reason)
-        self._failure = f"{reason}; it was started anew"
-        self.restarts += 1
-        self._close()
-        self._child = _Child(self._recipe)
+    def _lose(self, child: "_Child", reason: str) -> bool:
+        """`child` hangs or has died: another one at once. `False` where one has taken over."""
+        with self._changing:
+            if self._child is not child:
+                return False
+            _LOG.error("inference %s; starting it anew", reason)
+            self._failure = f"{reason}; it was started anew"
+            self.restarts += 1
+            self._close()
+            self._child = _Child(self._recipe)
+            return True
 
     def _fail_to_start(self, reason: str) -> None:
         if reason != self._failure:
@@ -178,23 +197,33 @@ class ChildInspector:
 
 
 class _Child:
-    """One child process with its socket and its shared memory; made, it is starting."""
+    """One child process with its connections; made, it is starting."""
 
     def __init__(self, recipe: Recipe) -> None:
         self._started = monotonic()
         self._is_ready = False
         self._map_shape = (0, 0)
+        self._closing = threading.Lock()
+        self._is_closed = False
+        self._free: queue.SimpleQueue[_Connection] = queue.SimpleQueue()
         self.slow_s = _SLOW_S
-        self._socket, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
-        self._memory = Memory(os.memfd_create("atac-frame"))
-        with theirs:
+        self.lanes = 1
+        with ExitStack() as theirs:
+            pairs = [
+                socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET) for _ in range(_MOST_LANES)
+            ]
+            self._connections = [_Connection(ours) for ours, _ in pairs]
+            ends = [
+                (theirs.enter_context(end).fileno(), connection.memory.file)
+                for (_, end), connection in zip(pairs, self._connections, strict=True)
+            ]
             self._process = subprocess.Popen(  # noqa: S603 - our own program
                 [
                     *(sys.executable, "-P", "-m", "agent.inference_process"),
-                    *(str(theirs.fileno()), str(self._memory.file)),
+                    json.dumps(ends),
                     json.dumps(asdict(recipe), default=str),
                 ],
-                pass_fds=(theirs.fileno(), self._memory.file),
+                pass_fds=[file for end in ends for file in end],
                 stdin=subprocess.DEVNULL,
                 stdout=subprocess.DEVNULL,
             )
@@ -217,7 +246,10 @@ class _Child:
         """Whether it can be asked, waited for; raises `BackendError` when it never will be."""
         if self._is_ready:
             return True
-        told = self._hear(within_s)
+        try:
+            told = self._connections[0].hear(within_s)
+        except ConnectionError as error:
+            raise self._ended() from error
         if told is None:
             return False
         if "error" in told:
@@ -225,22 +257,76 @@ class _Child:
         self._is_ready = True
         self._map_shape = (told["map_height"], told["map_width"])
         self.slow_s = max(_SLOW_S, _PATIENCE * told["pass_s"])
+        self.lanes = told["lanes"]
+        for lane, connection in enumerate(self._connections):
+            if lane < self.lanes:
+                self._free.put(connection)
+            else:
+                connection.close()
         return True
 
     def inspect(self, pixels: Pixels, within_s: float) -> Inspection:
+        """By any thread; more than `lanes` of them wait for each other."""
+        connection = self._free.get()
+        try:
+            return connection.inspect(pixels, self._map_shape, within_s)
+        except ConnectionError as error:
+            raise self._ended() from error
+        finally:
+            with self._closing:
+                if self._is_closed:
+                    connection.close()
+                else:
+                    self._free.put(connection)
+
+    def close(self) -> None:
+        """End it for good; one that the kernel holds on to is left to the kernel.
+
+        A connection that a lane is waiting on ends for it, and is closed by it.
+        """
+        self._process.kill()
+        with suppress(subprocess.TimeoutExpired):
+            self._process.wait(1.0)
+        with self._closing:
+            self._is_closed = True
+            if not self._is_ready:
+                for connection in self._connections:
+                    connection.close()
+                return
+            for connection in self._connections[: self.lanes]:
+                connection.hang_up()
+            with suppress(queue.Empty):
+                while True:
+                    self._free.get_nowait().close()
+
+    def _ended(self) -> BackendError:
+        with suppress(subprocess.TimeoutExpired):
+            self._process.wait(1.0)
+        return BackendError(self.end() or "closed its connection")
+
+
+class _Connection:
+    """One lane's way to the child: a socket, and the memory where its frame and maps lie."""
+
+    def __init__(self, ours: socket.socket) -> None:
+        self._socket = ours
+        self.memory = Memory(os.memfd_create("atac-frame"))
+
+    def inspect(self, pixels: Pixels, map_shape: tuple[int, int], within_s: float) -> Inspection:
+        """Raises `ConnectionError` when the child has ended."""
         height, width = pixels.shape[:2]
-        maps = 2 * self._map_shape[0] * self._map_shape[1] * 4
-        self._memory.hold(maps + pixels.nbytes)
-        np.copyto(self._memory.pixels(pixels.shape, maps), pixels)
+        maps = 2 * map_shape[0] * map_shape[1] * 4
+        self.memory.hold(maps + pixels.nbytes)
+        np.copyto(self.memory.pixels(pixels.shape, maps), pixels)
         channels = pixels.shape[2] if pixels.ndim == 3 else 0
         with suppress(ConnectionError):  # it has just died, as the next line will find
-            self._socket.send(REQUEST.pack(self._memory.size, height, width, channels))
-        told = self._hear(within_s)
+            self._socket.send(REQUEST.pack(self.memory.size, height, width, channels))
+        told = self.hear(within_s)
         if told is None:
             raise NoAnswerError(f"did not answer within {within_s:g} s")
         if "error" in told:
             raise InspectionError(told["error"])
-        attention, score_map = self._memory.maps(self._map_shape)
+        attention, score_map = self.memory.maps(map_shape)
         return Inspection(
             score=told["score"],
             pass_scores=(told["pass_scores"][0], told["pass_scores"][1]),
@@ -252,29 +338,26 @@ class _Child:
             times=StageTimes(**told["times"]),
         )
 
-    def close(self) -> None:
-        """End it for good; one that the kernel holds on to is left to the kernel."""
-        self._process.kill()
-        with suppress(subprocess.TimeoutExpired):
-            self._process.wait(1.0)
-        self._socket.close()
-        self._memory.close()
-
-    def _hear(self, within_s: float) -> dict[str, Any] | None:
-        """The next packet, `None` when there is none in time; raises `BackendError` at the end."""
+    def hear(self, within_s: float) -> dict[str, Any] | None:
+        """The next packet, `None` when there is none in time; `ConnectionError` at the end."""
         self._socket.settimeout(max(within_s, 1e-3))
         try:
             packet = self._socket.recv(PACKET)
         except TimeoutError:
             return None
-        except ConnectionError:
-            packet = b""
         if not packet:
-            with suppress(subprocess.TimeoutExpired):
-                self._process.wait(1.0)
-            raise BackendError(self.end() or "closed its connection")
+            raise ConnectionResetError
         told: dict[str, Any] = json.loads(packet)
         return told
+
+    def hang_up(self) -> None:
+        """Whoever waits here waits no longer."""
+        with suppress(OSError):
+            self._socket.shutdown(socket.SHUT_RDWR)
+
+    def close(self) -> None:
+        self._socket.close()
+        self.memory.close()
 
 
 class Memory:

@@ -9,6 +9,8 @@ import logging
 import signal
 import socket
 import sys
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict
 from time import perf_counter
 from typing import Final
@@ -17,6 +19,7 @@ import numpy as np
 from pydantic import TypeAdapter
 
 from agent.inference import PACKET, REQUEST, Memory, Recipe
+from agent.process import prepare_process
 from engine.backends.opening import open_backend
 from engine.bundle import open_bundle
 from engine.errors import AtacError
@@ -27,8 +30,10 @@ _LOG: Final = logging.getLogger("atac_agent.inference")
 _PR_SET_PDEATHSIG: Final = 1
 
 
-def main(connection: socket.socket, memory: Memory, recipe: Recipe) -> None:
-    """Serve until the parent closes `connection`."""
+def main(lanes: Sequence[tuple[socket.socket, Memory]], recipe: Recipe) -> None:
+    """Serve as many of the `lanes` as the backend can, until the parent closes them."""
+    prepare_process()
+    connection, _ = lanes[0]
     try:
         bundle = open_bundle(recipe.bundle, signed_by=recipe.signed_by)
         opened = open_backend(
@@ -44,18 +49,30 @@ def main(connection: socket.socket, memory: Memory, recipe: Recipe) -> None:
         begun = perf_counter()
         backend.run(nothing)
         network = bundle.manifest.network
+        served = lanes[: backend.lanes]
         _tell(
             connection,
             {
                 "pass_s": perf_counter() - begun,
+                "lanes": len(served),
                 "map_height": network.map_height,
                 "map_width": network.map_width,
             },
         )
         inspector = TwoPassInspector(backend, bundle.manifest)
         shape = (network.map_height, network.map_width)
+        with ThreadPoolExecutor(len(served), thread_name_prefix="atac-lane") as pool:
+            for each, memory in served:
+                pool.submit(_serve, inspector, each, memory, shape)
+
+
+def _serve(
+    inspector: Inspector, connection: socket.socket, memory: Memory, map_shape: tuple[int, int]
+) -> None:
+    # Closed with whatever ends this lane, so that the parent knows at once.
+    with connection:
         while request := connection.recv(REQUEST.size):
-            _tell(connection, _answer(inspector, memory, shape, request))
+            _tell(connection, _answer(inspector, memory, map_shape, request))
 
 
 def _answer(
@@ -99,7 +116,6 @@ if __name__ == "__main__":
     ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
     logging.basicConfig(format="agent: %(message)s", level=logging.WARNING)
     main(
-        socket.socket(fileno=int(sys.argv[1])),
-        Memory(int(sys.argv[2])),
-        TypeAdapter(Recipe).validate_json(sys.argv[3]),
+        [(socket.socket(fileno=end), Memory(memory)) for end, memory in json.loads(sys.argv[1])],
+        TypeAdapter(Recipe).validate_json(sys.argv[2]),
     )

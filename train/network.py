@@ -157,6 +157,10 @@ class TorchBackend:
     def name(self) -> str:
         return f"torch {self._device.type} fp32"
 
+    @property
+    def lanes(self) -> int:
+        return 1
+
     def run(self, views: Pixels) -> NetworkOutput:
         with torch.inference_mode():
             # Copied: views may be read-only, which torch cannot express.

@@ -37,10 +37,12 @@ def run(
     from agent.config import load_config
     from agent.inference import ChildInspector, Recipe
     from agent.line import run_line, stopping_on_signals
+    from agent.process import prepare_process
     from calibration.record import read_calibration
     from engine.bundle import open_bundle
 
     logging.basicConfig(format="agent: %(message)s", level=logging.WARNING)
+    prepare_process()
     settings = load_config(config)
     bundle = open_bundle(settings.bundle.path, signed_by=settings.bundle.require_signature)
     record = read_calibration(bundle, precision=settings.bundle.precision)
@@ -67,6 +69,7 @@ def run(
             parts=parts,
             stop=stop,
             started=started,
+            lanes=inspector.lanes,
             watch=status.show,
             inference_trouble=lambda: inspector.trouble,
         )

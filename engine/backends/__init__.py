@@ -30,13 +30,18 @@ class NetworkOutput:
 class Backend(Protocol):
     """A network, loaded and ready; a context manager that owns its memory and threads.
 
-    `run` takes uint8 RGB views `(N, side, side, 3)`, N ≥ 1, in C order. It is called from one
-    thread at a time. Raises `BackendError` when the runtime fails.
+    `run` takes uint8 RGB views `(N, side, side, 3)`, N ≥ 1, in C order. As many threads as `lanes`
+    says may call it at once. Raises `BackendError` when the runtime fails.
     """
 
     @property
     def name(self) -> str:
         """Runtime, device and precision, for records: `onnxruntime cpu fp32`."""
+        ...
+
+    @property
+    def lanes(self) -> int:
+        """How many parts are worth having in hand at once."""
         ...
 
     def run(self, views: Pixels) -> NetworkOutput: ...

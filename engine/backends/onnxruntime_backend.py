@@ -2,7 +2,7 @@
 
 import os
 from types import TracebackType
-from typing import Self
+from typing import Final, Self
 
 import numpy as np
 import onnxruntime
@@ -12,13 +12,21 @@ from engine.bundle import Bundle, Precision
 from engine.errors import BackendError
 from engine.frame import Pixels
 
+_MOST_LANES: Final = 4
+
 
 class OnnxRuntimeBackend:
-    """A `Backend` over an ONNX Runtime CPU session; `threads=0` takes one per core."""
+    """A `Backend` over an ONNX Runtime CPU session; `threads=0` takes one per core.
+
+    The lanes share the session and its threads: a part alone has all of them, and while one part's
+    views are made another has the network.
+    """
 
     def __init__(self, bundle: Bundle, *, precision: Precision = "fp32", threads: int = 0) -> None:
         options = onnxruntime.SessionOptions()
-        options.intra_op_num_threads = threads or os.cpu_count() or 1
+        threads = threads or os.cpu_count() or 1
+        self._lanes = min(threads, _MOST_LANES)
+        options.intra_op_num_threads = threads
         options.inter_op_num_threads = 1
         # Idle workers must sleep: the camera, the ledger and MQTT live on the same cores.
         options.add_session_config_entry("session.intra_op.allow_spinning", "0")
@@ -37,6 +45,10 @@ class OnnxRuntimeBackend:
     @property
     def name(self) -> str:
         return self._name
+
+    @property
+    def lanes(self) -> int:
+        return self._lanes
 
     def run(self, views: Pixels) -> NetworkOutput:
         try:

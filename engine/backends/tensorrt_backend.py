@@ -62,6 +62,10 @@ class TensorRtBackend:
     def name(self) -> str:
         return self._name
 
+    @property
+    def lanes(self) -> int:
+        return 1
+
     def run(self, views: Pixels) -> NetworkOutput:
         side = self._network.side
         if views.dtype != np.uint8 or views.shape[1:] != (side, side, 3) or not len(views):

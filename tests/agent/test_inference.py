@@ -4,6 +4,7 @@ import os
 import signal
 import threading
 import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -53,6 +54,29 @@ def test_a_child_answers_what_the_agent_itself_would(bundle, child):
             assert other.times.total > 0
     assert child.trouble is None
     assert child.restarts == 0
+
+
+def test_lanes_share_the_child_and_get_their_own_answers(bundle, child):
+    assert child.lanes == min(4, os.cpu_count())
+    frames = [defective_part(number, width=100 + 10 * number) for number in range(12)]
+    with OnnxRuntimeBackend(bundle) as backend:
+        within = TwoPassInspector(backend, bundle.manifest)
+        expected = [within.inspect(frame).pass_scores for frame in frames]
+    with ThreadPoolExecutor(child.lanes + 1) as lanes:  # one of them has to wait
+        found = list(lanes.map(lambda frame: child.inspect(frame).pass_scores, frames))
+    assert found == expected
+
+
+@pytest.mark.skipif((os.cpu_count() or 1) < 2, reason="one core has one lane")
+def test_of_two_parts_in_hand_a_dying_child_costs_one(child):
+    os.kill(child.pid, signal.SIGSTOP)
+    threading.Timer(0.3, child._child._process.kill).start()
+    with ThreadPoolExecutor(2) as lanes:
+        parts = [lanes.submit(child.inspect, good_part(number)) for number in range(2)]
+    errors = [part.exception() for part in parts]
+    assert sorted(map(type, errors), key=repr) == [type(None), BackendError]
+    assert child.restarts == 1
+    assert child.trouble is None
 
 
 def test_what_was_found_stays_as_it_is_when_the_next_frame_comes(child):
