@@ -75,7 +75,9 @@ def run_line(
         agent_id=config.agent.id,
         bundle_id=bundle_id,
         calibration_id=calibration_id,
-        announce=lambda verdict, epoch: outgoing(replace(origin, epoch=epoch), verdict),
+        announce=lambda verdict, epoch: outgoing(
+            replace(origin, epoch=epoch), verdict, every_part=config.mqtt.every_part
+        ),
         memory_bytes=config.ledger.memory_mb * 1_000_000,
         limits=config.ledger.limits,
     ) as ledger:
