@@ -1,0 +1,125 @@
+"""A line for faults: the agent as it is, behind a camera and an inspector that cost nothing.
+
+As a process, so that it can be killed:
+
+    python -m tests.faults.belt FOLDER PORT PARTS_PER_SECOND
+
+`FOLDER/seen` then holds the number of the newest part that the camera has handed over. It is
+written before the agent gets the part, and outlives the process: what the ledger lacks below it was
+lost. `FOLDER/halt` stops the belt, not the agent.
+"""
+
+import logging
+import os
+import sys
+import threading
+from pathlib import Path
+from time import monotonic, time_ns
+
+import numpy as np
+
+from agent.cameras.folder import FolderSettings
+from agent.config import AgentSettings, BundleSettings, Config, LedgerSettings
+from agent.line import run_line, stopping_on_signals
+from agent.mqtt import MqttSettings
+from engine.frame import Box, Frame, Inspection, StageTimes
+
+AGENT = "line1"
+EVERY = 5
+"""Each fifth part is NG."""
+PICTURE = np.full((48, 64, 3), 128, np.uint8)
+_MAPS = np.zeros((8, 8), np.float32)
+_TIMES = StageTimes(view_1=1e-4, pass_1=1e-4, attention=1e-4, view_2=0.0, pass_2=0.0)
+
+
+def configured(folder: Path, port: int, **mqtt: object) -> Config:
+    """The configuration of the line in `folder`."""
+    return Config(
+        agent=AgentSettings(id=AGENT),
+        bundle=BundleSettings(path=folder),
+        camera=FolderSettings(type="folder", path=folder),
+        ledger=LedgerSettings(path=folder / "ledger.sqlite"),
+        mqtt=MqttSettings(host="127.0.0.1", port=port, every_part=True, **mqtt),
+    )
+
+
+class Belt:
+    """Parts at a steady rate, `rate` a second, with numbers from `first` on, until `stop`."""
+
+    triggered = True
+    silence_s = None
+    is_live = False
+
+    def __init__(self, rate: float, stop: threading.Event, first: int = 1, seen: int = -1) -> None:
+        self._period_s = 1 / rate
+        self._stop = stop
+        self._number = first
+        self._seen = seen
+        self._due = monotonic()
+        self.is_halted = lambda: False
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *_error):
+        pass
+
+    def renewed(self):
+        return self
+
+    def part_id(self, number: int) -> str:
+        return f"part-{number}"
+
+    def read(self) -> Frame | None:
+        self._due += self._period_s
+        while not self._stop.wait(max(0.0, self._due - monotonic())):
+            if self.is_halted():
+                self._due = monotonic() + 0.1
+                continue
+            number, self._number = self._number, self._number + 1
+            if self._seen >= 0:
+                os.pwrite(self._seen, number.to_bytes(8, "little"), 0)
+            # The number is the picture, for the inspector to see.
+            pixels = PICTURE.copy()
+            pixels[0, 0] = number % EVERY
+            return Frame(pixels=pixels, number=number, captured_ns=time_ns())
+        return None
+
+
+class Eye:
+    """Sees at once whether a part is the fifth."""
+
+    def inspect(self, pixels: np.ndarray) -> Inspection:
+        score = 0.0 if pixels[0, 0, 0] else 2.0
+        return Inspection(
+            score=score,
+            pass_scores=(score, score),
+            deviation=score,
+            box=Box(left=0, top=0, right=64, bottom=48),
+            zoomed=False,
+            attention=_MAPS,
+            score_map=_MAPS,
+            times=_TIMES,
+        )
+
+
+def seen(folder: Path) -> int:
+    """The newest part that the camera has handed over."""
+    path = folder / "seen"
+    return int.from_bytes(path.read_bytes(), "little") if path.exists() else 0
+
+
+def main() -> None:
+    folder, port, rate = Path(sys.argv[1]), int(sys.argv[2]), float(sys.argv[3])
+    logging.basicConfig(level=logging.WARNING, stream=sys.stderr)
+    stop = threading.Event()
+    first = seen(folder) + 1
+    file = os.open(folder / "seen", os.O_RDWR | os.O_CREAT)
+    belt = Belt(rate, stop, first, file)
+    belt.is_halted = (folder / "halt").exists
+    with stopping_on_signals(stop):
+        run_line(configured(folder, port), camera=belt, inspector=Eye(), threshold=1.0, stop=stop)
+
+
+if __name__ == "__main__":
+    main()
