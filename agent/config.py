@@ -14,6 +14,7 @@ from pydantic import Field, TypeAdapter, ValidationError
 
 from agent.announcer import FailSafe
 from agent.cameras import CameraSettings
+from agent.evidence import EvidenceSettings
 from agent.messages import check_topics
 from agent.mqtt import MqttSettings
 from agent.retention import Limits
@@ -92,13 +93,6 @@ class LedgerSettings:
     def limits(self) -> Limits:
         """What the ledger may keep."""
         return Limits(keep_ns=round(self.keep_days * 86_400e9), max_bytes=self.max_mb * 1_000_000)
-
-
-@spec
-class EvidenceSettings:
-    """What goes with an alarm: a JPEG of at most 64 KiB with heat map and box."""
-
-    thumbnails: bool = True
 
 
 @spec

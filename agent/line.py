@@ -22,6 +22,7 @@ from agent.acquisition import Acquisition, Arrival, Handover
 from agent.announcer import Announcer
 from agent.cameras import Camera
 from agent.config import Config
+from agent.evidence import Evidence
 from agent.heartbeat import Heartbeat, Progress
 from agent.lanes import through_lanes
 from agent.ledger import Ledger
@@ -105,6 +106,7 @@ def run_line(
 
         def settled(verdict: Verdict) -> None:
             tally.add(verdict)
+            evidence.offer(verdict)
             watch(verdict)
 
         def troubles() -> Troubles:
@@ -113,6 +115,7 @@ def run_line(
                 inference=inference_trouble(),
                 broker=publisher.status.trouble,
                 ledger=ledger.trouble,
+                evidence=evidence.trouble,
                 is_letting_go=ledger.is_letting_go,
                 is_paused=paused.is_set(),
             )
@@ -121,6 +124,7 @@ def run_line(
             now = tally.health(publisher.status, troubles(), requests)
             publisher.publish_now(health(origin, time_ns(), now))
 
+        evidence = Evidence(config.evidence, origin)
         acquisition = Acquisition(camera, begin=tally.begin, end=end, stop=stop, parts=parts)
         announcer = Announcer(
             ledger,
@@ -140,6 +144,7 @@ def run_line(
 
         with (
             Publisher(config.mqtt, ledger, config.agent.id, requests) as publisher,
+            evidence,
             announcer,
             acquisition as arrivals,
             Heartbeat(is_well),

@@ -36,6 +36,7 @@ class Troubles:
     inference: str | None
     broker: str | None
     ledger: str | None
+    evidence: str | None
     is_letting_go: bool
     is_paused: bool
 
@@ -44,6 +45,7 @@ class Troubles:
         """Those that health has no field of their own for."""
         return (
             *([] if self.inference is None else [f"inference: {self.inference}"]),
+            *([] if self.evidence is None else [f"evidence: {self.evidence}"]),
             *([_LETTING_GO] if self.is_letting_go else []),
             *([_PAUSED] if self.is_paused else []),
         )
