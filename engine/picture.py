@@ -51,11 +51,16 @@ def heatmap(pixels: Pixels, inspection: Inspection, threshold: float) -> Pixels:
     heat = (magnitudes / max(threshold, 1e-30) - 0.75) / 1.25
     heat = np.nan_to_num(heat.clip(0, 1), nan=1.0).astype(np.float32)
     heat = cv2.resize(heat, (width, height), interpolation=cv2.INTER_LINEAR)
-    # From yellow to dark red: blue and green would speak of cold and of good.
-    levels = cv2.convertScaleAbs(heat, alpha=90, beta=155)
-    colours = cv2.cvtColor(cv2.applyColorMap(levels, cv2.COLORMAP_TURBO), cv2.COLOR_BGR2RGB)
-    cover = _HEAT_SHARE * np.sqrt(heat)
-    return np.asarray(cv2.blendLinear(_rgb(pixels), colours, 1 - cover, cover), dtype=np.uint8)
+    picture = pixels.copy() if pixels.ndim == 3 else _rgb(pixels)
+    left, top, across, down = cv2.boundingRect((heat > 0).astype(np.uint8))
+    if across:  # most of most parts is calm
+        here = slice(top, top + down), slice(left, left + across)
+        # From yellow to dark red: blue and green would speak of cold and of good.
+        levels = cv2.convertScaleAbs(heat[here], alpha=90, beta=155)
+        colours = cv2.cvtColor(cv2.applyColorMap(levels, cv2.COLORMAP_TURBO), cv2.COLOR_BGR2RGB)
+        cover = _HEAT_SHARE * np.sqrt(heat[here])
+        picture[here] = cv2.blendLinear(picture[here], colours, 1 - cover, cover)
+    return picture
 
 
 def reduced(pixels: Pixels, max_side: int) -> Pixels:
