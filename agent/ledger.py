@@ -30,6 +30,7 @@ from agent.ledger_file import (
     Run,
     Span,
     Standing,
+    ThresholdChange,
     check_place,
     ended,
     error_code,
@@ -37,11 +38,13 @@ from agent.ledger_file import (
     insert_ended,
     insert_label,
     insert_loss,
+    insert_threshold,
     is_read_only,
     new_epoch,
     open_file,
     parts_upto,
     read_pending,
+    read_threshold,
     requeue,
     transaction,
     with_span,
@@ -299,6 +302,15 @@ class Ledger:
     def label(self, epoch: str, sequence: int, label: str) -> bool:
         """Keep an operator's word on a part; `False` if there is no such part or no disk."""
         return bool(self._ask(lambda file: insert_label(file, epoch, sequence, label)))
+
+    def change_threshold(self, change: ThresholdChange) -> bool:
+        """Keep a change of the threshold; `False` where the disk cannot."""
+        after = self.total()
+        return bool(self._ask(lambda file: insert_threshold(file, self._epoch, after, change)))
+
+    def changed_threshold(self, calibration_id: str) -> float | None:
+        """What the threshold of this calibration was changed to, if it was."""
+        return self._ask(lambda file: read_threshold(file, calibration_id))
 
     def requeue(self, epoch: str, span: Span, *, parts: int) -> tuple[tuple[int, int], int] | None:
         """Have the messages of the first `parts` parts of `span` that have any wait again.

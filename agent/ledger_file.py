@@ -145,6 +145,20 @@ CREATE TABLE latest (    -- whose message was the newest on each topic
 INSERT INTO latest SELECT epoch, topic, sequence FROM outbox
     WHERE id IN (SELECT max(id) FROM outbox GROUP BY epoch, topic);
 """
+_WITH_THRESHOLDS: Final = """
+CREATE TABLE thresholds (   -- changes by request; the latest of a calibration counts
+    id INTEGER PRIMARY KEY,
+    changed_ns INTEGER NOT NULL,
+    epoch TEXT NOT NULL,
+    after INTEGER NOT NULL,         -- the newest part that had begun
+    calibration_id TEXT NOT NULL,
+    who TEXT NOT NULL,
+    nonce TEXT NOT NULL,
+    old REAL NOT NULL,
+    new REAL NOT NULL,
+    is_calibrated INTEGER NOT NULL  -- whether it was taken back
+);
+"""
 _SCHEMAS: Final = (
     _SCHEMA,
     _WITH_RETENTION,
@@ -152,6 +166,7 @@ _SCHEMAS: Final = (
     _WITH_LABELS,
     # A mark would otherwise write the payload once more, up to 64 KB. This rewrites the file once.
     _WITH_NARROW_OUTBOX,
+    _WITH_THRESHOLDS,
 )
 """What each version of the file adds to the one before."""
 SCHEMA_VERSION: Final = len(_SCHEMAS)
@@ -166,6 +181,7 @@ _TABLES: Final = {
     "latest": ("epoch", "topic"),
     "outbox": ("id",),
     "payloads": ("id",),
+    "thresholds": ("id",),
 }
 """Every table and the key along which a damaged one is read."""
 _NOTHING_FOUND: Final[tuple[Value, ...]] = (None,) * 14
@@ -219,6 +235,18 @@ class Ended:
     state: State
     row: tuple[Value, ...]
     messages: tuple[Message, ...]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ThresholdChange:
+    """Somebody changes the threshold of a calibration, or takes that back (`is_calibrated`)."""
+
+    calibration_id: str
+    by: str
+    nonce: str
+    old: float
+    new: float
+    is_calibrated: bool
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -494,6 +522,38 @@ def insert_label(connection: sqlite3.Connection, epoch: str, sequence: int, labe
             (epoch, sequence, label, time.time_ns()),
         ).rowcount
     )
+
+
+def insert_threshold(
+    connection: sqlite3.Connection, epoch: str, after: int, change: ThresholdChange
+) -> bool:
+    """Note a change of the threshold, made when part `after` was the newest."""
+    connection.execute(
+        "INSERT INTO thresholds (changed_ns, epoch, after, calibration_id, who, nonce, old, new,"
+        " is_calibrated) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?)",
+        (
+            time.time_ns(),
+            epoch,
+            after,
+            change.calibration_id,
+            _text(change.by),
+            change.nonce,
+            change.old,
+            change.new,
+            change.is_calibrated,
+        ),
+    )
+    return True
+
+
+def read_threshold(connection: sqlite3.Connection, calibration_id: str) -> float | None:
+    """What the threshold of a calibration was changed to; `None` for not, or taken back."""
+    row = connection.execute(
+        "SELECT new, is_calibrated FROM thresholds WHERE calibration_id = ?"
+        " ORDER BY id DESC LIMIT 1",
+        (calibration_id,),
+    ).fetchone()
+    return None if row is None or row[1] else float(row[0])
 
 
 def _begun_row(trigger: Trigger) -> tuple[Value, ...]:

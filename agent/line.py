@@ -30,6 +30,7 @@ from agent.messages import Origin, health, outgoing
 from agent.mqtt import Publisher, check_settings
 from agent.requests import Requests
 from agent.tally import Summary, Tally, Timing, Troubles
+from agent.threshold import Threshold
 from agent.verdict import State, Trigger, Verdict, decide
 from engine.errors import AtacError, NoAnswerError
 from engine.frame import Inspection
@@ -84,8 +85,9 @@ def run_line(
     ) as ledger:
         origin = replace(origin, epoch=ledger.epoch)
         paused = threading.Event()
+        current = Threshold(ledger, calibrated=threshold, calibration_id=calibration_id)
         requests = Requests(
-            origin, ledger, allowed=config.mqtt.commands, threshold=threshold, paused=paused
+            origin, ledger, allowed=config.mqtt.commands, threshold=current, paused=paused
         )
         tally = Tally(
             ledger,
@@ -99,7 +101,7 @@ def run_line(
                     trigger=trigger,
                     state=state,
                     decided_ns=max(time_ns(), trigger.triggered_ns),
-                    threshold=threshold,
+                    threshold=current.value,
                     reason=reason,
                 )
             )
@@ -121,7 +123,7 @@ def run_line(
             )
 
         def tell_health() -> None:
-            now = tally.health(publisher.status, troubles(), requests)
+            now = tally.health(publisher.status, troubles(), requests, current.both)
             publisher.publish_now(health(origin, time_ns(), now))
 
         evidence = Evidence(config.evidence, origin)
@@ -150,7 +152,7 @@ def run_line(
             Heartbeat(is_well),
         ):
             _inspect_parts(
-                arrivals, inspector, threshold, announcer, tally.timing, paused, progress, lanes
+                arrivals, inspector, current, announcer, tally.timing, paused, progress, lanes
             )
         ledger.flush()
         return tally.summary(publisher.status, alarms=announcer.alarms)
@@ -159,7 +161,7 @@ def run_line(
 def _inspect_parts(
     arrivals: Handover,
     inspector: Inspector,
-    threshold: float,
+    threshold: Threshold,
     announcer: Announcer,
     timing: Timing,
     paused: threading.Event,
@@ -169,10 +171,10 @@ def _inspect_parts(
     """The loop: receive, inspect, decide, record, time; `lanes` parts at once, in order."""
 
     def inspect(arrival: Arrival) -> _Outcome:
-        return _inspected(arrival, inspector, threshold, is_paused=paused.is_set())
+        return _inspected(arrival, inspector, threshold.value, is_paused=paused.is_set())
 
     def release(outcome: _Outcome) -> None:
-        verdict = _verdict(outcome, threshold)
+        verdict = _verdict(outcome)
         decided = perf_counter()
         announcer.settle(verdict)
         if verdict.inspection is not None:
@@ -192,6 +194,7 @@ class _Outcome:
 
     arrival: Arrival
     begun: float
+    threshold: float
     state: State
     reason: str = ""
     inspection: Inspection | None = None
@@ -217,10 +220,17 @@ def _inspected(
         except Exception as error:  # noqa: BLE001 - one part must never stop the line
             _LOG.exception("inspection of part %s failed", arrival.trigger.part_id)
             state, reason = State.ERROR, f"{type(error).__name__}: {error}"
-    return _Outcome(arrival=arrival, begun=begun, state=state, reason=reason, inspection=inspection)
+    return _Outcome(
+        arrival=arrival,
+        begun=begun,
+        threshold=threshold,
+        state=state,
+        reason=reason,
+        inspection=inspection,
+    )
 
 
-def _verdict(outcome: _Outcome, threshold: float) -> Verdict:
+def _verdict(outcome: _Outcome) -> Verdict:
     """The verdict as it leaves; waiting for the parts before it may have made it late."""
     arrival, state, reason, late_state = outcome.arrival, outcome.state, outcome.reason, None
     late_s = _late_s(arrival)
@@ -232,7 +242,7 @@ def _verdict(outcome: _Outcome, threshold: float) -> Verdict:
         state=state,
         # By the steady clock, so that deadline and latency hold when UTC is set meanwhile.
         decided_ns=arrival.trigger.triggered_ns + round((perf_counter() - arrival.received) * 1e9),
-        threshold=threshold,
+        threshold=outcome.threshold,
         frame=arrival.frame,
         inspection=outcome.inspection,
         reason=reason,

@@ -84,7 +84,8 @@ class Health:
     """A snapshot of the running agent. Troubles are one line each; `None` means well.
 
     `triggers` counts the parts begun and `counts` those ended; latencies are milliseconds from
-    trigger to verdict over the recent parts, `None` before the first. `lost` names the sequence
+    trigger to verdict over the recent parts, `None` before the first. `threshold` is the one in
+    force, which a request may have changed. `lost` names the sequence
     ranges, first and last inclusive, whose verdicts the ledger could not keep; `let_go` those
     whose undelivered pictures and messages had to make room.
     """
@@ -95,6 +96,8 @@ class Health:
     parts_per_second: float
     latency_p50_ms: float | None = None
     latency_p99_ms: float | None = None
+    threshold: float | None = None
+    calibrated_threshold: float | None = None
     waiting: int = 0
     delivered: int = 0
     refused: int = 0
@@ -248,6 +251,10 @@ def health(origin: Origin, now_ns: int, snapshot: Health) -> Message:
             "latency_ms": {
                 "p50": _rounded(snapshot.latency_p50_ms),
                 "p99": _rounded(snapshot.latency_p99_ms),
+            },
+            "threshold": {
+                "in_force": snapshot.threshold,
+                "calibrated": snapshot.calibrated_threshold,
             },
             "outbox": {
                 "waiting": snapshot.waiting,

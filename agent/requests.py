@@ -18,10 +18,11 @@ from pydantic import Field, StringConstraints, TypeAdapter, ValidationError
 
 from agent.ledger import Ledger
 from agent.messages import Message, Origin, response, software
+from agent.threshold import Threshold
 from engine.errors import AtacError
 from engine.spec import spec
 
-Command = Literal["ping", "replay", "threshold", "pause", "resume", "label"]
+Command = Literal["ping", "replay", "threshold", "set_threshold", "pause", "resume", "label"]
 COMMANDS: Final[tuple[Command, ...]] = get_args(Command)
 REQUEST_MAX_BYTES: Final = 4096
 _LIFE_S: Final = 300
@@ -81,8 +82,21 @@ class Label:
     label: Literal["good", "defective"]
 
 
-Request = Annotated[Plain | Replay | Label, Field(discriminator="command")]
-_REQUEST: Final[TypeAdapter[Plain | Replay | Label]] = TypeAdapter(Request)
+@spec
+class SetThreshold:
+    """Use another threshold from the next part on, `null` for the calibration's; `by` asks so."""
+
+    command: Literal["set_threshold"]
+    nonce: Nonce
+    expires: Expiry
+    threshold: float | None
+    by: Annotated[str, StringConstraints(min_length=1, max_length=100)]
+
+
+Request = Plain | Replay | Label | SetThreshold
+_REQUEST: Final[TypeAdapter[Request]] = TypeAdapter(
+    Annotated[Request, Field(discriminator="command")]
+)
 
 
 class Requests:
@@ -97,7 +111,7 @@ class Requests:
         ledger: Ledger,
         *,
         allowed: tuple[Command, ...],
-        threshold: float,
+        threshold: Threshold,
         paused: threading.Event,
         now: Callable[[], float] = time.time,
     ) -> None:
@@ -134,7 +148,7 @@ class Requests:
         is_below = topic == own or topic.startswith(f"{own}/")
         return is_below and not set(topic) & set("+#\0") and len(topic) <= _TOPIC_MAX
 
-    def _checked(self, asked: Asked, told: dict[str, object]) -> Plain | Replay | Label:
+    def _checked(self, asked: Asked, told: dict[str, object]) -> Request:
         if len(asked.payload) > REQUEST_MAX_BYTES:
             raise RequestError(f"is larger than {REQUEST_MAX_BYTES} bytes")
         if asked.is_retained:
@@ -177,7 +191,7 @@ class Requests:
         self._nonces[nonce] = until
 
     def _obey(
-        self, request: Plain | Replay | Label, replay: Callable[[str, int, int], int]
+        self, request: Request, replay: Callable[[str, int, int], int]
     ) -> Mapping[str, object]:
         match request:
             case Replay():
@@ -188,12 +202,23 @@ class Requests:
             case Label():
                 return self._label(request)
             case Plain(command="threshold"):
-                return {"threshold": self._threshold}
+                return self._thresholds()
+            case SetThreshold():
+                return self._set_threshold(request)
             case Plain(command="pause"):
                 self._paused.set()
             case Plain(command="resume"):
                 self._paused.clear()
         return {"software": software(), "paused": self._paused.is_set()}
+
+    def _thresholds(self) -> Mapping[str, object]:
+        both = self._threshold.both
+        return {"threshold": both.in_force, "calibrated": both.calibrated}
+
+    def _set_threshold(self, request: SetThreshold) -> Mapping[str, object]:
+        if not self._threshold.change(request.threshold, by=request.by, nonce=request.nonce):
+            raise RequestError("the ledger cannot be written, so the threshold stays as it is")
+        return self._thresholds()
 
     def _label(self, request: Label) -> Mapping[str, object]:
         agent, _, rest = request.id.partition(":")
@@ -209,4 +234,4 @@ class Requests:
 def request_json(command: Command, nonce: str, expires: str, **arguments: object) -> bytes:
     """A request, as a client sends it."""
     content = {"command": command, "nonce": nonce, "expires": expires, **arguments}
-    return json.dumps({key: value for key, value in content.items() if value is not None}).encode()
+    return json.dumps(content).encode()

@@ -10,6 +10,7 @@ from agent.ledger import Ledger
 from agent.messages import Health
 from agent.mqtt import BrokerStatus
 from agent.requests import Requests
+from agent.threshold import Thresholds
 from agent.verdict import State, Trigger, Verdict
 from engine.frame import Inspection
 
@@ -163,7 +164,13 @@ class Tally:
         self._zoomed += verdict.inspection is not None and verdict.inspection.zoomed
         self._last = perf_counter()
 
-    def health(self, broker: BrokerStatus, troubles: Troubles, requests: Requests) -> Health:
+    def health(
+        self,
+        broker: BrokerStatus,
+        troubles: Troubles,
+        requests: Requests,
+        thresholds: Thresholds,
+    ) -> Health:
         """How the agent is now; the rate is that since the last call."""
         now, ended = perf_counter(), sum(self._counts.values())
         before, ended_before = self._rated
@@ -176,6 +183,8 @@ class Tally:
             parts_per_second=(ended - ended_before) / max(now - before, 1e-9),
             latency_p50_ms=recent.p50_ms if recent else None,
             latency_p99_ms=recent.p99_ms if recent else None,
+            threshold=thresholds.in_force,
+            calibrated_threshold=thresholds.calibrated,
             waiting=broker.pending,
             delivered=broker.delivered,
             refused=self._ledger.refused,

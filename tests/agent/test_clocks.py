@@ -15,6 +15,7 @@ from agent.messages import Origin
 from agent.mqtt import MqttSettings
 from agent.requests import Asked, Requests, request_json
 from agent.retention import AgeClock
+from agent.threshold import Threshold
 from agent.verdict import State
 from tests.agent.test_line import BrightnessInspector, ScriptedCamera, rows
 
@@ -129,7 +130,7 @@ def test_a_request_cannot_be_repeated_by_setting_the_clock_back(tmp_path):
             origin,
             ledger,
             allowed=("ping",),
-            threshold=1.0,
+            threshold=Threshold(ledger, calibrated=1.0, calibration_id=""),
             paused=threading.Event(),
             now=lambda: now,
         )

@@ -2,6 +2,7 @@
 
 import json
 import queue
+import sqlite3
 import threading
 import time
 from pathlib import Path
@@ -17,6 +18,7 @@ from agent.ledger_file import requeue_in_file
 from agent.messages import Message, Origin, outgoing, utc
 from agent.mqtt import MqttSettings, Publisher, ask
 from agent.requests import COMMANDS, REQUEST_MAX_BYTES, Asked, RequestError, Requests, request_json
+from agent.threshold import Threshold
 from agent.verdict import State, Trigger, Verdict
 from engine.errors import BrokerError, ConfigurationError
 
@@ -41,7 +43,11 @@ def ledger(tmp_path):
 def requests(ledger, *allowed):
     origin = Origin(agent_id="line1", epoch=ledger.epoch)
     return Requests(
-        origin, ledger, allowed=allowed or COMMANDS, threshold=1.5, paused=threading.Event()
+        origin,
+        ledger,
+        allowed=allowed or COMMANDS,
+        threshold=Threshold(ledger, calibrated=1.5, calibration_id="c1"),
+        paused=threading.Event(),
     )
 
 
@@ -80,8 +86,75 @@ def test_ping_and_threshold(ledger):
     assert (told["command"], told["nonce"], told["ok"]) == ("ping", "nonce-01", True)
     assert (told["agent"], told["epoch"]) == ("line1", ledger.epoch)
     told = answer(asked_of, request_json("threshold", "nonce-02", soon()))
-    assert told["result"] == {"threshold": 1.5}
+    assert told["result"] == {"threshold": 1.5, "calibrated": 1.5}
     assert (asked_of.accepted, asked_of.refused) == (2, 0)
+
+
+def set_threshold(asked_of, nonce, value, by="Ada"):
+    return answer(asked_of, request_json("set_threshold", nonce, soon(), threshold=value, by=by))
+
+
+def test_a_threshold_is_changed_on_record_and_over_restarts_of_the_same_calibration(tmp_path):
+    def current(ledger, calibration="c1"):
+        return Threshold(ledger, calibrated=1.5, calibration_id=calibration).value
+
+    with Ledger(tmp_path / "ledger.sqlite", agent_id="line1") as ledger:
+        end(ledger, 3)
+        asked_of = requests(ledger)
+        assert current(ledger) == 1.5
+        assert set_threshold(asked_of, "nonce-01", 2)["result"] == {
+            "threshold": 2.0,
+            "calibrated": 1.5,
+        }
+        assert asked_of._threshold.value == 2.0
+        assert set_threshold(asked_of, "nonce-02", -0.25, by="Grace")["ok"]
+        epoch = ledger.epoch
+    file = sqlite3.connect(tmp_path / "ledger.sqlite")
+    found = file.execute("SELECT who, nonce, old, new, after, epoch FROM thresholds")
+    assert found.fetchall() == [
+        ("Ada", "nonce-01", 1.5, 2.0, 3, epoch),
+        ("Grace", "nonce-02", 2.0, -0.25, 3, epoch),
+    ]
+    file.close()
+    with Ledger(tmp_path / "ledger.sqlite", agent_id="line1") as ledger:
+        assert current(ledger) == -0.25
+        assert current(ledger, "c2") == 1.5
+        asked_of = requests(ledger)
+        assert set_threshold(asked_of, "nonce-03", None)["result"]["threshold"] == 1.5
+    with Ledger(tmp_path / "ledger.sqlite", agent_id="line1") as ledger:
+        assert current(ledger) == 1.5
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        {"threshold": "2", "by": "Ada"},
+        {"threshold": 2.0},
+        {"threshold": 2.0, "by": ""},
+        {"threshold": 2.0, "by": "A" * 101},
+        {"by": "Ada"},
+        {"threshold": float("nan"), "by": "Ada"},
+        {"threshold": float("inf"), "by": "Ada"},
+    ],
+)
+def test_a_threshold_that_is_none_or_nobodys_is_refused(ledger, arguments):
+    asked_of = requests(ledger)
+    told = answer(asked_of, request_json("set_threshold", "nonce-01", soon(), **arguments))
+    assert not told["ok"]
+    assert asked_of._threshold.value == 1.5
+
+
+def test_a_threshold_is_changed_only_where_that_is_allowed(ledger):
+    asked_of = requests(ledger, "ping", "threshold")
+    assert "mqtt.commands" in set_threshold(asked_of, "nonce-01", 2.0)["error"]
+    assert asked_of._threshold.value == 1.5
+
+
+def test_a_threshold_that_cannot_be_put_on_record_stays_as_it_is(ledger, monkeypatch):
+    asked_of = requests(ledger)
+    monkeypatch.setattr(ledger, "_ask", lambda _work: None)  # as with a disk that is away
+    assert "the ledger cannot be written" in set_threshold(asked_of, "nonce-01", 2.0)["error"]
+    assert asked_of._threshold.value == 1.5
 
 
 def test_pause_and_resume(ledger):
@@ -169,7 +242,7 @@ def test_nobody_makes_the_agent_speak_elsewhere(ledger, topic):
                 st.lists(inner, max_size=3)
                 | st.dictionaries(
                     st.sampled_from(
-                        ["command", "nonce", "expires", "first", "last", "id", "label"]
+                        ["command", "nonce", "expires", "first", "last", "threshold", "by"]
                     ),
                     inner,
                     max_size=6,
@@ -185,6 +258,12 @@ def test_no_request_does_harm(payload):
         def label(self, *_):
             return False
 
+        def changed_threshold(self, _calibration_id):
+            return None
+
+        def change_threshold(self, _change):
+            return False
+
     asked_of = requests(NoLedger())
     assert answer(asked_of, payload)["ok"] is False
 
@@ -194,6 +273,9 @@ def test_schema_and_agent_accept_the_same_requests():
     for command in ("ping", "threshold", "pause", "resume"):
         known.validate(json.loads(request_json(command, "nonce-01", soon())))
     known.validate(json.loads(request_json("replay", "nonce-01", soon(), first=1, last=2)))
+    for value in (1.5, None):
+        arguments = {"threshold": value, "by": "Ada"}
+        known.validate(json.loads(request_json("set_threshold", "nonce-01", soon(), **arguments)))
     known.validate(json.loads(request_json("label", "nonce-01", soon(), id="a:b:1", label="good")))
     for wrong in [
         request_json("stop", "nonce-01", soon()),

@@ -12,6 +12,7 @@ from agent.cameras.conveyor import ConveyorCamera, ConveyorSettings
 from agent.config import AgentSettings, BundleSettings, Config, LedgerSettings
 from agent.inference import ChildInspector, Recipe
 from agent.line import run_line
+from agent.mqtt import ask
 from agent.verdict import State
 from engine.errors import CameraError
 from tests.tiny_bundle import tiny_bundle
@@ -42,7 +43,7 @@ class Line:
         self.stop = threading.Event()
         self.summary = None
 
-    def begin(self, camera) -> None:
+    def begin(self, camera, **options) -> None:
         def run():
             self.summary = run_line(
                 self.config,
@@ -51,6 +52,7 @@ class Line:
                 threshold=0.5,
                 stop=self.stop,
                 inference_trouble=lambda: self.inspector.trouble,
+                **options,
             )
 
         self.thread = threading.Thread(target=run)
@@ -98,3 +100,19 @@ def test_inference_that_hangs_is_said_at_once_and_costs_one_part(line, eventuall
     assert line.summary.counts[State.TIMEOUT] == 1
     assert line.summary.counts[State.ERROR] == 0
     assert sum(line.summary.counts.values()) == line.summary.triggers
+
+
+def test_a_threshold_set_by_request_counts_from_the_next_part_on(line, broker, eventually):
+    line.config = replace(line.config, mqtt=replace(line.config.mqtt, commands=("set_threshold",)))
+    seen = []
+    line.begin(line.conveyor(), watch=seen.append)
+    eventually(lambda: len(seen) > 2)
+    told = ask(broker.settings, "line-3", "set_threshold", threshold=-1e9, by="a test")
+    assert told == {"threshold": -1e9, "calibrated": 0.5}
+    eventually(lambda: sum(verdict.threshold == -1e9 for verdict in seen) > 2)
+    line.end()
+    thresholds = [verdict.threshold for verdict in seen]
+    assert thresholds == sorted(thresholds, reverse=True)  # 0.5 until then, not once afterwards
+    assert all(verdict.state is State.NG for verdict in seen if verdict.threshold < 0)
+    health = json.loads(line.heard.on("health")[-1])
+    assert health["threshold"] == {"in_force": -1e9, "calibrated": 0.5}
