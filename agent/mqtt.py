@@ -438,6 +438,12 @@ class Publisher:
             _LOG.warning("no broker, alarms wait in the outbox: %s", trouble)
 
     def _say_offline(self, link: "_Link", offline: Message) -> None:
+        """Within the window too; where the broker leaves it full, its will says `offline`."""
+        until = time.monotonic() + 1.0
+        while len(self._flight) >= link.window:
+            self._take(link)
+            if time.monotonic() > until:
+                raise BrokerError(f"{_address(self._settings)}: acknowledges nothing any more")
         mid = link.publish(offline)
         until = time.monotonic() + 1.0
         while (left := until - time.monotonic()) > 0:
