@@ -72,6 +72,10 @@ _PACKET_OVERHEAD: Final = 32
 """More than a PUBLISH needs besides its texts and payload."""
 _PROPERTY_OVERHEAD: Final = 5
 _RECEIVE_MAXIMUM: Final = 65_535
+_EVENTS: Final = (
+    *("on_socket_open", "on_connect", "on_disconnect"),
+    *("on_publish", "on_message", "on_subscribe"),
+)
 _PROPERTIES: Final[Callable[[int], Properties]] = Properties
 """paho leaves the type of its constructor out."""
 
@@ -610,6 +614,9 @@ class _Link:
             with suppress(OSError):
                 connection.shutdown(socket.SHUT_RDWR)
         self._client.loop_stop()
+        # Client and link name each other: without this paho's sockets would wait for the collector.
+        for event in _EVENTS:
+            setattr(self._client, event, None)
         with suppress(queue.Empty):
             while True:
                 self._events.get_nowait()
