@@ -24,7 +24,7 @@ PROFILE = replace(
     architecture="resnet18",
     stages=("layer2",),
     local_mean=False,
-    start="he",
+    top_k=0.02,  # a scratch covers few of the 256 cells
     # Starting from nothing, it learns most from where the defects are.
     known_masks=True,
     mask_weight=20.0,
@@ -32,7 +32,6 @@ PROFILE = replace(
     epochs=14,
     least_steps=60,
     zoom_from=6,
-    decay_every=5,
 )
 
 

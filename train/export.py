@@ -72,7 +72,7 @@ _FILES: Final[dict[Precision, str]] = {
 }
 _INT8_CALIBRATION_IMAGES: Final = 64
 _INT8_LEAVES: Final = (
-    "head.attend.",
+    "head.refine.",
     "head.score.",
     "head.locate.",
 )  # cheap, and they decide box and score

@@ -81,9 +81,9 @@ class Sample:
 class Epoch:
     """What one epoch came to.
 
-    `separation` is the AUROC of held-out good against known defective images, looked at after the
-    last epoch before each change of the learning rate and at the end; NaN otherwise, and without
-    images of either kind. It is there to watch, nothing is decided by it.
+    `separation` is the AUROC of held-out good against known defective images, looked at half-way
+    and at the end; NaN otherwise, and without images of either kind. It is there to watch, nothing
+    is decided by it.
     """
 
     number: int
@@ -235,13 +235,12 @@ def fit(
             # Seeded by epoch, so that going on after an interruption changes nothing.
             rng = np.random.default_rng([seed, epoch])
             torch.manual_seed(seed + epoch)
-            rate = profile.learning_rate * profile.decay ** (epoch // profile.decay_every)
-            for group in optimiser.param_groups:
-                group["lr"] = rate
 
             network.train()
             losses = []
             for step, batch in enumerate(_batches(images, defects, profile, rng, steps=steps)):
+                for group in optimiser.param_groups:
+                    group["lr"] = learning_rate(profile, epoch + step / steps)
                 passes = eyes.look(batch, zoom=epoch >= profile.zoom_from)
                 objective = _objective(passes, batch, profile, reference)
                 if not torch.isfinite(objective):
@@ -259,7 +258,7 @@ def fit(
             loss = float(np.mean(losses))
             seconds += time.perf_counter() - started
             checkpoint.save(network, optimiser, epochs=epoch + 1, loss=loss, seconds=seconds)
-            look = epoch + 1 == profile.epochs or (epoch + 1) % profile.decay_every == 0
+            look = epoch + 1 in (profile.epochs // 2, profile.epochs)
             on_epoch(
                 Epoch(
                     number=epoch + 1,
@@ -271,6 +270,13 @@ def fit(
             )
     network.eval()
     return Trained(network=network, reference=reference, final_loss=loss, seconds=seconds)
+
+
+def learning_rate(profile: Profile, epochs: float) -> float:
+    """The rate of the step that begins after `epochs` epochs, which need not be whole (D21)."""
+    if profile.schedule == "cosine":
+        return profile.learning_rate * (1 + math.cos(math.pi * epochs / profile.epochs)) / 2
+    return profile.learning_rate * profile.decay ** math.floor(epochs / profile.decay_every)
 
 
 class Pass(NamedTuple):

@@ -61,6 +61,18 @@ class SelfAttention(nn.Module):
         return y
 
 
+class CellResidual(nn.Module):
+    """One more 1×1 convolution of each cell of a map, rectified, as a residual."""
+
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        self.convolve = nn.Conv2d(channels, channels, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        y: Tensor = x + torch.relu(self.convolve(x))
+        return y
+
+
 class AttentionHead(nn.Module):
     """σ and τ of the paper: trunk features → score map and attention map."""
 
@@ -72,7 +84,11 @@ class AttentionHead(nn.Module):
             channels, width, profile.kernel, padding=profile.kernel // 2, bias=False
         )
         self.normalise = nn.BatchNorm2d(width)
-        self.attend = SelfAttention(width, profile.query_channels)
+        self.refine: nn.Module = (
+            SelfAttention(width, profile.query_channels)
+            if profile.refine == "self_attention"
+            else CellResidual(width)
+        )
         # τ(·; θ_s) (D11)
         self.score = nn.Conv2d(width, 1, 1)
         # S of spec §5.3, in place of the mean of F
@@ -80,7 +96,7 @@ class AttentionHead(nn.Module):
 
     def forward(self, features: Tensor) -> Maps:
         x = torch.relu(self.normalise(self.convolve(features)))  # (N, 64, h, w)
-        f = self.attend(x)  # F = σ(φ(x)): (N, 64, h, w)
+        f = self.refine(x)  # F = σ(φ(x)): (N, 64, h, w)
         score_map = self.score(f).flatten(0, 1)  # a_mp = τ(F): (N, h, w)   Eq 3 and 7
         if self.locate is None:
             attention = torch.relu(f).mean(dim=1)  # C_attn: (N, h, w)   Eq 4; rectified, D2

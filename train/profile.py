@@ -42,11 +42,14 @@ class Profile:
 
     # σ and τ (D10, D11). `local_mean` averages each feature with its eight neighbours first;
     # `kernel` is the side of σ's convolution. The `attention` map is the mean of σ's rectified
-    # features, or has an output of its own, `supervised` by the known masks (spec §5.3).
+    # features, or has an output of its own, `supervised` by the known masks (spec §5.3). Between
+    # the convolution and the outputs the features are refined by SAGAN's self-attention (D10) or
+    # by one more convolution of each cell, added to what it saw (`residual`).
     local_mean: bool
     kernel: Literal[1, 3]
     attention_channels: Count
-    query_channels: Count
+    refine: Literal["self_attention", "residual"]
+    query_channels: Count  # of the self-attention
     attention: Literal["mean", "supervised"]
     # How σ and τ begin. With He's fan-out (the paper) first scores are as large as the margin, and
     # at this learning rate it takes thousands of steps to bring those of good parts down; scaled
@@ -78,8 +81,11 @@ class Profile:
     batch: Annotated[int, Field(ge=2, multiple_of=2)]  # half good, half defective
     least_steps: Count  # steps an epoch, however few good images there are
     zoom_from: Annotated[int, Field(ge=0)]  # epochs before the first with a pass 2
+    # The learning rate falls by the factor `decay` after every `decay_every` epochs (`steps`), or
+    # to nothing along half a cosine, from the first step to the last.
     learning_rate: Positive
-    decay_every: Count  # epochs
+    schedule: Literal["steps", "cosine"]
+    decay_every: Count
     decay: Positive
     clip_norm: Positive
 
@@ -99,6 +105,7 @@ PAPER: Final = Profile(
     local_mean=False,
     kernel=3,
     attention_channels=64,
+    refine="self_attention",
     query_channels=8,
     attention="mean",
     start="he",
@@ -118,6 +125,7 @@ PAPER: Final = Profile(
     least_steps=20,
     zoom_from=0,
     learning_rate=1e-3,
+    schedule="steps",
     decay_every=10,
     decay=0.1,
     clip_norm=1.0,
@@ -136,10 +144,11 @@ LINE: Final = Profile(
     local_mean=True,
     kernel=1,
     attention_channels=64,
+    refine="residual",
     query_channels=8,
     attention="supervised",
     start="fan_in",
-    top_k=0.02,
+    top_k=0.10,
     loss="hinge",
     loss_of="each",
     margin=10.0,
@@ -152,11 +161,12 @@ LINE: Final = Profile(
     known_masks=False,
     epochs=8,
     batch=16,
-    least_steps=20,
+    least_steps=25,
     zoom_from=3,
     learning_rate=1e-3,
-    decay_every=6,
-    decay=0.3,
+    schedule="cosine",
+    decay_every=10,
+    decay=0.1,
     clip_norm=1.0,
     hold_out=0.15,
 )

@@ -161,9 +161,14 @@ def _settings(
     if hold_out is not None:
         profile = replace(profile, hold_out=hold_out)
     if epochs is not None:
-        # The learning rate keeps falling at the same shares of the training.
-        step = max(1, round(profile.decay_every * epochs / profile.epochs))
-        profile = replace(profile, epochs=epochs, decay_every=step)
+        # The learning rate falls, and pass 2 joins, at the same shares of the training.
+        share = epochs / profile.epochs
+        profile = replace(
+            profile,
+            epochs=epochs,
+            decay_every=max(1, round(profile.decay_every * share)),
+            zoom_from=round(profile.zoom_from * share),
+        )
     return profile
 
 

@@ -15,7 +15,7 @@ from train import fit as training
 from train.anomalies import cells
 from train.backbone import PretrainedWeights, Trunk, initialise
 from train.datasets import TrainingImages, read_listed, read_mask
-from train.fit import CHECKPOINT, TrainedOptics, fit, settled, train_bundle
+from train.fit import CHECKPOINT, TrainedOptics, fit, learning_rate, settled, train_bundle
 from train.network import AtacNet, TorchBackend
 from train.profile import LINE
 
@@ -216,8 +216,17 @@ def test_the_same_seed_gives_the_same_weights(source, split, line, tmp_path):
     assert not same(weights_of(one), weights_of(third))
 
 
+def test_the_learning_rate_falls_in_steps_or_along_half_a_cosine(line):
+    steps = replace(line, schedule="steps", learning_rate=1.0, decay_every=2, decay=0.1, epochs=4)
+    rates = [learning_rate(steps, epochs) for epochs in (0, 1.9, 2, 3.9)]
+    assert rates == pytest.approx([1, 1, 0.1, 0.1])
+    cosine = replace(steps, schedule="cosine")
+    rates = [learning_rate(cosine, epochs) for epochs in (0, 1, 2, 3, 4)]
+    assert rates == pytest.approx([1, 0.853553, 0.5, 0.146447, 0], abs=1e-6)
+
+
 def test_an_interrupted_training_ends_in_the_same_weights(source, split, line, tmp_path):
-    profile = replace(line, epochs=3, decay_every=1, least_steps=2)
+    profile = replace(line, epochs=3, least_steps=2)
     straight = trained(source, split, profile, tmp_path / "straight")
 
     def stop(epoch):

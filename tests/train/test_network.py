@@ -4,7 +4,15 @@ import numpy as np
 import pytest
 import torch
 
-from train.network import AtacNet, AttentionHead, SelfAttention, TorchBackend, local_mean, stacked
+from train.network import (
+    AtacNet,
+    AttentionHead,
+    CellResidual,
+    SelfAttention,
+    TorchBackend,
+    local_mean,
+    stacked,
+)
 from train.profile import PAPER
 
 
@@ -41,6 +49,19 @@ def test_self_attention_is_the_formula_of_sagan():
         beta = logits.exp() / logits.exp().sum()
         expected[:, j] = sum(beta[i] * v[:, i] for i in range(6))
     torch.testing.assert_close(block(x)[0].flatten(1), x[0].flatten(1) + 0.7 * expected)
+
+
+def test_a_cells_residual_looks_at_that_cell_alone():
+    torch.manual_seed(0)
+    block = CellResidual(64)
+    x = torch.randn(2, 64, 5, 7)
+    moved = x.clone()
+    moved[:, :, 1, 2] += 1
+    changed = (block(moved) - block(x)).abs().amax(dim=1) > 1e-6
+    assert changed.nonzero().tolist() == [[0, 1, 2], [1, 1, 2]]
+    added = block(x) - x
+    assert added.min() == 0
+    assert added.max() > 0
 
 
 @pytest.mark.parametrize("mode", ["clip", "imagenet"])
