@@ -23,6 +23,7 @@ from collections import deque
 from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass
+from datetime import UTC, datetime
 from pathlib import Path
 from types import TracebackType
 from typing import Annotated, Any, Final, Literal, Self, TypeVar
@@ -34,6 +35,7 @@ from paho.mqtt.properties import Properties
 from paho.mqtt.reasoncodes import ReasonCode
 from pydantic import BeforeValidator, Field
 
+from agent.certificate import valid_until
 from agent.ledger import Ledger
 from agent.ledger_file import OutboxMessage
 from agent.messages import TOPIC_TEMPLATE, Message, check_topics, state, topic, utc
@@ -689,7 +691,7 @@ class _Link:
 
     def error(self, lost: _Lost) -> BrokerError:
         """What to raise for the loss of this connection."""
-        hint = f"; {_HINTS[lost.code]}" if lost.code in _HINTS else ""
+        hint = f"; {_HINTS[lost.code]}" if lost.code in _HINTS else _expired_hint(self._settings)
         message = f"{_address(self._settings)}: {lost.reason}{hint}"
         return BrokerError(message, is_refusal=lost.is_refusal)
 
@@ -809,6 +811,15 @@ def _size(message: Message) -> int:
     ]
     size = len(message.payload) + sum(len(text.encode()) for text in texts)
     return size + _PACKET_OVERHEAD + _PROPERTY_OVERHEAD * len(message.properties)
+
+
+def _expired_hint(settings: MqttSettings) -> str:
+    """Not every broker says why it hangs up on an agent whose own certificate has expired."""
+    file = settings.tls and settings.tls.certificate_file
+    with suppress(OSError, ValueError):
+        if file and valid_until(file) < datetime.now(UTC):
+            return f"; its own certificate {file} has expired"
+    return ""
 
 
 def _port(settings: MqttSettings) -> int:

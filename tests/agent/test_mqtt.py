@@ -285,6 +285,12 @@ def test_tls_with_certificates_on_both_sides(start_broker, ledger, certify, even
     with Publisher(with_(broker.settings, tls=tls), ledger, "line1") as publisher:
         end(ledger, count=3)
         eventually(lambda: publisher.status.delivered == 3)
+    late = certify("late", days=-1)
+    expired = TlsSettings(
+        ca_file=late.ca_file, certificate_file=late.certificate_file, key_file=late.key_file
+    )
+    with pytest.raises(BrokerError, match=r"its own certificate .*late\.pem has expired"):
+        probe(with_(broker.settings, tls=expired), "line1")
     nameless = with_(broker.settings, tls=TlsSettings(ca_file=mine.ca_file))
     with pytest.raises(BrokerError):
         probe(nameless, "line1")

@@ -27,7 +27,8 @@ from engine.frame import Box, Frame, Inspection, StageTimes
 AGENT = "line1"
 EVERY = 5
 """Each fifth part is NG."""
-PICTURE = np.full((48, 64, 3), 128, np.uint8)
+PICTURE = np.random.default_rng(0).integers(0, 256, (48, 64, 3), np.uint8)
+"""Noise, so that a thumbnail of it is larger than an alarm."""
 _MAPS = np.zeros((8, 8), np.float32)
 _TIMES = StageTimes(view_1=1e-4, pass_1=1e-4, attention=1e-4, view_2=0.0, pass_2=0.0)
 
@@ -56,6 +57,7 @@ class Belt:
         self._number = first
         self._seen = seen
         self._due = monotonic()
+        self.handed_over = 0
         self.is_halted = lambda: False
 
     def __enter__(self):
@@ -77,6 +79,7 @@ class Belt:
                 self._due = monotonic() + 0.1
                 continue
             number, self._number = self._number, self._number + 1
+            self.handed_over += 1
             if self._seen >= 0:
                 os.pwrite(self._seen, number.to_bytes(8, "little"), 0)
             # The number is the picture, for the inspector to see.

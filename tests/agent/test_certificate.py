@@ -1,0 +1,47 @@
+import datetime as dt
+import ssl
+from contextlib import suppress
+
+import pytest
+from cryptography import x509
+from hypothesis import given
+from hypothesis import strategies as st
+
+from agent.certificate import valid_until
+
+
+@pytest.mark.parametrize("days", [1, -1, 400, 36_500])  # the last is written with four digits
+def test_the_end_is_what_the_certificate_says(certify, days):
+    certificate = certify("line1", days=days).certificate_file
+    truth = x509.load_pem_x509_certificate(certificate.read_bytes()).not_valid_after_utc
+    assert valid_until(certificate) == truth
+
+
+def test_the_first_of_a_chain_counts(certify, tmp_path):
+    first, second = (certify(name, days=days) for name, days in [("a", 1), ("b", 9)])
+    chain = tmp_path / "chain.pem"
+    text = "\n".join(one.certificate_file.read_text() for one in (first, second))
+    chain.write_text(f"subject=a\n{text}")
+    assert valid_until(chain) == valid_until(first.certificate_file)
+    assert valid_until(chain) < dt.datetime.now(dt.UTC) + dt.timedelta(days=2)
+
+
+@given(st.binary(max_size=200))
+def test_anything_else_is_an_error(tmp_path_factory, content):
+    path = tmp_path_factory.mktemp("rubbish") / "file.pem"
+    path.write_bytes(content)
+    with pytest.raises(ValueError):
+        valid_until(path)
+
+
+def test_a_damaged_certificate_is_an_error_or_has_an_end(certify, tmp_path):
+    der = ssl.PEM_cert_to_DER_cert(certify("line1").certificate_file.read_text())
+    damaged = tmp_path / "damaged.pem"
+    ends = set()
+    for position in range(len(der)):
+        for value in (0, 0x80, 0xFF):
+            changed = der[:position] + bytes([value]) + der[position + 1 :]
+            damaged.write_text(ssl.DER_cert_to_PEM_cert(changed))
+            with suppress(ValueError):
+                ends.add(valid_until(damaged))
+    assert len(ends) > 1

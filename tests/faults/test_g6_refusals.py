@@ -1,0 +1,146 @@
+"""G6: what a broker does not take is not delivered, and health says so within two seconds."""
+
+import json
+import sqlite3
+import threading
+import time
+from contextlib import ExitStack, closing
+
+import pytest
+
+import agent.line
+from agent.line import run_line
+from agent.mqtt import Publisher, TlsSettings
+from tests.faults.belt import Belt, Eye, configured
+from tests.faults.wire import Wire
+
+# paho leaves a socket whose TLS handshake failed to the garbage collector.
+pytestmark = [
+    pytest.mark.broker,
+    pytest.mark.filterwarnings(
+        "ignore::ResourceWarning", "ignore::pytest.PytestUnraisableExceptionWarning"
+    ),
+]
+
+STATE_AND_HEALTH = "topic readwrite atac/line1/state\ntopic readwrite atac/line1/health\n"
+QUOTA_EXCEEDED = 0x97
+
+
+class Fault:
+    """A broker with a fault, what health shall say of it and which topics it concerns."""
+
+    def __init__(self, port, said, topics, tls=None):
+        self.port = port
+        self.said = said
+        self.topics = topics
+        self.tls = tls
+
+
+@pytest.fixture
+def faulty(start_broker, certify):
+    """`faulty(name)` gives a broker with the fault of that name."""
+    with ExitStack() as stack:
+
+        def make(name):
+            everything = ("alarm", "thumbnail", "verdict")
+            match name:
+                case "access denied":
+                    broker = start_broker(acl=STATE_AND_HEALTH)
+                    return Fault(broker.port, "Not authorized", everything)
+                case "certificate expired":
+                    certificate = certify("127.0.0.1", days=-1)
+                    broker = start_broker(tls=certificate)
+                    tls = TlsSettings(ca_file=certificate.ca_file)
+                    return Fault(broker.port, "its certificate has expired", everything, tls)
+                case "own certificate expired":
+                    theirs, mine = certify("127.0.0.1"), certify("line1", days=-1)
+                    broker = start_broker(tls=theirs, extra="require_certificate true")
+                    tls = TlsSettings(
+                        ca_file=mine.ca_file,
+                        certificate_file=mine.certificate_file,
+                        key_file=mine.key_file,
+                    )
+                    return Fault(broker.port, "own certificate", everything, tls)
+                case "quota exceeded":
+                    broker = start_broker()
+                    wire = stack.enter_context(Wire(broker.port, alter=over_quota))
+                    return Fault(wire.port, "Quota exceeded", everything)
+                case _:
+                    broker = start_broker(extra="max_packet_size 3000")
+                    return Fault(broker.port, "packet too large", ("thumbnail",))
+
+        yield make
+
+
+def over_quota(body: bytes) -> bytes:
+    """mosquitto has no quota to exceed; this is how a broker that has one answers."""
+    return body[:2] + bytes([QUOTA_EXCEEDED])
+
+
+FAULTS = (
+    "access denied",
+    "certificate expired",
+    "own certificate expired",
+    "quota exceeded",
+    "packet too large",
+)
+
+
+@pytest.mark.parametrize("name", FAULTS)
+def test_nothing_that_is_refused_counts_as_delivered(
+    faulty, tmp_path, monkeypatch, eventually, is_full, record, name
+):
+    fault = faulty(name)
+    told = []
+
+    class Watched(Publisher):
+        """Health as it is said, also where the broker does not hear it."""
+
+        def publish_now(self, message):
+            told.append((time.monotonic(), json.loads(message.payload)))
+            super().publish_now(message)
+
+    monkeypatch.setattr(agent.line, "Publisher", Watched)
+    config = configured(tmp_path, fault.port, tls=fault.tls, drain_s=0)
+    stop = threading.Event()
+    line = threading.Thread(
+        target=run_line,
+        args=(config,),
+        kwargs={"camera": Belt(20, stop), "inspector": Eye(), "threshold": 1.0, "stop": stop},
+    )
+    began = time.monotonic()
+    line.start()
+    try:
+
+        def said():
+            return [
+                at
+                for at, health in told
+                if health["degraded"] and fault.said in (health["broker"]["reason"] or "")
+            ]
+
+        eventually(said)
+        time.sleep(10 if is_full else 0.5)
+    finally:
+        stop.set()
+        line.join()
+    with closing(sqlite3.connect(tmp_path / "ledger.sqlite")) as file:
+        rows = file.execute("SELECT topic, delivered_ns, refused FROM outbox").fetchall()
+    concerned = [row for row in rows if row[0].rsplit("/", 1)[1] in fault.topics]
+    delivered = sum(delivered_ns is not None for _, delivered_ns, _ in concerned)
+    seconds = said()[0] - began
+    record(
+        "g6",
+        name,
+        messages=len(concerned),
+        marked_delivered=delivered,
+        refused=sum(code is not None for _, _, code in concerned),
+        health_says=told[-1][1]["broker"]["reason"],
+        health_says_after_s=round(seconds, 2),
+    )
+    assert concerned
+    assert delivered == 0
+    if name == "packet too large":
+        assert any(delivered_ns for topic, delivered_ns, _ in rows if topic.endswith("/alarm"))
+    if is_full:
+        assert seconds <= 2
