@@ -34,7 +34,7 @@ _LOOK_S: Final = 0.25
 _CONNECT_S: Final = 15.0
 """How long a camera may take to connect or to let go."""
 _BAD_S: Final = 2.0
-"""A live camera that gives nothing usable for so long is connected anew."""
+"""A live camera that gives nothing usable for so long is connected anew; half of it is trouble."""
 _LEFT_BEHIND: Final = 3
 """Reads that may be stuck at once; with more of them nothing is gained by another."""
 _LARGEST_BYTES: Final = 3 * MAX_PIXELS
@@ -141,6 +141,9 @@ class Acquisition:
     @property
     def trouble(self) -> str | None:
         """Why no frames come, in one line; `None` while they do."""
+        reading = self._reading
+        if self._trouble is None and reading.busy_s() > reading.limit_s * self._patience / 2:
+            return "the camera has not answered for a while"
         return self._trouble
 
     def __enter__(self) -> Handover:
@@ -305,10 +308,10 @@ class Acquisition:
         now = monotonic()
         if self._bad_since is None:
             self._bad_since = now
-        elif now - self._bad_since >= _BAD_S:
-            if camera.is_live:
-                raise CameraError(reason)
+        if now - self._bad_since >= _BAD_S / 2:
             self._say(reason)
+        if now - self._bad_since >= _BAD_S and camera.is_live:
+            raise CameraError(reason)
 
     def _account_for_gap(self, camera: Camera, number: int) -> None:
         missing = range(self._expected, number)

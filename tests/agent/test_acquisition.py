@@ -224,7 +224,7 @@ def test_pictures_of_a_folder_may_repeat_and_may_all_be_bad(monkeypatch):
     line.acquisition._end = line.end
     line.run()
     assert line.good == ["p0", "p1", "p2", "p3", "p7"]
-    assert [trouble for _, trouble in seen] == [None, None, "5.png: is damaged"]
+    assert [trouble for _, trouble in seen] == [None, "4.png: is damaged", "5.png: is damaged"]
     assert line.acquisition.trouble is None
 
 

