@@ -38,8 +38,8 @@ def test_a_damaged_certificate_is_an_error_or_has_an_end(certify, tmp_path):
     der = ssl.PEM_cert_to_DER_cert(certify("line1").certificate_file.read_text())
     damaged = tmp_path / "damaged.pem"
     ends = set()
-    for position in range(len(der)):
-        for value in (0, 0x80, 0xFF):
+    for position in range(200):
+        for value in (0, ord("1"), 0x80):
             changed = der[:position] + bytes([value]) + der[position + 1 :]
             damaged.write_text(ssl.DER_cert_to_PEM_cert(changed))
             with suppress(ValueError):
