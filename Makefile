@@ -66,12 +66,12 @@ clean:
 # What runs on a device: neither torch nor a test tool.
 $(VENV)/installed-run: $(VENV)/made pyproject.toml constraints.txt
 	@echo "Installing the agent into $(VENV)"
-	@$(INSTALL_PRODUCT) '.[demo]'
+	@$(INSTALL_PRODUCT) '.[cpu,demo]'
 	@touch $@
 
 $(VENV)/installed-all: $(VENV)/made pyproject.toml constraints.txt
 	@echo "Installing the agent, training and test tools into $(VENV)"
-	@$(INSTALL_PRODUCT) '.[demo,train,dev]'
+	@$(INSTALL_PRODUCT) '.[cpu,demo,train,dev]'
 	@touch $@
 
 $(VENV)/made:

@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass
 from types import TracebackType
-from typing import Literal, Protocol, Self
+from typing import Final, Literal, Protocol, Self
 
 import numpy as np
 import numpy.typing as npt
@@ -11,9 +11,13 @@ from engine.frame import Pixels
 
 Maps = npt.NDArray[np.float32]
 
-BackendName = Literal["onnxruntime", "tensorrt"]
+BackendName = Literal["auto", "onnxruntime", "openvino", "tensorrt"]
+"""`auto` is OpenVINO where it is installed, else ONNX Runtime."""
 FallbackName = Literal["onnxruntime"]
 """What may take over where the backend asked for cannot be used."""
+
+MOST_LANES: Final = 4
+"""Parts in hand on a CPU with more cores: beyond that each only waits longer."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)

@@ -2,17 +2,15 @@
 
 import os
 from types import TracebackType
-from typing import Final, Self
+from typing import Self
 
 import numpy as np
 import onnxruntime
 
-from engine.backends import NetworkOutput
+from engine.backends import MOST_LANES, NetworkOutput
 from engine.bundle import Bundle, Precision
 from engine.errors import BackendError
 from engine.frame import Pixels
-
-_MOST_LANES: Final = 4
 
 
 class OnnxRuntimeBackend:
@@ -25,7 +23,7 @@ class OnnxRuntimeBackend:
     def __init__(self, bundle: Bundle, *, precision: Precision = "fp32", threads: int = 0) -> None:
         options = onnxruntime.SessionOptions()
         threads = threads or os.cpu_count() or 1
-        self._lanes = min(threads, _MOST_LANES)
+        self._lanes = min(threads, MOST_LANES)
         options.intra_op_num_threads = threads
         options.inter_op_num_threads = 1
         # Idle workers must sleep: the camera, the ledger and MQTT live on the same cores.

@@ -1,11 +1,10 @@
 """The one place where a backend's name becomes a backend."""
 
 import logging
+from importlib.util import find_spec
 from typing import Final
 
 from engine.backends import Backend, BackendName, FallbackName
-from engine.backends.onnxruntime_backend import OnnxRuntimeBackend
-from engine.backends.tensorrt_backend import TensorRtBackend
 from engine.bundle import Bundle, Precision
 from engine.errors import BackendError
 
@@ -23,14 +22,31 @@ def open_backend(
 
     Raises `BackendError` when the backend cannot be used and no `fallback` is named; with one,
     the reason is logged as a warning. Nothing falls back by itself: a line that was planned for a
-    GPU may be too slow without it.
+    GPU may be too slow without it. Only `auto` chooses, between what runs on any CPU.
     """
-    if backend == "onnxruntime":
-        return OnnxRuntimeBackend(bundle, precision=precision)
+    if backend == "auto":
+        backend = "openvino" if find_spec("openvino") else "onnxruntime"
     try:
-        return TensorRtBackend(bundle, precision=precision)
+        return _opened(bundle, backend, precision)
     except BackendError as error:
-        if fallback is None:
+        if fallback is None or fallback == backend:
             raise
         _LOG.warning("%s; %s runs instead, as bundle.fallback allows", error, fallback)
-        return OnnxRuntimeBackend(bundle, precision=precision)
+        return _opened(bundle, fallback, precision)
+
+
+def _opened(bundle: Bundle, backend: BackendName, precision: Precision) -> Backend:
+    # A runtime takes time and memory to import: only that which is used.
+    match backend:
+        case "openvino":
+            from engine.backends.openvino_backend import OpenVinoBackend
+
+            return OpenVinoBackend(bundle, precision=precision)
+        case "tensorrt":
+            from engine.backends.tensorrt_backend import TensorRtBackend
+
+            return TensorRtBackend(bundle, precision=precision)
+        case _:
+            from engine.backends.onnxruntime_backend import OnnxRuntimeBackend
+
+            return OnnxRuntimeBackend(bundle, precision=precision)

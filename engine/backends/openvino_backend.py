@@ -1,0 +1,168 @@
+"""OpenVINO on the CPU: the fastest for int8; docs/adr/0013 has the figures."""
+
+import importlib
+import json
+import os
+import queue
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from types import ModuleType, TracebackType
+from typing import Any, Final, Self
+
+import numpy as np
+
+from engine.backends import MOST_LANES, Maps, NetworkOutput
+from engine.bundle import Bundle, Precision, replace_file, sha256
+from engine.errors import BackendError
+from engine.frame import Pixels
+
+_KEPT: Final = 8
+"""Compiled networks in the cache; each is as large as its network."""
+_DIGEST: Final = 64
+
+
+class OpenVinoBackend:
+    """A `Backend` over one compiled network, which serves both passes.
+
+    Every lane has a stream of its own; the streams share `threads` threads, by default one per
+    core. What is not int8 is computed in fp32: OpenVINO would otherwise take bf16 where a
+    processor has it, and scores would depend on the machine. Compiled networks are kept in
+    `cache`, by default in the user's cache folder.
+    """
+
+    def __init__(
+        self,
+        bundle: Bundle,
+        *,
+        precision: Precision = "fp32",
+        threads: int = 0,
+        cache: Path | None = None,
+    ) -> None:
+        openvino = find_openvino()
+        threads = threads or os.cpu_count() or 1
+        self._name = f"openvino cpu {precision}"
+        self._side = bundle.manifest.network.side
+        self._lanes = min(threads, MOST_LANES)
+        network = bundle.network(precision)
+        with _explained(f"OpenVINO {openvino.__version__} cannot load {bundle.path}, {precision}"):
+            compiled = _compiled(
+                openvino,
+                network,
+                side=self._side,
+                settings={
+                    "NUM_STREAMS": self._lanes,
+                    "INFERENCE_NUM_THREADS": threads,
+                    "INFERENCE_PRECISION_HINT": "f32",
+                    # Cameras, ledger and MQTT live on the same cores.
+                    "ENABLE_CPU_PINNING": False,
+                },
+                cache=cache_folder() if cache is None else cache,
+            )
+            self._free: queue.SimpleQueue[Any] = queue.SimpleQueue()
+            for _ in range(self._lanes):
+                self._free.put(compiled.create_infer_request())
+
+    @property
+    def name(self) -> str:
+        return self._name
+
+    @property
+    def lanes(self) -> int:
+        return self._lanes
+
+    def run(self, views: Pixels) -> NetworkOutput:
+        if views.dtype != np.uint8 or views.shape[1:] != (self._side, self._side, 3):
+            raise BackendError(
+                f"{self._name} takes uint8 (N, {self._side}, {self._side}, 3), "
+                f"not {views.dtype} {views.shape}"
+            )
+        request = self._free.get()
+        try:
+            with _explained(f"{self._name} failed on {views.shape}"):
+                # The network is compiled for one view, which is faster than for any number.
+                outputs = [_inferred(request, view[None]) for view in views]
+        finally:
+            self._free.put(request)
+        score_maps, attentions = zip(*outputs, strict=True)
+        return NetworkOutput(
+            score_map=np.concatenate(score_maps), attention=np.concatenate(attentions)
+        )
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        with suppress(queue.Empty):
+            while True:
+                self._free.get_nowait()
+
+
+def find_openvino() -> Any:
+    """The installed OpenVINO; raises `BackendError` where there is none."""
+    # Its conversion tools would load a package that reports their use over the network. Nothing
+    # here converts; with an empty module in its place nothing can be sent.
+    sys.modules.setdefault("openvino_telemetry", ModuleType("openvino_telemetry"))
+    try:
+        return importlib.import_module("openvino")
+    except (ImportError, OSError) as error:
+        raise BackendError(
+            f"OpenVINO cannot be imported ({error}); install with: pip install 'atac-agent[cpu]'"
+        ) from error
+
+
+def cache_folder() -> Path:
+    """Where compiled networks are kept: `atac-agent/openvino` in the user's cache."""
+    cache = os.environ.get("XDG_CACHE_HOME") or "~/.cache"
+    return Path(cache).expanduser() / "atac-agent" / "openvino"
+
+
+def _compiled(
+    openvino: Any, network: bytes, *, side: int, settings: dict[str, object], cache: Path
+) -> Any:
+    """The compiled network, from the cache where it is there, whole and for this machine."""
+    core = openvino.Core()
+    key = [
+        sha256(network),
+        openvino.__version__,
+        core.get_property("CPU", "FULL_DEVICE_NAME"),
+        core.get_property("CPU", "OPTIMIZATION_CAPABILITIES"),
+        settings,
+    ]
+    path = cache / f"{sha256(json.dumps(key).encode())[:32]}.blob"
+    with suppress(OSError, RuntimeError):
+        data = path.read_bytes()
+        digest, blob = data[:_DIGEST], data[_DIGEST:]
+        if sha256(blob).encode() == digest:
+            return core.import_model(blob, "CPU", settings)
+    model = core.read_model(network)
+    model.reshape({"views": [1, side, side, 3]})
+    compiled = core.compile_model(model, "CPU", settings)
+    with suppress(OSError):  # a device without a home compiles at every start
+        blob = compiled.export_model().getvalue()
+        cache.mkdir(parents=True, exist_ok=True, mode=0o700)
+        replace_file(path, sha256(blob).encode() + blob)
+        for old in sorted(cache.glob("*.blob"), key=lambda file: -file.stat().st_mtime)[_KEPT:]:
+            old.unlink()
+    return compiled
+
+
+def _inferred(request: Any, view: Pixels) -> tuple[Maps, Maps]:
+    found = request.infer({"views": np.ascontiguousarray(view)}, share_inputs=True)
+    return found["score_map"], found["attention"]
+
+
+@contextmanager
+def _explained(what: str) -> Iterator[None]:
+    try:
+        yield
+    except BackendError:
+        raise
+    except Exception as error:  # OpenVINO's exceptions share no base class
+        raise BackendError(f"{what}: {str(error).strip().splitlines()[-1]}") from error

@@ -1,0 +1,149 @@
+"""OpenVINO against ONNX Runtime, the oracle; its cache; what is said where it is missing."""
+
+import sys
+from concurrent.futures import ThreadPoolExecutor
+from importlib.util import find_spec
+
+import numpy as np
+import pytest
+
+from engine.backends.onnxruntime_backend import OnnxRuntimeBackend
+from engine.backends.opening import open_backend
+from engine.errors import BackendError
+from engine.inspector import TwoPassInspector
+from tests.tiny_bundle import defective_part, good_part, tiny_bundle
+
+needs_openvino = pytest.mark.skipif(
+    find_spec("openvino") is None, reason="needs OpenVINO: pip install 'atac-agent[cpu]'"
+)
+
+
+@pytest.fixture
+def bundle(tmp_path, monkeypatch):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    return tiny_bundle(tmp_path / "bundle")
+
+
+def views(count: int) -> np.ndarray:
+    return np.random.default_rng(0).integers(0, 256, (count, 64, 64, 3), dtype=np.uint8)
+
+
+@needs_openvino
+def test_openvino_answers_as_the_oracle_does(bundle):
+    with open_backend(bundle, backend="openvino") as backend, OnnxRuntimeBackend(bundle) as oracle:
+        assert backend.name == "openvino cpu fp32"
+        for count in (1, 3):
+            found, expected = backend.run(views(count)), oracle.run(views(count))
+            for name in ("score_map", "attention"):
+                maps = getattr(found, name)
+                assert maps.shape == (count, 8, 8)
+                assert maps.dtype == np.float32
+                np.testing.assert_allclose(maps, getattr(expected, name), atol=1e-4)
+        one, other = (TwoPassInspector(each, bundle.manifest) for each in (backend, oracle))
+        for frame in (good_part(1), defective_part(2), defective_part(3)[..., 0].copy()):
+            assert one.inspect(frame).box == other.inspect(frame).box
+            assert one.inspect(frame).score == pytest.approx(other.inspect(frame).score, abs=1e-3)
+
+
+@needs_openvino
+def test_lanes_do_not_mix_their_answers(bundle):
+    frames = views(40)
+    with open_backend(bundle, backend="openvino") as backend:
+        expected = backend.run(frames).score_map
+        with ThreadPoolExecutor(backend.lanes + 1) as lanes:
+            found = list(
+                lanes.map(lambda at: backend.run(frames[at : at + 1]).score_map, range(40))
+            )
+    np.testing.assert_array_equal(np.concatenate(found), expected)
+
+
+@needs_openvino
+def test_what_one_run_found_stays_when_the_next_comes(bundle):
+    with open_backend(bundle, backend="openvino") as backend:
+        found = backend.run(views(1)).score_map
+        before = found.copy()
+        backend.run(255 - views(1))
+    np.testing.assert_array_equal(found, before)
+
+
+@needs_openvino
+def test_views_of_another_size_or_type_are_refused(bundle):
+    with open_backend(bundle, backend="openvino") as backend:
+        for wrong in (np.zeros((1, 32, 32, 3), np.uint8), np.zeros((1, 64, 64, 3), np.float32)):
+            with pytest.raises(BackendError, match=r"takes uint8 \(N, 64, 64, 3\)"):
+                backend.run(wrong)
+
+
+@needs_openvino
+@pytest.mark.parametrize("damage", ["none", "flip", "cut", "empty"])
+def test_a_compiled_network_is_used_again_unless_it_is_damaged(bundle, tmp_path, damage):
+    with open_backend(bundle, backend="openvino") as backend:
+        expected = backend.run(views(1)).score_map
+    (blob,) = (tmp_path / "cache" / "atac-agent" / "openvino").iterdir()
+    whole = blob.read_bytes()
+    written = blob.stat().st_mtime_ns
+    if damage == "flip":
+        blob.write_bytes(whole[:-1] + bytes([whole[-1] ^ 1]))
+    elif damage != "none":
+        blob.write_bytes(whole[: len(whole) // 2 if damage == "cut" else 0])
+    with open_backend(bundle, backend="openvino") as backend:
+        np.testing.assert_array_equal(backend.run(views(1)).score_map, expected)
+    assert (blob.stat().st_mtime_ns == written) == (damage == "none")
+    assert len(blob.read_bytes()) == len(whole)
+
+
+@needs_openvino
+def test_another_network_has_a_compiled_network_of_its_own_and_old_ones_go(bundle, tmp_path):
+    cache = tmp_path / "cache" / "atac-agent" / "openvino"
+    for gain in range(10):
+        other = tiny_bundle(tmp_path / f"bundle-{gain}", gain=gain + 1)
+        with open_backend(other, backend="openvino") as backend:
+            backend.run(views(1))
+    assert len(list(cache.iterdir())) == 8
+
+
+@needs_openvino
+def test_a_device_without_a_place_for_the_cache_compiles(bundle, monkeypatch):
+    monkeypatch.setenv("XDG_CACHE_HOME", "/proc/nowhere")
+    with open_backend(bundle, backend="openvino") as backend:
+        assert backend.run(views(1)).score_map.shape == (1, 8, 8)
+
+
+@needs_openvino
+def test_a_network_that_is_none_is_an_error_with_the_bundle_s_name(tmp_path, monkeypatch):
+    from engine.bundle import open_bundle
+
+    broken = tiny_bundle(tmp_path / "bundle")
+    monkeypatch.setattr(type(broken), "network", lambda *_: b"not a network")
+    with pytest.raises(BackendError, match=r"cannot load .*bundle, fp32"):
+        open_backend(open_bundle(tmp_path / "bundle"), backend="openvino")
+
+
+@needs_openvino
+def test_nothing_of_the_telemetry_package_is_loaded():
+    code = (
+        "import sys; from engine.backends.openvino_backend import find_openvino; find_openvino();"
+        "print([name for name in sys.modules if name.startswith('openvino_telemetry.')])"
+    )
+    import subprocess
+
+    done = subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True)
+    assert done.stdout.strip() == "[]"
+
+
+def test_auto_takes_what_is_installed(bundle, monkeypatch):
+    expected = "openvino" if find_spec("openvino") else "onnxruntime"
+    with open_backend(bundle, backend="auto") as backend:
+        assert backend.name.startswith(expected)
+    monkeypatch.setattr("engine.backends.opening.find_spec", lambda _name: None)
+    with open_backend(bundle, backend="auto") as backend:
+        assert backend.name == "onnxruntime cpu fp32"
+
+
+def test_without_the_package_the_remedy_is_named(bundle, monkeypatch, caplog):
+    monkeypatch.setitem(sys.modules, "openvino", None)
+    with pytest.raises(BackendError, match=r"atac-agent\[cpu\]"):
+        open_backend(bundle, backend="openvino")
+    with open_backend(bundle, backend="openvino", fallback="onnxruntime") as backend:
+        assert backend.name == "onnxruntime cpu fp32"
+    assert "as bundle.fallback allows" in caplog.text
