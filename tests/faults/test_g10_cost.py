@@ -106,7 +106,7 @@ class Reel(Belt):
 
 
 def test_the_promise_costs_little(broker, tmp_path, monkeypatch, is_full, record):
-    blocks, parts = (20, 400) if is_full else (1, 30)
+    blocks, parts = (20, 400) if is_full else (1, 20)
     conveyor = ConveyorCamera(ConveyorSettings(type="conveyor", parts=64))
     with conveyor:
         pictures = [frame.pixels for frame in iter(conveyor.read, None)]
