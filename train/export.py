@@ -75,7 +75,8 @@ _INT8_LEAVES: Final = (
     "head.refine.",
     "head.score.",
     "head.locate.",
-)  # cheap, and they decide box and score
+    "memory.",
+)  # cheap, and they decide box and score: they stay exact, and so does all that follows them
 
 
 @spec
@@ -285,11 +286,12 @@ def int8_graph(bundle: Bundle, source: Source, split: Split) -> bytes:
     fp32 = onnx.load_model_from_string(bundle.network("fp32"))
     # The graph needs no preparation: shapes are known and BatchNorm is folded.
     onnx.helper.set_model_props(fp32, {"onnx.quant.pre_process": "onnxruntime.quant"})
-    exact = [
-        node.name
-        for node in fp32.graph.node
-        if any(name.startswith(_INT8_LEAVES) for name in node.input)
-    ]
+    exact: list[str] = []
+    of_exact: set[str] = set()
+    for node in fp32.graph.node:  # in the order of execution
+        if any(name.startswith(_INT8_LEAVES) or name in of_exact for name in node.input):
+            exact.append(node.name)
+            of_exact.update(node.output)
     with tempfile.TemporaryDirectory() as folder:
         target = Path(folder) / "int8.onnx"
         quantize_static(

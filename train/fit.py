@@ -52,6 +52,7 @@ from train.loss import (
     drawn_reference,
     top_k_mean,
 )
+from train.memory import closer_view, remember
 from train.network import AtacNet, Maps, TorchBackend
 from train.profile import PROFILE_JSON, Profile
 
@@ -180,7 +181,7 @@ def settled(profile: Profile, weights: PretrainedWeights | None) -> Profile:
     Raises `ConfigurationError` for weights without a BatchNorm of their own that would be trained.
     """
     if weights is None:
-        return replace(profile, freeze=False)
+        return replace(profile, freeze=False, prototypes=0)
     if weights.fused and not profile.freeze:
         raise ConfigurationError(
             "--backbone-weights",
@@ -226,10 +227,21 @@ def fit(
 
     images = TrainingImages(source, split)
     defects = _Defects(images, profile, seed=seed)
-    watch = _Watch(source, split, profile, reference)
     steps = max(profile.least_steps, math.ceil(len(images.good) / (profile.batch // 2)))  # D18
     with ThreadPoolExecutor() as pool:
         eyes = _Eyes(network, profile, pool)
+        scoring = reference
+        if network.memory is not None:
+            views = eyes.good_views(images, np.random.default_rng([seed, 0]))
+            norm = remember(network, profile, views, seed=seed)
+            # Good parts stay at a deviation of about 0; one standard deviation of their distances
+            # counts as one of the reference.
+            network.memory.scale *= reference.reference_std
+            scoring = replace(
+                reference,
+                reference_mean=reference.reference_mean + norm.mean * reference.reference_std,
+            )
+        watch = _Watch(source, split, profile, scoring)
         for epoch in range(first, profile.epochs):
             started = time.perf_counter()
             # Seeded by epoch, so that going on after an interruption changes nothing.
@@ -269,7 +281,7 @@ def fit(
                 )
             )
     network.eval()
-    return Trained(network=network, reference=reference, final_loss=loss, seconds=seconds)
+    return Trained(network=network, reference=scoring, final_loss=loss, seconds=seconds)
 
 
 def learning_rate(profile: Profile, epochs: float) -> float:
@@ -361,6 +373,16 @@ class _Eyes:
         zooms = [i for i, box in enumerate(boxes) if box != spec.box]
         features = self._second_features(features, [view for view, _ in closer], zooms)
         return first, Pass(self._network.head(features), [box for _, box in closer])
+
+    def good_views(self, images: TrainingImages, rng: np.random.Generator) -> list[Tensor]:
+        """Features `(C, h, w)` of every good image, whole and closer, one after the other."""
+        views = []
+        for index in images.good:
+            good = _original(images, index)
+            whole = self._whole(good)
+            closer = closer_view(good.pixels, whole, self._profile, rng)
+            views += [self._remembered(index, whole), self._seen([closer])[0].half()]
+        return views
 
     def _whole(self, sample: Sample) -> Pixels:
         def make() -> Pixels:

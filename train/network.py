@@ -1,7 +1,8 @@
 """ATAC-Net, top to bottom.
 
     views (N, H, W, 3) uint8 → standardise → φ trunk → σ attention → F → τ → score map   (Eq 3, 7)
-                                                                    └→ mean of ReLU(F) → attention
+                                            │                       └→ mean of ReLU(F) → attention
+                                            └→ memory of good parts → added to the score map (line)
 
 The network is run twice with the same weights: on the whole view, then on the view of the
 attention box. What lies between, from the attention map to the box and from the frame to the
@@ -105,6 +106,42 @@ class AttentionHead(nn.Module):
         return Maps(score_map, attention)
 
 
+class Memory(nn.Module):
+    """How far each cell is from the nearest of many good ones; `train.memory` fills it in.
+
+    The scale is 0 until then.
+    """
+
+    scale: Tensor
+
+    def __init__(self, channels: int, profile: Profile) -> None:
+        super().__init__()
+        width, count = profile.prototype_channels, profile.prototypes
+        self.project = nn.Conv2d(channels, width, 1, bias=False)
+        # |c|² − 2 x·c for each prototype c of a projected cell x
+        self.compare = nn.Conv2d(width, count, 1)
+        self.register_buffer("scale", torch.zeros(1))
+        self.requires_grad_(requires_grad=False)
+
+    def forward(self, features: Tensor) -> Tensor:
+        """Distances `(N, h, w)` of features `(N, C, h, w)`, scaled; not negative."""
+        x = self.project(features)  # (N, d, h, w)
+        nearest = self.compare(x).amin(dim=1) + (x * x).sum(dim=1)  # |x − c|²: (N, h, w)
+        y: Tensor = self.scale * torch.sqrt(torch.relu(nearest))
+        return y
+
+    def hold(self, project: Tensor, centres: Tensor, *, scale: float) -> None:
+        """Take a projection `(d, C)` and prototypes `(count, d)`."""
+        self.load_state_dict(
+            {
+                "project.weight": project[:, :, None, None],
+                "compare.weight": -2 * centres[:, :, None, None],
+                "compare.bias": (centres * centres).sum(dim=1),
+                "scale": torch.full((1,), scale),
+            }
+        )
+
+
 class AtacNet(nn.Module):
     """The whole scorer γ of one view, standardisation inside so that no caller gets it wrong."""
 
@@ -118,6 +155,7 @@ class AtacNet(nn.Module):
         self.register_buffer("std", torch.tensor(std).view(1, 3, 1, 1))
         self.trunk = Trunk(profile.architecture, profile.stages, profile.form)  # φ
         self.head = AttentionHead(sum(self.trunk.channels), profile)
+        self.memory = Memory(sum(self.trunk.channels), profile) if profile.prototypes else None
         self.frozen = profile.freeze
         self._local_mean = profile.local_mean
         initialise(self)
@@ -136,8 +174,12 @@ class AtacNet(nn.Module):
         return stacked([local_mean(m) for m in maps] if self._local_mean else maps)
 
     def forward(self, views: Tensor) -> Maps:
-        maps: Maps = self.head(self.features(views))
-        return maps
+        features = self.features(views)
+        maps: Maps = self.head(features)
+        if self.memory is None:
+            return maps
+        # Eq 8 counts magnitudes; two of them add up without cancelling each other.
+        return maps._replace(score_map=maps.score_map.abs() + self.memory(features))
 
     def train(self, mode: bool = True) -> Self:  # noqa: FBT001, FBT002  (PyTorch's signature)
         """Switch to training; a frozen trunk keeps its BatchNorm statistics (D22)."""

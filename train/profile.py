@@ -4,9 +4,9 @@
 A bundle carries the profile it was trained with as `profile.json`.
 """
 
-from typing import Annotated, Final, Literal
+from typing import Annotated, Final, Literal, Self
 
-from pydantic import Field, TypeAdapter
+from pydantic import Field, TypeAdapter, model_validator
 
 from engine.attention import CropSpec
 from engine.spec import spec
@@ -56,6 +56,12 @@ class Profile:
     # by fan-in they begin near zero.
     start: Literal["he", "fan_in"]
 
+    # A memory of good parts: the distance of each cell to the nearest of so many `prototypes` of
+    # good features, in a projection of `prototype_channels`, is added to the score map. It needs a
+    # frozen trunk; 0: none.
+    prototypes: Annotated[int, Field(ge=0)]
+    prototype_channels: Count
+
     # Score and loss (D12-D16). The loss judges the mean of both passes' scores, or `each` (D23);
     # `mask_weight` is λ of the attention's own loss, where the mask is known (spec §5.3).
     top_k: Share
@@ -92,6 +98,12 @@ class Profile:
     # Share of the training images kept out: for the parity gate now, for the threshold later.
     hold_out: Annotated[float, Field(ge=0, lt=1)]
 
+    @model_validator(mode="after")
+    def _remembers_what_stays(self) -> Self:
+        if self.prototypes and not self.freeze:
+            raise ValueError("prototypes of good features need a frozen trunk: set freeze")
+        return self
+
 
 PAPER: Final = Profile(
     name="paper",
@@ -109,6 +121,8 @@ PAPER: Final = Profile(
     query_channels=8,
     attention="mean",
     start="he",
+    prototypes=0,
+    prototype_channels=64,
     top_k=0.10,
     loss="hinge",
     loss_of="mean",
@@ -148,6 +162,8 @@ LINE: Final = Profile(
     query_channels=8,
     attention="supervised",
     start="fan_in",
+    prototypes=768,
+    prototype_channels=64,
     top_k=0.10,
     loss="hinge",
     loss_of="each",

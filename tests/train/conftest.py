@@ -69,7 +69,7 @@ def small(profile: Profile, **changes: object) -> Profile:
 
 @pytest.fixture(scope="session")
 def line() -> Profile:
-    profile = small(LINE, freeze=False, batch=8)
+    profile = small(LINE, freeze=False, prototypes=0, batch=8)
     return replace(
         profile,
         view=replace(profile.view, side=48),

@@ -38,3 +38,9 @@ def test_the_deepest_stage_cuts_and_extends():
     assert stages_up_to(("layer2", "layer3"), "layer2") == ("layer2",)
     assert stages_up_to(("layer2", "layer3"), "layer3") == ("layer2", "layer3")
     assert stages_up_to(("layer4",), "layer3") == ("layer3",)
+
+
+def test_a_memory_of_features_that_change_is_refused():
+    text = PROFILE_JSON.dump_json(LINE).replace(b'"freeze":true', b'"freeze":false')
+    with pytest.raises(ValidationError, match="need a frozen trunk"):
+        PROFILE_JSON.validate_json(text)
