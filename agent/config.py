@@ -47,7 +47,7 @@ class BundleSettings:
     precision: Precision = "fp32"
     require_signature: Path | None = None
     """The public key that must have signed the manifest; without it none has to."""
-    backend: BackendName = "onnxruntime"
+    backend: BackendName = "auto"
     fallback: FallbackName | None = None
 
 

@@ -73,7 +73,7 @@ class ChildInspector:
     A child that does not answer is killed and one that has died is replaced: the part in hand gets
     `NoAnswerError` or `InspectionError`, the next one waits for the new child, but not beyond
     `deadline_s`. A part beside it that did no harm is inspected again. `lanes` threads may inspect
-    at once, as many as the backend serves; any thread may read `trouble`.
+    at once, as many as the `backend`, here by its full name, serves; any thread may read `trouble`.
     """
 
     def __init__(self, recipe: Recipe, *, deadline_s: float | None = None) -> None:
@@ -84,6 +84,7 @@ class ChildInspector:
         self._asked: dict[int, float] = {}  # by thread
         self._changing = threading.RLock()
         self.lanes = 1
+        self.backend = ""
         self._retry_s = _FIRST_RETRY_S
         self._retry_at = 0.0
         self.restarts = 0
@@ -115,7 +116,7 @@ class ChildInspector:
         if not is_ready:
             self._close()
             raise BackendError(f"inference was not ready after {_START_S:g} s")
-        self.lanes = self._child.lanes
+        self.lanes, self.backend = self._child.lanes, self._child.backend
         return self
 
     def __exit__(
@@ -210,6 +211,7 @@ class _Child:
         self._free: queue.SimpleQueue[_Connection] = queue.SimpleQueue()
         self.slow_s = _SLOW_S
         self.lanes = 1
+        self.backend = ""
         with ExitStack() as theirs:
             pairs = [
                 socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET) for _ in range(_MOST_LANES)
@@ -259,7 +261,7 @@ class _Child:
         self._is_ready = True
         self._map_shape = (told["map_height"], told["map_width"])
         self.slow_s = max(_SLOW_S, _PATIENCE * told["pass_s"])
-        self.lanes = told["lanes"]
+        self.lanes, self.backend = told["lanes"], told["backend"]
         for lane, connection in enumerate(self._connections):
             if lane < self.lanes:
                 self._free.put(connection)

@@ -55,6 +55,7 @@ def main(lanes: Sequence[tuple[socket.socket, Memory]], recipe: Recipe) -> None:
             {
                 "pass_s": perf_counter() - begun,
                 "lanes": len(served),
+                "backend": backend.name,
                 "map_height": network.map_height,
                 "map_width": network.map_width,
             },

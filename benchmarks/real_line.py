@@ -270,7 +270,7 @@ def share(summary: dict[str, Any], before: float, after: float) -> float:
 
 def bare_passes(bundle: Bundle, precision: Precision) -> float:
     """Passes a second of the network alone, opened as the agent's child opens it."""
-    with open_backend(bundle, precision=precision) as backend:
+    with open_backend(bundle, backend="auto", precision=precision) as backend:
         return bare_rate(backend, bundle.manifest, seconds=3.0)
 
 

@@ -58,6 +58,8 @@ def run(
         stopping_on_signals(stop),
         ChildInspector(recipe, deadline_s=settings.line.deadline_s) as inspector,
     ):
+        if (made_with := record.calibration.backend) != inspector.backend:
+            warn_of_another_runtime(made_with, inspector.backend, settings.bundle.precision)
         status = StatusLine()
         summary = run_line(
             settings,
@@ -75,6 +77,17 @@ def run(
         )
         status.clear()
     typer.echo(json.dumps(asdict(summary), indent=2) if as_json else told(summary))
+
+
+def warn_of_another_runtime(made_with: str, runs_on: str, precision: str) -> None:
+    """In fp32 all runtimes agree to a hundred-thousandth; in less they round differently."""
+    if precision != "fp32":
+        logging.getLogger("atac_agent.inference").warning(
+            "the threshold was set with %s, but %s inspects: scores may differ; "
+            "calibrate again, or set bundle.backend",
+            made_with,
+            runs_on,
+        )
 
 
 class StatusLine:
