@@ -2,9 +2,11 @@
 
 import pytest
 
+import agent.outbox
 from agent.ledger import Ledger
 from agent.messages import Message
 from agent.outbox import Outbox
+from agent.requests import RequestError
 from agent.verdict import State, Trigger, Verdict
 
 
@@ -133,3 +135,49 @@ def test_a_replay_tries_again_what_was_refused(ledger):
     assert outbox.replay(ledger.epoch, 1, 9) == 2
     assert (ledger.pending, ledger.refused) == (2, 0)
     assert take(outbox, 2) == ["1*", "2*"]
+
+
+def delivered(ledger, count):
+    """An outbox whose messages have all been sent and acknowledged."""
+    outbox = Outbox(ledger)
+    add(ledger, count)
+    outbox.connected([])
+    while (one := outbox.next()) is not None:
+        ledger.mark_delivered([one.id])
+        outbox.settled(one.id)
+    assert ledger.flush()
+    return outbox
+
+
+def test_a_replay_ends_at_the_newest_part_and_does_not_run_after_the_line(ledger):
+    outbox = delivered(ledger, 30)
+    assert outbox.replay(ledger.epoch, 6, 1 << 62) == 25
+    for n in range(6, 31):
+        assert take(outbox, 1) == [f"{n}*"]
+        add(ledger, 1)
+        live = outbox.next()
+        assert live.id == 25 + n
+        ledger.mark_delivered([live.id])
+        outbox.settled(live.id)
+    assert outbox.next() is None
+
+
+def test_the_same_replay_asked_for_twice_comes_once(ledger):
+    outbox = delivered(ledger, 60)
+    assert outbox.replay(ledger.epoch, 1, 30) == 30  # under way from now on
+    assert outbox.replay(ledger.epoch, 31, 60) == 30
+    assert outbox.replay(ledger.epoch, 31, 60) == 30
+    assert take(outbox, 60) == numbers(1, 60, "*")
+    assert outbox.next() is None
+
+
+def test_a_replay_that_cannot_be_is_refused_and_not_said_to_be_empty(ledger, monkeypatch):
+    outbox = delivered(ledger, 40)
+    monkeypatch.setattr(agent.outbox, "_REPLAYS", 2)
+    for first in (1, 2):
+        outbox.replay(ledger.epoch, first, 40)
+    with pytest.raises(RequestError, match="too many replays"):
+        outbox.replay(ledger.epoch, 3, 40)
+    monkeypatch.setattr(ledger, "_ask", lambda _work: None)
+    with pytest.raises(RequestError, match="cannot be read"):
+        outbox.replay(ledger.epoch, 4, 40)

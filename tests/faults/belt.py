@@ -40,7 +40,7 @@ def configured(folder: Path, port: int, **mqtt: object) -> Config:
         bundle=BundleSettings(path=folder),
         camera=FolderSettings(type="folder", path=folder),
         ledger=LedgerSettings(path=folder / "ledger.sqlite"),
-        mqtt=MqttSettings(host="127.0.0.1", port=port, every_part=True, **mqtt),
+        mqtt=MqttSettings(**{"host": "127.0.0.1", "port": port, "every_part": True, **mqtt}),
     )
 
 

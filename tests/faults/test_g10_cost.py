@@ -105,7 +105,8 @@ class Reel(Belt):
         return frame and replace(frame, pixels=self._pictures[frame.number % len(self._pictures)])
 
 
-def test_the_promise_costs_little(broker, tmp_path, monkeypatch, is_full, record):
+@pytest.mark.parametrize("every_part", [False, True], ids=["alarms", "every part"])
+def test_the_promise_costs_little(broker, tmp_path, monkeypatch, is_full, record, every_part):
     blocks, parts = (20, 400) if is_full else (1, 20)
     conveyor = ConveyorCamera(ConveyorSettings(type="conveyor", parts=64))
     with conveyor:
@@ -126,7 +127,7 @@ def test_the_promise_costs_little(broker, tmp_path, monkeypatch, is_full, record
                         patched.setattr(agent.line, "Ledger", Forgetful)
                         patched.setattr(agent.line, "Publisher", Silent)
                     summary = run_line(
-                        configured(folder, broker.port),
+                        configured(folder, broker.port, every_part=every_part),
                         camera=Reel(pictures, stop),
                         inspector=inspector,
                         threshold=threshold,
@@ -143,7 +144,7 @@ def test_the_promise_costs_little(broker, tmp_path, monkeypatch, is_full, record
     ratios = np.array(rates[True]) / np.array(rates[False])
     record(
         "g10",
-        "demo line",
+        "every part is sent" if every_part else "alarms are sent",
         blocks=blocks,
         parts_a_block=parts,
         alarms=alarms[True],
@@ -154,6 +155,6 @@ def test_the_promise_costs_little(broker, tmp_path, monkeypatch, is_full, record
         ratios=[round(float(ratio), 3) for ratio in ratios],
     )
     assert alarms[True] == alarms[False] > 0
-    assert delivered >= blocks * parts
-    if is_full:
+    assert delivered == 2 * alarms[True] + every_part * blocks * parts
+    if is_full and not every_part:
         assert np.median(ratios) >= 0.97
