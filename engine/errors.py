@@ -29,7 +29,7 @@ class ConfigurationError(AtacError):
         self.key = key
         self.value = value
         self.remedy = remedy
-        super().__init__(f"{key}: {value!r}: {remedy}")
+        super().__init__(_one_line(f"{key}: {value!r}: {remedy}"))
 
 
 class ImageError(AtacError):
@@ -84,3 +84,8 @@ class BrokerError(AtacError):
 
 class LedgerError(AtacError):
     """The ledger's file cannot be read or written by a command; `agent run` goes on without it."""
+
+
+def _one_line(text: str) -> str:
+    """`text` as it can be shown: what a user wrote by mistake may hold anything."""
+    return "".join(c if c.isprintable() else "�" for c in " ".join(text.splitlines()))

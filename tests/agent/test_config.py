@@ -145,6 +145,8 @@ def test_a_password_is_refused_and_not_repeated(refused):
         b"%" * 100,
         b"x: " + b"y" * 2_000_000,
         b"a: 2024-99-99",
+        b"agent: {id: a}\n\0",
+        b'"x\\ny": 1',
     ],
 )
 def test_files_that_are_no_configuration_are_refused_in_one_line(refused, data):

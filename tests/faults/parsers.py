@@ -1,0 +1,158 @@
+"""What the agent reads from outside, each as a function of bytes that must never fail otherwise.
+
+What it raises is a crash. `seeds` are good inputs, to start from.
+"""
+
+import io
+import json
+import re
+import tempfile
+import threading
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+
+from agent.config import Config, load_config
+from agent.messages import Origin
+from agent.requests import COMMANDS, Asked, Requests, request_json
+from agent.threshold import Threshold
+from engine.bundle import open_bundle
+from engine.errors import BundleError, ConfigurationError, ImageError
+from engine.image import decode_image
+
+ROOT = Path(__file__).parents[2]
+RESPONSE = "atac/a/response"
+_MAX_PIXELS = 1_000_000
+
+
+@dataclass(frozen=True, kw_only=True)
+class Parser:
+    """`accepts` says whether the bytes were taken for good; an undocumented error escapes."""
+
+    accepts: Callable[[bytes], bool]
+    seeds: tuple[bytes, ...]
+
+
+def _image(data: bytes) -> bool:
+    try:
+        pixels = decode_image(data, source="camera", max_pixels=_MAX_PIXELS)
+    except ImageError:
+        return False
+    assert pixels.dtype == np.uint8
+    assert pixels.ndim == 2 or pixels.shape[2] == 3
+    return True
+
+
+def _configuration(data: bytes) -> bool:
+    _FILE.write_bytes(data)
+    try:
+        config = load_config(_FILE)
+    except ConfigurationError as error:
+        said = str(error)
+    else:
+        assert isinstance(config, Config)
+        return True
+    assert said.isprintable(), "one line, whatever is written there"
+    return False
+
+
+def _manifest(data: bytes) -> bool:
+    (_BUNDLE / "manifest.json").write_bytes(data)
+    try:
+        open_bundle(_BUNDLE)
+    except BundleError:
+        return False
+    return True
+
+
+class _AnyLedger:
+    """A ledger that knows every part and takes everything."""
+
+    epoch = "0" * 12
+
+    def label(self, *_: object) -> bool:
+        return True
+
+    def changed_threshold(self, _calibration_id: str) -> None:
+        return None
+
+    def change_threshold(self, _change: object) -> bool:
+        return True
+
+
+def _command(data: bytes) -> bool:
+    ledger = _AnyLedger()
+    requests = Requests(
+        Origin(agent_id="a", epoch=ledger.epoch),
+        ledger,
+        allowed=COMMANDS,
+        threshold=Threshold(ledger, calibrated=1.0, calibration_id=""),
+        paused=threading.Event(),
+        now=lambda: 1_800_000_000.0,
+    )
+    asked = Asked(payload=data, response_topic=RESPONSE, correlation=None, is_retained=False)
+    message = requests.answer(asked, lambda _epoch, first, last: last - first)
+    assert message is not None
+    told = json.loads(message.payload)
+    assert (requests.accepted, requests.refused) == ((1, 0) if told["ok"] else (0, 1))
+    return bool(told["ok"])
+
+
+def _images() -> tuple[bytes, ...]:
+    rng = np.random.default_rng(0)
+    found = []
+    for form, pixels in {
+        "png": rng.integers(0, 256, (12, 16, 3)),
+        "jpeg": rng.integers(0, 256, (16, 16)),
+        "bmp": rng.integers(0, 256, (6, 7, 3)),
+        "tiff": rng.integers(0, 256, (9, 5, 3)),
+        "webp": rng.integers(0, 256, (8, 8, 3)),
+        "ppm": rng.integers(0, 256, (4, 4, 3)),
+    }.items():
+        file = io.BytesIO()
+        Image.fromarray(pixels.astype(np.uint8)).save(file, form)
+        found.append(file.getvalue())
+    return tuple(found)
+
+
+def _all_keys() -> bytes:
+    """`agent.yaml` with every key in force and without its comments."""
+    shown = re.sub(
+        r"^( *)#(?=[a-z_]+: )(?!camera)",
+        r"\1",
+        (ROOT / "agent.yaml").read_text(encoding="utf-8"),
+        flags=re.MULTILINE,
+    )
+    return re.sub(r"^ *#.*\n|  +#.*$|^\n", "", shown, flags=re.MULTILINE).encode()
+
+
+def _commands() -> tuple[bytes, ...]:
+    def made(command: str, **arguments: object) -> bytes:
+        return request_json(command, "nonce-0001", "2027-01-15T08:01:00Z", **arguments)
+
+    return (
+        made("ping"),
+        made("threshold"),
+        made("pause"),
+        made("replay", first=1, last=7, epoch="0" * 12),
+        made("label", id="a:000000000000:7", label="good"),
+        made("set_threshold", threshold=1.5, by="Ada"),
+    )
+
+
+_FOLDER = Path(tempfile.mkdtemp(prefix="atac-parsers-"))
+_FILE = _FOLDER / "agent.yaml"
+_BUNDLE = _FOLDER / "bundle"
+_BUNDLE.mkdir()
+
+PARSERS = {
+    "frame": Parser(accepts=_image, seeds=_images()),
+    "configuration": Parser(accepts=_configuration, seeds=(_all_keys(),)),
+    "command": Parser(accepts=_command, seeds=_commands()),
+    "manifest": Parser(
+        accepts=_manifest, seeds=((ROOT / "agent/demo_bundle/manifest.json").read_bytes(),)
+    ),
+}
