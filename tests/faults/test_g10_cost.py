@@ -107,7 +107,7 @@ class Reel(Belt):
 
 @pytest.mark.parametrize("every_part", [False, True], ids=["alarms", "every part"])
 def test_the_promise_costs_little(broker, tmp_path, monkeypatch, is_full, record, every_part):
-    blocks, parts = (20, 400) if is_full else (1, 20)
+    blocks, parts = (20, 400) if is_full else (1, 30)
     conveyor = ConveyorCamera(ConveyorSettings(type="conveyor", parts=64))
     with conveyor:
         pictures = [frame.pixels for frame in iter(conveyor.read, None)]
