@@ -164,6 +164,7 @@ class AtacNet(nn.Module):
                 if isinstance(part, nn.Conv2d):
                     part.reset_parameters()  # PyTorch's own: uniform within 1/√(fan-in)
         self.trunk.requires_grad_(not self.frozen)
+        self.train()
 
     def features(self, views: Tensor) -> Tensor:
         """φ(x): uint8 RGB `(N, H, W, 3)` → the stages' maps on one grid, float32 `(N, C, h, w)`."""

@@ -272,10 +272,10 @@ def test_weights_settle_form_and_freezing():
     weights = PretrainedWeights(
         source="weights.pth", tensors=trunk.state_dict(), form="v1", fused=True
     )
-    assert settled(LINE, None) == replace(LINE, freeze=False)
+    assert settled(LINE, None) == replace(LINE, freeze=False, prototypes=0)
     assert settled(LINE, weights).form == "v1"
     with pytest.raises(ConfigurationError, match=r"weights\.pth.*--profile line"):
-        settled(replace(LINE, freeze=False), weights)
+        settled(replace(LINE, freeze=False, prototypes=0), weights)
 
 
 def test_pretrained_and_frozen_stays_as_it_was(source, split, line, tmp_path):
@@ -284,7 +284,7 @@ def test_pretrained_and_frozen_stays_as_it_was(source, split, line, tmp_path):
     weights = PretrainedWeights(
         source="weights.pth", tensors=trunk.state_dict(), form="v1.5", fused=False
     )
-    profile = replace(line, freeze=True, least_steps=2)
+    profile = replace(line, freeze=True, prototypes=8, least_steps=2)
     result = trained(source, split, profile, tmp_path, weights=weights)
     assert same(result.network.trunk.state_dict(), trunk.state_dict())
 
