@@ -1,20 +1,204 @@
-"""How fast a bundle is on this machine."""
+"""How fast a bundle is on this machine: the line as it runs, beside its network alone.
 
+    bare network ─▶ line at saturation ─▶ bare network ─▶ line at a pace ─▶ … the same again
+
+Both take turns in one run, since a machine is faster at one minute than at the next. The line is
+that of `agent run`: lanes, child process, ledger. Frames lie in memory, as a camera gives them, and
+no part raises an alarm, so no picture is drawn and no broker is needed.
+"""
+
+import json
+import os
+import resource
+import sys
+import tempfile
+import threading
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
-from time import perf_counter
+from dataclasses import dataclass
+from pathlib import Path
+from time import perf_counter, process_time, time_ns
+from types import TracebackType
+from typing import Final, Self
 
 import numpy as np
+import numpy.typing as npt
 
-from engine.backends import Backend
-from engine.bundle import Manifest
+from agent.cameras.conveyor import ConveyorSettings
+from agent.cameras.pace import Pace
+from agent.config import AgentSettings, BundleSettings, Config, LedgerSettings
+from agent.inference import ChildInspector, Recipe
+from agent.line import run_line
+from agent.mqtt import MqttSettings
+from agent.verdict import Verdict
+from engine.backends import Backend, BackendName
+from engine.backends.opening import open_backend
+from engine.bundle import PARITY, Bundle, Manifest, Precision
+from engine.errors import BackendError
+from engine.frame import Frame, Pixels
+from engine.inspector import TwoPassInspector
+
+CPU_BACKENDS: Final[tuple[BackendName, ...]] = ("onnxruntime", "openvino")
+_PACED_SHARE: Final = 0.5
+"""The paced line brings so much of what the saturated one got through: no part waits for long."""
+_STAGES: Final = ("view_1", "pass_1", "attention", "view_2", "pass_2")
 
 
-def bare_rate(backend: Backend, manifest: Manifest, *, seconds: float) -> float:
-    """Passes a second of the network alone: every lane runs one view over and over."""
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Percentiles:
+    """Of one stage's times, in milliseconds."""
+
+    p50_ms: float
+    p95_ms: float
+    p99_ms: float
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class BareNetwork:
+    """The network alone: every lane runs one view over and over."""
+
+    passes_per_second: float
+    cpu_ms_per_pass: float
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LineSpeed:
+    """One run of the line. `stages` has `end_to_end` too, from the frame to its verdict.
+
+    `jitter_ms` is the standard deviation of `end_to_end`; `cpu_ms_per_part` that of the agent and
+    its child together, without their start.
+    """
+
+    parts: int
+    parts_per_second: float
+    passes_per_part: float
+    cpu_ms_per_part: float
+    jitter_ms: float
+    stages: dict[str, Percentiles]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Round:
+    """The line between two measurements of the bare network, whose mean is `bare`.
+
+    `share_of_bare` is parts/s over what the bare passes/s allow at this mix of one and two passes;
+    `share_of_bound` over the smaller of that and cores / CPU seconds a part, which nothing that
+    does the same work on these cores can pass.
+    """
+
+    bare: BareNetwork
+    saturated: LineSpeed
+    share_of_bare: float
+    share_of_bound: float
+    paced: LineSpeed
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Speed:
+    """What one backend does with one precision. `ready_s` is the child's start, cache filled.
+
+    `score_difference` is the largest from ONNX Runtime's fp32 over the frames; `changed_verdicts`
+    what the bundle's parity gate counted, `None` where it has not looked.
+    """
+
+    backend: str
+    precision: Precision
+    lanes: int
+    cores: int
+    frame: tuple[int, ...]
+    ready_s: float
+    child_mb: float
+    agent_mb: float
+    score_difference: float
+    changed_verdicts: int | None
+    rounds: tuple[Round, ...]
+
+    @property
+    def middle(self) -> Round:
+        """The round with the median parts/s at saturation."""
+        ranked = sorted(self.rounds, key=lambda each: each.saturated.parts_per_second)
+        return ranked[len(ranked) // 2]
+
+
+def measured(
+    bundle: Bundle,
+    frames: Sequence[Pixels],
+    *,
+    backend: BackendName,
+    precision: Precision,
+    seconds: float,
+    rounds: int,
+) -> Speed:
+    """Measure one backend and precision; each of a round's four parts takes about `seconds`.
+
+    Raises `BackendError` where the backend cannot be used.
+    """
+    recipe = Recipe(bundle=bundle.path, backend=backend, precision=precision)
+    own_mb = _resident_mb(os.getpid())
+    with open_backend(bundle, backend=backend, precision=precision) as alone:
+        difference = _score_difference(alone, bundle, frames)
+        began = perf_counter()
+        with ChildInspector(recipe) as child:
+            ready_s = perf_counter() - began
+            found = []
+            bare = bare_network(alone, bundle.manifest, seconds=seconds)
+            for _ in range(rounds):
+                saturated = _line(child, frames, seconds=seconds, interval_s=0.0)
+                before, bare = bare, bare_network(alone, bundle.manifest, seconds=seconds)
+                interval_s = 1 / (saturated.parts_per_second * _PACED_SHARE)
+                paced = _line(child, frames, seconds=seconds, interval_s=interval_s)
+                found.append(_round(before, saturated, bare, paced))
+            assert child.pid is not None
+            return Speed(
+                backend=alone.name,
+                precision=precision,
+                lanes=child.lanes,
+                cores=os.cpu_count() or 1,
+                frame=frames[0].shape,
+                ready_s=ready_s,
+                child_mb=_resident_mb(child.pid),
+                agent_mb=own_mb,
+                score_difference=difference,
+                changed_verdicts=_changed_verdicts(bundle, precision),
+                rounds=tuple(found),
+            )
+
+
+def compared(
+    bundle: Bundle, frames: Sequence[Pixels], *, seconds: float, rounds: int
+) -> tuple[tuple[Speed, ...], tuple[str, ...]]:
+    """Every CPU backend with every precision of the bundle, and why some could not be measured."""
+    found, missing = [], []
+    for backend in CPU_BACKENDS:
+        for precision in bundle.manifest.networks:
+            try:
+                found.append(
+                    measured(
+                        bundle,
+                        frames,
+                        backend=backend,
+                        precision=precision,
+                        seconds=seconds,
+                        rounds=rounds,
+                    )
+                )
+            except BackendError as error:
+                missing.append(f"{backend} {precision}: {error}")
+    return tuple(found), tuple(missing)
+
+
+def recommended(speeds: Sequence[Speed]) -> Speed | None:
+    """The fastest whose precision changed no verdict in the bundle's parity gate."""
+    sound = [speed for speed in speeds if speed.changed_verdicts == 0]
+    return max(sound, key=lambda each: each.middle.saturated.parts_per_second, default=None)
+
+
+def bare_network(backend: Backend, manifest: Manifest, *, seconds: float) -> BareNetwork:
+    """Run the network alone for `seconds`, with all its lanes."""
     side = manifest.view.side
     view = np.random.default_rng(0).integers(0, 256, (1, side, side, 3), dtype=np.uint8)
     backend.run(view)  # the first run allocates
-    began = perf_counter()
+    began, cpu = perf_counter(), process_time()
     until = began + seconds
 
     def lane() -> int:
@@ -27,4 +211,149 @@ def bare_rate(backend: Backend, manifest: Manifest, *, seconds: float) -> float:
     with ThreadPoolExecutor(backend.lanes) as pool:
         lanes = [pool.submit(lane) for _ in range(backend.lanes)]
         passes = sum(each.result() for each in lanes)
-    return passes / (perf_counter() - began)
+    return BareNetwork(
+        passes_per_second=passes / (perf_counter() - began),
+        cpu_ms_per_pass=(process_time() - cpu) / passes * 1e3,
+    )
+
+
+class FramesCamera:
+    """A triggered camera that has its frames already, shown again and again for `seconds`."""
+
+    triggered: Final = True
+    silence_s: Final = None
+    is_live: Final = False
+
+    def __init__(self, frames: Sequence[Pixels], *, seconds: float, interval_s: float) -> None:
+        self._frames = frames
+        self._seconds = seconds
+        self._until = 0.0
+        self._pace = Pace(interval_s, threading.Event())
+        self._number = 0
+
+    def __enter__(self) -> Self:
+        self._until = perf_counter() + self._seconds
+        self._pace.restart()
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None: ...
+
+    def read(self) -> Frame | None:
+        self._pace.wait()
+        if perf_counter() > self._until:
+            return None
+        pixels = self._frames[self._number % len(self._frames)]
+        frame = Frame(pixels=pixels, number=self._number, captured_ns=time_ns())
+        self._number += 1
+        return frame
+
+    def renewed(self) -> "FramesCamera":
+        return self
+
+    def part_id(self, number: int) -> str:
+        """`part-000012`."""
+        return f"part-{number:06d}"
+
+
+def _line(
+    child: ChildInspector, frames: Sequence[Pixels], *, seconds: float, interval_s: float
+) -> LineSpeed:
+    times: list[list[float]] = []
+    passes = 0
+
+    def note(verdict: Verdict) -> None:
+        nonlocal passes
+        if verdict.inspection is None:
+            return
+        stages = [getattr(verdict.inspection.times, stage) for stage in _STAGES]
+        whole = (verdict.decided_ns - verdict.trigger.triggered_ns) / 1e9
+        times.append([*stages, whole])
+        passes += 1 + verdict.inspection.zoomed
+
+    cpu = _cpu_s(child.pid)
+    with tempfile.TemporaryDirectory(prefix="atac-bench-") as folder:
+        summary = run_line(
+            Config(
+                agent=AgentSettings(id="bench"),
+                bundle=BundleSettings(path=Path(folder)),
+                camera=ConveyorSettings(),
+                mqtt=MqttSettings(host="127.0.0.1", port=1, drain_s=0),
+                ledger=LedgerSettings(path=Path(folder) / "ledger.sqlite"),
+            ),
+            camera=FramesCamera(frames, seconds=seconds, interval_s=interval_s),
+            inspector=child,
+            threshold=sys.float_info.max,
+            lanes=child.lanes,
+            watch=note,
+        )
+    cpu = _cpu_s(child.pid) - cpu
+    if not times:
+        raise BackendError(f"no part was inspected within {seconds:g} s; allow more: --seconds")
+    seen = np.array(times)
+    stages = {
+        name: _percentiles(column[column > 0])
+        for name, column in zip((*_STAGES, "end_to_end"), seen.T, strict=True)
+        if (column > 0).any()
+    }
+    return LineSpeed(
+        parts=len(times),
+        parts_per_second=summary.parts_per_second,
+        passes_per_part=passes / len(times),
+        cpu_ms_per_part=cpu / len(times) * 1e3,
+        jitter_ms=float(seen[:, -1].std() * 1e3),
+        stages=stages,
+    )
+
+
+def _percentiles(seconds: npt.NDArray[np.float64]) -> Percentiles:
+    p50, p95, p99 = (float(each) * 1e3 for each in np.percentile(seconds, (50, 95, 99)))
+    return Percentiles(p50_ms=p50, p95_ms=p95, p99_ms=p99)
+
+
+def _round(
+    before: BareNetwork, saturated: LineSpeed, after: BareNetwork, paced: LineSpeed
+) -> Round:
+    bare = BareNetwork(
+        passes_per_second=(before.passes_per_second + after.passes_per_second) / 2,
+        cpu_ms_per_pass=(before.cpu_ms_per_pass + after.cpu_ms_per_pass) / 2,
+    )
+    allowed = bare.passes_per_second / saturated.passes_per_part
+    bound = min(allowed, (os.cpu_count() or 1) / (saturated.cpu_ms_per_part / 1e3))
+    return Round(
+        bare=bare,
+        saturated=saturated,
+        share_of_bare=saturated.parts_per_second / allowed,
+        share_of_bound=saturated.parts_per_second / bound,
+        paced=paced,
+    )
+
+
+def _score_difference(backend: Backend, bundle: Bundle, frames: Sequence[Pixels]) -> float:
+    with open_backend(bundle, backend="onnxruntime") as oracle:
+        one, other = (TwoPassInspector(each, bundle.manifest) for each in (backend, oracle))
+        return max(abs(one.inspect(each).score - other.inspect(each).score) for each in frames)
+
+
+def _changed_verdicts(bundle: Bundle, precision: Precision) -> int | None:
+    if PARITY not in bundle.manifest.files:
+        return None
+    row = json.loads(bundle.read(PARITY)).get(precision)
+    return None if row is None else len(row["flips"])
+
+
+def _cpu_s(child: int | None) -> float:
+    """CPU seconds so far, of this process and its child."""
+    own = resource.getrusage(resource.RUSAGE_SELF)
+    fields = Path(f"/proc/{child}/stat").read_text(encoding="ascii").rpartition(")")[2].split()
+    ticks = int(fields[11]) + int(fields[12])
+    return own.ru_utime + own.ru_stime + ticks / os.sysconf("SC_CLK_TCK")
+
+
+def _resident_mb(process: int) -> float:
+    pages = int(Path(f"/proc/{process}/statm").read_text(encoding="ascii").split()[1])
+    return pages * os.sysconf("SC_PAGE_SIZE") / 1e6

@@ -18,6 +18,7 @@ COMMANDS: Final = (
     "build",
     "calibrate",
     "run",
+    "bench",
     "doctor",
     "replay",
     "sign",

@@ -37,7 +37,7 @@ import numpy as np
 import yaml
 from PIL import Image
 
-from agent.bench import bare_rate
+from agent.bench import bare_network
 from benchmarks.machine import described
 from calibration.bound import interval
 from engine.backends import Backend
@@ -271,7 +271,7 @@ def share(summary: dict[str, Any], before: float, after: float) -> float:
 def bare_passes(bundle: Bundle, precision: Precision) -> float:
     """Passes a second of the network alone, opened as the agent's child opens it."""
     with open_backend(bundle, backend="auto", precision=precision) as backend:
-        return bare_rate(backend, bundle.manifest, seconds=3.0)
+        return bare_network(backend, bundle.manifest, seconds=3.0).passes_per_second
 
 
 def decoded(folder: Path, files: Path) -> Path:

@@ -1,0 +1,151 @@
+"""`agent bench`: how fast a bundle is on this machine, beside its network alone."""
+
+import json
+import logging
+from collections.abc import Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Literal
+
+import typer
+
+from engine.errors import ConfigurationError
+
+if TYPE_CHECKING:
+    from agent.bench import Speed
+    from engine.frame import Pixels
+
+_FRAMES = 20
+
+
+def bench(
+    *,
+    bundle: Annotated[Path, typer.Option(help="The bundle to measure.")],
+    images: Annotated[
+        Path | None, typer.Option(help="Frames: twenty images of this folder; else generated.")
+    ] = None,
+    megapixels: Annotated[
+        float, typer.Option(min=0.01, max=50, help="Size of generated frames.")
+    ] = 1.2,
+    mono: Annotated[bool, typer.Option("--mono", help="Generated frames are mono.")] = False,
+    backend: Annotated[
+        Literal["auto", "onnxruntime", "openvino", "tensorrt"],
+        typer.Option(help="What runs the network."),
+    ] = "auto",
+    precision: Annotated[
+        Literal["fp32", "fp16", "int8"], typer.Option(help="Which network of the bundle.")
+    ] = "fp32",
+    compare: Annotated[
+        bool, typer.Option("--compare", help="Measure every backend and precision, name the best.")
+    ] = False,
+    seconds: Annotated[
+        float, typer.Option(min=0.5, help="How long each part of a round takes.")
+    ] = 5.0,
+    rounds: Annotated[int, typer.Option(min=1, help="Rounds of line and bare network.")] = 3,
+    as_json: Annotated[bool, typer.Option("--json", help="Print the result as JSON.")] = False,
+) -> None:
+    """Run the line at saturation and at half of that, in turns with the network alone.
+
+    Example: agent bench --bundle bottle --precision int8 --images parts/good
+
+    Frames are decoded beforehand and no part raises an alarm. Close other programs first.
+    """
+    from agent.bench import compared, measured, recommended
+    from agent.process import prepare_process
+    from engine.bundle import open_bundle
+
+    # There is no broker, on purpose: nothing that is worth a line.
+    logging.getLogger("atac_agent").setLevel(logging.ERROR)
+    prepare_process()
+    opened = open_bundle(bundle)
+    frames = _generated(megapixels, mono=mono) if images is None else _read(images)
+    if compare:
+        speeds, missing = compared(opened, frames, seconds=seconds, rounds=rounds)
+        best = recommended(speeds)
+    else:
+        speed = measured(
+            opened, frames, backend=backend, precision=precision, seconds=seconds, rounds=rounds
+        )
+        speeds, missing, best = (speed,), (), None
+    if as_json:
+        result = {
+            "speeds": [asdict(speed) for speed in speeds],
+            "missing": missing,
+            "recommended": None if best is None else _settings(best),
+        }
+        typer.echo(json.dumps(result, indent=2))
+        return
+    typer.echo(told(speeds))
+    for reason in missing:
+        typer.echo(f"not measured: {reason}")
+    if compare:
+        typer.echo(
+            "no precision is known to keep all verdicts; see agent export"
+            if best is None
+            else f"fastest that keeps every verdict, for agent.yaml: bundle: {_settings(best)}"
+        )
+
+
+def told(speeds: "Sequence[Speed]") -> str:
+    """A table for people, of each one's middle round."""
+    first = speeds[0]
+    size = "×".join(map(str, (first.frame[1], first.frame[0])))
+    colour = "colour" if len(first.frame) == 3 else "mono"
+    lines = [
+        f"frames {size} {colour}, {first.cores} cores; times in ms",
+        (
+            f"{'':<24}{'parts/s':>9}{'of bare':>9}{'of bound':>9}{'CPU/part':>9}"
+            f"{'p50':>8}{'p95':>8}{'p99':>8}{'jitter':>8}{'ready s':>9}{'MB':>6}{'score ±':>10}"
+        ),
+    ]
+    for speed in speeds:
+        middle = speed.middle
+        whole = middle.paced.stages["end_to_end"]
+        lines.append(
+            f"{speed.backend:<24}{middle.saturated.parts_per_second:>9.1f}"
+            f"{middle.share_of_bare:>9.3f}{middle.share_of_bound:>9.3f}"
+            f"{middle.saturated.cpu_ms_per_part:>9.1f}"
+            f"{whole.p50_ms:>8.1f}{whole.p95_ms:>8.1f}{whole.p99_ms:>8.1f}"
+            f"{middle.paced.jitter_ms:>8.2f}{speed.ready_s:>9.2f}{speed.child_mb:>6.0f}"
+            f"{speed.score_difference:>10.2g}"
+        )
+    if len(speeds) == 1:
+        middle = first.middle
+        lines.append(f"{'stage':<12}{'p50':>8}{'p95':>8}{'p99':>8}  at saturation, then paced")
+        for stage, busy in middle.saturated.stages.items():
+            calm = middle.paced.stages[stage]
+            lines.append(
+                f"{stage:<12}{busy.p50_ms:>8.2f}{busy.p95_ms:>8.2f}{busy.p99_ms:>8.2f}"
+                f"{calm.p50_ms:>10.2f}{calm.p95_ms:>8.2f}{calm.p99_ms:>8.2f}"
+            )
+    return "\n".join(lines)
+
+
+def _settings(speed: "Speed") -> dict[str, str]:
+    return {"backend": speed.backend.split()[0], "precision": speed.precision}
+
+
+def _generated(megapixels: float, *, mono: bool) -> "list[Pixels]":
+    import cv2
+    import numpy as np
+
+    from agent.cameras.conveyor import HEIGHT, WIDTH, part
+
+    scale = (megapixels * 1e6 / (WIDTH * HEIGHT)) ** 0.5
+    size = round(WIDTH * scale), round(HEIGHT * scale)
+    frames = []
+    for number in range(_FRAMES):
+        pixels = part(0, number, 0.1).pixels
+        if mono:
+            pixels = np.asarray(cv2.cvtColor(pixels, cv2.COLOR_RGB2GRAY), dtype=np.uint8)
+        frames.append(np.asarray(cv2.resize(pixels, size), dtype=np.uint8))
+    return frames
+
+
+def _read(folder: Path) -> "list[Pixels]":
+    from engine.image import images_below, read_image
+
+    files = images_below(folder)
+    if not files:
+        raise ConfigurationError("--images", str(folder), "holds no images")
+    return [read_image(file) for file in files[:: -(-len(files) // _FRAMES)]]
