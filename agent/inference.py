@@ -51,6 +51,8 @@ _START_S: Final = 120.0
 """A TensorRT plan of some hundred megabytes has to be read and laid out."""
 _RESTART_S: Final = 10.0
 """How long a part without a deadline waits for a child that is being started anew."""
+_DYING_S: Final = 5.0
+"""A killed process needs a processor once more, to go."""
 _FIRST_RETRY_S: Final = 0.25
 _LAST_RETRY_S: Final = 5.0
 
@@ -290,7 +292,7 @@ class _Child:
         """
         self._process.kill()
         with suppress(subprocess.TimeoutExpired):
-            self._process.wait(1.0)
+            self._process.wait(_DYING_S)
         with self._closing:
             self._is_closed = True
             if not self._is_ready:
