@@ -24,6 +24,7 @@ def held(pid: int | str = "self") -> Held:
     status = dict(
         line.split(":", 1) for line in (process / "status").read_text().splitlines() if ":" in line
     )
+    assert "VmRSS" in status, f"process {pid} has ended"
     return Held(
         threads=int(status["Threads"]),
         files=len(list((process / "fd").iterdir())),
