@@ -134,6 +134,7 @@ def measured(one: Set, bundle: Bundle, folder: Path, options: argparse.Namespace
         "torch": TorchBackend(load_network(bundle)),
         "fp32": OnnxRuntimeBackend(bundle, precision="fp32"),
         "int8": OnnxRuntimeBackend(bundle, precision="int8"),
+        "agent": open_backend(bundle, backend="auto", precision=options.precision),
     }
     for name, backend in by_precision.items():
         with backend:

@@ -50,7 +50,7 @@ def evaluate(
             "--data", str(source.root), "holds no image that training has not seen"
         )
     with (
-        open_backend(opened, precision=precision) as backend,
+        open_backend(opened, backend="auto", precision=precision) as backend,
         typer.progressbar(
             items, label="images", file=sys.stderr, hidden=not sys.stderr.isatty()
         ) as bar,
