@@ -27,7 +27,7 @@ import statistics
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -74,8 +74,8 @@ SETS = (
 
 def main() -> None:
     parser = argparse.ArgumentParser(description="The product on real images, end to end.")
-    parser.add_argument("--data", type=Path, required=True)
-    parser.add_argument("--weights", type=Path, required=True, help="ImageNet ResNet-50")
+    parser.add_argument("--data", type=Path, default=Path("../shared/data"))
+    parser.add_argument("--weights", type=Path, help="ImageNet ResNet-50")
     parser.add_argument("--form", default="v1.5", choices=("v1", "v1.5"))
     parser.add_argument("--out", type=Path, default=Path("runs/real_line"))
     parser.add_argument("--result", type=Path)
@@ -83,9 +83,13 @@ def main() -> None:
     parser.add_argument("--video", type=Path)
     parser.add_argument("--precision", default="int8", choices=("fp32", "int8"))
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--show", action="store_true", help="only print the table of --result")
     parser.add_argument("--rounds", type=int, default=3, help="of agent and bare network in turns")
     options = parser.parse_args()
 
+    if options.show:
+        print(table(json.loads(options.result.read_text(encoding="utf-8"))))
+        return
     result: dict[str, Any] = {"machine": described(), "seed": options.seed, "sets": {}}
     chosen = [one for one in SETS if one.name in options.sets]
     for one in chosen:
@@ -97,7 +101,7 @@ def main() -> None:
     if options.result:
         options.result.parent.mkdir(parents=True, exist_ok=True)
         options.result.write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
-    print_table(result)
+    print(table(result))
 
 
 def prepared(one: Set, folder: Path, options: argparse.Namespace) -> Bundle:
@@ -350,27 +354,38 @@ def command(name: str, *arguments: object) -> str:
     return subprocess.run(line, check=True, stdout=subprocess.PIPE, text=True).stdout
 
 
-def print_table(result: dict[str, Any]) -> None:
-    head = (
-        *("torch", "fp32", "int8", "false rejects", "detected", "alarms/ledger", "parts/s"),
-        *("from files", "of bare"),
-    )
-    print(f"{'set':<15}" + "".join(f"{name:>15}" for name in head))
+def table(result: dict[str, Any]) -> str:
+    """Every set's figures as Markdown."""
+    rows = [
+        "| set | torch | fp32 | int8 | agent | false rejects | defects found | alarms heard / due "
+        + "| parts/s | from files | of bare |",
+        "|---" * 11 + "|",
+    ]
+    latencies = ["", "| set | stage | p50 ms | p99 ms |", "|---|---|---|---|"]
     for name, row in result["sets"].items():
+        ranked = (f"{row['auroc'][key]:.4f}" for key in ("torch", "fp32", "int8", "agent"))
         cells = (
-            *(f"{row['auroc'][key]:.4f}" for key in ("torch", "fp32", "int8")),
-            f"{row['false_rejects']}/{row['good']}",
-            f"{row['detected']}/{row['defective']}",
-            f"{row['alarms_heard']}/{row['alarms_in_ledger']}",
+            name,
+            *ranked,
+            counted(row["false_rejects"], row["good"], row["false_reject_interval"]),
+            counted(row["detected"], row["defective"], row["detection_interval"]),
+            f"{row['alarms_heard']} / {row['alarms_in_ledger']}",
             f"{row['parts_per_second']:.2f}",
             f"{row['share_from_files']:.3f}",
             f"{row['share_of_bare_network']:.3f}",
         )
-        print(f"{name:<15}" + "".join(f"{cell:>15}" for cell in cells))
-        for stage, latency in row["latencies"].items():
-            print(f"    {stage:<12}{latency['p50_ms']:>8.1f}{latency['p99_ms']:>8.1f} ms p50, p99")
-    if "video" in result:
-        print("video:", json.dumps(result["video"]))
+        rows.append(f"| {' | '.join(cells)} |")
+        latencies += [
+            f"| {name} | {stage} | {latency['p50_ms']:.1f} | {latency['p99_ms']:.1f} |"
+            for stage, latency in row["latencies"].items()
+        ]
+    video = ["", f"Video: {json.dumps(result['video'])}"] if "video" in result else []
+    return "\n".join([*rows, *latencies, *video])
+
+
+def counted(found: int, of: int, bounds: Sequence[float]) -> str:
+    low, high = bounds
+    return f"{found} of {of} ({low:.1%} to {high:.1%})"
 
 
 if __name__ == "__main__":
