@@ -356,11 +356,9 @@ def command(name: str, *arguments: object) -> str:
 
 def table(result: dict[str, Any]) -> str:
     """Every set's figures as Markdown."""
-    rows = [
-        "| set | torch | fp32 | int8 | agent | false rejects | defects found | alarms heard / due "
-        + "| parts/s | from files | of bare |",
-        "|---" * 11 + "|",
-    ]
+    names = ("set", "torch", "fp32", "int8", "agent", "false rejects", "defects found")
+    names += ("alarms heard / due", "parts/s", "from files", "of bare")
+    rows = [f"| {' | '.join(names)} |", "|---" * len(names) + "|"]
     latencies = ["", "| set | stage | p50 ms | p99 ms |", "|---|---|---|---|"]
     for name, row in result["sets"].items():
         ranked = (f"{row['auroc'][key]:.4f}" for key in ("torch", "fp32", "int8", "agent"))
