@@ -6,12 +6,12 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Final, Literal
 
-from calibration.likeness import fingerprint, look_alikes
 from engine.bundle import pixels_sha256
 from engine.errors import ImageError
 from engine.frame import Box, Inspection, Pixels
 from engine.image import read_image
 from engine.inspector import Inspector
+from engine.likeness import fingerprint, look_alikes
 from engine.picture import MAX_SIDE, reduced
 
 KEPT: Final = 12
@@ -42,7 +42,7 @@ class Scores:
     `values` are in the order of the pictures. `hashes` are `pixels_sha256` of what was counted.
     Set aside, and named: `training` pictures (the network has learnt them, so their scores say
     nothing about new parts), `duplicates` (the same pixels again), `unreadable` files (with the
-    reason). `look_alikes` were counted; see `calibration.likeness`. `exhibits` are the `KEPT`
+    reason). `look_alikes` were counted; see `engine.likeness`. `exhibits` are the `KEPT`
     most doubtful parts, worst first.
     """
 

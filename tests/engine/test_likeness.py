@@ -6,9 +6,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from calibration.likeness import fingerprint, look_alikes
 from engine.frame import Pixels
 from engine.image import decode_image, images_below, read_image
+from engine.likeness import fingerprint, look_alikes
 from tests.tiny_bundle import good_part
 
 DATA = Path(os.environ.get("ATAC_DATA", "../shared/data"))
@@ -52,7 +52,7 @@ def test_a_standing_belt_is_seen() -> None:
 def test_blocks_of_pictures_agree_with_one_block(monkeypatch: pytest.MonkeyPatch) -> None:
     pictures = [*parts(9), *parts(5)]
     assert count(*pictures) == 5
-    monkeypatch.setattr("calibration.likeness._BLOCK", 4)
+    monkeypatch.setattr("engine.likeness._BLOCK", 4)
     assert count(*pictures) == 5
 
 
