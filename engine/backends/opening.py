@@ -1,7 +1,6 @@
 """The one place where a backend's name becomes a backend."""
 
 import logging
-from importlib.util import find_spec
 from typing import Final
 
 from engine.backends import Backend, BackendName, FallbackName
@@ -22,10 +21,10 @@ def open_backend(
 
     Raises `BackendError` when the backend cannot be used and no `fallback` is named; with one,
     the reason is logged as a warning. Nothing falls back by itself: a line that was planned for a
-    GPU may be too slow without it. Only `auto` chooses, between what runs on any CPU.
+    GPU may be too slow without it. `auto` is what has been proven on any CPU: ONNX Runtime (ADR 13).
     """
     if backend == "auto":
-        backend = "openvino" if find_spec("openvino") else "onnxruntime"
+        backend = "onnxruntime"
     try:
         return _opened(bundle, backend, precision)
     except BackendError as error:
