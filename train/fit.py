@@ -16,6 +16,7 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Executor, ThreadPoolExecutor
 from dataclasses import dataclass, replace
+from itertools import islice
 from pathlib import Path
 from typing import Final, NamedTuple
 
@@ -200,17 +201,20 @@ def fit(
     weights: PretrainedWeights | None,
     seed: int,
     run_folder: Path,
+    method: "Method | None" = None,
     resume: bool = False,
     on_epoch: Callable[[Epoch], None] = lambda _: None,
 ) -> Trained:
     """Train on `split` as `profile` says; the trunk starts from `weights`, or from scratch.
 
-    `run_folder` receives the state after every epoch; `resume` goes on from there. Raises
+    `method` is ATAC-Net's unless another is given (`train.rivals`). `run_folder` receives the
+    state after every epoch; `resume` goes on from there. Raises
     `TrainingError` when the loss is no longer a number, `ConfigurationError` when a checkpoint
     belongs to another training.
     """
-    device = _deterministic(seed)
-    network = AtacNet(profile)
+    method = method or ATAC_NET
+    device = deterministic(seed)
+    network = method.network(profile)
     if weights is not None:
         load_pretrained(network.trunk, weights)
     network.to(device)
@@ -226,10 +230,10 @@ def fit(
     first, loss, seconds = checkpoint.load(network, optimiser) if resume else (0, math.nan, 0.0)
 
     images = TrainingImages(source, split)
-    defects = _Defects(images, profile, seed=seed)
+    defects = Defects(images, profile, seed=seed)
     steps = max(profile.least_steps, math.ceil(len(images.good) / (profile.batch // 2)))  # D18
     with ThreadPoolExecutor() as pool:
-        eyes = _Eyes(network, profile, pool)
+        eyes = Eyes(network, profile, pool)
         scoring = reference
         if network.memory is not None:
             views = eyes.good_views(images, np.random.default_rng([seed, 0]))
@@ -250,11 +254,11 @@ def fit(
 
             network.train()
             losses = []
-            for step, batch in enumerate(_batches(images, defects, profile, rng, steps=steps)):
+            batches = method.batches(images, defects, profile, rng)
+            for step, batch in enumerate(islice(batches, steps)):
                 for group in optimiser.param_groups:
                     group["lr"] = learning_rate(profile, epoch + step / steps)
-                passes = eyes.look(batch, zoom=epoch >= profile.zoom_from)
-                objective = _objective(passes, batch, profile, reference)
+                objective = method.loss(eyes, batch, profile, reference, epoch)
                 if not torch.isfinite(objective):
                     raise TrainingError(
                         f"the loss became {objective.item()} in epoch {epoch + 1}, "
@@ -298,10 +302,11 @@ class Pass(NamedTuple):
     boxes: list[Box]
 
 
-def _objective(
-    passes: tuple[Pass, Pass], batch: Sequence[Sample], profile: Profile, reference: ScoreSpec
+def two_pass_loss(
+    eyes: "Eyes", batch: Sequence[Sample], profile: Profile, reference: ScoreSpec, epoch: int
 ) -> Tensor:
     """The loss of one batch: of the scores (Eq 8-12) and, with λ, of where attention went."""
+    passes = eyes.look(batch, zoom=epoch >= profile.zoom_from)
     device = passes[0].maps.score_map.device
     defective = torch.tensor([sample.defective for sample in batch], device=device)
     scores = _pass_scores(passes, profile)
@@ -332,7 +337,7 @@ def _map_masks(seen: Pass, batch: Sequence[Sample]) -> Tensor:
     return masks.to(attention.device)
 
 
-class _Eyes:
+class Eyes:
     """Both passes over a batch, with gradient; views are made by the engine, on the CPU.
 
     Boxes come from detached maps: no gradient flows through them, it flows through what both
@@ -340,7 +345,7 @@ class _Eyes:
     """
 
     def __init__(self, network: AtacNet, profile: Profile, pool: Executor) -> None:
-        self._network = network
+        self.network = network
         self._profile = profile
         self._pool = pool
         self._views: Kept[int, Pixels] = Kept(limit=_FEATURES_LIMIT // 4)
@@ -349,9 +354,8 @@ class _Eyes:
     def look(self, batch: Sequence[Sample], *, zoom: bool = True) -> tuple[Pass, Pass]:
         """Both passes over `batch` (Eq 3-7); without `zoom` the second repeats the first (D24)."""
         spec, crop = self._profile.view, self._profile.crop
-        wholes = list(self._pool.map(self._whole, batch))
-        features = self._first_features(batch, wholes)
-        maps: Maps = self._network.head(features)
+        wholes, features = self._first_look(batch)
+        maps: Maps = self.network.head(features)
         first = Pass(maps, [Box.around(sample.pixels) for sample in batch])
         if not zoom:
             return first, first
@@ -372,13 +376,17 @@ class _Eyes:
         )  # Eq 6
         zooms = [i for i, box in enumerate(boxes) if box != spec.box]
         features = self._second_features(features, [view for view, _ in closer], zooms)
-        return first, Pass(self._network.head(features), [box for _, box in closer])
+        return first, Pass(self.network.head(features), [box for _, box in closer])
+
+    def features(self, batch: Sequence[Sample]) -> Tensor:
+        """What the trunk says of the whole views of `batch`: `(N, C, h, w)`."""
+        return self._first_look(batch)[1]
 
     def good_views(self, images: TrainingImages, rng: np.random.Generator) -> list[Tensor]:
         """Features `(C, h, w)` of every good image, whole and closer, one after the other."""
         views = []
         for index in images.good:
-            good = _original(images, index)
+            good = original(images, index)
             whole = self._whole(good)
             closer = closer_view(good.pixels, whole, self._profile, rng)
             views += [self._remembered(index, whole), self._seen([closer])[0].half()]
@@ -392,16 +400,17 @@ class _Eyes:
             return make()
         return self._views.get(sample.index, make, lambda v: v.nbytes)
 
-    def _first_features(self, batch: Sequence[Sample], wholes: Sequence[Pixels]) -> Tensor:
-        if not self._network.frozen:
-            return self._seen(wholes)
+    def _first_look(self, batch: Sequence[Sample]) -> tuple[list[Pixels], Tensor]:
+        wholes = list(self._pool.map(self._whole, batch))
+        if not self.network.frozen:
+            return wholes, self._seen(wholes)
         rows = [
             self._seen([whole])[0]
             if sample.index is None
             else self._remembered(sample.index, whole).float()
             for sample, whole in zip(batch, wholes, strict=True)
         ]
-        return torch.stack(rows)
+        return wholes, torch.stack(rows)
 
     def _remembered(self, index: int, whole: Pixels) -> Tensor:
         """What the trunk says of `whole`; in half precision, as it waits in memory."""
@@ -414,7 +423,7 @@ class _Eyes:
     def _second_features(
         self, first: Tensor, views: Sequence[Pixels], zooms: Sequence[int]
     ) -> Tensor:
-        if not self._network.frozen:
+        if not self.network.frozen:
             return self._seen(views)
         if not zooms:
             return first
@@ -422,9 +431,9 @@ class _Eyes:
         return first.index_copy(0, torch.tensor(zooms, device=first.device), closer)
 
     def _seen(self, views: Sequence[Pixels]) -> Tensor:
-        stack = torch.from_numpy(np.stack(views)).to(self._network.mean.device)
-        with torch.set_grad_enabled(not self._network.frozen):
-            return self._network.features(stack)
+        stack = torch.from_numpy(np.stack(views)).to(self.network.mean.device)
+        with torch.set_grad_enabled(not self.network.frozen):
+            return self.network.features(stack)
 
 
 class _Watch:
@@ -513,34 +522,31 @@ class _Checkpoint:
         return progress["epochs"], progress["loss"], progress["seconds"]
 
 
-def _batches(
-    images: TrainingImages,
-    defects: "_Defects",
-    profile: Profile,
-    rng: np.random.Generator,
-    *,
-    steps: int,
+def balanced_batches(
+    images: TrainingImages, defects: "Defects", profile: Profile, rng: np.random.Generator
 ) -> Iterator[list[Sample]]:
-    """`steps` batches, half good and half defective (D17).
+    """Batches without end, half good and half defective (D17).
 
     A good image returns only after all the others had their turn, and so does a known defect.
     """
-    good, known = _endless(images.good, rng), _endless(images.defective, rng)
+    good, known = in_turn(images.good, rng), in_turn(images.defective, rng)
     half = profile.batch // 2
-    for _ in range(steps):
-        batch = [_original(images, next(good)) for _ in range(half)]
+    while True:
+        batch = [original(images, next(good)) for _ in range(half)]
         for _ in range(half):
             real = len(images.defective) > 0 and rng.random() < profile.real_share
             batch.append(defects.known(next(known), rng) if real else defects.pseudo(rng))
         yield batch
 
 
-def _endless(indices: range, rng: np.random.Generator) -> Iterator[int]:
+def in_turn(indices: Sequence[int], rng: np.random.Generator) -> Iterator[int]:
+    """`indices` without end, each again only after all the others."""
     while True:
         yield from (indices[i] for i in rng.permutation(len(indices)))
 
 
-def _original(images: TrainingImages, index: int) -> Sample:
+def original(images: TrainingImages, index: int) -> Sample:
+    """Training image `index` as it is."""
     return Sample(
         pixels=images.frame(index),
         mask=images.mask(index),
@@ -549,7 +555,7 @@ def _original(images: TrainingImages, index: int) -> Sample:
     )
 
 
-class _Defects:
+class Defects:
     """The defective half of the batches: known defects, moved or not, and pseudo-defects.
 
     What the profile wants shown again is made from a seed of its own and kept, so that it is the
@@ -592,7 +598,7 @@ class _Defects:
         return self._images.defective.stop + number
 
     def _labelled(self, index: int) -> Sample:
-        shown = _original(self._images, index)
+        shown = original(self._images, index)
         return shown if self._profile.known_masks else replace(shown, mask=None)
 
     def _painted(self, rng: np.random.Generator) -> Sample:
@@ -605,11 +611,29 @@ class _Defects:
         return Sample(pixels=changed, mask=mask, defective=True, index=None)
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Method:
+    """What tells one way of learning from another; trunk, images and loop are the same for all.
+
+    `network` builds it. `batches` goes on without end; the loop takes what an epoch needs. `loss`
+    is that of one batch in one epoch, counted from 0.
+    """
+
+    network: Callable[[Profile], AtacNet]
+    batches: Callable[
+        [TrainingImages, Defects, Profile, np.random.Generator], Iterator[list[Sample]]
+    ]
+    loss: Callable[[Eyes, Sequence[Sample], Profile, ScoreSpec, int], Tensor]
+
+
+ATAC_NET: Final = Method(network=AtacNet, batches=balanced_batches, loss=two_pass_loss)
+
+
 def _described(weights: PretrainedWeights | None) -> str:
     return "none" if weights is None else f"{weights.source} ({weights.form})"
 
 
-def _deterministic(seed: int) -> torch.device:
+def deterministic(seed: int) -> torch.device:
     """Seed torch, make its results repeatable on this machine, and choose the device."""
     torch.manual_seed(seed)
     cuda = torch.cuda.is_available()

@@ -9,6 +9,7 @@ attention box. What lies between, from the attention map to the box and from the
 second view, is `engine.attention` and `engine.view`; what comes after is `engine.score`.
 """
 
+from collections.abc import Callable
 from types import TracebackType
 from typing import Final, NamedTuple, Self
 
@@ -148,13 +149,15 @@ class AtacNet(nn.Module):
     mean: Tensor
     std: Tensor
 
-    def __init__(self, profile: Profile) -> None:
+    def __init__(
+        self, profile: Profile, head: Callable[[int, Profile], nn.Module] = AttentionHead
+    ) -> None:
         super().__init__()
         mean, std = _STANDARDISE[profile.standardise]
         self.register_buffer("mean", torch.tensor(mean).view(1, 3, 1, 1))
         self.register_buffer("std", torch.tensor(std).view(1, 3, 1, 1))
         self.trunk = Trunk(profile.architecture, profile.stages, profile.form)  # φ
-        self.head = AttentionHead(sum(self.trunk.channels), profile)
+        self.head = head(sum(self.trunk.channels), profile)  # σ and τ
         self.memory = Memory(sum(self.trunk.channels), profile) if profile.prototypes else None
         self.frozen = profile.freeze
         self._local_mean = profile.local_mean

@@ -1,6 +1,7 @@
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import replace
+from itertools import islice
 
 import numpy as np
 import pytest
@@ -35,8 +36,9 @@ def trained(source, split, profile, folder, **options):
 
 
 def drawn_batches(images, profile, *, steps):
-    defects = training._Defects(images, profile, seed=0)
-    return training._batches(images, defects, profile, np.random.default_rng(0), steps=steps)
+    defects = training.Defects(images, profile, seed=0)
+    batches = training.balanced_batches(images, defects, profile, np.random.default_rng(0))
+    return islice(batches, steps)
 
 
 @pytest.fixture
@@ -56,7 +58,7 @@ def eyes(profile):
     torch.manual_seed(0)
     network = AtacNet(profile)
     with ThreadPoolExecutor(1) as pool:
-        yield network, training._Eyes(network, profile, pool)
+        yield network, training.Eyes(network, profile, pool)
 
 
 def test_batches_are_half_good_half_defective(source, split, paper):
