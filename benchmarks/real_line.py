@@ -148,7 +148,10 @@ def measured(one: Set, bundle: Bundle, folder: Path, options: argparse.Namespace
     camera = linked(folder / "camera", [source.path(item.path) for item in items])
     before = bare_passes(bundle, options.precision)
     summary, heard, ledger = inspected(
-        bundle, folder, {"type": "folder", "path": str(camera.resolve()), "after_last": "end"}, options
+        bundle,
+        folder,
+        {"type": "folder", "path": str(camera.resolve()), "after_last": "end"},
+        options,
     )
     after = bare_passes(bundle, options.precision)
     faulty_part = dict(zip(sorted(path.name for path in camera.iterdir()), defective, strict=True))
