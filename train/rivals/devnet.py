@@ -1,0 +1,69 @@
+"""DevNet (Pang et al. 2021, arXiv 2108.00462), from the facts in spec §3.
+
+A 1×1 convolution scores each cell, the mean of the top 10 % of |scores| is an image's, and the
+mean over two scales counts. Hinge at a margin of 5, known defects only, no pseudo-defects.
+
+Different here, to stand on the same trunk and images as the others: views of 224 px instead of
+448, the smaller scale with antialiasing, no rotation, one draw of the reference.
+"""
+
+from dataclasses import replace
+from typing import Final
+
+import torch
+import torch.nn.functional as F  # noqa: N812  (PyTorch's own custom)
+from torch import Tensor, nn
+
+from train.fit import Method, balanced_batches, two_pass_loss
+from train.loss import top_k_mean
+from train.network import AtacNet, Maps, stacked
+from train.profile import PAPER, Profile
+from train.rivals.heads import nowhere
+
+PROFILE: Final = replace(
+    PAPER,
+    standardise="imagenet",
+    start="fan_in",  # as PyTorch begins by itself
+    margin=5.0,
+    real_share=1.0,
+    epochs=50,
+    zoom_from=50,
+    batch=48,
+    least_steps=20,
+    learning_rate=2e-4,
+    hold_out=0.15,
+)
+_SCALES: Final = 2
+
+
+class DevNetHead(nn.Module):
+    """One score for each image, as a map of one cell: its parts are top-K means already."""
+
+    def __init__(self, channels: int, profile: Profile) -> None:
+        super().__init__()
+        self.score = nn.Conv2d(channels, 1, 1)
+        self._top_k = profile.top_k
+
+    def forward(self, features: Tensor) -> Maps:
+        scales = features.chunk(_SCALES, dim=1)
+        scores = [top_k_mean(self.score(f).flatten(0, 1), self._top_k) for f in scales]
+        return nowhere(torch.stack(scores).mean(dim=0)[:, None, None])
+
+
+class DevNet(AtacNet):
+    """Trunk and head; the features of both scales lie on one grid, channels behind each other."""
+
+    def __init__(self, profile: Profile) -> None:
+        super().__init__(profile, DevNetHead)
+
+    def features(self, views: Tensor) -> Tensor:
+        """As `AtacNet.features`, of the views and of the same at half their size: `(N, 2C, …)`."""
+        half = views.shape[1] // 2
+        smaller = F.interpolate(
+            views.permute(0, 3, 1, 2).float(), (half, half), mode="bilinear", antialias=True
+        )
+        of_smaller = super().features(smaller.permute(0, 2, 3, 1))
+        return stacked([super().features(views), of_smaller])
+
+
+DEVNET: Final = Method(network=DevNet, batches=balanced_batches, loss=two_pass_loss)

@@ -1,0 +1,158 @@
+"""DRA (Ding, Pang, Shen 2022, arXiv 2203.14506), from the facts in spec §3.
+
+Four heads on one feature map, each with a deviation loss of its own (margin 5):
+
+    holistic   two layers on the mean cell; learnt the wrong way round (good is far from 0)
+    seen       1×1 convolution, top-K: good against known defects
+    pseudo     the same: good against pseudo-defects
+    composite  3×3 and 1×1 convolutions of the difference from good references, top-K: good
+               against both
+
+An image's score is seen + pseudo + composite − holistic.
+
+Different here: views of 224 px in one scale instead of 448 in two, on the trunk of the others; no
+rotation. References are good images only, and in the test their running mean: the original draws
+them anew in the test, pseudo-defects among them, so that its scores depend on chance.
+"""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
+from functools import partial
+from typing import Final, NamedTuple
+
+import numpy as np
+import torch
+import torch.nn.functional as F  # noqa: N812  (PyTorch's own custom)
+from torch import Tensor, nn
+
+from engine.score import ScoreSpec
+from train.datasets import TrainingImages
+from train.fit import Defects, Eyes, Method, Sample, in_turn, original
+from train.loss import deviation, deviation_loss, top_k_mean
+from train.network import AtacNet, Maps
+from train.profile import PAPER, Profile
+from train.rivals.heads import cells_a_side, nowhere
+
+PROFILE: Final = replace(
+    PAPER,
+    standardise="imagenet",
+    start="fan_in",  # as PyTorch begins by itself
+    margin=5.0,
+    epochs=30,
+    zoom_from=30,
+    batch=48,
+    least_steps=20,
+    learning_rate=2e-4,
+    hold_out=0.15,
+)
+_REFERENCES: Final = 5
+_HIDDEN: Final = 256
+_MOMENTUM: Final = 0.1  # as BatchNorm's
+
+
+class Heads(NamedTuple):
+    """Scores of N images by each head: float32 `(N,)`, none negative."""
+
+    holistic: Tensor
+    seen: Tensor
+    pseudo: Tensor
+    composite: Tensor
+
+
+class DraHead(nn.Module):
+    """The four heads; `reference` is what good parts look like, cell by cell."""
+
+    reference: Tensor
+
+    def __init__(self, channels: int, profile: Profile) -> None:
+        super().__init__()
+        self.holistic = nn.Sequential(
+            nn.Linear(channels, _HIDDEN), nn.ReLU(), nn.Linear(_HIDDEN, 1)
+        )
+        self.seen = nn.Conv2d(channels, 1, 1)
+        self.pseudo = nn.Conv2d(channels, 1, 1)
+        self.composite = nn.Sequential(
+            nn.Conv2d(channels, channels, 3, padding=1),
+            nn.BatchNorm2d(channels),
+            nn.ReLU(),
+            nn.Conv2d(channels, 1, 1),
+        )
+        side = cells_a_side(profile)
+        self.register_buffer("reference", torch.zeros(channels, side, side))
+        self._top_k = profile.top_k
+
+    def heads(self, features: Tensor, reference: Tensor) -> Heads:
+        """What each head says of `features` `(N, C, h, w)`, given a good `(C, h, w)`."""
+
+        def top(score_map: Tensor) -> Tensor:
+            return top_k_mean(score_map.flatten(0, 1), self._top_k)
+
+        return Heads(
+            holistic=self.holistic(features.mean(dim=(2, 3))).flatten().abs(),
+            seen=top(self.seen(features)),
+            pseudo=top(self.pseudo(features)),
+            composite=top(self.composite(reference - features)),
+        )
+
+    def refer(self, good: Tensor) -> Tensor:
+        """The mean of some good images' features `(n, C, h, w)`, which also moves `reference`."""
+        reference = good.mean(dim=0)
+        with torch.no_grad():
+            self.reference.lerp_(reference, _MOMENTUM)
+        return reference
+
+    def forward(self, features: Tensor) -> Maps:
+        found = self.heads(features, self.reference)
+        score = found.seen + found.pseudo + found.composite - found.holistic
+        # Scores are magnitudes (Eq 8): softplus keeps the order and the sign out.
+        return nowhere(F.softplus(score)[:, None, None])
+
+
+def thirds(
+    images: TrainingImages, defects: Defects, profile: Profile, rng: np.random.Generator
+) -> Iterator[list[Sample]]:
+    """Batches without end: a third each good, known defects and pseudo-defects.
+
+    The first five of a batch, good ones more, are the references for all the others.
+    """
+    good, known = in_turn(images.good, rng), in_turn(images.defective, rng)
+    third = profile.batch // 3
+    while True:
+        yield [
+            *(original(images, next(good)) for _ in range(_REFERENCES + third)),
+            *(defects.known(next(known), rng) for _ in range(third)),
+            *(defects.pseudo(rng) for _ in range(third)),
+        ]
+
+
+def four_losses(
+    eyes: Eyes,
+    batch: Sequence[Sample],
+    profile: Profile,
+    reference: ScoreSpec,
+    epoch: int,  # noqa: ARG001 - all losses have one signature
+) -> Tensor:
+    """The sum of the heads' deviation losses, each over the images that concern it."""
+    head = eyes.network.head
+    assert isinstance(head, DraHead)
+    features = eyes.features(batch)
+    found = head.heads(features[_REFERENCES:], head.refer(features[:_REFERENCES]))
+    judged = batch[_REFERENCES:]
+    device = features.device
+    defective = torch.tensor([sample.defective for sample in judged], device=device)
+    # Only whoever painted a defect knows its mask (`known_masks` is off).
+    painted = defective & torch.tensor([s.mask is not None for s in judged], device=device)
+
+    def loss(scores: Tensor, far: Tensor, among: Tensor) -> Tensor:
+        return deviation_loss(deviation(scores[among], reference), far[among], profile)
+
+    everything = torch.ones_like(defective)
+    return (
+        loss(found.holistic, ~defective, everything)
+        + loss(found.seen, defective, ~painted)
+        + loss(found.pseudo, defective, ~defective | painted)
+        + loss(found.composite, defective, everything)
+    )
+
+
+DRA: Final = Method(network=partial(AtacNet, head=DraHead), batches=thirds, loss=four_losses)

@@ -1,0 +1,77 @@
+"""A rival that has never seen a defect: the distance to a memory of good features.
+
+PatchCore's (Roth et al. 2022) with the trunk, the stages, the local mean and the views of the
+`line` profile. 20 000 cells of good images, drawn evenly, are the memory; PatchCore thins all
+cells to as many by a greedy search instead. An image scores as its farthest cell.
+"""
+
+import time
+from typing import Final
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from engine.frame import Box
+from engine.score import ScoreSpec
+from engine.view import view
+from train.backbone import PretrainedWeights, load_pretrained
+from train.datasets import Source, Split, read_listed
+from train.fit import Trained, deterministic
+from train.network import AtacNet, Maps
+from train.profile import Profile
+from train.rivals.heads import nowhere
+
+CELLS: Final = 20_000
+_AT_ONCE: Final = 2_000  # cells of the memory compared at a time
+
+
+class MemoryBank(nn.Module):
+    """The distance of each cell to the nearest of `good` `(cells, C)`, which starts empty."""
+
+    good: Tensor
+
+    def __init__(self, channels: int, _: Profile) -> None:
+        super().__init__()
+        self.register_buffer("good", torch.zeros(0, channels))
+
+    def forward(self, features: Tensor) -> Maps:
+        cells = features.permute(0, 2, 3, 1).flatten(0, 2)  # (N·h·w, C)
+        nearest = torch.stack(
+            [torch.cdist(cells, part).amin(dim=1) for part in torch.split(self.good, _AT_ONCE)]
+        ).amin(dim=0)
+        return nowhere(nearest.reshape(features.shape[0], *features.shape[2:]))
+
+
+def remembered(
+    source: Source,
+    split: Split,
+    profile: Profile,
+    *,
+    weights: PretrainedWeights | None,
+    seed: int,
+) -> Trained:
+    """Fill a memory from the good training images of `split`; its known defects are not used."""
+    started = time.perf_counter()
+    device = deterministic(seed)
+    network = AtacNet(profile, MemoryBank)
+    if weights is not None:
+        load_pretrained(network.trunk, weights)
+    network.to(device).eval()
+    rng = np.random.default_rng(seed)
+    each = -(-CELLS // len(split.train_good))
+    kept = []
+    with torch.inference_mode():
+        for item in split.train_good:
+            pixels = read_listed(source, item)
+            seen = torch.from_numpy(view(pixels, Box.around(pixels), profile.view)[None]).to(device)
+            cells = network.features(seen)[0].flatten(1).T  # (h·w, C)
+            kept.append(cells[torch.from_numpy(rng.permutation(len(cells))[:each]).to(device)])
+    network.head.register_buffer("good", torch.cat(kept).clone())
+    return Trained(
+        network=network,
+        # K of such a share is one cell: the maximum.
+        reference=ScoreSpec(top_k=1e-6),
+        final_loss=0.0,
+        seconds=time.perf_counter() - started,
+    )
