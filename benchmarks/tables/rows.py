@@ -1,0 +1,77 @@
+"""The rows of the tables: each a profile and a way of learning it."""
+
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from train.backbone import PretrainedWeights
+from train.datasets import Source, Split
+from train.fit import ATAC_NET, Method, Trained, fit, settled
+from train.profile import LINE, PAPER, Profile, stages_up_to
+from train.rivals.ablations import CUTMIX_CE, DEVIATION_LOSS, GRAD_CAM, ONE_PASS, WEIGHTED_CE
+from train.rivals.devnet import DEVNET
+from train.rivals.devnet import PROFILE as DEVNET_PROFILE
+from train.rivals.dra import DRA
+from train.rivals.dra import PROFILE as DRA_PROFILE
+from train.rivals.memory_bank import remembered
+
+
+@dataclass(frozen=True, kw_only=True)
+class Row:
+    """A row of the tables; `method` None is the memory, which learns nothing."""
+
+    title: str
+    profile: Profile
+    method: Method | None = ATAC_NET
+
+
+ROWS = {
+    "line": Row(title="ATAC-Net `line`", profile=LINE),
+    "memory": Row(
+        title="memory of good features", profile=replace(LINE, prototypes=0), method=None
+    ),
+    "paper": Row(title="ATAC-Net `paper`", profile=PAPER),
+    "devnet": Row(title="DevNet", profile=DEVNET_PROFILE, method=DEVNET),
+    "dra": Row(title="DRA", profile=DRA_PROFILE, method=DRA),
+    "cutmix_ce": Row(title="CutMix + CE", profile=ONE_PASS, method=CUTMIX_CE),
+    "weighted_ce": Row(title="weighted CE 20 / 0.5", profile=ONE_PASS, method=WEIGHTED_CE),
+    "deviation": Row(title="deviation loss, no zoom", profile=ONE_PASS, method=DEVIATION_LOSS),
+    "grad_cam": Row(title="Grad-CAM zoom", profile=PAPER, method=GRAD_CAM),
+}
+
+
+def settled_profile(row: Row, weights: PretrainedWeights | None) -> Profile:
+    """The row's profile with what the weights decide: form, and how deep the trunk can be."""
+    profile = settled(row.profile, weights)
+    if weights is not None and not any(name.startswith("layer4.") for name in weights.tensors):
+        profile = replace(profile, stages=stages_up_to(profile.stages, "layer3"))
+    return profile
+
+
+def learnt(
+    row: Row,
+    source: Source,
+    split: Split,
+    profile: Profile,
+    *,
+    weights: PretrainedWeights | None,
+    seed: int,
+    run_folder: Path,
+    on_epoch: Callable[[str], None],
+) -> Trained:
+    """Train the row, going on where an interrupted training left `run_folder`."""
+    if row.method is None:
+        return remembered(source, split, profile, weights=weights, seed=seed)
+    return fit(
+        source,
+        split,
+        profile,
+        weights=weights,
+        seed=seed,
+        run_folder=run_folder,
+        method=row.method,
+        resume=True,
+        on_epoch=lambda e: on_epoch(
+            f"epoch {e.number}/{e.of}: loss {e.loss:.3f}, {e.seconds:.0f} s"
+        ),
+    )

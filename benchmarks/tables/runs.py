@@ -1,0 +1,262 @@
+"""One run: train a row on one split of one set, score the test, write a line into the ledger."""
+
+import sys
+import time
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import cv2
+import numpy as np
+import numpy.typing as npt
+import torch
+from pydantic import TypeAdapter
+
+from benchmarks.machine import described
+from benchmarks.tables.rows import ROWS, learnt, settled_profile
+from benchmarks.tables.sets import manifest_path, read_manifest, source_of, split_of, with_all_good
+from calibration.bound import upper_bound
+from calibration.threshold import choose_threshold
+from engine.bundle import sha256
+from engine.frame import Map
+from engine.inspector import TwoPassInspector
+from engine.spec import spec
+from train.anomalies import Mask
+from train.backbone import PretrainedWeights
+from train.datasets import SPLIT_JSON, Listed, Source, read_listed, read_mask
+from train.evaluate import PixelRanking, Ranking, Scored, evaluation, pixel_ranking
+from train.fit import Trained, TrainedOptics
+from train.network import TorchBackend
+from train.profile import PROFILE_JSON, Profile
+
+CONFIDENCE = 0.95
+MAX_FALSE_REJECT = 0.05  # where enough good parts are held out to promise it
+
+
+@spec
+class Run:
+    """What is measured; `kind` is the only known type of defect, None in the usual tables."""
+
+    set: str
+    row: str
+    defects: int
+    draw: int
+    kind: str | None = None
+
+    @property
+    def key(self) -> str:
+        return "-".join(
+            (self.set, self.row, str(self.defects), str(self.draw), *filter(None, (self.kind,)))
+        )
+
+
+@spec
+class AtThreshold:
+    """False rejects and misses at the threshold of the held-out good parts.
+
+    `promised` is the false-reject rate that these parts exclude from above with 95 %: 5 % where
+    they are 59 or more, else what so few can carry.
+    """
+
+    value: float
+    promised: float
+    false_rejects: int
+    misses: int
+
+
+@spec
+class Record:
+    """A line of the ledger; scores are raw, in the order of the split's images.
+
+    `finished` is UTC; `machine` has the commit too. `zoomed_good` is the share of good test
+    images with a pass 2.
+    """
+
+    run: Run
+    ranking: Ranking
+    threshold: AtThreshold | None
+    pixels: PixelRanking | None
+    zoomed_good: float
+    scores: tuple[float, ...]
+    held_out_scores: tuple[float, ...]
+    train_seconds: float
+    test_seconds: float
+    profile: dict[str, Any]
+    pretrained: str
+    manifest_sha256: str
+    split_sha256: str
+    finished: str
+    machine: dict[str, Any]
+
+
+RECORD_JSON = TypeAdapter(Record)
+
+
+def runs(
+    *,
+    sets: Sequence[str],
+    rows: Sequence[str],
+    defects: Sequence[int],
+    draws: Iterable[int],
+    unseen_kinds: bool,
+) -> list[Run]:
+    """All runs asked for, draw by draw, so that what is done first is of every row and set.
+
+    With `unseen_kinds` each known type of defect is a run of its own, where there are several.
+    """
+
+    def kinds(name: str) -> Sequence[str | None]:
+        if not unseen_kinds:
+            return (None,)
+        found = read_manifest(name).kinds
+        return found if len(found) > 1 else ()
+
+    return [
+        Run(set=name, row=row, defects=known, draw=draw, kind=kind)
+        for draw in draws
+        for known in defects
+        for name in sets
+        for kind in kinds(name)
+        for row in rows
+    ]
+
+
+def read_ledger(folder: Path) -> dict[Run, Record]:
+    """The records of all ledgers in `folder`; of one run, the last one finished counts."""
+    records = [
+        RECORD_JSON.validate_json(line)
+        for file in folder.glob("*.jsonl")
+        for line in file.read_bytes().splitlines()
+    ]
+    return {record.run: record for record in sorted(records, key=lambda record: record.finished)}
+
+
+def append(ledger: Path, record: Record) -> None:
+    """Add a line to the file `ledger`, in one piece."""
+    ledger.parent.mkdir(parents=True, exist_ok=True)
+    with ledger.open("ab", buffering=0) as file:
+        file.write(RECORD_JSON.dump_json(record) + b"\n")
+
+
+def is_done(run: Run, done: dict[Run, Record], weights: PretrainedWeights | None) -> bool:
+    """Whether the ledgers have `run` with today's profile, weights and splits."""
+    record = done.get(run)
+    return record is not None and (
+        record.profile == _described(settled_profile(ROWS[run.row], weights))
+        and record.pretrained == _source(weights)
+        and record.manifest_sha256 == sha256(manifest_path(run.set).read_bytes())
+    )
+
+
+def measured(run: Run, data: Path, weights: PretrainedWeights | None, run_folder: Path) -> Record:
+    """Train and test; the seed of a training is its draw."""
+    row, manifest = ROWS[run.row], read_manifest(run.set)
+    profile = settled_profile(row, weights)
+    split = split_of(manifest, run.draw, defects=run.defects, kind=run.kind)
+    if not profile.hold_out:
+        split = with_all_good(split)
+    source = source_of(manifest, data / run.set)
+    trained = learnt(
+        row,
+        source,
+        split,
+        profile,
+        weights=weights,
+        seed=run.draw,
+        run_folder=run_folder / run.key,
+        on_epoch=lambda text: print(f"  {text}", file=sys.stderr, flush=True),
+    )
+    started = time.perf_counter()
+    tested = _inspected(trained, profile, source, split.test)
+    held_out = _inspected(trained, profile, source, split.held_out_good)
+    seconds = time.perf_counter() - started
+    return Record(
+        run=run,
+        ranking=evaluation(tested.images, backend="torch").overall,
+        threshold=_at_threshold(tested, held_out) if held_out.images else None,
+        pixels=pixel_ranking(tested.maps, tested.masks) if tested.maps else None,
+        zoomed_good=float(
+            np.mean([image.zoomed for image in tested.images if not image.defective])
+        ),
+        scores=tuple(image.score for image in tested.images),
+        held_out_scores=tuple(image.score for image in held_out.images),
+        train_seconds=round(trained.seconds, 1),
+        test_seconds=round(seconds, 1),
+        profile=_described(profile),
+        pretrained=_source(weights),
+        manifest_sha256=sha256(manifest_path(run.set).read_bytes()),
+        split_sha256=sha256(SPLIT_JSON.dump_json(split)),
+        finished=datetime.now(UTC).isoformat(timespec="seconds"),
+        machine=described() | {"torch_device": _device(trained)},
+    )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Inspected:
+    """Images and, where masks exist, the score maps with them; both on the view's grid."""
+
+    images: tuple[Scored, ...]
+    maps: list[Map]
+    masks: list[Mask]
+
+
+def _inspected(
+    trained: Trained, profile: Profile, source: Source, items: Sequence[Listed]
+) -> _Inspected:
+    optics = TrainedOptics(view=profile.view, crop=profile.crop, score=trained.reference)
+    masked = any(item.mask for item in items)
+    images, maps, masks = [], [], []
+    with TorchBackend(trained.network) as backend:
+        inspector = TwoPassInspector(backend, optics)
+        for item in items:
+            pixels = read_listed(source, item)
+            found = inspector.inspect(pixels)
+            images.append(
+                Scored(path=item.path, kind=item.kind, score=found.score, zoomed=found.zoomed)
+            )
+            # A map of one cell shows no place; nor is there one where nobody drew it.
+            if masked and found.score_map.size > 1 and (item.mask or not item.defective):
+                maps.append(_on_view(np.abs(found.score_map), profile, cv2.INTER_LINEAR))
+                mask = read_mask(source, item, pixels)
+                drawn = np.zeros((1, 1)) if mask is None else mask
+                masks.append(_on_view(drawn, profile, cv2.INTER_NEAREST) > 0)
+    return _Inspected(images=tuple(images), maps=maps, masks=masks)
+
+
+def _on_view(of_frame: npt.NDArray[Any], profile: Profile, interpolation: int) -> Map:
+    side = profile.view.side
+    resized = cv2.resize(of_frame.astype(np.float32), (side, side), interpolation=interpolation)
+    return np.asarray(resized)
+
+
+def _at_threshold(tested: _Inspected, held_out: _Inspected) -> AtThreshold:
+    scores = [image.score for image in held_out.images]
+    # A little more than what these parts can carry: a bisection found it.
+    least = upper_bound(0, len(scores), confidence=CONFIDENCE) + 1e-9
+    threshold = choose_threshold(
+        scores, max_false_reject=max(MAX_FALSE_REJECT, least), confidence=CONFIDENCE
+    )
+    found = evaluation(tested.images, backend="torch", threshold=threshold.value).at_threshold
+    assert found is not None
+    return AtThreshold(
+        value=threshold.value,
+        promised=threshold.guaranteed,
+        false_rejects=found.false_rejects,
+        misses=found.misses,
+    )
+
+
+def _device(trained: Trained) -> str:
+    device = trained.network.mean.device
+    return torch.cuda.get_device_name(device) if device.type == "cuda" else device.type
+
+
+def _described(profile: Profile) -> dict[str, Any]:
+    described_profile: dict[str, Any] = PROFILE_JSON.dump_python(profile, mode="json")
+    return described_profile
+
+
+def _source(weights: PretrainedWeights | None) -> str:
+    return "nothing" if weights is None else weights.source
