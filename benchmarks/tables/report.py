@@ -203,7 +203,8 @@ def _details(rows: dict[str, Cells]) -> str:
         "",
         (
             "Threshold: 5 % false rejects at 95 % confidence where 59 good parts are held out, "
-            "else the least that so few can promise (*promised*). Rows without held-out parts have none."
+            "else the least that so few can promise (*promised*). Rows without held-out parts have "
+            "none."
         ),
         "",
         (
