@@ -33,7 +33,8 @@ WEIGHTS: Final = "weights.safetensors"
 PARITY: Final = "parity.json"
 _MANIFEST_MAX_BYTES: Final = 4_000_000
 
-Precision = Literal["fp32", "fp16", "int8"]
+Precision = Literal["fp32", "fp16", "int8", "int8_symmetric"]
+"""`int8` is for CPUs, `int8_symmetric` for TensorRT; docs/adr/0015."""
 PRECISIONS: Final[tuple[Precision, ...]] = get_args(Precision)
 Sha256 = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
 

@@ -18,7 +18,7 @@ from dataclasses import replace
 from datetime import UTC, datetime
 from itertools import pairwise
 from pathlib import Path
-from typing import Final, Literal
+from typing import Final
 
 import cv2
 import numpy as np
@@ -56,8 +56,8 @@ from engine.bundle import (
 from engine.errors import BundleError
 from engine.frame import Box, Inspection, Pixels
 from engine.inspector import Optics, TwoPassInspector
+from engine.parity import Parity, compared, provisional_threshold
 from engine.score import ScoreSpec
-from engine.spec import spec
 from engine.view import view, zoomed
 from train.datasets import SPLIT, SPLIT_JSON, Listed, Source, Split, read_listed
 from train.network import AtacNet, TorchBackend
@@ -69,6 +69,7 @@ _FILES: Final[dict[Precision, str]] = {
     "fp32": "network.onnx",
     "fp16": "network.fp16.onnx",
     "int8": "network.int8.onnx",
+    "int8_symmetric": "network.int8_symmetric.onnx",
 }
 _INT8_CALIBRATION_IMAGES: Final = 64
 _INT8_LEAVES: Final = (
@@ -79,26 +80,7 @@ _INT8_LEAVES: Final = (
 )  # cheap, and they decide box and score: they stay exact, and so does all that follows them
 
 
-@spec
-class PrecisionParity:
-    """How one precision's decisions compare with its reference's on `images` images.
-
-    `flips` names the images whose verdict at `threshold` differs. A calibrated threshold is the
-    score of one good image; that image itself lies on the fence in any precision and is not
-    counted. Box IoUs are of the boxes that pass 2 looked at.
-    """
-
-    compared_with: str
-    images: int
-    threshold: float
-    threshold_from: Literal["calibration", "held-out images"]
-    max_score_difference: float
-    median_box_iou: float
-    least_box_iou: float
-    flips: tuple[str, ...]
-
-
-PARITY_JSON: Final = TypeAdapter(dict[Precision, PrecisionParity])
+PARITY_JSON: Final = TypeAdapter(dict[Precision, Parity])
 
 
 def write_bundle(
@@ -138,7 +120,14 @@ def write_bundle(
         threshold = provisional_threshold(scores[:unseen], scores[unseen:])
         with OnnxRuntimeBackend(bundle) as backend:
             found = _inspections(backend, optics, source, items)
-        parity = _compared(expected, found, items, "torch fp32", threshold, "held-out images")
+        parity = compared(
+            expected,
+            found,
+            [item.path for item in items],
+            compared_with="torch fp32",
+            threshold=threshold,
+            threshold_from="held-out images",
+        )
         if not accept_flips:
             _refuse_flips(out, "fp32", parity, "--resume --accept-flips")
         files[PARITY] = PARITY_JSON.dump_json({"fp32": parity}, indent=2)
@@ -156,7 +145,7 @@ def add_precision(
     *,
     threshold: float | None = None,
     accept_flips: bool = False,
-) -> tuple[Bundle, PrecisionParity]:
+) -> tuple[Bundle, Parity]:
     """Export `precision` from a bundle's weights into the bundle, if its decisions agree.
 
     `source` must hold the images of the bundle's split. `threshold` is the calibrated one; without
@@ -177,7 +166,7 @@ def add_precision(
         data = (
             onnx_graph(network, profile, half=True)
             if precision == "fp16"
-            else int8_graph(bundle, source, split)
+            else int8_graph(bundle, source, split, symmetric=precision == "int8_symmetric")
         )
     with reference_backend as backend:
         expected = _inspections(backend, bundle.manifest, source, items)
@@ -195,13 +184,17 @@ def add_precision(
         (folder / _FILES[precision]).write_bytes(data)
         with OnnxRuntimeBackend(write_manifest(folder, manifest), precision=precision) as backend:
             found = _inspections(backend, bundle.manifest, source, items)
-    parity = _compared(
+    parity = compared(
         expected,
         found,
-        items,
-        compared_with,
-        provisional_threshold(scores[:unseen], scores[unseen:]) if threshold is None else threshold,
-        "held-out images" if threshold is None else "calibration",
+        [item.path for item in items],
+        compared_with=compared_with,
+        threshold=(
+            provisional_threshold(scores[:unseen], scores[unseen:])
+            if threshold is None
+            else threshold
+        ),
+        threshold_from="held-out images" if threshold is None else "calibration",
     )
     if not accept_flips:
         _refuse_flips(bundle.path, precision, parity, "--accept-flips")
@@ -272,7 +265,7 @@ def fold_batch_norm(network: nn.Module) -> None:
                 parent.add_module(norm_name, nn.Identity())
 
 
-def int8_graph(bundle: Bundle, source: Source, split: Split) -> bytes:
+def int8_graph(bundle: Bundle, source: Source, split: Split, *, symmetric: bool = False) -> bytes:
     """The fp32 network of `bundle` with its convolutions quantised to int8 (QDQ).
 
     Attention and score stay in fp32.
@@ -281,6 +274,9 @@ def int8_graph(bundle: Bundle, source: Source, split: Split) -> bytes:
     extremes, so that one odd image does not coarsen them all. Weights are symmetric per channel
     and use 7 bits: on CPUs without VNNI two 8-bit products overflow their 16-bit sum, and scores
     with it. Activations are unsigned with a zero point, which keeps all 8 bits after a ReLU.
+
+    `symmetric` is what TensorRT takes: signed activations whose zero point is 0, weights of all 8
+    bits written as QDQ pairs too, and nothing quantised but what a convolution reads.
     """
     views = list(_int8_views(bundle, source, split))
     fp32 = onnx.load_model_from_string(bundle.network("fp32"))
@@ -299,38 +295,21 @@ def int8_graph(bundle: Bundle, source: Source, split: Split) -> bytes:
             target,
             _Views(views),
             quant_format=QuantFormat.QDQ,
-            op_types_to_quantize=["Conv", "Relu", "Add", "MaxPool"],
+            op_types_to_quantize=["Conv"] if symmetric else ["Conv", "Relu", "Add", "MaxPool"],
             nodes_to_exclude=exact,
             per_channel=True,
-            reduce_range=True,
-            activation_type=QuantType.QUInt8,
+            reduce_range=not symmetric,
+            activation_type=QuantType.QInt8 if symmetric else QuantType.QUInt8,
             weight_type=QuantType.QInt8,
             extra_options={
-                "AddQDQPairToWeight": False,
+                "ActivationSymmetric": symmetric,
+                "AddQDQPairToWeight": symmetric,
                 "CalibMovingAverage": True,
+                "OpTypesToExcludeOutputQuantization": ["Conv"] if symmetric else [],
                 "QuantizeBias": False,
             },
         )
         return target.read_bytes()
-
-
-def provisional_threshold(good: Sequence[float], defective: Sequence[float]) -> float:
-    """A threshold for comparing verdicts before `agent calibrate` has set the real one.
-
-    Half-way from the highest good score to the next higher defective one: on the highest good
-    score itself, any rounding at all would flip that image.
-    """
-    highest = max(good)
-    above = [score for score in defective if score > highest]
-    return (highest + min(above)) / 2 if above else 1.1 * highest
-
-
-def box_iou(one: Box, other: Box) -> float:
-    """Intersection over union of two boxes of the same image."""
-    width = min(one.right, other.right) - max(one.left, other.left)
-    height = min(one.bottom, other.bottom) - max(one.top, other.top)
-    shared = max(0, width) * max(0, height)
-    return shared / (one.width * one.height + other.width * other.height - shared)
 
 
 def library_versions() -> dict[str, str]:
@@ -386,34 +365,7 @@ def _inspections(
     return [inspector.inspect(read_listed(source, item)) for item in items]
 
 
-def _compared(
-    expected: Sequence[Inspection],
-    found: Sequence[Inspection],
-    items: Sequence[Listed],
-    compared_with: str,
-    threshold: float,
-    threshold_from: Literal["calibration", "held-out images"],
-) -> PrecisionParity:
-    overlaps = [box_iou(a.box, b.box) for a, b in zip(expected, found, strict=True)]
-    return PrecisionParity(
-        compared_with=compared_with,
-        images=len(items),
-        threshold=threshold,
-        threshold_from=threshold_from,
-        max_score_difference=max(
-            abs(a.score - b.score) for a, b in zip(expected, found, strict=True)
-        ),
-        median_box_iou=float(np.median(overlaps)),
-        least_box_iou=min(overlaps),
-        flips=tuple(
-            item.path
-            for item, a, b in zip(items, expected, found, strict=True)
-            if a.score != threshold and (a.score > threshold) != (b.score > threshold)
-        ),
-    )
-
-
-def _refuse_flips(path: Path, precision: Precision, parity: PrecisionParity, options: str) -> None:
+def _refuse_flips(path: Path, precision: Precision, parity: Parity, options: str) -> None:
     if parity.flips:
         raise BundleError(
             str(path),

@@ -40,7 +40,7 @@ def calibrate(
     ] = "1%",
     confidence: Annotated[str, typer.Option(help="How sure that must be.")] = "95%",
     precision: Annotated[
-        Literal["fp32", "fp16", "int8"] | None,
+        Literal["fp32", "fp16", "int8", "int8_symmetric"] | None,
         typer.Option(help="Which network of the bundle; fp32 unless agent.yaml says else."),
     ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print the result as JSON.")] = False,

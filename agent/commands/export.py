@@ -15,7 +15,7 @@ def export(
     *,
     bundle: Annotated[Path, typer.Option(help="The bundle to add to.")],
     precision: Annotated[
-        Literal["fp32", "fp16", "int8"], typer.Option(help="What to make.")
+        Literal["fp32", "fp16", "int8", "int8_symmetric"], typer.Option(help="What to make.")
     ] = "int8",
     data: Annotated[Path | None, typer.Option(help="The images it was trained on.")] = None,
     good: Annotated[Path | None, typer.Option(help="Their good folder, without --data.")] = None,

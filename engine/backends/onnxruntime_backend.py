@@ -29,6 +29,10 @@ class OnnxRuntimeBackend:
         # Idle workers must sleep: the camera, the ledger and MQTT live on the same cores.
         options.add_session_config_entry("session.intra_op.allow_spinning", "0")
         options.log_severity_level = 3
+        if precision == "int8_symmetric":
+            # Its weights have 8 bits, which overflow on CPUs without VNNI: what was rounded to
+            # 8 bits is multiplied as fp32, as exact as a GPU's integers.
+            options.add_session_config_entry("session.disable_quant_qdq", "1")
         try:
             self._session = onnxruntime.InferenceSession(
                 bundle.network(precision), options, providers=["CPUExecutionProvider"]

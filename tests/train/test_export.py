@@ -11,7 +11,6 @@ from engine.backends.onnxruntime_backend import OnnxRuntimeBackend
 from engine.build import build_plan, find_tensorrt
 from engine.bundle import PARITY, WEIGHTS, open_bundle
 from engine.errors import BackendError, BundleError
-from engine.frame import Box
 from engine.inspector import TwoPassInspector
 from train.datasets import SPLIT, read_listed, unseen_images
 from train.evaluate import evaluation, scored
@@ -19,10 +18,8 @@ from train.export import (
     PARITY_JSON,
     PROFILE,
     add_precision,
-    box_iou,
     fold_batch_norm,
     load_network,
-    provisional_threshold,
 )
 from train.fit import train_bundle
 from train.network import AtacNet, TorchBackend
@@ -163,16 +160,33 @@ def test_folding_changes_nothing_but_the_graph(paper):
     torch.testing.assert_close(network(views).score_map, before.score_map, rtol=1e-4, atol=1e-4)
 
 
-def test_provisional_thresholds_lie_between_the_classes():
-    assert provisional_threshold([1.0, 2.0], [4.0, 9.0, 1.5]) == 3.0
-    assert provisional_threshold([1.0, 2.0], [1.5]) == pytest.approx(2.2)
+def test_symmetric_int8_is_what_tensorrt_takes(copy, source):
+    extended, parity = add_precision(copy, "int8_symmetric", source)
+    assert parity.flips == ()
+    graph = onnx.load_model_from_string(extended.network("int8_symmetric")).graph
+    constants = {each.name: onnx.numpy_helper.to_array(each) for each in graph.initializer}
+    pairs = [node for node in graph.node if node.op_type.endswith("uantizeLinear")]
+    assert pairs
+    for node in pairs:
+        zero_point = constants[node.input[2]]
+        assert zero_point.dtype == np.int8
+        assert not zero_point.any()
+    made_by = {name: node.op_type for node in graph.node for name in node.output}
+    convolutions = [node for node in graph.node if node.op_type == "Conv"]
+    quantised = [node for node in convolutions if made_by[node.input[0]] == "DequantizeLinear"]
+    exact = [node for node in convolutions if node not in quantised]
+    assert len(quantised) > len(exact) > 0
+    # Weights are int8 too, and what decides box and score is left as it was.
+    assert all(made_by.get(node.input[1]) == "DequantizeLinear" for node in quantised)
+    assert all(node.input[1].startswith("head.") for node in exact)
 
 
-def test_box_iou():
-    box = Box(left=0, top=0, right=4, bottom=2)
-    assert box_iou(box, box) == 1.0
-    assert box_iou(box, Box(left=2, top=1, right=6, bottom=3)) == pytest.approx(2 / 14)
-    assert box_iou(box, Box(left=4, top=0, right=6, bottom=2)) == 0.0
+@pytest.fixture(scope="module")
+def remembering(source, line, tmp_path_factory):
+    """A bundle whose score map has a memory of good parts in it."""
+    out = tmp_path_factory.mktemp("bundles") / "remembering"
+    profile = replace(line, freeze=True, prototypes=8, prototype_channels=4)
+    return train_bundle(source, out, profile, weights=None, defects=4, seed=0, accept_flips=True)
 
 
 @pytest.mark.rtx
@@ -180,13 +194,18 @@ def test_box_iou():
     find_spec("tensorrt_rtx") is None,
     reason="needs TensorRT-RTX: pip install tensorrt-rtx-cu13",
 )
-def test_tensorrt_rtx_builds_fp32_and_fp16_without_a_gpu_and_refuses_zero_points(copy, source):
+@pytest.mark.parametrize("kind", ["bundle", "remembering"])
+def test_tensorrt_rtx_builds_every_precision_but_int8_without_a_gpu(
+    kind, request, source, tmp_path
+):
+    trained = request.getfixturevalue(kind)
+    extended = open_bundle(shutil.copytree(trained.path, tmp_path / "copy"))
     # What these small networks decide is another test's matter.
-    extended, _ = add_precision(copy, "int8", source, accept_flips=True)
-    extended, _ = add_precision(extended, "fp16", source, accept_flips=True)
-    for precision in ("fp32", "fp16"):
+    for precision in ("fp16", "int8_symmetric", "int8"):
+        extended, _ = add_precision(extended, precision, source, accept_flips=True)
+    for precision in ("fp32", "fp16", "int8_symmetric"):
         network = extended.network(precision)
         assert len(build_plan(network, find_tensorrt(), what=precision)) > 0.2 * len(network)
-    # Our int8 has unsigned activations with a zero point, which ONNX Runtime likes.
-    with pytest.raises(BackendError, match=r"cannot parse int8: .*zero point.*another --precision"):
+    # int8 has unsigned activations with a zero point, which CPUs like.
+    with pytest.raises(BackendError, match=r"cannot parse int8: .*int8_symmetric is for TensorRT"):
         build_plan(extended.network("int8"), find_tensorrt(), what="int8")

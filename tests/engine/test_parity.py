@@ -1,0 +1,61 @@
+"""Verdicts, boxes and scores of two ways, compared."""
+
+import numpy as np
+import pytest
+
+from engine.frame import Box, Inspection, StageTimes
+from engine.parity import box_iou, compared, provisional_threshold
+
+BOX = Box(left=0, top=0, right=4, bottom=2)
+
+
+def inspection(score, box=BOX):
+    return Inspection(
+        score=score,
+        pass_scores=(score, score),
+        deviation=0.0,
+        box=box,
+        zoomed=True,
+        attention=np.zeros((1, 1), np.float32),
+        score_map=np.zeros((1, 1), np.float32),
+        times=StageTimes(view_1=0, pass_1=0, attention=0, view_2=0, pass_2=0),
+    )
+
+
+def test_a_verdict_that_differs_is_named():
+    other = Box(left=2, top=1, right=6, bottom=3)
+    parity = compared(
+        [inspection(1.0), inspection(2.0), inspection(5.0)],
+        [inspection(1.1), inspection(3.5, other), inspection(4.0)],
+        ["a", "b", "c"],
+        compared_with="the other",
+        threshold=3.0,
+        threshold_from="calibration",
+    )
+    assert parity.flips == ("b",)
+    assert parity.max_score_difference == 1.5
+    assert (parity.median_box_iou, parity.least_box_iou) == (1.0, pytest.approx(2 / 14))
+    assert parity.told.startswith("1 of 3 verdicts differ from the other at threshold 3 ")
+
+
+def test_the_image_that_set_the_threshold_is_on_the_fence():
+    parity = compared(
+        [inspection(3.0)],
+        [inspection(3.1)],
+        ["fence"],
+        compared_with="the other",
+        threshold=3.0,
+        threshold_from="calibration",
+    )
+    assert parity.flips == ()
+
+
+def test_provisional_thresholds_lie_between_the_classes():
+    assert provisional_threshold([1.0, 2.0], [4.0, 9.0, 1.5]) == 3.0
+    assert provisional_threshold([1.0, 2.0], [1.5]) == pytest.approx(2.2)
+
+
+def test_box_iou():
+    assert box_iou(BOX, BOX) == 1.0
+    assert box_iou(BOX, Box(left=2, top=1, right=6, bottom=3)) == pytest.approx(2 / 14)
+    assert box_iou(BOX, Box(left=4, top=0, right=6, bottom=2)) == 0.0
