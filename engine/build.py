@@ -2,6 +2,7 @@
 
     <key>.plan      the serialised engine
     <key>.json      its record: what it was built from and for, and its SHA-256
+    <key>.parity    how its verdicts compared with ONNX Runtime's, once that was done
     <key>.timing    TensorRT's own timings of kernels, one per runtime and GPU
 
 A plan is executable and fits one TensorRT version and one kind of GPU. So it is found by a key
@@ -23,6 +24,7 @@ from pydantic import TypeAdapter, ValidationError
 from engine.backends.cuda_driver import Gpu
 from engine.bundle import Bundle, Precision, Sha256, replace_file, sha256
 from engine.errors import BackendError
+from engine.parity import Parity
 from engine.spec import spec
 
 MAX_BATCH: Final = 16
@@ -78,7 +80,25 @@ class Plan:
     is_new: bool
 
 
+@spec
+class PlanParity:
+    """How the decisions of one plan, known by its hash, compared with ONNX Runtime's.
+
+    `accepted`: somebody has accepted the verdicts that changed.
+    """
+
+    plan_sha256: Sha256
+    compared_at: str
+    parity: Parity
+    accepted: bool
+
+    @property
+    def refused(self) -> bool:
+        return bool(self.parity.flips) and not self.accepted
+
+
 _RECORD: Final = TypeAdapter(PlanRecord)
+_PARITY: Final = TypeAdapter(PlanParity)
 
 
 def find_tensorrt() -> TensorRt:
@@ -191,6 +211,28 @@ def ensure_plan(
     return Plan(path=path, data=data, record=record, is_new=True)
 
 
+def read_parity(plan: Plan) -> PlanParity | None:
+    """How this very plan compared; `None` where nobody has compared it, or no longer says so."""
+    try:
+        raw = _read(plan.path.with_suffix(".parity"), limit=_RECORD_MAX_BYTES)
+        parity = _PARITY.validate_json(raw)
+    except (OSError, ValidationError):
+        return None
+    return parity if parity.plan_sha256 == plan.record.plan_sha256 else None
+
+
+def write_parity(plan: Plan, parity: Parity, *, accepted: bool) -> PlanParity:
+    """Put the comparison beside its plan."""
+    record = PlanParity(
+        plan_sha256=plan.record.plan_sha256,
+        compared_at=datetime.now(UTC).isoformat(timespec="seconds"),
+        parity=parity,
+        accepted=accepted,
+    )
+    _write(plan.path.with_suffix(".parity"), _PARITY.dump_json(record, indent=2) + b"\n")
+    return record
+
+
 def build_plan(
     network: bytes,
     tensorrt: TensorRt,
@@ -216,7 +258,8 @@ def build_plan(
         errors = "; ".join(parser.get_error(i).desc() for i in range(parser.num_errors))
         raise BackendError(
             f"{tensorrt.name} {tensorrt.version} cannot parse {what}: "
-            f"{errors or 'no reason given'}; try another --precision"
+            f"{errors or 'no reason given'}; try another --precision (int8 is for CPUs: "
+            "int8_symmetric is for TensorRT)"
         )
     config = builder.create_builder_config()
     profile = builder.create_optimization_profile()

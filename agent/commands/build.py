@@ -8,33 +8,55 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
+from engine.errors import BackendError, CalibrationError, ConfigurationError
+
 if TYPE_CHECKING:
-    from engine.build import Plan
+    from collections.abc import Sequence
+
+    from engine.backends import Backend
+    from engine.build import Plan, PlanParity
+    from engine.bundle import Bundle
+    from engine.frame import Inspection
+    from engine.parity import Parity
 
 
 def build(
     *,
     bundle: Annotated[Path, typer.Option(help="The bundle whose networks are compiled.")],
     precision: Annotated[
-        Literal["fp32", "fp16", "int8"] | None,
+        Literal["fp32", "fp16", "int8", "int8_symmetric"] | None,
         typer.Option(help="Which network of the bundle; without it all that it has."),
     ] = None,
     plans: Annotated[
         Path | None, typer.Option(help="Folder for the plans, instead of the user's cache.")
     ] = None,
+    good: Annotated[
+        Path | None,
+        typer.Option(help="Good parts on which plan and ONNX Runtime must decide alike."),
+    ] = None,
+    defective: Annotated[
+        Path | None, typer.Option(help="Defective parts for the same, beside --good.")
+    ] = None,
+    accept_flips: Annotated[
+        bool, typer.Option(help="Let the plan run even if verdicts change; they are on record.")
+    ] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print the result as JSON.")] = False,
 ) -> None:
     """Compile the bundle's networks with TensorRT for the GPU of this machine.
 
-    Example: agent build --bundle bottle --precision fp16
+    Example: agent build --bundle bottle --precision fp16 --good parts/good
 
-    A plan that is there already and still fits is kept. Needs an NVIDIA driver, a GPU, and
-    TensorRT or TensorRT-RTX.
+    A plan that is there already and still fits is kept. With --good both passes run on the plan
+    and on ONNX Runtime; a plan that changes a verdict at the calibrated threshold will not run.
+    Needs an NVIDIA driver, a GPU, and TensorRT or TensorRT-RTX.
     """
     from engine.backends.cuda_driver import probe_gpu
-    from engine.build import ensure_plan, find_tensorrt, plans_folder
+    from engine.build import ensure_plan, find_tensorrt, plans_folder, read_parity, write_parity
     from engine.bundle import open_bundle
 
+    images = _images("--good", good), _images("--defective", defective)
+    if images[1] and not images[0]:
+        raise ConfigurationError("--defective", str(defective), "give good parts too, with --good")
     opened = open_bundle(bundle)
     wanted = list(opened.manifest.networks) if precision is None else [precision]
     for each in wanted:
@@ -53,11 +75,21 @@ def build(
             progress=status.show,
         )
         status.clear()
-        built.append(plan)
+        if images[0]:
+            parity = _compared(opened, plan, images, plans)
+            write_parity(plan, parity, accepted=accept_flips)
+        compared = read_parity(plan)
+        built.append((plan, compared))
         if not as_json:
-            typer.echo(_told(plan))
+            typer.echo(_told(plan, compared))
     if as_json:
-        typer.echo(json.dumps([_facts(plan) for plan in built], indent=2))
+        typer.echo(json.dumps([_facts(*each) for each in built], indent=2))
+    refused = [plan.record.key.precision for plan, found in built if found and found.refused]
+    if refused:
+        raise BackendError(
+            f"verdicts change with {', '.join(refused)}: the plan will not run; "
+            "use another precision, or accept it with --good DIR --accept-flips"
+        )
 
 
 class _StatusLine:
@@ -77,14 +109,76 @@ class _StatusLine:
             sys.stderr.write("\r\x1b[K")
 
 
-def _told(plan: "Plan") -> str:
+def _images(option: str, folder: Path | None) -> list[Path]:
+    from engine.image import images_below
+
+    found = [] if folder is None else images_below(folder)
+    if folder is not None and not found:
+        raise ConfigurationError(option, str(folder), "holds no images; name a folder that does")
+    return found
+
+
+def _compared(
+    bundle: "Bundle", plan: "Plan", images: tuple[list[Path], list[Path]], plans: Path | None
+) -> "Parity":
+    """Both passes on the same images, with ONNX Runtime and with the plan, at one threshold."""
+    from calibration.record import read_calibration
+    from engine.backends.onnxruntime_backend import OnnxRuntimeBackend
+    from engine.backends.tensorrt_backend import TensorRtBackend
+    from engine.parity import compared, provisional_threshold
+
+    good, defective = images
+    precision = plan.record.key.precision
+    with OnnxRuntimeBackend(bundle, precision=precision) as backend:
+        expected = _inspected(backend, bundle, (*good, *defective))
+        compared_with = backend.name
+    with TensorRtBackend(bundle, precision=precision, plans=plans, gate=False) as backend:
+        found = _inspected(backend, bundle, (*good, *defective))
+    try:
+        threshold = read_calibration(bundle, precision=precision).calibration.threshold
+        calibrated = True
+    except CalibrationError:
+        scores = [each.score for each in expected]
+        threshold = provisional_threshold(scores[: len(good)], scores[len(good) :])
+        calibrated = False
+    return compared(
+        expected,
+        found,
+        [str(path) for path in (*good, *defective)],
+        compared_with=compared_with,
+        threshold=threshold,
+        threshold_from="calibration" if calibrated else "these images",
+    )
+
+
+def _inspected(
+    backend: "Backend", bundle: "Bundle", images: "Sequence[Path]"
+) -> "list[Inspection]":
+    from engine.image import read_image
+    from engine.inspector import TwoPassInspector
+
+    inspector = TwoPassInspector(backend, bundle.manifest)
+    return [inspector.inspect(read_image(path)) for path in images]
+
+
+def _told(plan: "Plan", compared: "PlanParity | None") -> str:
     key = plan.record.key
     what = f"built in {plan.record.seconds:.1f} s" if plan.is_new else "still fits"
     size = len(plan.data) / 1e6
-    return f"{key.precision}: {what}, {size:.1f} MB for {key.gpu} with {key.runtime}: {plan.path}"
+    verdicts = (
+        "its verdicts were never compared with ONNX Runtime's: give --good DIR"
+        if compared is None
+        else compared.parity.told
+    )
+    return (
+        f"{key.precision}: {what}, {size:.1f} MB for {key.gpu} with {key.runtime}: {plan.path}\n"
+        f"  {verdicts}"
+    )
 
 
-def _facts(plan: "Plan") -> dict[str, object]:
-    return {"path": str(plan.path), "is_new": plan.is_new, "bytes": len(plan.data)} | asdict(
-        plan.record
+def _facts(plan: "Plan", compared: "PlanParity | None") -> dict[str, object]:
+    return (
+        {"path": str(plan.path), "is_new": plan.is_new, "bytes": len(plan.data)}
+        | asdict(plan.record)
+        | {"parity": None if compared is None else asdict(compared)}
     )

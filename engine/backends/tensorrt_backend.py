@@ -1,16 +1,19 @@
 """TensorRT, or TensorRT-RTX, on one NVIDIA GPU; pycuda owns context, memory and stream."""
 
-import importlib
-from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager, suppress
+import logging
+from collections.abc import Callable
+from contextlib import ExitStack
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Self
+from typing import Any, Final, Self
 
 import numpy as np
 
 from engine.backends import Maps, NetworkOutput
-from engine.backends.cuda_driver import probe_gpu
+from engine.backends.cuda_context import CudaContext
+from engine.backends.cuda_driver import load_driver, probe_gpu
+from engine.backends.cuda_graph import DriverGraph, Graph
+from engine.backends.device_inspector import DeviceInspector
 from engine.build import (
     MAX_BATCH,
     Plan,
@@ -19,42 +22,99 @@ from engine.build import (
     find_tensorrt,
     plan_key,
     plans_folder,
+    read_parity,
     read_plan,
 )
 from engine.bundle import Bundle, NetworkSpec, Precision
 from engine.errors import BackendError
 from engine.frame import Pixels
 
+_LOG: Final = logging.getLogger(__name__)
+
+
+class TensorRtNetwork:
+    """A plan's network, from and to addresses on the GPU: a `DeviceNetwork`.
+
+    Made, used and dropped while its context is current.
+    """
+
+    def __init__(self, plan: Plan, tensorrt: TensorRt, network: NetworkSpec, name: str) -> None:
+        self.name = name
+        self._side = network.side
+        # TensorRT does not keep its logger and its runtime alive.
+        self._log = log = error_log(tensorrt.module)
+        self._runtime = tensorrt.module.Runtime(log)
+        self._engine = self._runtime.deserialize_cuda_engine(plan.data)
+        if self._engine is None:
+            raise BackendError(f"{plan.path} cannot be loaded by {name}{log.told()}")
+        _check_tensors(self._engine, network, tensorrt, plan)
+
+    def bound(self, *, views: int, score_map: int, attention: int) -> Callable[[int, Any], None]:
+        """A function that has a stream run so many views, at most `MAX_BATCH`, at these addresses.
+
+        It has an execution context of its own: one that a graph was captured from must not change.
+        """
+        execution = self._engine.create_execution_context()
+        if execution is None:
+            raise BackendError(f"{self.name} cannot start{self._log.told()}; see nvidia-smi")
+        for name, address in (("views", views), ("score_map", score_map), ("attention", attention)):
+            execution.set_tensor_address(name, address)
+
+        def enqueue(count: int, stream: Any) -> None:
+            shape = (count, self._side, self._side, 3)
+            execution.set_input_shape("views", shape)
+            if not execution.execute_async_v3(stream.handle):
+                raise BackendError(f"{self.name} refused {shape}{self._log.told()}")
+
+        return enqueue
+
+    def capture(self, stream: Any, record: Callable[[], None]) -> Graph:
+        """What `record` enqueues, as a graph."""
+        return DriverGraph(load_driver(), stream.handle, record)
+
+
+def open_plan(
+    bundle: Bundle, precision: Precision, *, plans: Path | None = None, gate: bool = True
+) -> tuple[Plan, TensorRt, str]:
+    """The plan for this machine, checked, its runtime, and the name of the two for records.
+
+    The first thing asked is the driver: TensorRT and pycuda may crash where there is none. A plan
+    whose verdicts were found to differ from ONNX Runtime's is refused, and one that was never
+    compared is warned of; without `gate` neither, for the comparison itself.
+    """
+    gpu = probe_gpu()
+    tensorrt = find_tensorrt()
+    key = plan_key(bundle, precision, gpu=gpu, tensorrt=tensorrt)
+    try:
+        plan = read_plan(plans or plans_folder(), key)
+    except BackendError as error:
+        raise BackendError(
+            f"{error}; build it with: agent build --bundle {bundle.path} --precision {precision}"
+        ) from error
+    if gate:
+        _pass_gate(bundle, precision, plan)
+    return plan, tensorrt, f"{tensorrt.name} {gpu.name} {precision}"
+
 
 class TensorRtBackend:
-    """A `Backend` over the plan that `agent build` made for this GPU.
+    """A `Backend` over the plan that `agent build` made for this GPU; `gate` is `open_plan`'s.
 
-    Everything is allocated here, for `MAX_BATCH` views; more views than that run in turns. The
-    first thing asked is the driver: TensorRT and pycuda may crash where there is none.
+    Everything is allocated here, for `MAX_BATCH` views; more views than that run in turns.
     """
 
     def __init__(
-        self, bundle: Bundle, *, precision: Precision = "fp32", plans: Path | None = None
+        self,
+        bundle: Bundle,
+        *,
+        precision: Precision = "fp32",
+        plans: Path | None = None,
+        gate: bool = True,
     ) -> None:
-        gpu = probe_gpu()
-        tensorrt = find_tensorrt()
-        self._cuda = _pycuda()
-        key = plan_key(bundle, precision, gpu=gpu, tensorrt=tensorrt)
-        try:
-            plan = read_plan(plans or plans_folder(), key)
-        except BackendError as error:
-            raise BackendError(
-                f"{error}; build it with: agent build --bundle {bundle.path} "
-                f"--precision {precision}"
-            ) from error
-        self._name = f"{tensorrt.name} {gpu.name} {precision}"
+        plan, tensorrt, self._name = open_plan(bundle, precision, plans=plans, gate=gate)
         self._network = bundle.manifest.network
-        with ExitStack() as stack, self._explained("cannot start"):
-            self._cuda.init()
-            # The primary context is the one that every library in the process shares.
-            self._context = self._cuda.Device(0).retain_primary_context()
-            stack.callback(self._release, self._context.detach)
-            with self._current():
+        with ExitStack() as stack:
+            self._gpu = CudaContext(stack, self._name)
+            with self._gpu.explained("cannot start"), self._gpu.current():
                 self._start(stack, plan, tensorrt)
             self._resources = stack.pop_all()
 
@@ -72,7 +132,7 @@ class TensorRtBackend:
             raise BackendError(
                 f"{self._name} takes uint8 (N, {side}, {side}, 3), not {views.dtype} {views.shape}"
             )
-        with self._explained(f"failed on {views.shape}"), self._current():
+        with self._gpu.explained(f"failed on {views.shape}"), self._gpu.current():
             turns = [
                 self._turn(views[start : start + MAX_BATCH])
                 for start in range(0, len(views), MAX_BATCH)
@@ -99,9 +159,8 @@ class TensorRtBackend:
         maps = (MAX_BATCH, network.map_height, network.map_width)
         self._host: dict[str, Any] = {}
         self._device: dict[str, Any] = {}
-        self._execution: Any = None
-        self._engine: Any = None
-        self._runtime: Any = None
+        self._running: TensorRtNetwork | None = None
+        self._enqueue: Callable[[int, Any], None] | None = None
         # Freed pinned memory must not stay reachable as an array.
         stack.callback(self._host.clear)
         for name, shape, kind in (
@@ -109,68 +168,66 @@ class TensorRtBackend:
             ("score_map", maps, np.float32),
             ("attention", maps, np.float32),
         ):
-            host = self._host[name] = self._cuda.pagelocked_empty(shape, kind)
-            stack.callback(self._release_current, host.base.free)
-            device = self._device[name] = self._cuda.mem_alloc(host.nbytes)
-            stack.callback(self._release_current, device.free)
-        self._stream = self._cuda.Stream()
-        stack.callback(self._release_current, self._forget)
-        # TensorRT does not keep its logger and its runtime alive.
-        self._log = log = error_log(tensorrt.module)
-        self._runtime = tensorrt.module.Runtime(log)
-        self._engine = self._runtime.deserialize_cuda_engine(plan.data)
-        if self._engine is None:
-            raise BackendError(f"{plan.path} cannot be loaded by {self._name}{log.told()}")
-        _check_tensors(self._engine, network, tensorrt, plan)
-        self._execution = self._engine.create_execution_context()
-        if self._execution is None:
-            raise BackendError(f"{self._name} cannot start{log.told()}; see nvidia-smi")
-        for name, device in self._device.items():
-            self._execution.set_tensor_address(name, int(device))
+            self._host[name] = self._gpu.pinned(stack, shape, kind)
+            self._device[name] = self._gpu.device_memory(stack, self._host[name].nbytes)
+        self._stream = self._gpu.cuda.Stream()
+        self._gpu.free_with(stack, self._forget)
+        self._running = TensorRtNetwork(plan, tensorrt, network, self._name)
+        self._enqueue = self._running.bound(
+            **{name: int(device) for name, device in self._device.items()}
+        )
 
     def _turn(self, views: Pixels) -> tuple[Maps, Maps]:
         """At most `MAX_BATCH` views up, through, and their maps down."""
-        count = len(views)
+        cuda, count = self._gpu.cuda, len(views)
         staged = self._host["views"][:count]
         np.copyto(staged, views)
-        self._cuda.memcpy_htod_async(self._device["views"], staged, self._stream)
-        self._execution.set_input_shape("views", views.shape)
-        if not self._execution.execute_async_v3(self._stream.handle):
-            raise BackendError(f"{self._name} refused {views.shape}{self._log.told()}")
+        cuda.memcpy_htod_async(self._device["views"], staged, self._stream)
+        assert self._enqueue is not None
+        self._enqueue(count, self._stream)
         for name in ("score_map", "attention"):
-            self._cuda.memcpy_dtoh_async(self._host[name][:count], self._device[name], self._stream)
+            cuda.memcpy_dtoh_async(self._host[name][:count], self._device[name], self._stream)
         self._stream.synchronize()
         # The pinned arrays are written again in the next turn; what leaves is a copy.
         return self._host["score_map"][:count].copy(), self._host["attention"][:count].copy()
 
     def _forget(self) -> None:
         """Drop engine and stream while their context is current."""
-        del self._execution, self._engine, self._runtime, self._stream
+        del self._enqueue, self._running, self._stream
 
-    @contextmanager
-    def _current(self) -> Iterator[None]:
-        """Our context on this thread, which need not be the one that opened the backend."""
-        self._context.push()
-        try:
-            yield
-        finally:
-            self._cuda.Context.pop()
 
-    @contextmanager
-    def _explained(self, what: str) -> Iterator[None]:
-        try:
-            yield
-        except self._cuda.Error as error:
-            raise BackendError(f"{self._name} {what}: {error}; see nvidia-smi") from error
+def open_device_inspector(
+    bundle: Bundle,
+    *,
+    precision: Precision = "fp32",
+    plans: Path | None = None,
+    max_pixels: int = 24_000_000,
+) -> DeviceInspector:
+    """The whole inspection on the GPU, over the plan that `agent build` made."""
+    plan, tensorrt, name = open_plan(bundle, precision, plans=plans)
+    network = bundle.manifest.network
+    return DeviceInspector(
+        lambda: TensorRtNetwork(plan, tensorrt, network, name),
+        bundle.manifest,
+        network,
+        max_pixels=max_pixels,
+    )
 
-    def _release(self, step: Any) -> None:
-        # A device that was lost has given everything back already, and answers with errors.
-        with suppress(self._cuda.Error):
-            step()
 
-    def _release_current(self, step: Any) -> None:
-        with suppress(self._cuda.Error), self._current():
-            step()
+def _pass_gate(bundle: Bundle, precision: Precision, plan: Plan) -> None:
+    command = f"agent build --bundle {bundle.path} --precision {precision} --good DIR"
+    found = read_parity(plan)
+    if found is None:
+        _LOG.warning(
+            "nobody has compared the verdicts of %s with ONNX Runtime's; do so with: %s",
+            plan.path,
+            command,
+        )
+    elif found.refused:
+        raise BackendError(
+            f"{plan.path} changes verdicts: {found.parity.told}; use another precision, or accept "
+            f"it with: {command} --accept-flips"
+        )
 
 
 def _check_tensors(engine: Any, network: NetworkSpec, tensorrt: TensorRt, plan: Plan) -> None:
@@ -191,13 +248,3 @@ def _check_tensors(engine: Any, network: NetworkSpec, tensorrt: TensorRt, plan: 
     }
     if found != expected:
         raise BackendError(f"{plan.path} has the tensors {found}, the bundle names {expected}")
-
-
-def _pycuda() -> Any:
-    try:
-        return importlib.import_module("pycuda.driver")
-    except ImportError as error:
-        raise BackendError(
-            f"pycuda cannot be imported ({error}); install with: pip install 'atac-agent[gpu]', "
-            "which needs the CUDA toolkit"
-        ) from error

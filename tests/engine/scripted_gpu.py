@@ -5,6 +5,7 @@ the numbers that come out are the network's own.
 """
 
 import ctypes
+from functools import partial
 from types import SimpleNamespace
 
 import numpy as np
@@ -14,15 +15,57 @@ import onnxruntime
 from engine.backends.cuda_driver import Gpu
 from engine.build import TensorRt
 
+_GUARD = 64
 GPU = Gpu(name="NVIDIA Test 1000", capability="8.6", driver="13.0")
 
 
 class Driver:
-    """libcuda with one GPU, or one whose `failing` call answers `code`."""
+    """libcuda with one GPU, or one whose `failing` call answers `code`.
 
-    def __init__(self, failing: str = "", code: int = 999):
+    With `cuda` it captures what that enqueues, and does it again when the graph is launched.
+    """
+
+    def __init__(self, failing: str = "", code: int = 999, cuda: "Pycuda | None" = None):
         self._failing = failing
         self._code = code
+        self._cuda = cuda
+        self.graphs = {}
+        self.launches = 0
+        self.captures = 0
+
+    def cuStreamBeginCapture_v2(self, stream, mode):  # noqa: N802
+        assert stream.value == Stream.handle
+        if code := self._answer("cuStreamBeginCapture_v2"):
+            return code
+        self._cuda.captured = []
+        self.captures += 1
+        return 0
+
+    def cuStreamEndCapture(self, stream, graph):  # noqa: N802
+        recorded, self._cuda.captured = self._cuda.captured, None
+        graph._obj.value = self.captures
+        self.graphs[self.captures] = recorded
+        return self._answer("cuStreamEndCapture")
+
+    def cuGraphInstantiateWithFlags(self, executable, graph, flags):  # noqa: N802
+        executable._obj.value = graph.value
+        return self._answer("cuGraphInstantiateWithFlags")
+
+    def cuGraphDestroy(self, graph):  # noqa: N802
+        return 0
+
+    def cuGraphLaunch(self, executable, stream):  # noqa: N802
+        assert self._cuda.current
+        if code := self._answer("cuGraphLaunch"):
+            return code
+        self.launches += 1
+        for step in self.graphs[executable.value]:
+            step()
+        return 0
+
+    def cuGraphExecDestroy(self, executable):  # noqa: N802
+        del self.graphs[executable.value]
+        return 0
 
     def _answer(self, call: str) -> int:
         return self._code if call == self._failing else 0
@@ -170,28 +213,38 @@ class ExecutionContext:
 
     def execute_async_v3(self, stream):
         assert stream == Stream.handle
-        views = _memory(self._addresses["views"], self._shape, ctypes.c_uint8)
+        Pycuda.latest.enqueue(self._execute)
+        return True
+
+    def _execute(self):
+        views = memory(self._addresses["views"], self._shape, ctypes.c_uint8)
         for name, result in zip(
             ("score_map", "attention"),
             self._session.run(["score_map", "attention"], {"views": views.copy()}),
             strict=True,
         ):
-            _memory(self._addresses[name], result.shape, ctypes.c_float)[:] = result
-        return True
+            memory(self._addresses[name], result.shape, ctypes.c_float)[:] = result
 
 
 class Stream:
     handle = 77
 
+    def __init__(self, owner):
+        self._owner = owner
+
     def synchronize(self):
-        pass
+        assert self._owner.captured is None, "waiting ends a capture"
+        self._owner.waits += 1
 
 
 class Pycuda:
     """pycuda.driver: memory that counts itself, and a context that knows whether it is current.
 
-    `failing` names a call that raises; it may be set between calls.
+    `failing` names a call that raises; it may be set between calls. While a graph is captured
+    nothing is done but recorded. `kernels` are those of `cuda_kernels`, as C++.
     """
+
+    latest: "Pycuda"
 
     class Error(Exception):
         pass
@@ -201,7 +254,19 @@ class Pycuda:
         self.alive = 0
         self.current = 0
         self.retained = 0
+        self.captured = None
+        self.waits = 0
+        self.kernels = None
+        self.launched = []
         self.Context = SimpleNamespace(pop=self._pop)
+        Pycuda.latest = self
+
+    def enqueue(self, step):
+        assert self.current
+        if self.captured is None:
+            step()
+        else:
+            self.captured.append(step)
 
     def init(self):
         self._maybe_fail("init")
@@ -210,11 +275,35 @@ class Pycuda:
         return SimpleNamespace(retain_primary_context=self._retain)
 
     def Stream(self):  # noqa: N802
-        return Stream()
+        return Stream(self)
+
+    def module_from_buffer(self, code):
+        self._maybe_fail("module_from_buffer")
+        return SimpleNamespace(get_function=lambda name: partial(self._launch, name))
+
+    def _launch(self, name, *arguments, block, grid, stream):
+        self._maybe_fail(name)
+        assert stream.handle == Stream.handle
+        assert 0 < block[0] <= 1024
+        assert 0 < grid[0] <= 65535
+        self.launched.append(name)
+        self.enqueue(lambda: self.kernels.launch(name, *arguments))
+
+    def memset_d32_async(self, device, value, count, stream):
+        self.enqueue(lambda: ctypes.memset(int(device), value, 4 * count))
+
+    def memcpy_dtoh(self, host, device):
+        assert self.captured is None
+        ctypes.memmove(host.ctypes.data, int(device), host.nbytes)
+
+    def memcpy_htod(self, device, host):
+        assert self.captured is None
+        ctypes.memmove(int(device), host.ctypes.data, host.nbytes)
 
     def mem_alloc(self, size):
         self._maybe_fail("mem_alloc")
         assert self.current
+        assert self.captured is None, "no allocation in a graph"
         self.alive += 1
         return _Allocation(self, size)
 
@@ -226,13 +315,11 @@ class Pycuda:
 
     def memcpy_htod_async(self, device, host, stream):
         self._maybe_fail("memcpy_htod_async")
-        assert self.current
-        ctypes.memmove(int(device), host.ctypes.data, host.nbytes)
+        self.enqueue(lambda: ctypes.memmove(int(device), host.ctypes.data, host.nbytes))
 
     def memcpy_dtoh_async(self, host, device, stream):
         self._maybe_fail("memcpy_dtoh_async")
-        assert self.current
-        ctypes.memmove(host.ctypes.data, int(device), host.nbytes)
+        self.enqueue(lambda: ctypes.memmove(host.ctypes.data, int(device), host.nbytes))
 
     def _retain(self):
         self.retained += 1
@@ -255,12 +342,15 @@ class Pycuda:
 class _Allocation:
     def __init__(self, owner, size):
         self._owner = owner
-        self._memory = np.zeros(size, np.uint8)
+        # What a kernel writes beside its memory must be seen.
+        self._memory = np.full(size + 2 * _GUARD, 0xA5, np.uint8)
 
     def __int__(self):
-        return self._memory.ctypes.data
+        return self._memory.ctypes.data + _GUARD
 
     def free(self):
+        for guard in (self._memory[:_GUARD], self._memory[-_GUARD:]):
+            assert (guard == 0xA5).all(), "written outside"
         self._owner._maybe_fail("free")
         assert self._owner.current
         self._owner.alive -= 1
@@ -279,6 +369,6 @@ class _Pinned(_Allocation):
         }
 
 
-def _memory(address, shape, kind):
+def memory(address, shape, kind):
     pointer = ctypes.cast(address, ctypes.POINTER(kind))
     return np.ctypeslib.as_array(pointer, shape=tuple(shape))

@@ -1,5 +1,6 @@
 """Plans: built once, kept, refused when they are not what was built."""
 
+import ctypes
 import json
 import sys
 from dataclasses import replace
@@ -7,10 +8,12 @@ from importlib.util import find_spec
 from types import SimpleNamespace
 
 import pytest
+from PIL import Image
 
 from agent import cli
 from engine.backends import cuda_driver
 from engine.backends.cuda_driver import load_driver, probe_gpu
+from engine.backends.tensorrt_backend import TensorRtBackend
 from engine.build import (
     MAX_BATCH,
     build_plan,
@@ -21,8 +24,15 @@ from engine.build import (
     read_plan,
 )
 from engine.errors import BackendError
-from tests.engine.scripted_gpu import GPU, Driver, scripted_tensorrt
-from tests.tiny_bundle import tiny_bundle
+from tests.engine.scripted_gpu import (
+    GPU,
+    Driver,
+    ExecutionContext,
+    Pycuda,
+    memory,
+    scripted_tensorrt,
+)
+from tests.tiny_bundle import defective_part, good_part, tiny_bundle
 
 needs_rtx = pytest.mark.skipif(
     find_spec("tensorrt_rtx") is None,
@@ -271,6 +281,69 @@ def test_agent_build_names_a_precision_that_is_missing(agent, bundle, folder):
     code, _, error = agent("build", "--bundle", bundle.path, "--precision", "fp16")
     assert code == 1
     assert "has no fp16 network" in error
+
+
+@pytest.fixture
+def on_a_whole_gpu(on_a_gpu, monkeypatch):
+    monkeypatch.setitem(sys.modules, "pycuda.driver", Pycuda())
+
+
+@pytest.fixture
+def parts(tmp_path):
+    for kind, make in (("good", good_part), ("defective", defective_part)):
+        (tmp_path / kind).mkdir()
+        for seed in range(2):
+            Image.fromarray(make(seed)).save(tmp_path / kind / f"{seed}.png")
+    return tmp_path
+
+
+@pytest.mark.usefixtures("on_a_whole_gpu")
+def test_agent_build_compares_the_plans_verdicts(agent, bundle, folder, parts):
+    options = ("--bundle", bundle.path, "--plans", folder, "--precision", "fp32")
+    images = ("--good", parts / "good", "--defective", parts / "defective")
+    code, out, _ = agent("build", *options)
+    assert (code, "never compared" in out) == (0, True)
+    code, out, _ = agent("build", *options, *images, "--json")
+    (fact,) = json.loads(out)
+    parity = fact["parity"]["parity"]
+    assert code == 0
+    assert (parity["images"], parity["flips"]) == (4, [])
+    assert parity["compared_with"] == "onnxruntime cpu fp32"
+    assert parity["threshold_from"] == "these images"
+    code, out, _ = agent("build", *options)
+    assert "0 of 4 verdicts differ" in out
+    TensorRtBackend(bundle, plans=folder).__exit__(None, None, None)
+
+
+@pytest.mark.usefixtures("on_a_whole_gpu")
+def test_agent_build_refuses_a_plan_that_changes_verdicts(
+    agent, bundle, folder, parts, monkeypatch
+):
+    real = ExecutionContext.execute_async_v3
+
+    def deaf(self, stream):
+        """A plan whose score map is hardly there."""
+        done = real(self, stream)
+        memory(self._addresses["score_map"], (8, 8), ctypes.c_float)[:] *= 0.01
+        return done
+
+    monkeypatch.setattr(ExecutionContext, "execute_async_v3", deaf)
+    options = ("--bundle", bundle.path, "--plans", folder, "--precision", "fp32")
+    images = ("--good", parts / "good", "--defective", parts / "defective")
+    code, out, error = agent("build", *options, *images)
+    assert (code, "2 of 4 verdicts differ" in out) == (1, True)
+    assert "verdicts change with fp32: the plan will not run" in error
+    with pytest.raises(BackendError, match=r"changes verdicts: 2 of 4"):
+        TensorRtBackend(bundle, plans=folder)
+    assert agent("build", *options)[0] == 1
+    assert agent("build", *options, *images, "--accept-flips")[0] == 0
+    TensorRtBackend(bundle, plans=folder).__exit__(None, None, None)
+
+
+@pytest.mark.usefixtures("on_a_gpu")
+def test_agent_build_wants_images_where_it_is_told_to_compare(agent, bundle, tmp_path):
+    code, _, error = agent("build", "--bundle", bundle.path, "--good", tmp_path / "nothing")
+    assert (code, "holds no images" in error) == (2, True)
 
 
 def test_agent_build_without_a_driver_is_one_sentence(agent, bundle, monkeypatch):

@@ -155,11 +155,23 @@ class Kernels:
         self._call("scores", kept, count, cells, k, found)
         return [float(score) for score in found]
 
+    def launch(self, name: str, *arguments: object) -> None:
+        """One kernel with numpy's scalars, of C's own size, as pycuda takes them."""
+        self._call(name, *(_SCALARS[type(value)](value) for value in arguments))
+
     def _call(self, name: str, *arguments: object) -> None:
         library = next(each for each in self._libraries if hasattr(each, name))
         kernel = getattr(library, name)
         kernel.restype = None
         kernel(*(_argument(value) for value in arguments))
+
+
+_SCALARS = {
+    np.int32: ctypes.c_int32,
+    np.int64: ctypes.c_int64,
+    np.float64: ctypes.c_double,
+    np.uintp: lambda address: ctypes.c_void_p(int(address)),
+}
 
 
 def _channels(pixels: Pixels) -> int:
@@ -181,5 +193,7 @@ def _argument(value):
             return ctypes.c_double(value)
         case int():
             return ctypes.c_int(value)
+        case ctypes._SimpleCData():
+            return value
         case _:
             return ctypes.byref(value)

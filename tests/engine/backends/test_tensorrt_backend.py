@@ -14,10 +14,11 @@ from engine.backends import cuda_driver
 from engine.backends.onnxruntime_backend import OnnxRuntimeBackend
 from engine.backends.opening import open_backend
 from engine.backends.tensorrt_backend import TensorRtBackend
-from engine.build import MAX_BATCH, ensure_plan, find_tensorrt, plans_folder
+from engine.build import MAX_BATCH, ensure_plan, find_tensorrt, plans_folder, write_parity
 from engine.errors import BackendError
 from engine.frame import Box
 from engine.inspector import TwoPassInspector
+from engine.parity import Parity
 from tests.engine.scripted_gpu import (
     GPU,
     Driver,
@@ -220,8 +221,47 @@ def test_what_is_missing_is_named_unless_a_fallback_is(bundle, monkeypatch, capl
     assert "as bundle.fallback allows" in caplog.text
 
 
-@pytest.mark.usefixtures("plan")
-def test_where_the_gpu_works_the_fallback_stays_out(bundle, caplog):
+def parity(flips=()):
+    return Parity(
+        compared_with="onnxruntime cpu fp32",
+        images=3,
+        threshold=2.0,
+        threshold_from="calibration",
+        max_score_difference=0.5,
+        median_box_iou=1.0,
+        least_box_iou=1.0,
+        flips=flips,
+    )
+
+
+def test_a_plan_that_nobody_compared_is_warned_of(bundle, plan, caplog):
+    TensorRtBackend(bundle).__exit__(None, None, None)
+    assert f"nobody has compared the verdicts of {plan.path}" in caplog.text
+    caplog.clear()
+    write_parity(plan, parity(), accepted=False)
+    TensorRtBackend(bundle).__exit__(None, None, None)
+    assert not caplog.records
+
+
+def test_a_plan_that_changes_verdicts_is_refused_unless_accepted(bundle, plan, tensorrt):
+    write_parity(plan, parity(flips=("part.png",)), accepted=False)
+    with pytest.raises(BackendError, match=r"1 of 3 verdicts differ .* --accept-flips"):
+        TensorRtBackend(bundle)
+    assert not hasattr(tensorrt.module, "deserialised")
+    write_parity(plan, parity(flips=("part.png",)), accepted=True)
+    TensorRtBackend(bundle).__exit__(None, None, None)
+
+
+def test_a_comparison_belongs_to_one_plan(bundle, plan, caplog):
+    write_parity(plan, parity(), accepted=False)
+    file = plan.path.with_suffix(".parity")
+    file.write_text(file.read_text().replace(plan.record.plan_sha256, "0" * 64))
+    TensorRtBackend(bundle).__exit__(None, None, None)
+    assert "nobody has compared" in caplog.text
+
+
+def test_where_the_gpu_works_the_fallback_stays_out(bundle, plan, caplog):
+    write_parity(plan, parity(), accepted=False)
     with open_backend(bundle, backend="tensorrt", fallback="onnxruntime") as backend:
         assert backend.name.startswith("tensorrt ")
     assert not caplog.records

@@ -1,0 +1,80 @@
+"""The first GPU's primary context through pycuda: what it lends is given back in it."""
+
+import importlib
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager, suppress
+from typing import Any
+
+import numpy.typing as npt
+
+from engine.errors import BackendError
+
+
+class CudaContext:
+    """pycuda, and a context that any thread may make current; freed with `stack`.
+
+    `owner` names the user in errors. Call `probe_gpu` before: pycuda may crash without a driver.
+    The primary context is the one that every library in the process shares.
+    """
+
+    def __init__(self, stack: ExitStack, owner: str) -> None:
+        self.owner = owner
+        self.cuda = _pycuda()
+        with self.explained("cannot start"):
+            self.cuda.init()
+            self._context = self.cuda.Device(0).retain_primary_context()
+        stack.callback(self._release, self._context.detach)
+
+    @contextmanager
+    def current(self) -> Iterator[None]:
+        """The context on this thread, which need not be the one that opened it."""
+        self._context.push()
+        try:
+            yield
+        finally:
+            self.cuda.Context.pop()
+
+    @contextmanager
+    def explained(self, what: str) -> Iterator[None]:
+        """Errors of pycuda as `BackendError`."""
+        try:
+            yield
+        except self.cuda.Error as error:
+            raise BackendError(f"{self.owner} {what}: {error}; see nvidia-smi") from error
+
+    def free_with(self, stack: ExitStack, step: Callable[[], object]) -> None:
+        """Have `stack` do `step` in this context; a lost device has freed everything already."""
+        stack.callback(self._release_current, step)
+
+    def device_memory(self, stack: ExitStack, size: int) -> Any:
+        """`size` bytes on the GPU, freed with `stack`."""
+        memory = self.cuda.mem_alloc(max(1, size))
+        self.free_with(stack, memory.free)
+        return memory
+
+    def pinned(
+        self, stack: ExitStack, shape: tuple[int, ...], kind: npt.DTypeLike
+    ) -> npt.NDArray[Any]:
+        """An array in host memory that the GPU reads by itself; gone with `stack`."""
+        array: npt.NDArray[Any] = self.cuda.pagelocked_empty(shape, kind)
+        base: Any = array.base
+        self.free_with(stack, base.free)
+        return array
+
+    def _release(self, step: Callable[[], object]) -> None:
+        with suppress(self.cuda.Error):
+            step()
+
+    def _release_current(self, step: Callable[[], object]) -> None:
+        with suppress(self.cuda.Error), self.current():
+            step()
+
+
+def _pycuda() -> Any:
+    try:
+        return importlib.import_module("pycuda.driver")
+    except ImportError as error:
+        raise BackendError(
+            f"pycuda cannot be imported ({error}); install with: pip install 'atac-agent[gpu]', "
+            "which needs the CUDA toolkit"
+        ) from error

@@ -1,0 +1,372 @@
+"""The whole inspection on the device, with stand-ins at the driver seam that compute for real.
+
+The kernels are the C++ twins of the CUDA ones, the network is ONNX Runtime's, memory counts itself
+and its borders are watched; a graph is what was enqueued while it was captured. That a GPU
+computes the same is not proven here; `docs/gpu.md` says what has run.
+"""
+
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+import cv2
+import numpy as np
+import pytest
+
+from engine.attention import CropSpec, attention_box
+from engine.backends import cuda_driver, device_inspector, tensorrt_backend
+from engine.backends.cuda_compiler import SOURCES, compile_kernels, load_compiler
+from engine.backends.device_inspector import Geometry, geometry_of
+from engine.backends.onnxruntime_backend import OnnxRuntimeBackend
+from engine.backends.tensorrt_backend import open_device_inspector
+from engine.build import MAX_BATCH, ensure_plan, plans_folder
+from engine.errors import BackendError, InspectionError
+from engine.frame import Box
+from engine.inspector import TwoPassInspector
+from engine.view import ViewSpec, zoomed
+from engine.view import view as engine_view
+from tests.engine.backends.cuda_kernels import Kernels
+from tests.engine.scripted_gpu import GPU, Driver, Pycuda, scripted_tensorrt
+from tests.tiny_bundle import defective_part, good_part, tiny_bundle
+
+LINE = ViewSpec(side=64, equalise="after_resize", crop_from="frame", reducing_gap=3.0)
+PAPER = ViewSpec(side=64)
+PLAIN = ViewSpec(side=64, equalise="never", crop_from="frame")
+
+
+@pytest.fixture(scope="module")
+def kernels(tmp_path_factory):
+    return Kernels(tmp_path_factory.mktemp("kernels"))
+
+
+@pytest.fixture
+def cuda(kernels):
+    cuda = Pycuda()
+    cuda.kernels = kernels
+    return cuda
+
+
+@pytest.fixture
+def driver(cuda):
+    return Driver(cuda=cuda)
+
+
+@pytest.fixture
+def tensorrt():
+    return scripted_tensorrt()
+
+
+@pytest.fixture(autouse=True)
+def machine(monkeypatch, tmp_path, tensorrt, cuda, driver):
+    """A machine with a GPU, TensorRT, pycuda and NVRTC."""
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    monkeypatch.setattr(cuda_driver, "load_driver", lambda: driver)
+    monkeypatch.setattr(tensorrt_backend, "load_driver", lambda: driver)
+    monkeypatch.setattr(
+        device_inspector,
+        "compile_kernels",
+        lambda capability: {path.stem: b"" for path in SOURCES.glob("*.cu")},
+    )
+    monkeypatch.setitem(sys.modules, "tensorrt", tensorrt.module)
+    monkeypatch.setitem(sys.modules, "pycuda.driver", cuda)
+
+
+@pytest.fixture
+def opened(tmp_path, tensorrt):
+    """A bundle with this view, its plan built, and the inspection opened on it."""
+
+    def call(view=LINE, **changed):
+        bundle = tiny_bundle(tmp_path / "bundle", view=view, **changed)
+        ensure_plan(plans_folder(), bundle, "fp32", gpu=GPU, tensorrt=tensorrt)
+        return bundle, open_device_inspector(bundle)
+
+    return call
+
+
+def expected(bundle, frames):
+    with OnnxRuntimeBackend(bundle) as oracle:
+        inspector = TwoPassInspector(oracle, bundle.manifest)
+        return [inspector.inspect(each) for each in frames]
+
+
+def assert_same(found, wanted):
+    assert len(found) == len(wanted)
+    for one, other in zip(found, wanted, strict=True):
+        assert one.zoomed == other.zoomed
+        assert one.box == other.box
+        assert one.score == pytest.approx(other.score, abs=1e-4)
+        assert one.pass_scores == pytest.approx(other.pass_scores, abs=1e-4)
+        assert one.deviation == pytest.approx(other.deviation, abs=1e-4)
+        np.testing.assert_allclose(one.attention, other.attention, atol=1e-4)
+        np.testing.assert_allclose(one.score_map, other.score_map, atol=1e-3)
+
+
+def grey(pixels):
+    return cv2.cvtColor(pixels, cv2.COLOR_RGB2GRAY)
+
+
+@pytest.mark.parametrize("view", [LINE, PAPER, PLAIN], ids=["line", "paper", "plain"])
+@pytest.mark.parametrize("size", [(96, 80), (400, 300), (300, 431), (40, 30)])
+def test_mono_frames_are_inspected_as_on_the_host(opened, view, size):
+    width, height = size
+    parts = [grey(make(3, width=width, height=height)) for make in (good_part, defective_part)]
+    bundle, inspector = opened(view)
+    with inspector:
+        found = [inspector.inspect(part) for part in parts]
+    assert_same(found, expected(bundle, parts))
+
+
+@pytest.mark.parametrize("view", [replace(PAPER, equalise="never"), PLAIN], ids=["view", "frame"])
+def test_rgb_frames_are_inspected_as_on_the_host(opened, view):
+    parts = [defective_part(seed, width=100, height=130) for seed in range(3)]
+    bundle, inspector = opened(view)
+    with inspector:
+        found = [inspector.inspect(part) for part in parts]
+    wanted = expected(bundle, parts)
+    assert_same(found, wanted)
+    assert any(each.zoomed for each in wanted)
+
+
+@pytest.mark.parametrize("view", [LINE, PAPER], ids=["line", "paper"])
+def test_equalised_rgb_frames_are_nearly_the_hosts(opened, view):
+    # L of LAB is within one grey level on 99.9 % of the values, not equal: test_cuda_kernels.
+    part = defective_part(5)
+    bundle, inspector = opened(view)
+    with inspector:
+        found = inspector.inspect(part)
+    (wanted,) = expected(bundle, [part])
+    assert found.box == wanted.box
+    assert found.score == pytest.approx(wanted.score, abs=0.5)
+
+
+@pytest.mark.parametrize(
+    ("form", "code"),
+    [
+        ("bayer_rggb", cv2.COLOR_BayerRGGB2RGB),
+        ("bayer_grbg", cv2.COLOR_BayerGRBG2RGB),
+        ("bayer_gbrg", cv2.COLOR_BayerGBRG2RGB),
+        ("bayer_bggr", cv2.COLOR_BayerBGGR2RGB),
+    ],
+)
+def test_raw_bayer_frames_go_up_as_they_are(opened, form, code):
+    raw = grey(defective_part(1, width=150, height=120))
+    bundle, inspector = opened(PLAIN)
+    with inspector:
+        found = inspector.inspect_all([raw], [form])
+    assert_same(found, expected(bundle, [cv2.cvtColor(raw, code)]))
+
+
+def test_a_graph_is_captured_once_for_each_size_and_replayed(opened, cuda, driver):
+    bundle, inspector = opened()
+    parts = [grey(defective_part(seed)) for seed in range(4)]
+    wide = grey(defective_part(4, width=120, height=90))
+    with inspector:
+        found = [inspector.inspect(parts[0])]
+        launched = len(cuda.launched)
+        found += [inspector.inspect(part) for part in parts[1:]]
+        assert (driver.captures, driver.launches, len(cuda.launched)) == (1, 4, launched)
+        found.append(inspector.inspect(wide))
+        found.append(inspector.inspect(parts[0]))
+        assert (driver.captures, driver.launches) == (2, 6)
+    assert not driver.graphs
+    assert_same(found, expected(bundle, [*parts, wide, parts[0]]))
+    assert found[0].score == found[-1].score
+
+
+def test_the_host_waits_once_for_each_frame(opened, cuda):
+    _, inspector = opened()
+    with inspector:
+        inspector.inspect(good_part(0))
+        before = cuda.waits
+        inspector.inspect(good_part(1))
+        assert cuda.waits == before + 1
+
+
+@pytest.mark.parametrize("view", [LINE, PAPER], ids=["line", "paper"])
+def test_the_views_are_the_engines(opened, view):
+    part = grey(defective_part(1))
+    bundle, inspector = opened(view)
+    with inspector:
+        first, second = inspector.views(part)
+    (wanted,) = expected(bundle, [part])
+    assert wanted.zoomed
+    whole = engine_view(part, Box.around(part), view)
+    assert np.array_equal(first, whole)
+    box = attention_box(wanted.attention, view.box, bundle.manifest.crop)
+    assert np.array_equal(second, zoomed(part, whole, box, view)[0])
+
+
+def test_every_stage_can_be_timed_alone(opened, driver):
+    _, inspector = opened()
+    part = grey(defective_part(1))
+    with inspector:
+        before = inspector.inspect(part)
+        stages = inspector.stage_seconds([geometry_of(part)], repeats=2)
+        assert list(stages) == [
+            *("upload", "view_1", "pass_1", "attention", "view_2", "pass_2", "download"),
+        ]
+        assert len(driver.graphs) == 1
+        assert inspector.inspect(part).score == before.score
+
+
+def test_what_is_prepared_is_not_made_again(opened, cuda, driver):
+    _, inspector = opened()
+    with inspector:
+        inspector.prepare([Geometry(width=96, height=80, form="rgb")])
+        alive = cuda.alive
+        inspector.inspect(good_part(0))
+        assert (driver.captures, cuda.alive) == (1, alive)
+
+
+def test_frames_of_several_cameras_go_through_together(opened, driver):
+    parts = [
+        grey(good_part(0)),
+        grey(defective_part(1, width=130, height=70)),
+        grey(defective_part(2)),
+        np.zeros((50, 60), np.uint8),
+    ]
+    bundle, inspector = opened()
+    with inspector:
+        found = inspector.inspect_all(parts)
+        assert (driver.captures, driver.launches) == (1, 1)
+    assert_same(found, expected(bundle, parts))
+
+
+def test_more_cameras_than_a_plan_takes_go_in_turns(opened, driver):
+    parts = [grey(defective_part(seed)) for seed in range(MAX_BATCH + 3)]
+    bundle, inspector = opened()
+    with inspector:
+        found = inspector.inspect_all(parts)
+        assert (driver.captures, driver.launches) == (2, 2)
+    assert_same(found, expected(bundle, parts))
+
+
+@pytest.mark.parametrize("view", [LINE, PAPER], ids=["line", "paper"])
+def test_a_box_that_covers_the_frame_scores_the_same_bits_twice(opened, view):
+    _, inspector = opened(view, crop=CropSpec(gate=100.0))
+    with inspector:
+        found = inspector.inspect(defective_part(0))
+    assert not found.zoomed
+    assert found.box == Box.around(defective_part(0))
+    assert found.score == found.pass_scores[0] == found.pass_scores[1]
+
+
+def test_everything_is_given_back(opened, cuda):
+    _, inspector = opened()
+    with inspector:
+        inspector.inspect(good_part(0))
+        inspector.inspect_all([good_part(0), good_part(1)])
+        assert cuda.alive > 0
+        assert (cuda.retained, cuda.current) == (1, 0)
+    assert (cuda.retained, cuda.current, cuda.alive) == (0, 0, 0)
+
+
+def test_memory_of_sizes_long_unseen_is_given_back(opened, cuda, driver, monkeypatch):
+    monkeypatch.setattr(device_inspector, "_KEPT", 2)
+    _, inspector = opened()
+    with inspector:
+        for width in (60, 70):
+            inspector.inspect(good_part(0, width=width))
+        alive = cuda.alive
+        inspector.inspect(good_part(0, width=60))
+        inspector.inspect(good_part(0, width=80))
+        assert (cuda.alive, driver.captures) == (alive, 3)
+        inspector.inspect(good_part(0, width=60))
+        assert driver.captures == 3
+        inspector.inspect(good_part(0, width=70))
+        assert (cuda.alive, driver.captures) == (alive, 4)
+
+
+@pytest.mark.parametrize("call", ["init", "module_from_buffer", "mem_alloc", "pagelocked_empty"])
+def test_a_gpu_without_room_leaves_nothing_behind(opened, cuda, call):
+    cuda.failing = call
+    with pytest.raises(BackendError, match=f"{call} failed.*see nvidia-smi"):
+        opened()[1].inspect(good_part(0))
+    cuda.failing = ""
+
+
+def test_without_room_for_one_more_size_the_others_go_on(opened, cuda):
+    bundle, inspector = opened()
+    part = grey(good_part(0))
+    with inspector:
+        inspector.inspect(part)
+        alive = cuda.alive
+        cuda.failing = "mem_alloc"
+        with pytest.raises(BackendError, match=r"failed on 120×90 mono: mem_alloc failed"):
+            inspector.inspect(grey(good_part(0, width=120, height=90)))
+        assert cuda.alive == alive
+        assert_same([inspector.inspect(part)], expected(bundle, [part]))
+
+
+@pytest.mark.parametrize(
+    "call", ["cuStreamBeginCapture_v2", "cuStreamEndCapture", "cuGraphInstantiateWithFlags"]
+)
+def test_a_capture_that_is_refused_is_one_sentence(opened, cuda, driver, call):
+    _, inspector = opened()
+    driver._failing = call
+    with inspector, pytest.raises(BackendError, match=rf"{call} answered 999.*nvidia-smi"):
+        inspector.inspect(good_part(0))
+    assert cuda.alive == 0
+
+
+def test_a_device_lost_in_flight_is_an_error_and_closing_still_works(opened, cuda, driver):
+    _, inspector = opened()
+    with inspector:
+        inspector.inspect(good_part(0))
+        driver._failing = "cuGraphLaunch"
+        with pytest.raises(BackendError, match="cuGraphLaunch answered 999"):
+            inspector.inspect(good_part(1))
+        cuda.failing = "free"
+    assert (cuda.retained, cuda.current) == (0, 0)
+
+
+@pytest.mark.parametrize(
+    ("pixels", "form", "message"),
+    [
+        (np.zeros((5000, 5000), np.uint8), None, "5000×5000 pixels is larger than"),
+        (np.zeros((8, 8), np.float32), None, "mono frames are uint8"),
+        (np.zeros((0, 8), np.uint8), None, "mono frames have rows and columns"),
+        (np.zeros(8, np.uint8), None, "frames have rows and columns"),
+        (np.zeros((8, 8, 4), np.uint8), None, "rgb frames are uint8"),
+        (np.zeros((8, 8, 3), np.uint8), "bayer_rggb", "bayer_rggb frames are uint8"),
+        (np.zeros((2, 8), np.uint8), "bayer_rggb", "has no colours"),
+    ],
+)
+def test_frames_that_cannot_be_inspected_are_refused(opened, cuda, pixels, form, message):
+    _, inspector = opened()
+    with inspector:
+        with pytest.raises(InspectionError, match=message):
+            inspector.inspect_all([pixels], [form] if form else None)
+        assert not cuda.launched
+
+
+def test_a_broken_network_is_heard_of(opened, monkeypatch):
+    _, inspector = opened(gain=float("nan"))
+    with inspector, pytest.raises(InspectionError, match="answered a score of nan"):
+        inspector.inspect(defective_part(0))
+
+
+def test_the_form_follows_from_the_shape():
+    assert geometry_of(np.zeros((3, 5), np.uint8)) == Geometry(width=5, height=3, form="mono")
+    assert geometry_of(np.zeros((3, 5, 3), np.uint8)) == Geometry(width=5, height=3, form="rgb")
+
+
+def test_a_machine_without_nvrtc_is_told_what_to_install(monkeypatch):
+    monkeypatch.setattr("engine.backends.cuda_compiler._places", lambda: iter([Path("no.so")]))
+    with pytest.raises(
+        BackendError, match=r"NVRTC cannot be loaded.*pip install nvidia-cuda-nvrtc"
+    ):
+        load_compiler()
+
+
+@pytest.mark.parametrize("capability", ["7.5", "8.6", "8.9", "9.0", "12.0"])
+def test_nvrtc_compiles_the_kernels_without_a_gpu(capability):
+    try:
+        compiler = load_compiler()
+    except BackendError:
+        pytest.skip("needs NVRTC: the CUDA toolkit, or pip install nvidia-cuda-nvrtc")
+    found = compile_kernels(capability, compiler)
+    assert set(found) == {"view", "box", "score"}
+    assert all(code.startswith(b"\x7fELF") for code in found.values())
+    for source, names in device_inspector._KERNELS.items():
+        assert all(name.encode() in found[source] for name in names)
