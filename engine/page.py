@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from html import escape
 from typing import Final
 
@@ -39,6 +40,19 @@ figure img { display: block; width: 100%; height: auto; }
 figcaption { padding: .45rem .6rem; font-size: .85rem; overflow-wrap: anywhere; }
 figcaption b { font-variant-numeric: tabular-nums; }
 figure.wrong figcaption b { color: var(--wrong); }
+.views { display: grid; grid-template-columns: repeat(4, 1fr); gap: 1px; align-items: end;
+  font-size: .85rem; color: var(--soft); }
+.views span { display: block; padding: .3rem .6rem 0; }
+.pictures.wide { grid-template-columns: 1fr; }
+table { width: 100%; border-collapse: collapse; font-variant-numeric: tabular-nums; }
+th, td { padding: .35rem .6rem; text-align: right; border-bottom: 1px solid var(--edge); }
+th { color: var(--soft); font-size: .85rem; font-weight: 400; vertical-align: bottom; }
+th:first-child, td:first-child { text-align: left; padding-left: 0; }
+tr:last-child td { border-bottom: 0; }
+td.wrong { color: var(--wrong); font-weight: 600; }
+li { margin: .4rem 0; }
+@media (max-width: 38rem) { .views { grid-template-columns: repeat(2, 1fr); }
+  table, th { font-size: .75rem; } th, td { padding: .35rem .2rem; } }
 .soft { color: var(--soft); font-size: .9rem; }
 svg text { font-size: 14px; }
 @media (max-width: 38rem) { svg text { font-size: 24px; } }
@@ -50,7 +64,8 @@ def page(title: str, body: str) -> str:
     """A whole HTML document; `title` is text, `body` is HTML.
 
     Classes with a look: `statement`, `warning`, `card`, `pictures` (of `figure`, `figure.wrong`),
-    `soft`, and `dl` with `dd.figure`.
+    `pictures wide` (of figures that hold `views`, four beside each other), `soft`, `dl` with
+    `dd.figure`, and `table` with `td.wrong`.
     """
     return (
         '<!doctype html>\n<html lang="en"><head><meta charset="utf-8">'
@@ -123,6 +138,64 @@ def histogram_svg(
             _text(at, bottom + 26, f"{tick:g}", "middle"),
         )
     parts.append(_text((_LEFT + _RIGHT) / 2, bottom + 54, "score", "middle"))
+    return (
+        f'<svg viewBox="0 0 800 {bottom + 62}" width="100%" role="img" '
+        f'fill="var(--ink)">{"".join(parts)}</svg>'
+    )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Curve:
+    """What one row of `curves_svg` shows: `points` (x, y), x ascending, every y 0 or more."""
+
+    label: str
+    points: Sequence[tuple[float, float]]
+    dots: bool = False
+
+
+def curves_svg(
+    curves: Sequence[Curve], *, end: float, axis: str, mark: tuple[float, str] | None = None
+) -> str:
+    """Curves above each other over one axis from 0 to `end` of whole numbers, called `axis`.
+
+    An `<svg>` element that scales with the page. Each row has its own height scale, from 0 to its
+    highest point, which is written at its left. `mark` is a place on the axis and what it is.
+    """
+    edges = (0.0, end)
+    bottom = _TOP + len(curves) * (_ROW + _GAP) - _GAP
+    parts = [f"<title>{escape(' and '.join(curve.label for curve in curves))}</title>"]
+    for row, curve in enumerate(curves):
+        base = _TOP + row * (_ROW + _GAP) + _ROW
+        highest = max((y for _, y in curve.points), default=0.0) or 1.0
+        places = [(_x(x, edges), base - y / highest * _ROW) for x, y in curve.points]
+        path = " ".join(f"{x:.1f},{y:.1f}" for x, y in places)
+        parts += (
+            _line(_LEFT, base - _ROW, _RIGHT, base - _ROW, "--faint", 'stroke-dasharray="2 4"'),
+            _line(_LEFT, base, _RIGHT, base, "--faint"),
+            _text(_LEFT, base - _ROW - 12, f"{highest:.3g}", "start"),
+            _text(_LEFT - 8, base, "0", "end"),
+            _text(_RIGHT, base - _ROW - 12, curve.label, "end", bold=True),
+            f'<polyline fill="none" stroke="var(--good)" stroke-width="2.5" points="{path}"/>',
+        )
+        if curve.dots:
+            parts += (
+                f'<circle cx="{x:.1f}" cy="{y:.1f}" r="4" fill="var(--good)">'
+                f"<title>{axis} {at:g}: {value:.4g}</title></circle>"
+                for (x, y), (at, value) in zip(places, curve.points, strict=True)
+            )
+    if mark is not None:
+        at, words = _x(mark[0], edges), mark[1]
+        parts += (
+            _line(at, 30, at, bottom, "--ink", 'stroke-width="1.5" stroke-dasharray="5 3"'),
+            _text(at, 22, words, "start" if at < (_LEFT + _RIGHT) / 2 else "end"),
+        )
+    for tick in (tick for tick in _ticks(*edges) if tick.is_integer()):
+        at = _x(tick, edges)
+        parts += (
+            _line(at, bottom, at, bottom + 6, "--faint"),
+            _text(at, bottom + 26, f"{tick:g}", "middle"),
+        )
+    parts.append(_text((_LEFT + _RIGHT) / 2, bottom + 54, axis, "middle"))
     return (
         f'<svg viewBox="0 0 800 {bottom + 62}" width="100%" role="img" '
         f'fill="var(--ink)">{"".join(parts)}</svg>'

@@ -14,6 +14,7 @@ MAX_SIDE: Final = 640
 
 _NG_COLOUR: Final = (255, 80, 40)
 _OK_COLOUR: Final = (60, 200, 120)
+_BOX_COLOUR: Final = (255, 255, 255)
 _HEAT_SHARE: Final = 0.65
 """How much of the frame the hottest colour may cover; the part must stay visible below it."""
 
@@ -28,15 +29,24 @@ def annotated(
     green; `heatmap` says what the colours mean.
     """
     picture = heatmap(reduced(pixels, max_side), inspection, threshold)
-    if inspection.zoomed:
-        box = inspection.box.scaled(of=Box.around(pixels), to=Box.around(picture))
-        width = 1 + max(picture.shape) // 250
-        corners = (box.left, box.top), (box.right - 1, box.bottom - 1)
-        # A dark line below the bright one is seen on any background.
-        cv2.rectangle(picture, *corners, (0, 0, 0), width + 2)
-        colour = _NG_COLOUR if inspection.score > threshold else _OK_COLOUR
-        cv2.rectangle(picture, *corners, colour, width)
-    return picture
+    colour = _NG_COLOUR if inspection.score > threshold else _OK_COLOUR
+    return _boxed(picture, pixels, inspection, colour)
+
+
+def attended(pixels: Pixels, inspection: Inspection, *, max_side: int = MAX_SIDE) -> Pixels:
+    """The frame under pass 1's attention and, when pass 2 zoomed in, the box that follows from it.
+
+    Shapes are those of `annotated`. Violet is no attention, yellow the most in this frame: the box
+    is cut relative to that, so each picture has its own scale.
+    """
+    small = _rgb(reduced(pixels, max_side))
+    attention = np.nan_to_num(inspection.attention, posinf=0.0).clip(0)
+    share = attention / max(float(attention.max()), 1e-30)
+    height, width = small.shape[:2]
+    levels = cv2.resize(share.astype(np.float32), (width, height), interpolation=cv2.INTER_LINEAR)
+    shown = cv2.applyColorMap(cv2.convertScaleAbs(levels, alpha=255), cv2.COLORMAP_VIRIDIS)
+    picture = cv2.addWeighted(small, 0.5, cv2.cvtColor(shown, cv2.COLOR_BGR2RGB), 0.5, 0)
+    return _boxed(np.asarray(picture, dtype=np.uint8), pixels, inspection, _BOX_COLOUR)
 
 
 def heatmap(pixels: Pixels, inspection: Inspection, threshold: float) -> Pixels:
@@ -94,6 +104,20 @@ def data_uri(pixels: Pixels, *, max_bytes: int = 65_536, quality: int = 85) -> s
     """`pixels` as a `data:` URI for a page that needs no other file; see `jpeg`."""
     data = jpeg(pixels, max_bytes=max_bytes, quality=quality)
     return "data:image/jpeg;base64," + base64.b64encode(data).decode("ascii")
+
+
+def _boxed(
+    picture: Pixels, pixels: Pixels, inspection: Inspection, colour: tuple[int, int, int]
+) -> Pixels:
+    """`picture`, which shows the frame `pixels`, with pass 2's box drawn in, if it has one."""
+    if inspection.zoomed:
+        box = inspection.box.scaled(of=Box.around(pixels), to=Box.around(picture))
+        width = 1 + max(picture.shape) // 250
+        corners = (box.left, box.top), (box.right - 1, box.bottom - 1)
+        # A dark line below the bright one is seen on any background.
+        cv2.rectangle(picture, *corners, (0, 0, 0), width + 2)
+        cv2.rectangle(picture, *corners, colour, width)
+    return picture
 
 
 def _rgb(pixels: Pixels) -> Pixels:

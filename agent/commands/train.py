@@ -12,11 +12,12 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
-from engine.errors import ConfigurationError
+from engine.errors import AtacError, ConfigurationError
 
 if TYPE_CHECKING:
+    from engine.bundle import Bundle
     from train.backbone import PretrainedWeights
-    from train.datasets import Split
+    from train.datasets import Source, Split
     from train.fit import Epoch
     from train.profile import Profile
 
@@ -74,8 +75,9 @@ def train(
 
     Example: agent train --data mvtec_bottle --out bottle --backbone-weights resnet50-0676ba61.pth
 
-    Writes a bundle with the fp32 network. Then: agent export for fp16 and int8, agent calibrate
-    for the threshold. Ctrl-C loses one epoch at most: --resume goes on.
+    Writes a bundle with the fp32 network, and into it training.html: curves, scores, pictures, and
+    what to collect next. Then: agent export for fp16 and int8, agent calibrate for the threshold.
+    Ctrl-C loses one epoch at most: --resume goes on.
     """
     require_training_packages("agent train")
     from train.datasets import find_source
@@ -110,10 +112,12 @@ def train(
             raise
 
     record = bundle.manifest.training
+    report = _report(bundle, source, history)
     if as_json:
         answer = {
             "bundle": str(bundle.path),
             "id": bundle.id,
+            "report": None if report is None else str(report),
             "epochs": [
                 asdict(epoch)
                 | {"separation": None if math.isnan(epoch.separation) else epoch.separation}
@@ -127,8 +131,22 @@ def train(
         f"Trained on {record.good} good and {record.defective} defective images in "
         f"{record.seconds:.0f} s; last loss {record.final_loss:.3g}."
     )
-    typer.echo(f"Written: {bundle.path} (id {bundle.id[:12]})")
+    pages = "" if report is None else f" and {report}"
+    typer.echo(f"Written: {bundle.path} (id {bundle.id[:12]}){pages}")
     typer.echo(f"Next: agent calibrate --bundle {bundle.path} --good DIR")
+
+
+def _report(bundle: "Bundle", source: "Source", history: "list[Epoch]") -> Path | None:
+    """Write the page; the bundle stands without it, so a failure is told and None returned."""
+    from train.report import REPORT, examine, write_report
+
+    path = bundle.path / REPORT
+    try:
+        write_report(path, examine(bundle, source, history), source)
+    except AtacError as error:
+        sys.stderr.write(f"WARNING: no {REPORT}, but the bundle is whole: {error}\n")
+        return None
+    return path
 
 
 def require_training_packages(command: str) -> None:

@@ -4,7 +4,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from engine.page import bins, counts, histogram_svg, page
+from engine.page import Curve, bins, counts, curves_svg, histogram_svg, page
 
 SCORES = st.lists(st.floats(-1e9, 1e9), max_size=40)
 
@@ -47,6 +47,48 @@ def test_mistakes_have_their_own_colour() -> None:
         ("1 good", "var(--wrong)"),
         ("3 good", "var(--good)"),
     ]
+
+
+POINTS = st.lists(st.tuples(st.floats(0, 30), st.floats(0, 1e9)), max_size=40)
+
+
+@given(points=POINTS, end=st.integers(1, 500), mark=st.floats(0, 1))
+def test_all_curves_are_xml_inside_their_frame(
+    points: list[tuple[float, float]], end: int, mark: float
+) -> None:
+    inside = [(min(x, end), y) for x, y in sorted(points)]
+    svg = ET.fromstring(
+        curves_svg(
+            [Curve(label="a & b", points=inside, dots=True), Curve(label="rate", points=inside)],
+            end=float(end),
+            axis="epoch",
+            mark=(mark * end, "here <"),
+        )
+    )
+    _, _, width, height = map(float, svg.attrib["viewBox"].split())
+    first, second = svg.iter("polyline")
+    for line in (first, second):
+        for place in line.attrib["points"].split():
+            x, y = map(float, place.split(","))
+            assert 0 <= x <= width
+            assert 0 <= y <= height
+    assert len(list(svg.iter("circle"))) == len(points)
+    words = [text.text for text in svg.iter("text")]
+    assert {"a & b", "rate", "here <", "epoch"} <= set(words)
+
+
+def test_a_curve_begins_and_ends_where_its_axes_do() -> None:
+    curve = Curve(label="loss", points=[(0.0, 8.0), (4.0, 0.0)])
+    svg = ET.fromstring(curves_svg([curve], end=4.0, axis="epoch"))
+    [line] = svg.iter("polyline")
+    (left, top), (right, base) = (
+        tuple(map(float, place.split(","))) for place in line.attrib["points"].split()
+    )
+    frame = [rule.attrib for rule in svg.iter("line")][:2]
+    assert [float(rule["y1"]) for rule in frame] == [top, base]
+    assert [float(frame[1][end]) for end in ("x1", "x2")] == [left, right]
+    ticks = [text.text for text in svg.iter("text") if text.attrib["text-anchor"] == "middle"]
+    assert ticks == ["0", "1", "2", "3", "4", "epoch"]
 
 
 @pytest.mark.parametrize("title", ["plain", "<script>alert('x')</script>", 'a & "b"'])

@@ -8,7 +8,7 @@ from PIL import Image
 
 from engine.errors import ImageError
 from engine.frame import Box, Inspection, Pixels, StageTimes
-from engine.picture import annotated, data_uri, heatmap, jpeg, reduced
+from engine.picture import annotated, attended, data_uri, heatmap, jpeg, reduced
 from tests.tiny_bundle import good_part
 
 TIMES = StageTimes(view_1=0, pass_1=0, attention=0, view_2=0, pass_2=0)
@@ -89,11 +89,31 @@ def test_a_large_frame_is_reduced_and_its_box_with_it() -> None:
     assert changed.min(axis=0) == pytest.approx([125, 250], abs=4)
 
 
+def test_attention_is_brightest_where_the_network_looked_and_has_its_box() -> None:
+    pixels = np.full((480, 640), 128, np.uint8)
+    attention = np.zeros((8, 8), np.float32)
+    attention[1, 6] = 0.01  # however little: the box is cut relative to the most
+    box = Box(left=400, top=20, right=600, bottom=160)
+    found = attended(pixels, replace(CALM, attention=attention, box=box, zoomed=True))
+    yellow, violet = found[90, 520].astype(int), found[400, 100].astype(int)
+    assert yellow[0] > yellow[2] + 40
+    assert violet[2] > violet[1] + 20
+    assert (found[20, 500] == 255).all()
+    assert (pixels == 128).all()
+
+
+@pytest.mark.parametrize("value", [0.0, -1.0, np.inf, np.nan])
+def test_attention_that_says_nothing_still_has_a_picture(value: float) -> None:
+    empty = np.full((8, 8), value, np.float32)
+    assert attended(good_part(0), replace(CALM, attention=empty)).shape == (80, 96, 3)
+
+
 def test_the_frame_itself_is_not_drawn_on() -> None:
     pixels = good_part(0)
     before = pixels.copy()
     box = Box(left=10, top=10, right=30, bottom=30)
     annotated(pixels, replace(hot(9.0), box=box, zoomed=True), 2.0)
+    attended(pixels, replace(hot(9.0), box=box, zoomed=True))
     assert np.array_equal(pixels, before)
 
 
@@ -101,9 +121,9 @@ def test_the_frame_itself_is_not_drawn_on() -> None:
 def test_odd_frames_have_pictures(shape: tuple[int, ...]) -> None:
     pixels = np.full(shape, 9, np.uint8)
     seen = replace(hot(9.0), box=Box(left=0, top=0, right=1, bottom=1), zoomed=True)
-    found = annotated(pixels, seen, 2.0)
-    assert found.ndim == 3
-    assert max(found.shape[:2]) <= 640
+    for found in (annotated(pixels, seen, 2.0), attended(pixels, seen)):
+        assert found.ndim == 3
+        assert max(found.shape[:2]) <= 640
 
 
 def test_reducing_keeps_the_shape_and_never_enlarges() -> None:
