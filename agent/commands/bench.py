@@ -33,7 +33,8 @@ def bench(
         typer.Option(help="What runs the network."),
     ] = "auto",
     precision: Annotated[
-        Literal["fp32", "fp16", "int8"], typer.Option(help="Which network of the bundle.")
+        Literal["fp32", "fp16", "int8", "int8_symmetric"],
+        typer.Option(help="Which network of the bundle."),
     ] = "fp32",
     compare: Annotated[
         bool, typer.Option("--compare", help="Measure every backend and precision, name the best.")

@@ -26,7 +26,8 @@ def evaluate(
         Path | None, typer.Option(help="Folder of defective parts, beside --good.")
     ] = None,
     precision: Annotated[
-        Literal["fp32", "fp16", "int8"], typer.Option(help="Which network of the bundle.")
+        Literal["fp32", "fp16", "int8", "int8_symmetric"],
+        typer.Option(help="Which network of the bundle."),
     ] = "fp32",
     as_json: Annotated[bool, typer.Option("--json", help="Print the result as JSON.")] = False,
 ) -> None:
