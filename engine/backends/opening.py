@@ -21,7 +21,7 @@ def open_backend(
 
     Raises `BackendError` when the backend cannot be used and no `fallback` is named; with one,
     the reason is logged as a warning. Nothing falls back by itself: a line that was planned for a
-    GPU may be too slow without it. `auto` is what has been proven on any CPU: ONNX Runtime (ADR 13).
+    GPU may be too slow without it. `auto` is what is proven on any CPU: ONNX Runtime (ADR 13).
     """
     if backend == "auto":
         backend = "onnxruntime"
