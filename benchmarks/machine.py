@@ -11,17 +11,9 @@ _LIBRARIES = ("numpy", "onnxruntime", "opencv-python-headless", "paho-mqtt", "pi
 
 def described() -> dict[str, object]:
     """Processor, cores, memory, versions and commit of this run."""
-    cpu = next(
-        (
-            line.partition(":")[2].strip()
-            for line in Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
-            if line.startswith("model name")
-        ),
-        platform.processor(),
-    )
     flags = Path("/proc/cpuinfo").read_text(encoding="utf-8")
     return {
-        "cpu": cpu,
+        "cpu": processor(),
         "cores": os.cpu_count(),
         "vector": [
             name for name in ("avx2", "avx512f", "avx512_vnni", "amx_int8") if name in flags
@@ -30,7 +22,22 @@ def described() -> dict[str, object]:
         "system": platform.platform(),
         "python": platform.python_version(),
         "versions": {name: version(name) for name in _LIBRARIES},
-        "commit": subprocess.run(
-            ["git", "describe", "--always", "--dirty"], capture_output=True, text=True, check=True
-        ).stdout.strip(),
+        "commit": commit(),
     }
+
+
+def processor() -> str:
+    return next(
+        (
+            line.partition(":")[2].strip()
+            for line in Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
+            if line.startswith("model name")
+        ),
+        platform.processor(),
+    )
+
+
+def commit() -> str:
+    return subprocess.run(
+        ["git", "describe", "--always", "--dirty"], capture_output=True, text=True, check=True
+    ).stdout.strip()

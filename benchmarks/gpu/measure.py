@@ -1,0 +1,440 @@
+"""What `benchmarks.gpu.run` measures, once everything it needs can be imported.
+
+Each part stands alone: one that fails leaves its reason in the results and the others go on.
+
+    machine     GPU, driver, versions, commit
+    runtimes    TensorRT, TensorRT-RTX and torch, each tried once; a refusal is an answer
+    kernels     views, boxes and scores of the device beside engine.view, engine.attention, …
+    verdicts    the whole inspection on the device beside ONNX Runtime fp32
+    latency     one frame at a time, p50, p95, p99; beside it, in turns, the naive route: views on
+                the CPU, two synchronous calls, the crop on the host
+    stages      what each stage takes alone, and what share of bare_rate the whole reaches
+    cameras     frames of several cameras together
+    floors      the least that arithmetic, memory and the bus allow, with ceilings measured here
+"""
+
+import argparse
+import json
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from contextlib import ExitStack
+from dataclasses import asdict
+from importlib import import_module
+from importlib.metadata import PackageNotFoundError, version
+from itertools import product
+from pathlib import Path
+from typing import Any
+
+import cv2
+import numpy as np
+
+from agent.cameras.conveyor import part
+from benchmarks.machine import commit, processor
+from calibration.record import read_calibration
+from engine.attention import attention_box
+from engine.backends import Backend
+from engine.backends.cuda_driver import probe_gpu
+from engine.backends.device_inspector import DeviceInspector, Form, geometry_of
+from engine.backends.onnxruntime_backend import OnnxRuntimeBackend
+from engine.backends.tensorrt_backend import TensorRtBackend, TensorRtNetwork, open_plan
+from engine.build import ensure_plan, find_tensorrt
+from engine.bundle import Bundle, open_bundle
+from engine.errors import AtacError, CalibrationError
+from engine.frame import Box, Pixels
+from engine.image import images_below, read_image
+from engine.inspector import TwoPassInspector
+from engine.parity import compared, provisional_threshold
+from engine.score import top_k_mean
+from engine.view import view, zoomed
+
+_FRAMES = {
+    "0.3 MP": (640, 480),
+    "1.3 MP": (1280, 1024),
+    "5 MP": (2592, 1944),
+    "20 MP": (5472, 3648),
+}
+_DRY_FRAMES = {"small": (96, 80), "odd": (131, 97)}
+_FORMS: tuple[Form, ...] = ("mono", "bayer_rggb", "rgb")
+_CAMERAS = (1, 4, 16, 64)
+_PARTS = 40
+_PACKAGES = (
+    *("numpy", "opencv-python-headless", "pillow", "onnxruntime", "torch", "pycuda"),
+    *("tensorrt", "tensorrt-rtx-cu13", "nvidia-cuda-nvrtc"),
+)
+
+Results = dict[str, Any]
+
+
+class Bench:
+    """The bundle, its frames, and the networks that were found to run here."""
+
+    def __init__(self, options: argparse.Namespace, plans: Path) -> None:
+        self.bundle: Bundle = open_bundle(options.bundle)
+        self.plans = plans
+        self.dry: bool = options.dry
+        self.images: Path | None = options.images
+        self.repeats: int = 2 if options.dry else options.repeats
+        self.frames = _DRY_FRAMES if options.dry else _FRAMES
+        self.parts = [part(0, number, 0.3).pixels for number in range(2 if self.dry else _PARTS)]
+        if self.dry:
+            self.parts = [cv2.resize(each, (160, 120)) for each in self.parts]
+        self.opening: Callable[[], Any] | None = None
+        self.backend: Callable[[], Backend] | None = None
+        self.network = "none"
+
+    def inspector(self) -> DeviceInspector:
+        """The whole inspection on the device, over the fastest network found."""
+        if self.opening is None:
+            raise RuntimeError("no network runs on this device; see runtimes")
+        return DeviceInspector(self.opening, self.bundle.manifest, self.bundle.manifest.network)
+
+    def naive(self) -> Backend:
+        """The same network, called twice and waited for each time."""
+        if self.backend is None:
+            raise RuntimeError("no network runs on this device; see runtimes")
+        return self.backend()
+
+    def frame(self, size: tuple[int, int], form: Form, number: int = 0) -> Pixels:
+        """A generated part at this size; a Bayer frame is read off its colours."""
+        rgb = cv2.resize(self.parts[number % len(self.parts)], size, interpolation=cv2.INTER_CUBIC)
+        if form == "rgb":
+            return rgb
+        if form == "mono":
+            return cv2.cvtColor(rgb, cv2.COLOR_RGB2GRAY)
+        raw = np.empty(rgb.shape[:2], np.uint8)
+        for row, column, channel in ((0, 0, 0), (0, 1, 1), (1, 0, 1), (1, 1, 2)):
+            raw[row::2, column::2] = rgb[row::2, column::2, channel]
+        return raw
+
+
+def main(options: argparse.Namespace) -> None:
+    with ExitStack() as stack:
+        plans = Path(stack.enter_context(tempfile.TemporaryDirectory()))
+        if options.dry:
+            # The stand-ins belong to the tests; a GPU machine needs none.
+            stack.enter_context(import_module("benchmarks.gpu.stand_ins").stand_ins())
+        bench = Bench(options, plans)
+        results: Results = {
+            "command": "python3 -m benchmarks.gpu.run",
+            "dry": options.dry,
+            "machine": tried(machine),
+        }
+        if options.dry:
+            results["note"] = "stand-ins on a CPU: the figures say nothing about any GPU"
+        for name, measure in (
+            ("runtimes", runtimes),
+            ("kernels", kernels),
+            ("verdicts", verdicts),
+            ("latency", latency),
+            ("stages", stages),
+            ("cameras", cameras),
+            ("floors", floors),
+        ):
+            begun = time.perf_counter()
+            results[name] = tried(measure, bench)
+            print(f"{name}: {time.perf_counter() - begun:.1f} s", file=sys.stderr)
+    text = json.dumps(results, indent=2)
+    print(text)
+    if options.out:
+        options.out.write_text(f"{text}\n", encoding="utf-8")
+
+
+def tried(measure: Callable[..., Any], *arguments: object) -> Any:
+    """What `measure` finds, or why it finds nothing."""
+    try:
+        return measure(*arguments)
+    except AtacError as error:
+        return {"refused": str(error)}
+    except Exception as error:  # noqa: BLE001 - the other parts are to go on, whatever this was
+        return {"failed": f"{type(error).__name__}: {str(error).strip()[:500]}"}
+
+
+def machine() -> Results:
+    gpu = tried(lambda: asdict(probe_gpu()))
+    return {
+        "gpu": gpu,
+        "cpu": processor(),
+        "python": sys.version.split()[0],
+        "versions": {name: _version(name) for name in _PACKAGES},
+        "commit": tried(commit),
+    }
+
+
+def runtimes(bench: Bench) -> Results:
+    """What can run the network here; the last one that can is what everything else uses."""
+    found: Results = {}
+    for precision in ("fp32", "fp16"):
+        if precision in bench.bundle.manifest.networks:
+            found[f"tensorrt {precision}"] = tried(_tensorrt, bench, precision)
+        found[f"torch {precision}"] = tried(_torch, bench, precision)
+    found["used"] = bench.network
+    return found
+
+
+def _tensorrt(bench: Bench, precision: Any) -> Results:
+    """Build a plan and run it once: TensorRT where it is, else TensorRT-RTX."""
+    bundle = bench.bundle
+    gpu = probe_gpu()
+    runtime = find_tensorrt()
+    begun = time.perf_counter()
+    ensure_plan(bench.plans, bundle, precision, gpu=gpu, tensorrt=runtime)
+    built = time.perf_counter() - begun
+
+    def opened() -> Backend:
+        return TensorRtBackend(bundle, precision=precision, plans=bench.plans, gate=False)
+
+    answer = {
+        "runtime": f"{runtime.name} {runtime.version}",
+        "build_s": built,
+        "max_difference": _difference(bench, opened),
+    }
+    plan, _, name = open_plan(bundle, precision, plans=bench.plans, gate=False)
+    network = bundle.manifest.network
+    bench.opening = lambda: TensorRtNetwork(plan, runtime, network, name)
+    bench.backend, bench.network = opened, name
+    return answer
+
+
+def _torch(bench: Bench, precision: Any) -> Results:
+    """torch-CUDA, where TensorRT has not taken its place."""
+    reference = import_module("train.cuda_reference")
+
+    def opened() -> Backend:
+        return reference.CudaReference(bench.bundle, precision=precision)
+
+    answer = {"max_difference": _difference(bench, opened)}
+    if bench.network == "none" or bench.network.startswith("torch"):
+        bench.opening = lambda: reference.TorchDeviceNetwork(bench.bundle, precision=precision)
+        bench.backend, bench.network = opened, f"torch {precision}"
+    return answer
+
+
+def _difference(bench: Bench, opened: Callable[[], Backend]) -> dict[str, float]:
+    """The largest difference of the two maps from ONNX Runtime's fp32, for 1 and for 3 views."""
+    spec = bench.bundle.manifest.view
+    views = np.stack([view(each, Box.around(each), spec) for each in bench.parts[:3]])
+    found = {"score_map": 0.0, "attention": 0.0}
+    with opened() as backend, OnnxRuntimeBackend(bench.bundle) as oracle:
+        for some in (views[:1], views):
+            here, there = backend.run(some), oracle.run(some)
+            for name, before in found.items():
+                apart = float(np.abs(getattr(here, name) - getattr(there, name)).max())
+                found[name] = max(before, apart)
+    return found
+
+
+def kernels(bench: Bench) -> Results:
+    """The same stages by kernels and by the engine, from what the device itself saw and said."""
+    manifest = bench.bundle.manifest
+    found: Results = {}
+    with bench.inspector() as inspector:
+        for (name, size), form in product(bench.frames.items(), ("mono", "rgb")):
+            pixels = bench.frame(size, form, 1)
+            first, second = inspector.views(pixels)
+            said = inspector.inspect(pixels)
+            whole = view(pixels, Box.around(pixels), manifest.view)
+            box = attention_box(said.attention, manifest.view.box, manifest.crop)
+            closer = zoomed(pixels, whole, box, manifest.view)[0] if said.zoomed else second
+            score = top_k_mean(said.score_map, manifest.score.top_k)
+            found[f"{name} {form}"] = {
+                "view_1": _apart(first, whole),
+                "view_2": _apart(second, closer),
+                "zoomed": said.zoomed,
+                "box_equal": said.box == box.scaled(of=manifest.view.box, to=Box.around(pixels)),
+                "score_difference": abs(said.pass_scores[0] - score),
+            }
+        raw = bench.frame(next(iter(bench.frames.values())), "bayer_rggb", 1)
+        rgb = cv2.cvtColor(raw, cv2.COLOR_BayerRGGB2RGB)
+        (here,), there = inspector.inspect_all([raw], ["bayer_rggb"]), inspector.inspect(rgb)
+        found["bayer_equals_rgb"] = here.score == there.score
+        blank = np.full((120, 160), 90, np.uint8)
+        alone = [inspector.inspect(blank) for _ in range(2)]
+        found["repeatable"] = alone[0].score == alone[1].score
+        found["skipped_pass_2_is_pass_1"] = [
+            each.pass_scores[0] == each.pass_scores[1] for each in alone if not each.zoomed
+        ]
+    return found
+
+
+def _apart(found: Pixels, wanted: Pixels) -> Results:
+    apart = np.abs(found.astype(int) - wanted.astype(int))
+    return {
+        "equal": float((apart == 0).mean()),
+        "within_1": float((apart <= 1).mean()),
+        "worst": int(apart.max()),
+    }
+
+
+def verdicts(bench: Bench) -> Results:
+    """The whole inspection beside ONNX Runtime fp32 with views on the host."""
+    files = images_below(bench.images) if bench.images else []
+    pictures = [read_image(file) for file in files] or bench.parts
+    names = [str(file) for file in files] or [f"generated part {i}" for i in range(len(pictures))]
+    with OnnxRuntimeBackend(bench.bundle) as oracle:
+        reference = TwoPassInspector(oracle, bench.bundle.manifest)
+        expected = [reference.inspect(pixels) for pixels in pictures]
+        name = oracle.name
+    with bench.inspector() as inspector:
+        found = [inspector.inspect(pixels) for pixels in pictures]
+    try:
+        threshold = read_calibration(bench.bundle, precision="fp32").calibration.threshold
+        calibrated = True
+    except CalibrationError:
+        threshold = provisional_threshold([each.score for each in expected], [])
+        calibrated = False
+    parity = compared(
+        expected,
+        found,
+        names,
+        compared_with=name,
+        threshold=threshold,
+        threshold_from="calibration" if calibrated else "these images",
+    )
+    return {"real_images": bool(files), "flips": len(parity.flips), "told": parity.told}
+
+
+def latency(bench: Bench) -> Results:
+    """Both routes over the same frames, in turns of ten."""
+    found: Results = {}
+    with bench.inspector() as device, bench.naive() as backend:
+        host = TwoPassInspector(backend, bench.bundle.manifest)
+        for (name, size), form in product(bench.frames.items(), _FORMS):
+            raw = bench.frame(size, form, 1)
+            found[f"{name} {form}"] = tried(_both_ways, bench, device, host, raw, form)
+    return found
+
+
+def _both_ways(
+    bench: Bench, device: DeviceInspector, host: TwoPassInspector, raw: Pixels, form: Form
+) -> Results:
+    def naive() -> object:
+        seen = cv2.cvtColor(raw, cv2.COLOR_BayerRGGB2RGB) if form.startswith("bayer") else raw
+        return host.inspect(seen)
+
+    ways = {"device": lambda: device.inspect_all([raw], [form]), "naive": naive}
+    times: dict[str, list[float]] = {name: [] for name in ways}
+    for way in ways.values():
+        for _ in range(min(20, bench.repeats)):
+            way()
+    turn = min(10, bench.repeats)
+    for _ in range(-(-bench.repeats // turn)):
+        for name, way in ways.items():
+            times[name] += _timed(way, turn)
+    found: Results = {name: _percentiles(each) for name, each in times.items()}
+    found["zoomed"] = device.inspect_all([raw], [form])[0].zoomed
+    found["p99_over_p50"] = found["device"]["p99_ms"] / found["device"]["p50_ms"]
+    found["times_faster"] = found["naive"]["p50_ms"] / found["device"]["p50_ms"]
+    return found
+
+
+def stages(bench: Bench) -> Results:
+    """Each stage alone, and the whole beside the bare network: two passes, nothing else."""
+    found: Results = {}
+    with bench.inspector() as inspector:
+        for (name, size), form in product(bench.frames.items(), _FORMS):
+            raw = bench.frame(size, form, 1)
+            seconds = inspector.stage_seconds([geometry_of(raw, form)], bench.repeats)
+            whole = _percentiles(
+                _timed(
+                    lambda raw=raw, form=form: inspector.inspect_all([raw], [form]), bench.repeats
+                )
+            )
+            sum_s = sum(seconds.values())
+            bare_s = seconds["pass_1"] + seconds["pass_2"]
+            found[f"{name} {form}"] = {
+                "ms": {stage: 1e3 * each for stage, each in seconds.items()},
+                "share": {stage: each / sum_s for stage, each in seconds.items()},
+                "of_bare_rate": 1e3 * bare_s / whole["p50_ms"],
+            }
+    return found
+
+
+def cameras(bench: Bench) -> Results:
+    """Frames of several cameras together, mono, one size each."""
+    found: Results = {}
+    with bench.inspector() as inspector:
+        for name, size in bench.frames.items():
+            if name == "20 MP":
+                continue  # 64 of them are more pinned memory than a line has
+            for count in _CAMERAS[: 2 if bench.dry else None]:
+                frames = [bench.frame(size, "mono", number) for number in range(count)]
+                found[f"{name} × {count}"] = tried(_together, inspector, frames, bench.repeats)
+    return found
+
+
+def _together(inspector: DeviceInspector, frames: list[Pixels], repeats: int) -> Results:
+    inspector.inspect_all(frames)
+    times = _timed(lambda: inspector.inspect_all(frames), max(3, repeats // len(frames)))
+    return _percentiles(times) | {"frames_per_s": len(frames) * len(times) / sum(times)}
+
+
+def floors(bench: Bench) -> Results:
+    """The least time of two passes and one upload, from ceilings measured on this device."""
+    torch = import_module("torch")
+    counting = import_module("torch.utils.flop_counter").FlopCounterMode(display=False)
+    side = bench.bundle.manifest.network.side
+    network = import_module("train.export").load_network(bench.bundle)
+    with counting as counter, torch.inference_mode():
+        network(torch.zeros(1, side, side, 3, dtype=torch.uint8))
+    flops = counter.get_total_flops()
+    weights = sum(each.numel() for each in network.parameters()) * 2  # fp16
+    found: Results = {"pass_gflop": flops / 1e9, "weights_mb": weights / 1e6}
+    if not torch.cuda.is_available():
+        return found | {"ceilings": "torch finds no GPU"}
+    size = 8192
+    matrix = torch.randn(size, size, device="cuda", dtype=torch.float16)
+    large = torch.empty(1 << 30, dtype=torch.uint8, device="cuda")
+    copy = torch.empty_like(large)
+    pinned = torch.empty(1 << 27, dtype=torch.uint8, pin_memory=True)
+    tflops = 2 * size**3 / _device_seconds(torch, lambda: matrix @ matrix) / 1e12
+    memory = 2 * len(large) / _device_seconds(torch, lambda: copy.copy_(large)) / 1e9
+    up = (
+        len(pinned)
+        / _device_seconds(torch, lambda: large[: len(pinned)].copy_(pinned, non_blocking=True))
+        / 1e9
+    )
+    passes = 2 * max(flops / (tflops * 1e12), weights / (memory * 1e9))
+    return found | {
+        "fp16_tflops": tflops,
+        "memory_gb_s": memory,
+        "upload_gb_s": up,
+        "two_passes_ms": 1e3 * passes,
+        "floor_ms": {
+            name: 1e3 * (passes + width * height / (up * 1e9))
+            for name, (width, height) in bench.frames.items()
+        },
+    }
+
+
+def _device_seconds(torch: Any, work: Callable[[], object], repeats: int = 10) -> float:
+    for _ in range(3):
+        work()
+    torch.cuda.synchronize()
+    begun = time.perf_counter()
+    for _ in range(repeats):
+        work()
+    torch.cuda.synchronize()
+    return (time.perf_counter() - begun) / repeats
+
+
+def _timed(work: Callable[[], object], repeats: int) -> list[float]:
+    times = []
+    for _ in range(repeats):
+        begun = time.perf_counter()
+        work()
+        times.append(time.perf_counter() - begun)
+    return times
+
+
+def _percentiles(seconds: list[float]) -> Results:
+    p50, p95, p99 = np.percentile(seconds, (50, 95, 99)) * 1e3
+    return {"p50_ms": p50, "p95_ms": p95, "p99_ms": p99, "count": len(seconds)}
+
+
+def _version(name: str) -> str | None:
+    try:
+        return version(name)
+    except PackageNotFoundError:
+        return None
