@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from engine.backends import Maps as OutputMaps
-from engine.backends import NetworkOutput
+from engine.backends import NetworkOutput, require_views
 from engine.backends.cuda_graph import Graph
 from engine.build import MAX_BATCH
 from engine.bundle import Bundle
@@ -58,11 +58,7 @@ class CudaReference:
         return 1
 
     def run(self, views: Pixels) -> NetworkOutput:
-        side = self._side
-        if views.dtype != np.uint8 or views.shape[1:] != (side, side, 3) or not len(views):
-            raise BackendError(
-                f"{self._name} takes uint8 (N, {side}, {side}, 3), not {views.dtype} {views.shape}"
-            )
+        require_views(views, self._side, self._name)
         try:
             with torch.inference_mode():
                 turns = [
@@ -72,10 +68,7 @@ class CudaReference:
         except RuntimeError as error:  # torch's own, also for CUDA and for memory
             said = str(error).strip().splitlines()[0]
             raise BackendError(f"{self._name} failed on {views.shape}: {said}") from error
-        score_maps, attentions = zip(*turns, strict=True)
-        return NetworkOutput(
-            score_map=np.concatenate(score_maps), attention=np.concatenate(attentions)
-        )
+        return NetworkOutput.joined(turns)
 
     def __enter__(self) -> Self:
         return self

@@ -1,5 +1,6 @@
 """Runtimes that can run a bundle's network. All differ in one method only."""
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 from types import TracebackType
 from typing import Final, Literal, Protocol, Self
@@ -7,12 +8,13 @@ from typing import Final, Literal, Protocol, Self
 import numpy as np
 import numpy.typing as npt
 
+from engine.errors import BackendError
 from engine.frame import Pixels
 
 Maps = npt.NDArray[np.float32]
 
 BackendName = Literal["auto", "onnxruntime", "openvino", "tensorrt"]
-"""`auto` is OpenVINO where it is installed, else ONNX Runtime."""
+"""`auto` is ONNX Runtime (ADR 13)."""
 FallbackName = Literal["onnxruntime"]
 """What may take over where the backend asked for cannot be used."""
 
@@ -29,6 +31,20 @@ class NetworkOutput:
 
     score_map: Maps
     attention: Maps
+
+    @classmethod
+    def joined(cls, turns: Iterable[tuple[Maps, Maps]]) -> Self:
+        """Score maps and attention maps of several turns, at least one, one after the other."""
+        score_maps, attentions = zip(*turns, strict=True)
+        return cls(score_map=np.concatenate(score_maps), attention=np.concatenate(attentions))
+
+
+def require_views(views: Pixels, side: int, name: str) -> None:
+    """Raise `BackendError` for what is not uint8 `(N, side, side, 3)`, N ≥ 1; `name` says who."""
+    if views.dtype != np.uint8 or views.shape[1:] != (side, side, 3) or not len(views):
+        raise BackendError(
+            f"{name} takes uint8 (N, {side}, {side}, 3), not {views.dtype} {views.shape}"
+        )
 
 
 class Backend(Protocol):

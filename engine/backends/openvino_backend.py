@@ -13,7 +13,7 @@ from typing import Any, Final, Self
 
 import numpy as np
 
-from engine.backends import MOST_LANES, Maps, NetworkOutput
+from engine.backends import MOST_LANES, Maps, NetworkOutput, require_views
 from engine.bundle import Bundle, Precision, replace_file, sha256
 from engine.errors import BackendError
 from engine.frame import Pixels
@@ -73,11 +73,7 @@ class OpenVinoBackend:
         return self._lanes
 
     def run(self, views: Pixels) -> NetworkOutput:
-        if views.dtype != np.uint8 or views.shape[1:] != (self._side, self._side, 3):
-            raise BackendError(
-                f"{self._name} takes uint8 (N, {self._side}, {self._side}, 3), "
-                f"not {views.dtype} {views.shape}"
-            )
+        require_views(views, self._side, self._name)
         request = self._free.get()
         try:
             with _explained(f"{self._name} failed on {views.shape}"):
@@ -85,10 +81,7 @@ class OpenVinoBackend:
                 outputs = [_inferred(request, view[None]) for view in views]
         finally:
             self._free.put(request)
-        score_maps, attentions = zip(*outputs, strict=True)
-        return NetworkOutput(
-            score_map=np.concatenate(score_maps), attention=np.concatenate(attentions)
-        )
+        return NetworkOutput.joined(outputs)
 
     def __enter__(self) -> Self:
         return self

@@ -9,7 +9,7 @@ from typing import Any, Final, Self
 
 import numpy as np
 
-from engine.backends import Maps, NetworkOutput
+from engine.backends import Maps, NetworkOutput, require_views
 from engine.backends.cuda_context import CudaContext
 from engine.backends.cuda_driver import load_driver, probe_gpu
 from engine.backends.cuda_graph import DriverGraph, Graph
@@ -127,20 +127,13 @@ class TensorRtBackend:
         return 1
 
     def run(self, views: Pixels) -> NetworkOutput:
-        side = self._network.side
-        if views.dtype != np.uint8 or views.shape[1:] != (side, side, 3) or not len(views):
-            raise BackendError(
-                f"{self._name} takes uint8 (N, {side}, {side}, 3), not {views.dtype} {views.shape}"
-            )
+        require_views(views, self._network.side, self._name)
         with self._gpu.explained(f"failed on {views.shape}"), self._gpu.current():
             turns = [
                 self._turn(views[start : start + MAX_BATCH])
                 for start in range(0, len(views), MAX_BATCH)
             ]
-        score_maps, attentions = zip(*turns, strict=True)
-        return NetworkOutput(
-            score_map=np.concatenate(score_maps), attention=np.concatenate(attentions)
-        )
+        return NetworkOutput.joined(turns)
 
     def __enter__(self) -> Self:
         return self
