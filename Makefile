@@ -66,7 +66,7 @@ clean:
 # What runs on a device: neither torch nor a test tool.
 $(VENV)/installed-run: $(VENV)/made pyproject.toml constraints.txt
 	@echo "Installing the agent into $(VENV)"
-	@$(INSTALL_PRODUCT) '.[cpu,demo]'
+	@$(INSTALL_PRODUCT) '.[demo]'
 	@touch $@
 
 $(VENV)/installed-all: $(VENV)/made pyproject.toml constraints.txt
