@@ -15,7 +15,7 @@ import shutil
 import time
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Executor, ThreadPoolExecutor
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from itertools import islice
 from pathlib import Path
 from typing import Final, NamedTuple
@@ -58,6 +58,7 @@ from train.network import AtacNet, Maps, TorchBackend
 from train.profile import PROFILE_JSON, Profile
 
 CHECKPOINT: Final = "checkpoint.safetensors"
+_CHECKPOINT_FORM: Final = b"2"  # another one is another training's
 _SAME_DONOR: Final = 0.5  # chance that a pseudo-defect is made of the image itself (D19)
 _FEATURES_LIMIT: Final = 2 << 30  # bytes of a frozen trunk's features kept in memory
 _WATCHED: Final = 16  # held-out good images looked at now and then
@@ -208,9 +209,9 @@ def fit(
     """Train on `split` as `profile` says; the trunk starts from `weights`, or from scratch.
 
     `method` is ATAC-Net's unless another is given (`train.rivals`). `run_folder` receives the
-    state after every epoch; `resume` goes on from there. Raises
-    `TrainingError` when the loss is no longer a number, `ConfigurationError` when a checkpoint
-    belongs to another training.
+    state after every epoch; `resume` goes on from there, and tells `on_epoch` of the epochs before
+    first. Raises `TrainingError` when the loss is no longer a number, `ConfigurationError` when a
+    checkpoint belongs to another training.
     """
     method = method or ATAC_NET
     device = deterministic(seed)
@@ -224,10 +225,15 @@ def fit(
     checkpoint = _Checkpoint(
         run_folder / CHECKPOINT,
         identity=sha256(
-            PROFILE_JSON.dump_json(profile) + SPLIT_JSON.dump_json(split) + str(seed).encode()
+            _CHECKPOINT_FORM
+            + PROFILE_JSON.dump_json(profile)
+            + SPLIT_JSON.dump_json(split)
+            + str(seed).encode()
         ),
     )
-    first, loss, seconds = checkpoint.load(network, optimiser) if resume else (0, math.nan, 0.0)
+    history = checkpoint.load(network, optimiser) if resume else []
+    for past in history:
+        on_epoch(past)
 
     images = TrainingImages(source, split)
     defects = Defects(images, profile, seed=seed)
@@ -246,7 +252,7 @@ def fit(
                 reference_mean=reference.reference_mean + norm.mean * reference.reference_std,
             )
         watch = _Watch(source, split, profile, scoring)
-        for epoch in range(first, profile.epochs):
+        for epoch in range(len(history), profile.epochs):
             started = time.perf_counter()
             # Seeded by epoch, so that going on after an interruption changes nothing.
             rng = np.random.default_rng([seed, epoch])
@@ -271,21 +277,26 @@ def fit(
                 optimiser.step()
                 losses.append(objective.item())
 
-            loss = float(np.mean(losses))
-            seconds += time.perf_counter() - started
-            checkpoint.save(network, optimiser, epochs=epoch + 1, loss=loss, seconds=seconds)
+            before = history[-1].seconds if history else 0.0
+            seconds = before + time.perf_counter() - started
             look = epoch + 1 in (profile.epochs // 2, profile.epochs)
-            on_epoch(
-                Epoch(
-                    number=epoch + 1,
-                    of=profile.epochs,
-                    loss=loss,
-                    separation=watch.separation(network) if look else math.nan,
-                    seconds=seconds,
-                )
+            done = Epoch(
+                number=epoch + 1,
+                of=profile.epochs,
+                loss=float(np.mean(losses)),
+                separation=watch.separation(network) if look else math.nan,
+                seconds=seconds,
             )
+            history.append(done)
+            checkpoint.save(network, optimiser, history)
+            on_epoch(done)
     network.eval()
-    return Trained(network=network, reference=scoring, final_loss=loss, seconds=seconds)
+    return Trained(
+        network=network,
+        reference=scoring,
+        final_loss=history[-1].loss,
+        seconds=history[-1].seconds,
+    )
 
 
 def learning_rate(profile: Profile, epochs: float) -> float:
@@ -466,35 +477,29 @@ class _Checkpoint:
         self._identity = identity
 
     def save(
-        self,
-        network: AtacNet,
-        optimiser: torch.optim.Optimizer,
-        *,
-        epochs: int,
-        loss: float,
-        seconds: float,
+        self, network: AtacNet, optimiser: torch.optim.Optimizer, history: Sequence[Epoch]
     ) -> None:
         tensors = {f"network.{name}": t for name, t in network.state_dict().items()}
         for index, state in optimiser.state_dict()["state"].items():
             tensors |= {f"optimiser.{index}.{name}": value for name, value in state.items()}
-        progress = {"epochs": epochs, "loss": loss, "seconds": seconds}
+        told = json.dumps([asdict(epoch) for epoch in history])
         self._path.parent.mkdir(parents=True, exist_ok=True)
         replace_file(
             self._path,
             safetensors.torch.save(
                 {name: tensor.contiguous() for name, tensor in tensors.items()},
-                {"identity": self._identity, "progress": json.dumps(progress)},
+                {"identity": self._identity, "history": told},
             ),
         )
 
-    def load(self, network: AtacNet, optimiser: torch.optim.Optimizer) -> tuple[int, float, float]:
-        """Restore both; returns whole epochs, last loss and seconds so far."""
+    def load(self, network: AtacNet, optimiser: torch.optim.Optimizer) -> list[Epoch]:
+        """Restore both; returns the whole epochs so far."""
         try:
             with safetensors.safe_open(self._path, "pt") as file:
                 metadata = file.metadata()
             tensors = safetensors.torch.load_file(self._path)
         except FileNotFoundError:
-            return 0, math.nan, 0.0  # interrupted before the first epoch ended
+            return []  # interrupted before the first epoch ended
         except (OSError, safetensors.SafetensorError) as error:
             raise TrainingError(
                 f"{self._path} is damaged ({error}); start again without --resume"
@@ -518,8 +523,7 @@ class _Checkpoint:
         optimiser.load_state_dict(
             {"state": state, "param_groups": optimiser.state_dict()["param_groups"]}
         )
-        progress = json.loads(metadata["progress"])
-        return progress["epochs"], progress["loss"], progress["seconds"]
+        return [Epoch(**epoch) for epoch in json.loads(metadata["history"])]
 
 
 def balanced_batches(

@@ -67,11 +67,11 @@ class Seen:
 class Outcome:
     """A finished training, looked at.
 
-    `epochs` are those of this run; after a `--resume` the first ones are missing. `good` images
-    were held out, or learnt from where `split.held_out_good` is empty; `defective` ones were
-    learnt from. Both are sorted by score, the highest first. `threshold` is provisional: half-way
-    from the highest good score to the next higher defective one. `unreadable` are images that
-    have gone since. `look_alikes` of the good images for training look like another one.
+    `epochs` are all of the training, also those before an interruption. `good` images were held
+    out, or learnt from where `split.held_out_good` is empty; `defective` ones were learnt from.
+    Both are sorted by score, the highest first. `threshold` is provisional: half-way from the
+    highest good score to the next higher defective one. `unreadable` are images that have gone
+    since. `look_alikes` of the good images for training look like another one.
     """
 
     record: TrainingRecord
@@ -320,8 +320,6 @@ def _body(outcome: Outcome, source: Source) -> Iterator[str]:
         yield f'<div class="card">{_table(outcome)}</div>'
     yield "<h2>Loss and learning rate</h2>"
     yield f'<div class="card">{_curves(outcome)}</div>'
-    if not outcome.epochs or outcome.epochs[0].number > 1:
-        yield '<p class="soft">What was trained before an interruption has no curve.</p>'
     yield "<h2>Figures</h2>"
     yield f'<div class="card"><dl>{"".join(_figures(outcome))}</dl></div>'
     yield from _galleries(outcome, source)
@@ -358,7 +356,7 @@ def _curves(outcome: Outcome) -> str:
     joins = 0 < profile.zoom_from < profile.epochs
     return curves_svg(
         [
-            *([Curve(label="loss", points=loss, dots=True)] if loss else []),
+            Curve(label="loss", points=loss, dots=True),
             Curve(label="learning rate", points=rate),
         ],
         end=float(profile.epochs),

@@ -229,7 +229,8 @@ def test_the_learning_rate_falls_in_steps_or_along_half_a_cosine(line):
 
 def test_an_interrupted_training_ends_in_the_same_weights(source, split, line, tmp_path):
     profile = replace(line, epochs=3, least_steps=2)
-    straight = trained(source, split, profile, tmp_path / "straight")
+    told = []
+    straight = trained(source, split, profile, tmp_path / "straight", on_epoch=told.append)
 
     def stop(epoch):
         if epoch.number == 2:
@@ -241,7 +242,9 @@ def test_an_interrupted_training_ends_in_the_same_weights(source, split, line, t
     resumed = trained(
         source, split, profile, tmp_path / "broken", resume=True, on_epoch=epochs.append
     )
-    assert [e.number for e in epochs] == [3]
+    assert [e.number for e in epochs] == [1, 2, 3]  # those before the interruption too
+    assert [e.loss for e in epochs] == [e.loss for e in told]
+    assert epochs[0].seconds < epochs[1].seconds < epochs[2].seconds
     assert same(weights_of(straight), weights_of(resumed))
     assert resumed.final_loss == straight.final_loss
 
