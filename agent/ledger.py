@@ -4,7 +4,8 @@
     sender ◀── pending_messages ── owner thread ◀── mark_delivered, mark_refused ── sender
 
 One thread owns the only connection (WAL, synchronous FULL) and commits whatever has gathered
-while the disk was busy. Callers never wait for the disk. A disk that is full or read-only stops
+while the disk was busy: at once what has messages, the rest at most fifty times a second, as a
+flush costs more than the rows. Callers never wait for the disk. A disk that is full or read-only stops
 nothing: rows wait in bounded memory, and what does not fit there is counted by sequence. Between
 commits the thread removes what is old or too much, a few parts at a time (`agent/retention.py`).
 """
@@ -73,6 +74,8 @@ _GROUP: Final = 1000
 """Entries of one transaction: enough to drain quickly, few enough to keep each commit short."""
 _GROUP_BYTES: Final = 2_000_000
 """And few enough to fit into the room that the ledger's limit leaves."""
+_GATHER_S: Final = 0.02
+"""From one commit to the next, where nothing that waits has messages."""
 _RETRY_S: Final = 1.0
 _SWEEP_S: Final = 1.0
 """From one look for what may go to the next; there is nothing to be found at most of them."""
@@ -120,6 +123,7 @@ class Ledger:
         self._queued_bytes = 0
         self._added = 0
         self._settled = 0
+        self._is_pressing = False
         self._reads: deque[Callable[[], None]] = deque()
         self._stopping = False
         self._is_closed = False
@@ -141,6 +145,7 @@ class Ledger:
         self._connection: sqlite3.Connection | None = None
         self._run = 0
         self._committed: Counter[State] = Counter()
+        self._committed_at = 0.0
         self._in_hand: set[int] = set()
         self._place = Place()
         self._ages = AgeClock()
@@ -250,6 +255,7 @@ class Ledger:
             if self._queued_bytes + weight > self._memory_bytes:
                 self._lose(sequence, verdict.state)
             else:
+                self._is_pressing |= bool(messages)
                 self._add(entry, weight)
         return True
 
@@ -257,6 +263,8 @@ class Ledger:
         """Wait until all that was recorded is committed; `False` if that took too long."""
         with self._changed:
             target = self._added
+            self._is_pressing = True
+            self._changed.notify_all()
             return self._changed.wait_for(lambda: self._settled >= target, timeout_s)
 
     def counts(self) -> dict[State, int]:
@@ -412,14 +420,24 @@ class Ledger:
                 if self._limits is not None:
                     wait_s = max(0.0, self._step_due - time.monotonic())
                 self._changed.wait_for(lambda: self._queue or self._reads or self._stopping, wait_s)
+                self._changed.wait_for(
+                    lambda: self._is_pressing or self._reads or self._stopping,
+                    max(0.0, self._committed_at + _GATHER_S - time.monotonic()),
+                )
             else:
                 self._changed.wait_for(lambda: self._reads or self._stopping, _RETRY_S)
             return not self._stopping
 
     def _work(self) -> None:
-        """Serve readers and commit what has gathered, until there is no more or trouble comes."""
+        """Serve readers and commit what has gathered, until that is done or trouble comes."""
         self._serve_reads()
-        while self._queue or self._losing or self._trouble is not None:
+        gathered = self._added
+        while (
+            self._settled < gathered
+            or (self._stopping and self._queue)
+            or self._losing
+            or self._trouble is not None
+        ):
             if self._connection is None and not self._try_to_open():
                 return
             if self._is_full:
@@ -529,6 +547,7 @@ class Ledger:
     def _commit_group(self) -> bool:
         with self._changed:
             group = self._next_group()
+            self._is_pressing = False
             losing, losing_states = self._losing, self._losing_states
             self._losing, self._losing_states = [], Counter()
         try:
@@ -547,6 +566,7 @@ class Ledger:
             if self._trouble is not None:
                 _LOG.warning("writing to %s again", self._path)
             self._trouble, self._is_full = None, False
+            self._committed_at = time.monotonic()
             self._changed.notify_all()
         for entry in group:
             if isinstance(entry, Mark):

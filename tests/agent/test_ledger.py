@@ -18,7 +18,7 @@ from hypothesis import strategies as st
 
 import agent.ledger
 from agent.ledger import Ledger
-from agent.ledger_file import _SCHEMAS, ABANDONED, with_span
+from agent.ledger_file import _SCHEMAS, ABANDONED, with_span, write_tally
 from agent.messages import Message, chained
 from agent.verdict import State, Trigger, Verdict
 from engine.errors import ConfigurationError
@@ -561,6 +561,25 @@ def test_callers_do_not_wait_for_the_disk(path, monkeypatch):
         go_on.set()
         assert ledger.flush(30)
     assert len(rows(path)) == 2001
+
+
+def test_what_has_no_messages_waits_for_company(path, monkeypatch, eventually):
+    committed = []
+
+    def tally(connection, epoch, counts):
+        write_tally(connection, epoch, counts)
+        committed.append(dict(counts))
+
+    monkeypatch.setattr(agent.ledger, "_GATHER_S", 600.0)
+    monkeypatch.setattr(agent.ledger, "write_tally", tally)
+    with Ledger(path, agent_id="line1") as ledger:
+        first, second, third = (begin(ledger) for _ in range(3))
+        end(ledger, first, State.NG, message())
+        eventually(lambda: {State.NG: 1} in committed)
+        end(ledger, second)
+        end(ledger, third, State.NG, message())
+        eventually(lambda: {State.NG: 2, State.OK: 1} in committed)
+    assert {State.NG: 1, State.OK: 1} not in committed
 
 
 def test_many_threads_may_record(path):
