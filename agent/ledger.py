@@ -5,9 +5,10 @@
 
 One thread owns the only connection (WAL, synchronous FULL) and commits whatever has gathered
 while the disk was busy: at once what has messages, the rest at most fifty times a second, as a
-flush costs more than the rows. Callers never wait for the disk. A disk that is full or read-only stops
-nothing: rows wait in bounded memory, and what does not fit there is counted by sequence. Between
-commits the thread removes what is old or too much, a few parts at a time (`agent/retention.py`).
+flush costs more than the rows. Callers never wait for the disk. A disk that is full or read-only
+stops nothing: rows wait in bounded memory, and what does not fit there is counted by sequence.
+Between commits the thread removes what is old or too much, a few parts at a time
+(`agent/retention.py`).
 """
 
 import logging

@@ -577,6 +577,7 @@ def test_what_has_no_messages_waits_for_company(path, monkeypatch, eventually):
         end(ledger, first, State.NG, message())
         eventually(lambda: {State.NG: 1} in committed)
         end(ledger, second)
+        time.sleep(0.1)  # long enough for a commit
         end(ledger, third, State.NG, message())
         eventually(lambda: {State.NG: 2, State.OK: 1} in committed)
     assert {State.NG: 1, State.OK: 1} not in committed
