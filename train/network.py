@@ -75,6 +75,17 @@ class CellResidual(nn.Module):
         return y
 
 
+def _refinement(profile: Profile) -> nn.Module:
+    width = profile.attention_channels
+    match profile.refine:
+        case "none":
+            return nn.Identity()
+        case "residual":
+            return CellResidual(width)
+        case "self_attention":
+            return SelfAttention(width, profile.query_channels)
+
+
 class AttentionHead(nn.Module):
     """σ and τ of the paper: trunk features → score map and attention map."""
 
@@ -86,11 +97,7 @@ class AttentionHead(nn.Module):
             channels, width, profile.kernel, padding=profile.kernel // 2, bias=False
         )
         self.normalise = nn.BatchNorm2d(width)
-        self.refine: nn.Module = (
-            SelfAttention(width, profile.query_channels)
-            if profile.refine == "self_attention"
-            else CellResidual(width)
-        )
+        self.refine = _refinement(profile)
         # τ(·; θ_s) (D11)
         self.score = nn.Conv2d(width, 1, 1)
         # S of spec §5.3, in place of the mean of F

@@ -43,12 +43,12 @@ class Profile:
     # σ and τ (D10, D11). `local_mean` averages each feature with its eight neighbours first;
     # `kernel` is the side of σ's convolution. The `attention` map is the mean of σ's rectified
     # features, or has an output of its own, `supervised` by the known masks (spec §5.3). Between
-    # the convolution and the outputs the features are refined by SAGAN's self-attention (D10) or
-    # by one more convolution of each cell, added to what it saw (`residual`).
+    # the convolution and the outputs the features are refined by SAGAN's self-attention (D10), by
+    # one more convolution of each cell, added to what it saw (`residual`), or not at all.
     local_mean: bool
     kernel: Literal[1, 3]
     attention_channels: Count
-    refine: Literal["self_attention", "residual"]
+    refine: Literal["none", "residual", "self_attention"]
     query_channels: Count  # of the self-attention
     attention: Literal["mean", "supervised"]
     # How σ and τ begin. With He's fan-out (the paper) first scores are as large as the margin, and
