@@ -8,13 +8,17 @@ from typing import Final
 
 import numpy as np
 
-_STYLE: Final = """
+COLOURS: Final = """
 :root { color-scheme: light dark; --ink: #1c2430; --soft: #5c6675; --faint: #b9c0ca;
   --ground: #f6f7f9; --card: #fff; --edge: #dfe3e8; --good: #2f6db5; --defective: #c07a16;
   --wrong: #cf2e2e; --warn: #fff4d6; --warn-edge: #d9a521; }
 @media (prefers-color-scheme: dark) { :root { --ink: #e6e9ee; --soft: #9aa4b2; --faint: #4b5563;
   --ground: #12161c; --card: #1b2129; --edge: #2d3540; --good: #6aa5ea; --defective: #e2a548;
   --wrong: #ff6b61; --warn: #362c12; --warn-edge: #b58a1c; } }
+"""
+"""CSS: the names of all colours, for light and dark."""
+
+_STYLE: Final = """
 * { box-sizing: border-box; }
 body { margin: 0; background: var(--ground); color: var(--ink);
   font: 16px/1.5 system-ui, "Segoe UI", Roboto, "DejaVu Sans", sans-serif; }
@@ -70,7 +74,7 @@ def page(title: str, body: str) -> str:
     return (
         '<!doctype html>\n<html lang="en"><head><meta charset="utf-8">'
         '<meta name="viewport" content="width=device-width, initial-scale=1">'
-        f"<title>{escape(title)}</title><style>{_STYLE}</style></head>\n"
+        f"<title>{escape(title)}</title><style>{COLOURS}{_STYLE}</style></head>\n"
         f"<body><main>\n{body}\n</main></body></html>\n"
     )
 
@@ -102,15 +106,22 @@ _LEFT, _RIGHT, _TOP, _ROW, _GAP = 60, 784, 66, 130, 46
 
 
 def histogram_svg(
-    good: Sequence[float], defective: Sequence[float], threshold: float, *, about: int = 48
+    good: Sequence[float],
+    defective: Sequence[float],
+    threshold: float,
+    *,
+    learnt: Sequence[float] = (),
+    about: int = 48,
 ) -> str:
     """Scores of good parts above those of defective ones, on one axis, cut by the threshold.
 
     An `<svg>` element that scales with the page. Each row has its own height scale, written at
     its left. What lands on the wrong side of the threshold is drawn in the colour of mistakes.
+    Defective parts that were `learnt` from have a row of their own, the last.
     """
-    edges = bins([*good, *defective], threshold, about=about)
-    rows = [("good", good), *([("defective", defective)] if defective else [])]
+    edges = bins([*good, *defective, *learnt], threshold, about=about)
+    rows = [("good", good), ("defective", defective), ("defective, learnt from", learnt)]
+    rows = [(label, values) for label, values in rows if values or label == "good"]
     bottom = _TOP + len(rows) * (_ROW + _GAP) - _GAP
     cut = _x(threshold, edges)
     # Words go where the line is not.
@@ -209,11 +220,12 @@ def _bars(
         if count:
             height = max(2.0, count / max(found) * _ROW)
             left, right = _x(start, edges), _x(stop, edges)
-            wrong = (start >= threshold) == (label == "good")
+            kind = "good" if label == "good" else "defective"
+            wrong = (start >= threshold) == (kind == "good")
             yield (
                 f'<rect x="{left + 0.5:.1f}" y="{base - height:.1f}" '
                 f'width="{max(1.0, right - left - 1):.1f}" height="{height:.1f}" '
-                f'fill="var({"--wrong" if wrong else f"--{label}"})">'
+                f'fill="var({"--wrong" if wrong else f"--{kind}"})">'
                 f"<title>{count} {label}, score {start:.4g} to {stop:.4g}</title></rect>"
             )
 

@@ -49,6 +49,17 @@ def test_mistakes_have_their_own_colour() -> None:
     ]
 
 
+def test_what_was_learnt_from_has_a_row_of_its_own() -> None:
+    svg = ET.fromstring(histogram_svg([1, 1], [3], 2.0, learnt=[4, 0.5]))
+    bars = {(bar[0].text.split(", score")[0], bar.attrib["fill"]) for bar in svg.iter("rect")}
+    assert bars == {
+        ("2 good", "var(--good)"),
+        ("1 defective", "var(--defective)"),
+        ("1 defective, learnt from", "var(--defective)"),
+        ("1 defective, learnt from", "var(--wrong)"),
+    }
+
+
 POINTS = st.lists(st.tuples(st.floats(0, 30), st.floats(0, 1e9)), max_size=40)
 
 
