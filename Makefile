@@ -71,7 +71,7 @@ $(VENV)/installed-run: $(VENV)/made pyproject.toml constraints.txt
 
 $(VENV)/installed-all: $(VENV)/made pyproject.toml constraints.txt
 	@echo "Installing the agent, training and test tools into $(VENV)"
-	@$(INSTALL_PRODUCT) '.[cpu,demo,train,dev]'
+	@$(INSTALL_PRODUCT) '.[benchmarks,cpu,demo,train,dev]'
 	@touch $@
 
 $(VENV)/made:

@@ -3,29 +3,37 @@
     python -m benchmarks.tables draw   --data ../shared/data
     python -m benchmarks.tables run    --data ../shared/data --weights resnet50_layer3.safetensors \
         --rows line memory --draws 0 1 2 --shard 0/2
+    python -m benchmarks.tables run    --data ../shared/data --weights resnet50_layer3.safetensors \
+        --rows options --draws 0
     python -m benchmarks.tables report > benchmarks/results/tables.md
+    python -m benchmarks.tables figures --data ../shared/data --sets mvtec_pill \
+        --weights resnet50_layer3.safetensors
 
 `draw` wrote the splits that are committed; it is there for new sets. `run` trains and tests what
 no ledger in the folder `--ledgers` has yet; interrupted, it goes on where it was. Each shard
-writes a ledger of its own, so that shards can run on different machines.
+writes a ledger of its own, so that shards can run on different machines. Rows that are options of
+`line`, or all of them as `options`, are validated on folds, and `line` with them. `figures` writes
+one page a set; what `run` has trained of it is not trained again.
 """
 
 import argparse
+import shutil
 import sys
 from pathlib import Path
 
 from benchmarks.tables.report import report
-from benchmarks.tables.rows import ROWS
-from benchmarks.tables.runs import append, is_done, measured, read_ledger, runs
+from benchmarks.tables.rows import OPTIONS, ROWS, VERSIONS
+from benchmarks.tables.runs import append, is_done, measured, read_ledger, runs, validations
 from benchmarks.tables.sets import (
     DEFECTS,
     DRAWS,
+    FOLDS,
     MANIFEST_JSON,
     SETS,
     drawn_manifest,
     manifest_path,
 )
-from train.backbone import read_weights
+from train.backbone import PretrainedWeights, read_weights
 
 LEDGERS = Path("benchmarks/results/tables")
 
@@ -40,22 +48,27 @@ def main(arguments: list[str] | None = None) -> None:
     draw.set_defaults(does=draw_splits)
 
     run = commands.add_parser("run", help="train and test what the ledgers do not have")
-    run.add_argument("--data", type=Path, required=True)
-    run.add_argument("--weights", type=Path, help="ImageNet ResNet-50; without: from scratch")
-    run.add_argument("--form", choices=("v1", "v1.5"), help="default: what the weights say")
-    run.add_argument("--sets", nargs="+", choices=SETS, default=list(SETS))
-    run.add_argument("--rows", nargs="+", choices=ROWS, default=list(ROWS))
+    _add_training(run)
+    run.add_argument("--rows", nargs="+", choices=[*ROWS, *OPTIONS, "options"], default=list(ROWS))
     run.add_argument("--defects", nargs="+", type=int, choices=DEFECTS, default=list(DEFECTS))
     run.add_argument("--draws", nargs="+", type=int, choices=range(DRAWS), default=[*range(DRAWS)])
+    run.add_argument("--folds", nargs="+", type=int, choices=range(FOLDS), default=[*range(FOLDS)])
     run.add_argument("--unseen-kinds", action="store_true", help="one known type, tested on others")
     run.add_argument("--shard", type=_shard, default=(0, 1), help="i/n: every n-th run from i")
     run.add_argument("--ledgers", type=Path, default=LEDGERS)
-    run.add_argument("--runs", type=Path, default=Path("runs/tables"), help="for checkpoints")
     run.set_defaults(does=run_shard)
 
     tables = commands.add_parser("report", help="print the tables as Markdown")
     tables.add_argument("--ledgers", type=Path, default=LEDGERS)
     tables.set_defaults(does=lambda options: print(report(read_ledger(options.ledgers).values())))
+
+    figures = commands.add_parser("figures", help="scores, features and attention, a page a set")
+    _add_training(figures)
+    figures.add_argument(
+        "--rows", nargs="+", choices=VERSIONS, default=["deviation", "grad_cam", "line"]
+    )
+    figures.add_argument("--out", type=Path, default=Path("runs/figures"))
+    figures.set_defaults(does=draw_figures)
 
     options = parser.parse_args(arguments)
     options.does(options)
@@ -73,22 +86,60 @@ def draw_splits(options: argparse.Namespace) -> None:
 def run_shard(options: argparse.Namespace) -> None:
     number, of = options.shard
     ledger = options.ledgers / f"shard-{number}-of-{of}.jsonl"
-    weights = read_weights(options.weights, form=options.form) if options.weights else None
+    weights = _weights(options)
+    chosen = {"line", *OPTIONS} if "options" in options.rows else {*options.rows}
     wanted = runs(
         sets=options.sets,
-        rows=options.rows,
+        rows=[row for row in ROWS if row in options.rows],
         defects=options.defects,
         draws=options.draws,
         unseen_kinds=options.unseen_kinds,
-    )[number::of]
+    )
+    if chosen & OPTIONS.keys():
+        wanted += validations(
+            sets=options.sets,
+            rows=["line", *(row for row in OPTIONS if row in chosen)],
+            draws=options.draws,
+            folds=options.folds,
+        )
     done = read_ledger(options.ledgers)
-    for run in wanted:
+    for run in wanted[number::of]:
         if is_done(run, done, weights):
             continue
         print(run.key, file=sys.stderr, flush=True)
         record = measured(run, options.data, weights, options.runs)
         append(ledger, record)
+        if not run.pictured:
+            shutil.rmtree(options.runs / run.key, ignore_errors=True)
         print(f"  AUROC {record.ranking.auroc:.4f}", file=sys.stderr, flush=True)
+
+
+def draw_figures(options: argparse.Namespace) -> None:
+    from benchmarks.tables.figures import write_figures
+
+    weights = _weights(options)
+    for name in options.sets:
+        page = write_figures(
+            options.out,
+            name,
+            options.rows,
+            data=options.data,
+            weights=weights,
+            run_folder=options.runs,
+        )
+        print(page)
+
+
+def _add_training(command: argparse.ArgumentParser) -> None:
+    command.add_argument("--data", type=Path, required=True)
+    command.add_argument("--weights", type=Path, help="ImageNet ResNet-50; without: from scratch")
+    command.add_argument("--form", choices=("v1", "v1.5"), help="default: what the weights say")
+    command.add_argument("--sets", nargs="+", choices=SETS, default=list(SETS))
+    command.add_argument("--runs", type=Path, default=Path("runs/tables"), help="for checkpoints")
+
+
+def _weights(options: argparse.Namespace) -> PretrainedWeights | None:
+    return read_weights(options.weights, form=options.form) if options.weights else None
 
 
 def _shard(text: str) -> tuple[int, int]:

@@ -1,8 +1,13 @@
-"""The rows of the tables: each a profile and a way of learning it."""
+"""The rows of the tables: each a profile and a way of learning it.
+
+`ROWS` are tested. `OPTIONS` are `line` with one of its options taken out or exchanged; they are
+validated, against `line` on the same folds, and never see a test image.
+"""
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 from train.backbone import PretrainedWeights
 from train.datasets import Source, Split
@@ -38,6 +43,40 @@ ROWS = {
     "deviation": Row(title="deviation loss, no zoom", profile=ONE_PASS, method=DEVIATION_LOSS),
     "grad_cam": Row(title="Grad-CAM zoom", profile=PAPER, method=GRAD_CAM),
 }
+
+VERSIONS = ("deviation", "grad_cam", "paper", "line", "memory")
+"""Rows that the figures can show: DRA's and the classifiers' scores are not of cells."""
+
+
+def _line(title: str, **changes: Any) -> Row:
+    return Row(title=title, profile=replace(LINE, **changes))
+
+
+OPTIONS = {
+    "line-without-zoom": _line(
+        "no pass 2", crop=replace(LINE.crop, min_side=LINE.view.side), zoom_from=LINE.epochs
+    ),
+    "line-zoom-from-view": _line(
+        "pass 2 from the view, not the frame", view=replace(LINE.view, crop_from="view")
+    ),
+    "line-layer2-only": _line("layer2 only", stages=("layer2",)),
+    "line-layer3-only": _line("layer3 only", stages=("layer3",)),
+    "line-without-residual": _line("no second convolution in σ", refine="none"),
+    "line-self-attention": _line("self-attention in σ", refine="self_attention"),
+    "line-without-memory": _line("no memory of good features", prototypes=0),
+    "line-without-pseudo": _line("known defects only, none painted", real_share=1.0),
+    "line-cutmix-only": _line("CutMix the only painted kind", pseudo_defects=("cutmix",)),
+    "line-without-moving": _line("known defects as they are, not moved", moved_each=0),
+    "line-without-masks": _line(
+        "attention the mean of F, not taught by masks", attention="mean", mask_weight=0.0
+    ),
+    "line-known-masks": _line("masks of known defects teach too", known_masks=True),
+    "line-loss-of-mean": _line("loss of the mean of both passes", loss_of="mean"),
+}
+
+
+def row_of(name: str) -> Row:
+    return (ROWS | OPTIONS)[name]
 
 
 def settled_profile(row: Row, weights: PretrainedWeights | None) -> Profile:

@@ -15,17 +15,25 @@ import torch
 from pydantic import TypeAdapter
 
 from benchmarks.machine import described
-from benchmarks.tables.rows import ROWS, learnt, settled_profile
-from benchmarks.tables.sets import manifest_path, read_manifest, source_of, split_of, with_all_good
+from benchmarks.tables.rows import learnt, row_of, settled_profile
+from benchmarks.tables.sets import (
+    DEFECTS,
+    fold_of,
+    manifest_path,
+    read_manifest,
+    source_of,
+    split_of,
+    with_all_good,
+)
 from calibration.bound import upper_bound
-from calibration.threshold import choose_threshold
+from calibration.threshold import Threshold, choose_threshold
 from engine.bundle import sha256
 from engine.frame import Map
 from engine.inspector import TwoPassInspector
 from engine.spec import spec
 from train.anomalies import Mask
 from train.backbone import PretrainedWeights
-from train.datasets import SPLIT_JSON, Listed, Source, read_listed, read_mask
+from train.datasets import SPLIT_JSON, Listed, Source, Split, read_listed, read_mask
 from train.evaluate import PixelRanking, Ranking, Scored, evaluation, pixel_ranking
 from train.fit import Trained, TrainedOptics
 from train.network import TorchBackend
@@ -37,19 +45,36 @@ MAX_FALSE_REJECT = 0.05  # where enough good parts are held out to promise it
 
 @spec
 class Run:
-    """What is measured; `kind` is the only known type of defect, None in the usual tables."""
+    """What is measured; `kind` is the only known type of defect, None in the usual tables.
+
+    With a `fold` it is a validation: of the known defects and good images of the draw, a fold is
+    what is tested.
+    """
 
     set: str
     row: str
     defects: int
     draw: int
     kind: str | None = None
+    fold: int | None = None
 
     @property
     def key(self) -> str:
-        return "-".join(
-            (self.set, self.row, str(self.defects), str(self.draw), *filter(None, (self.kind,)))
-        )
+        fold = None if self.fold is None else f"fold{self.fold}"
+        parts = self.set, self.row, str(self.defects), str(self.draw), self.kind, fold
+        return "-".join(filter(None, parts))
+
+    @property
+    def pictured(self) -> bool:
+        """Whether the figures show this run: its trained state is kept for them."""
+        return (self.defects, self.draw, self.kind, self.fold) == (max(DEFECTS), 0, None, None)
+
+    def split(self) -> Split:
+        """Who trains and who is tested; rows that hold out nothing train on the held-out too."""
+        found = split_of(read_manifest(self.set), self.draw, defects=self.defects, kind=self.kind)
+        if self.fold is not None:
+            return fold_of(found, self.fold)
+        return found if row_of(self.row).profile.hold_out else with_all_good(found)
 
 
 @spec
@@ -123,6 +148,19 @@ def runs(
     ]
 
 
+def validations(
+    *, sets: Sequence[str], rows: Sequence[str], draws: Iterable[int], folds: Sequence[int]
+) -> list[Run]:
+    """The validation runs of `rows` with the most known defects, in the order of `runs`."""
+    return [
+        Run(set=name, row=row, defects=max(DEFECTS), draw=draw, fold=fold)
+        for draw in draws
+        for fold in folds
+        for name in sets
+        for row in rows
+    ]
+
+
 def read_ledger(folder: Path) -> dict[Run, Record]:
     """The records of all ledgers in `folder`; of one run, the last one finished counts."""
     records = [
@@ -144,20 +182,21 @@ def is_done(run: Run, done: dict[Run, Record], weights: PretrainedWeights | None
     """Whether the ledgers have `run` with today's profile, weights and splits."""
     record = done.get(run)
     return record is not None and (
-        record.profile == _described(settled_profile(ROWS[run.row], weights))
+        record.profile == _described(settled_profile(row_of(run.row), weights))
         and record.pretrained == _source(weights)
-        and record.manifest_sha256 == sha256(manifest_path(run.set).read_bytes())
+        and record.manifest_sha256 == manifest_sha256(run.set)
     )
+
+
+def manifest_sha256(name: str) -> str:
+    return sha256(manifest_path(name).read_bytes())
 
 
 def measured(run: Run, data: Path, weights: PretrainedWeights | None, run_folder: Path) -> Record:
     """Train and test; the seed of a training is its draw."""
-    row, manifest = ROWS[run.row], read_manifest(run.set)
+    row, split = row_of(run.row), run.split()
     profile = settled_profile(row, weights)
-    split = split_of(manifest, run.draw, defects=run.defects, kind=run.kind)
-    if not profile.hold_out:
-        split = with_all_good(split)
-    source = source_of(manifest, data / run.set)
+    source = source_of(read_manifest(run.set), data / run.set)
     trained = learnt(
         row,
         source,
@@ -186,10 +225,23 @@ def measured(run: Run, data: Path, weights: PretrainedWeights | None, run_folder
         test_seconds=round(seconds, 1),
         profile=_described(profile),
         pretrained=_source(weights),
-        manifest_sha256=sha256(manifest_path(run.set).read_bytes()),
+        manifest_sha256=manifest_sha256(run.set),
         split_sha256=sha256(SPLIT_JSON.dump_json(split)),
         finished=datetime.now(UTC).isoformat(timespec="seconds"),
         machine=described() | {"torch_device": _device(trained)},
+    )
+
+
+def optics_of(trained: Trained, profile: Profile) -> TrainedOptics:
+    return TrainedOptics(view=profile.view, crop=profile.crop, score=trained.reference)
+
+
+def calibrated(held_out: Sequence[float]) -> Threshold:
+    """The threshold that the scores of held-out good parts carry."""
+    # A little more than what these parts can carry: a bisection found it.
+    least = upper_bound(0, len(held_out), confidence=CONFIDENCE) + 1e-9
+    return choose_threshold(
+        held_out, max_false_reject=max(MAX_FALSE_REJECT, least), confidence=CONFIDENCE
     )
 
 
@@ -205,11 +257,10 @@ class _Inspected:
 def _inspected(
     trained: Trained, profile: Profile, source: Source, items: Sequence[Listed]
 ) -> _Inspected:
-    optics = TrainedOptics(view=profile.view, crop=profile.crop, score=trained.reference)
     masked = any(item.mask for item in items)
     images, maps, masks = [], [], []
     with TorchBackend(trained.network) as backend:
-        inspector = TwoPassInspector(backend, optics)
+        inspector = TwoPassInspector(backend, optics_of(trained, profile))
         for item in items:
             pixels = read_listed(source, item)
             found = inspector.inspect(pixels)
@@ -232,12 +283,7 @@ def _on_view(of_frame: npt.NDArray[Any], profile: Profile, interpolation: int) -
 
 
 def _at_threshold(tested: _Inspected, held_out: _Inspected) -> AtThreshold:
-    scores = [image.score for image in held_out.images]
-    # A little more than what these parts can carry: a bisection found it.
-    least = upper_bound(0, len(scores), confidence=CONFIDENCE) + 1e-9
-    threshold = choose_threshold(
-        scores, max_false_reject=max(MAX_FALSE_REJECT, least), confidence=CONFIDENCE
-    )
+    threshold = calibrated([image.score for image in held_out.images])
     found = evaluation(tested.images, backend="torch", threshold=threshold.value).at_threshold
     assert found is not None
     return AtThreshold(

@@ -22,6 +22,7 @@ from train.datasets import Dropped, Listed, Source, Split, draw_split, find_sour
 DRAWS = 5
 DEFECTS = (10, 1)
 HOLD_OUT = 0.15
+FOLDS = 5
 MANIFESTS = Path(__file__).parent / "splits"
 
 
@@ -122,6 +123,34 @@ def split_of(manifest: Manifest, draw: int, *, defects: int, kind: str | None = 
 def with_all_good(split: Split) -> Split:
     """`split` with the held-out images among those trained with, as the paper has it."""
     return replace(split, train_good=split.train_good + split.held_out_good, held_out_good=())
+
+
+def fold_of(split: Split, fold: int) -> Split:
+    """One of `FOLDS` ways to part what `split` knows into training and validation.
+
+    A fifth of the known defects and of the good images, those held out among them, takes the
+    place of the test; the others train. The test of `split` is left out.
+    """
+    good, tested_good = _folded(split.train_good + split.held_out_good, fold, seed=split.seed)
+    known, tested_known = _folded(split.train_defective, fold, seed=split.seed)
+    return replace(
+        split,
+        train_good=good,
+        held_out_good=(),
+        train_defective=known,
+        test=tested_good + tested_known,
+    )
+
+
+def _folded(
+    images: tuple[Listed, ...], fold: int, *, seed: int
+) -> tuple[tuple[Listed, ...], tuple[Listed, ...]]:
+    order = np.random.default_rng([seed, 4]).permutation(len(images))
+    chosen = set(order[fold::FOLDS].tolist())
+    return (
+        tuple(image for i, image in enumerate(images) if i not in chosen),
+        tuple(image for i, image in enumerate(images) if i in chosen),
+    )
 
 
 def drawn_manifest(one: ImageSet, root: Path) -> Manifest:

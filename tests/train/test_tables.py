@@ -1,24 +1,26 @@
 import json
 from dataclasses import replace
+from xml.etree import ElementTree as ET
 
 import numpy as np
 import pytest
+import torch
 
 from benchmarks.tables import __main__ as tables
-from benchmarks.tables import report, rows, runs, sets
+from benchmarks.tables import cited, compare, figures, report, rows, runs, sets
 from train.datasets import draw_split, find_source
 from train.evaluate import auroc
 from train.rivals.ablations import DEVIATION_LOSS
 
 
-@pytest.fixture
-def small_tables(monkeypatch, tmp_path, parts, line, paper):
-    """One tiny set and three tiny rows, with splits and ledgers in a folder of the test."""
+def patched(monkeypatch, folder, parts, line, paper):
+    """One tiny set and tiny rows, with splits in `folder`."""
     one = sets.ImageSet(name=parts.name)
     for module in (sets, tables, report):
         monkeypatch.setattr(module, "SETS", {parts.name: one})
-    monkeypatch.setattr(sets, "MANIFESTS", tmp_path / "splits")
-    monkeypatch.setattr(sets, "DEFECTS", (4, 1))
+    for module in (sets, runs, report, figures, tables):
+        monkeypatch.setattr(module, "DEFECTS", (4, 1))
+    monkeypatch.setattr(sets, "MANIFESTS", folder)
     small = {
         "line": rows.Row(title="line", profile=line),
         "memory": rows.Row(title="memory", profile=line, method=None),
@@ -26,10 +28,27 @@ def small_tables(monkeypatch, tmp_path, parts, line, paper):
             title="deviation", profile=replace(paper, zoom_from=1), method=DEVIATION_LOSS
         ),
     }
-    for module in (rows, runs, report, tables):
+    option = rows.Row(title="no pass 2", profile=replace(line, zoom_from=1))
+    for module in (rows, report, tables):
         monkeypatch.setattr(module, "ROWS", small)
+        monkeypatch.setattr(module, "OPTIONS", {"line-without-zoom": option})
     sets.read_manifest.cache_clear()
-    tables.main(["draw", "--data", str(parts.parent)])
+
+
+@pytest.fixture(scope="module")
+def drawn(tmp_path_factory, parts, line, paper):
+    """The folder of the tiny set's splits, and what its memory was measured as."""
+    root = tmp_path_factory.mktemp("drawn")
+    with pytest.MonkeyPatch.context() as monkeypatch:
+        patched(monkeypatch, root / "splits", parts, line, paper)
+        tables.main(["draw", "--data", str(parts.parent)])
+        (record,) = run(root, parts, "--rows", "memory").values()
+    return root / "splits", record
+
+
+@pytest.fixture
+def small_tables(monkeypatch, tmp_path, drawn, parts, line, paper):
+    patched(monkeypatch, drawn[0], parts, line, paper)
     yield tmp_path
     sets.read_manifest.cache_clear()
 
@@ -119,18 +138,194 @@ def test_what_changed_is_measured_again(small_tables, parts, monkeypatch):
     assert [json.loads(line)["profile"]["local_mean"] for line in lines] == [True, False]
 
 
-def test_a_paired_difference_sees_what_single_spreads_hide(small_tables, parts):
-    (record,) = run(small_tables, parts, "--rows", "memory").values()
-    labels = report._labels(record.run)
+def test_a_report_shows_one_profile_a_row(small_tables, drawn):
+    old = drawn[1]
+    new = replace(old, run=replace(old.run, draw=1), finished="2999", profile={"changed": True})
+    assert report.of_today([new, old]) == [new]
+    elsewhere = replace(new, manifest_sha256="0" * 64)
+    assert report.of_today([elsewhere]) == []
+
+
+def test_options_are_validated_on_folds_that_no_test_image_is_in(small_tables, parts, capsys):
+    done = run(small_tables, parts, "--rows", "options", "--folds", "0", "3")
+    assert {(found.row, found.fold) for found in done} == {
+        (row, fold) for row in ("line", "line-without-zoom") for fold in (0, 3)
+    }
+    whole = sets.split_of(sets.read_manifest(parts.name), 0, defects=4)
+    of_test = {item.sha256 for item in whole.test}
+    for found in done:
+        fold = found.split()
+        assert not of_test & {item.sha256 for item in (*fold.training, *fold.test)}
+        assert len(done[found].scores) == len(fold.test)
+    assert list((small_tables / "runs").iterdir()) == []  # no figure will ask for a fold
+    assert run(small_tables, parts, "--rows", "options", "--folds", "0", "3") == done
+
+    capsys.readouterr()
+    tables.main(["report", "--ledgers", str(small_tables / "ledgers")])
+    page = capsys.readouterr().out
+    ours = report.by_option(done.values())["line"][parts.name].values()
+    assert f"| `line` |  | {compare.auroc_of(list(ours)):.3f} (2) |" in page
+    assert "| `line-without-zoom` | no pass 2 |" in page
+
+
+def test_folds_part_what_a_split_knows(small_tables, parts):
+    whole = sets.split_of(sets.read_manifest(parts.name), 0, defects=4)
+    known = {*whole.training, *whole.held_out_good}
+    seen = []
+    for number in range(sets.FOLDS):
+        fold = sets.fold_of(whole, number)
+        assert {*fold.training, *fold.test} == known
+        assert len(fold.training) + len(fold.test) == len(known)
+        seen += fold.test
+    assert len(seen) == len(known)
+    assert {*seen} == known
+
+
+def test_every_option_is_line_but_for_what_its_name_says():
+    for name, option in rows.OPTIONS.items():
+        assert name.startswith("line-")
+        assert option.profile != rows.LINE
+        assert option.method is rows.ATAC_NET
+        changed = {
+            field
+            for field, value in vars_of(option.profile).items()
+            if value != vars_of(rows.LINE)[field]
+        }
+        assert len(changed) <= 2
+
+
+def vars_of(profile):
+    return runs.PROFILE_JSON.dump_python(profile)
+
+
+@pytest.fixture
+def measured(small_tables, drawn):
+    return drawn[1], compare.defective_of(drawn[1])
+
+
+def scored(record, scores, **where):
+    return replace(record, scores=tuple(scores), run=replace(record.run, **where))
+
+
+def test_a_paired_difference_sees_what_single_spreads_hide(measured):
+    record, labels = measured
     noise = np.random.default_rng(0).normal(0, 3, len(labels))
-    one = replace(record, scores=tuple(noise + 2 * labels))
-    worse = replace(record, scores=tuple(noise + 1 * labels))
-    mean, low, high = report.paired_difference([[(one, worse)]])
-    assert mean == pytest.approx(
+    one, worse = (scored(record, noise + gain * labels) for gain in (2, 1))
+    found = compare.paired_difference({"set": [(one, worse)]})
+    assert found.mean == pytest.approx(
         auroc(np.array(one.scores), labels) - auroc(np.array(worse.scores), labels)
     )
-    assert low <= mean <= high
-    assert report.paired_difference([[(one, one)]]) == (0, 0, 0)
+    assert found.low <= found.mean <= found.high
+    same = compare.paired_difference({"set": [(one, one)]})
+    assert (same.mean, same.low, same.high) == (0, 0, 0)
+
+
+def test_the_interval_is_that_of_resampled_images(measured, monkeypatch):
+    """Against the bootstrap spelt out: images drawn by label, AUROC of both rows computed anew."""
+    monkeypatch.setattr(compare, "RESAMPLES", 4000)
+    record, labels = measured
+    rng = np.random.default_rng(1)
+    one, other = (
+        scored(record, rng.normal(0, 1, len(labels)).round(1) + gain * labels) for gain in (1, 0.3)
+    )
+    good, defective = np.flatnonzero(~labels), np.flatnonzero(labels)
+    expected = []
+    for _ in range(4000):
+        chosen = np.concatenate(
+            [rng.choice(good, len(good)), rng.choice(defective, len(defective))]
+        )
+        values = [auroc(np.array(row.scores)[chosen], labels[chosen]) for row in (one, other)]
+        expected.append(values[0] - values[1])
+    found = compare.paired_difference({"set": [(one, other)]})
+    assert (found.low, found.high) == pytest.approx(np.quantile(expected, (0.025, 0.975)), abs=0.05)
+
+
+def test_draws_of_the_same_images_are_no_new_images(measured):
+    """Three draws that say the same are about as uncertain as one: they tested the same parts."""
+    record, _ = measured
+    rng = np.random.default_rng(2)
+    said = {}  # the scores of an image by both rows, whatever the draw
+
+    def pair(draw):
+        at = replace(record.run, draw=draw)
+        test = at.split().test
+        for item in test:
+            said.setdefault(item.sha256, rng.normal([item.defective, 0.3 * item.defective]))
+        return [scored(record, [said[i.sha256][row] for i in test], draw=draw) for row in (0, 1)]
+
+    once, thrice = (
+        compare.paired_difference({"set": [tuple(pair(draw)) for draw in draws]})
+        for draws in ((0,), (0, 1, 2))
+    )
+    assert thrice.high - thrice.low > 0.8 * (once.high - once.low)  # not 1 / √3 of it
+
+
+def test_draws_and_sets_count_each_as_much(measured):
+    record, labels = measured
+    best, worst = (scored(record, gain * labels) for gain in (1, -1))
+    draws = {"a": [(best, worst)], "b": [(best, best)]}
+    found = compare.paired_difference(draws)
+    assert (found.mean, found.low, found.high) == pytest.approx((0.5, 0.5, 0.5))
+    wider = compare.paired_difference(draws, resample_sets=True)
+    assert (wider.mean, wider.low, wider.high) == pytest.approx((0.5, 0, 1))
+    other = scored(best, best.scores, draw=1)
+    found = compare.paired_difference({"a": [(best, worst), (other, other)]})
+    assert (found.mean, found.low, found.high) == pytest.approx((0.5, 0, 1))
+
+
+def test_means_over_sets_spread_over_whole_draws():
+    complete = {"a": {0: 0.9, 1: 0.8}, "b": {0: 0.7, 1: 0.9}}
+    assert report._mean_of_sets(complete, 2) == report.counted([0.8, 0.85])
+    assert report._mean_of_sets(complete, 3) == f"{report.counted([0.8, 0.85])}, 2 of 3 sets"
+    ragged = {"a": {0: 0.9}, "b": {0: 0.7, 1: 0.9}}
+    assert report._mean_of_sets(ragged, 2) == "0.850"
+
+
+def test_goals_are_the_papers_or_higher():
+    assert cited.goal("mvtec_bottle", 1) == pytest.approx(0.997)
+    assert cited.goal("mvtec_pill", 1) == 0.821
+    assert cited.goal("mvtec_pill", 10) == 0.960
+    assert cited.goal("magnetic_tile", 1) is None
+
+
+def test_figures_go_on_from_what_was_trained(small_tables, parts, monkeypatch, capsys):
+    run(small_tables, parts, "--defects", "4", "--rows", "line", "deviation")
+    folders = [str(small_tables / "runs"), str(small_tables / "figures")]
+    command = ["figures", "--data", str(parts.parent), "--runs", folders[0], "--out", folders[1]]
+    tables.main([*command, "--rows", "deviation", "line", "memory"])
+    page = (small_tables / "figures" / f"{parts.name}.html").read_text()
+    assert capsys.readouterr().out.strip().endswith(f"{parts.name}.html")
+    assert "defective, learnt from, n = 4" in page
+    drawings = {path.stem for path in (small_tables / "figures").glob("*.svg")}
+    assert drawings == {f"{parts.name}-{kind}" for kind in ("features", "scores-1", "scores-2")}
+    for path in (small_tables / "figures").glob("*.svg"):
+        text = path.read_text()
+        assert ET.fromstring(text).tag == "{http://www.w3.org/2000/svg}svg"
+        assert "base64" not in text  # photographs stay on the page
+    marks = ET.fromstring((small_tables / "figures" / f"{parts.name}-features.svg").read_text())
+    titles = [one.text for one in marks.iter("{http://www.w3.org/2000/svg}title")]
+    assert sum("score" in (title or "") for title in titles) == 2 * 16  # 6 good, 6 + 4 defective
+    assert "6 of 6 (100%)" in page  # what has no attention never looks closer
+
+
+def test_tsne_keeps_groups_together():
+    rng = np.random.default_rng(0)
+    groups = rng.normal(0, 1, (2, 20, 8)) + np.array([0, 12])[:, None, None]
+    places = figures.embedded([*groups[0], *groups[1]])
+    assert places.shape == (40, 2)
+    assert places.min() == 0
+    assert places.max() == 1
+    gaps = np.linalg.norm(places[:, None] - places[None], axis=2)
+    np.fill_diagonal(gaps, np.inf)
+    assert (gaps.argmin(axis=1) // 20 == np.arange(40) // 20).all()
+
+
+def test_features_behind_a_score_are_those_of_its_cells():
+    features = torch.arange(24.0).reshape(2, 3, 4)
+    score_map = np.zeros((3, 4), dtype=np.float32)
+    score_map[1, 2], score_map[2, 3] = -9, 5
+    assert figures.behind_score(features, score_map, 2 / 12).tolist() == [8.5, 20.5]
+    assert figures.overlap([1, 1, 1, 1], [1, 1, 9, 9], 5) == 0.5
 
 
 @pytest.mark.parametrize(
