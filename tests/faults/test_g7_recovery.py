@@ -23,6 +23,7 @@ from agent.demo import BUNDLE
 from agent.inference import ChildInspector, Recipe
 from agent.line import run_line
 from agent.mqtt import Subscriber
+from agent.process import prepare_process
 from agent.verdict import State
 from calibration.record import read_calibration
 from engine.bundle import open_bundle
@@ -119,6 +120,7 @@ class Watched:
         self._broker = broker
 
     def __enter__(self):
+        prepare_process()  # as `agent run` does
         self.inspector.__enter__()
         self._subscriber = Subscriber(self._broker.settings, "atac/+/health", self._hear)
         self._subscriber.__enter__()
