@@ -27,7 +27,9 @@ PROFILE = replace(
     top_k=0.02,  # a scratch covers few of the 256 cells
     # Starting from nothing, it learns most from where the defects are.
     known_masks=True,
+    transplanted=0.0,
     mask_weight=20.0,
+    cell_weight=0.0,
     real_share=0.8,
     epochs=14,
     least_steps=60,

@@ -9,6 +9,8 @@ CLAHE, as a real defect would (spec §6.4).
     scar     the same, long and thin
     blotch   shuffled texture under a Perlin mask (MemSeg's structural kind, spec §2.3.4)
     stroke   a dark or bright scratch
+
+`transplanted` sets a known defect, whose mask someone drew, onto a good part.
 """
 
 from collections.abc import Callable
@@ -36,6 +38,10 @@ _SCAR_AREA: Final = (0.0005, 0.006)
 _SCAR_ASPECT: Final = (1 / 12, 12.0)
 _TINT: Final = 0.4
 _SHUFFLED_TILES: Final = 8  # a side (MemSeg)
+
+# Of transplanted defects: how many stay about where they were, and what of one must remain.
+_IN_PLACE: Final = 0.5
+_REMAINS: Final = 0.3
 
 # A change smaller than this is no defect: grey levels, and share of the image area.
 _VISIBLE_LEVELS: Final = 12
@@ -254,6 +260,47 @@ def alike(donor: Pixels, pixels: Pixels) -> Pixels:
         return donor
     code = cv2.COLOR_GRAY2RGB if pixels.ndim == 3 else cv2.COLOR_RGB2GRAY
     return np.asarray(cv2.cvtColor(donor, code), dtype=np.uint8)
+
+
+def transplanted(
+    pixels: Pixels, donor: Pixels, mask: Mask, rng: np.random.Generator
+) -> tuple[Pixels, Mask]:
+    """`pixels` with the known defect of `donor`, which is where `mask` says, and its new mask.
+
+    `donor` is of the same kind as `pixels`, and of any size; `mask`, which has its size, is not
+    empty.
+    Half of the time about where it was, as some kinds come in one place only; else anywhere and
+    turned. The surface around it is brought to the tone of the new place.
+    """
+    height, width = pixels.shape[:2]
+    donor = _sized(donor, width, height)
+    share = cv2.resize(mask.astype(np.float32), (width, height), interpolation=cv2.INTER_AREA)
+    where = (share > 0).astype(np.uint8)
+    rows, columns = np.nonzero(where)
+    middle = np.array([columns.mean(), rows.mean()])
+    size = np.array([width, height])
+    soft = cv2.GaussianBlur(cv2.dilate(where, np.ones((5, 5))).astype(np.float32), (0, 0), 2)
+    for _ in range(_TRIES):
+        if rng.random() < _IN_PLACE:
+            angle, to = rng.uniform(-10, 10), middle + rng.uniform(-0.08, 0.08, 2) * size
+        else:
+            angle, to = rng.uniform(-180, 180), rng.uniform(0.1, 0.9, 2) * size
+        scale = np.exp(rng.uniform(np.log(3 / 4), np.log(4 / 3)))
+        turn = cv2.getRotationMatrix2D(middle.tolist(), float(angle), float(scale))
+        turn[:, 2] += to - middle
+        new = cv2.warpAffine(where, turn, (width, height), flags=cv2.INTER_NEAREST) > 0
+        if new.sum() >= max(1.0, _REMAINS * where.sum()):
+            break
+    piece = cv2.warpAffine(donor, turn, (width, height), borderMode=cv2.BORDER_REFLECT)
+    opacity = cv2.warpAffine(soft, turn, (width, height))
+    rim = (opacity > 0.02) & (opacity < 0.5)
+    shown = piece.astype(np.float32)
+    if rim.any():
+        shown += pixels[rim].mean(axis=0) - shown[rim].mean(axis=0)
+    if pixels.ndim == 3:
+        opacity = opacity[:, :, None]
+    changed = np.clip(np.rint(pixels + (shown - pixels) * opacity), 0, 255).astype(np.uint8)
+    return changed, np.asarray(new)
 
 
 def moved(

@@ -33,7 +33,7 @@ from engine.frame import Box, Pixels
 from engine.inspector import TwoPassInspector
 from engine.score import ScoreSpec
 from engine.view import ViewSpec, view, zoomed
-from train.anomalies import Mask, alike, cells, moved, paint
+from train.anomalies import Mask, alike, cells, moved, paint, transplanted
 from train.backbone import PretrainedWeights, load_pretrained
 from train.datasets import (
     SPLIT_JSON,
@@ -48,6 +48,7 @@ from train.evaluate import auroc
 from train.export import library_versions, write_bundle
 from train.loss import (
     attention_loss,
+    cell_loss,
     deviation,
     deviation_loss,
     drawn_reference,
@@ -316,20 +317,35 @@ class Pass(NamedTuple):
 def two_pass_loss(
     eyes: "Eyes", batch: Sequence[Sample], profile: Profile, reference: ScoreSpec, epoch: int
 ) -> Tensor:
-    """The loss of one batch: of the scores (Eq 8-12) and, with λ, of where attention went."""
+    """The loss of one batch: of the scores (Eq 8-12), and of cells where their mask is known.
+
+    A pass is judged by what it was shown: a box beside a painted defect shows a good part.
+    """
     passes = eyes.look(batch, zoom=epoch >= profile.zoom_from)
     device = passes[0].maps.score_map.device
     defective = torch.tensor([sample.defective for sample in batch], device=device)
+    known = torch.tensor([sample.mask is not None for sample in batch], device=device)
+    masks = [_map_masks(p, batch) for p in passes]
     scores = _pass_scores(passes, profile)
     if profile.loss_of == "mean":
-        scores = scores.mean(dim=0, keepdim=True)  # γ(x)   Eq 10
-    losses = [deviation_loss(deviation(s, reference), defective, profile) for s in scores]
-    objective = torch.stack(losses).mean()
+        # γ(x)   Eq 10
+        objective = deviation_loss(deviation(scores.mean(dim=0), reference), defective, profile)
+    else:
+        shown = [defective & (mask.any(dim=2).any(dim=1) | ~known) for mask in masks]
+        losses = [
+            deviation_loss(deviation(s, reference), seen, profile)
+            for s, seen in zip(scores, shown, strict=True)
+        ]
+        objective = torch.stack(losses).mean()
     # Cross-entropy refuses NaN; the caller has a better word for it.
-    if profile.mask_weight and torch.isfinite(objective):
-        known = torch.tensor([sample.mask is not None for sample in batch], device=device)
-        misses = [attention_loss(p.maps.attention, _map_masks(p, batch), known) for p in passes]
-        objective = objective + profile.mask_weight * torch.stack(misses).mean()
+    if torch.isfinite(objective):
+        for p, mask in zip(passes, masks, strict=True):
+            if profile.mask_weight:
+                miss = attention_loss(p.maps.attention, mask, known)
+                objective = objective + profile.mask_weight * miss / len(passes)
+            if profile.cell_weight:
+                miss = cell_loss(p.maps.score_map, mask, known, reference, profile)
+                objective = objective + profile.cell_weight * miss / len(passes)
     return objective
 
 
@@ -571,6 +587,11 @@ class Defects:
         self._profile = profile
         self._seed = seed
         self._kept: Kept[int, Sample] = Kept(limit=_FEATURES_LIMIT)
+        self._located = (
+            [index for index in images.defective if np.any(images.mask(index))]
+            if profile.known_masks and profile.transplanted
+            else []
+        )
 
     def known(self, index: int, rng: np.random.Generator) -> Sample:
         """Training image `index`, a known defect, in one of its versions."""
@@ -608,6 +629,13 @@ class Defects:
     def _painted(self, rng: np.random.Generator) -> Sample:
         good = self._images.good
         pixels = self._images.frame(good[int(rng.integers(len(good)))])
+        if self._located and rng.random() < self._profile.transplanted:
+            index = self._located[int(rng.integers(len(self._located)))]
+            mask = self._images.mask(index)
+            assert mask is not None
+            donor = alike(self._images.frame(index), pixels)
+            changed, mask = transplanted(pixels, donor, mask, rng)
+            return Sample(pixels=changed, mask=mask, defective=True, index=None)
         donor = pixels
         if rng.random() >= _SAME_DONOR:
             donor = alike(self._images.frame(good[int(rng.integers(len(good)))]), pixels)

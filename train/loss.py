@@ -55,6 +55,22 @@ def deviation_loss(deviations: Tensor, defective: Tensor, profile: Profile) -> T
     return torch.where(defective, pull, deviations.abs()).mean()
 
 
+def cell_loss(
+    score_map: Tensor, masks: Tensor, known: Tensor, reference: ScoreSpec, profile: Profile
+) -> Tensor:
+    """Eq 12 for cells: the mean of good ones to 0, and that of defective ones beyond the margin.
+
+    `score_map` float32 and `masks` in {0, 1} are `(N, h, w)`; of images whose mask nobody knows
+    (`known`, bool `(N,)`) no cell counts.
+    """
+    deviations = deviation(score_map.abs(), reference)
+    known = known[:, None, None]
+    good, defective = known & (masks == 0), known & (masks > 0)
+    to_zero = (deviations.abs() * good).sum() / good.sum().clamp(min=1)
+    pull = torch.relu(profile.margin - deviations)
+    return to_zero + (pull * defective).sum() / defective.sum().clamp(min=1)
+
+
 def attention_loss(attention: Tensor, masks: Tensor, known: Tensor) -> Tensor:
     """How far a supervised attention is from the known masks: cross-entropy per cell (spec §5.3).
 

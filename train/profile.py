@@ -63,24 +63,28 @@ class Profile:
     prototype_channels: Count
 
     # Score and loss (D12-D16). The loss judges the mean of both passes' scores, or `each` (D23);
-    # `mask_weight` is λ of the attention's own loss, where the mask is known (spec §5.3).
+    # Where the mask is known, `mask_weight` is λ of the attention's own loss (spec §5.3) and
+    # `cell_weight` that of the score map's: Eq 12 for each cell.
     top_k: Share
     loss: Literal["hinge", "literal", "two_sided"]
     loss_of: Literal["mean", "each"]
     margin: Positive  # k of Eq 12
     mask_weight: Annotated[float, Field(ge=0)]
+    cell_weight: Annotated[float, Field(ge=0)] = 0.0  # older bundles do not name it
     reference_draws: Count  # standard normal draws behind μ_R and σ_R
 
     # The defective half of a batch (D17, D19). `real_share` is the chance of a known defect.
     # `moved_each` versions of it are shown, a little shifted, turned and brightened; 0: it is
     # shown as it is. `pseudo_each` pseudo-defects are painted on each good image; 0: a new one
     # every time. What is shown again costs a frozen trunk nothing. `known_masks` lets the masks
-    # of known defects teach where the data has them (image labels alone otherwise).
+    # of known defects teach where the data has them (image labels alone otherwise); that share of
+    # the pseudo-defects are then known defects `transplanted` onto good parts.
     pseudo_defects: tuple[Kind, ...]
     real_share: Share
     moved_each: Annotated[int, Field(ge=0)]
     pseudo_each: Annotated[int, Field(ge=0)]
     known_masks: bool
+    transplanted: Share = 0.0  # older bundles do not name it
 
     # The loop (D18, D21, D24).
     epochs: Count
@@ -128,6 +132,7 @@ PAPER: Final = Profile(
     loss_of="mean",
     margin=10.0,
     mask_weight=0.0,
+    cell_weight=0.0,
     reference_draws=5000,
     pseudo_defects=("cutmix",),
     real_share=0.5,
@@ -169,12 +174,14 @@ LINE: Final = Profile(
     loss_of="each",
     margin=10.0,
     mask_weight=1.0,
+    cell_weight=1.0,
     reference_draws=5000,
     pseudo_defects=("cutmix", "patch", "scar", "blotch", "stroke"),
     real_share=0.5,
     moved_each=8,
     pseudo_each=2,
-    known_masks=False,
+    known_masks=True,
+    transplanted=0.5,
     epochs=8,
     batch=16,
     least_steps=25,

@@ -3,7 +3,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from engine.frame import Box
-from train.anomalies import PAINTERS, alike, cells, cutmix, moved, paint
+from train.anomalies import PAINTERS, alike, cells, cutmix, moved, paint, transplanted
 
 
 @given(
@@ -125,3 +125,27 @@ def test_a_cell_is_defective_when_any_of_its_pixels_is():
     assert whole.sum() == 1
     assert not cells(mask, Box(left=0, top=0, right=40, bottom=40), 4, 4).any()
     assert cells(mask, Box(left=70, top=30, right=80, bottom=40), 14, 14)[-1, -1] == 1
+
+
+@given(st.booleans(), st.booleans(), st.integers(0, 2**32))
+def test_a_transplanted_defect_is_where_its_mask_says(colour, smaller, seed):
+    rng = np.random.default_rng(seed)
+    tail = (3,) if colour else ()
+    pixels = np.full((60, 90, *tail), 90, np.uint8)
+    donor = np.full((30, 45, *tail) if smaller else pixels.shape, 160, np.uint8)
+    mask = np.zeros(donor.shape[:2], np.bool_)
+    mask[10:20, 15:30] = True
+    donor[mask] = 250
+    before, donor_before = pixels.copy(), donor.copy()
+
+    changed, new = transplanted(pixels, donor, mask, rng)
+
+    assert changed.shape == pixels.shape
+    assert changed.dtype == np.uint8
+    assert new.shape == pixels.shape[:2]
+    assert new.any()
+    grey = changed if changed.ndim == 2 else changed[:, :, 0]
+    assert grey[new].mean() > 130  # brighter than the part it is on
+    assert np.array_equal(pixels, before)
+    assert np.array_equal(donor, donor_before)
+    assert (grey == 90).mean() > 0.3

@@ -11,13 +11,24 @@ from engine.attention import CropSpec
 from engine.errors import ConfigurationError, TrainingError
 from engine.frame import Box
 from engine.inspector import TwoPassInspector
+from engine.score import ScoreSpec
 from engine.view import view
 from train import fit as training
 from train.anomalies import cells
 from train.backbone import PretrainedWeights, Trunk, initialise
 from train.datasets import TrainingImages, read_listed, read_mask
-from train.fit import CHECKPOINT, TrainedOptics, fit, learning_rate, settled, train_bundle
-from train.network import AtacNet, TorchBackend
+from train.fit import (
+    CHECKPOINT,
+    Pass,
+    Sample,
+    TrainedOptics,
+    fit,
+    learning_rate,
+    settled,
+    train_bundle,
+    two_pass_loss,
+)
+from train.network import AtacNet, Maps, TorchBackend
 from train.profile import LINE
 
 
@@ -109,6 +120,24 @@ def test_pseudo_defects_come_again_and_are_the_same_after_an_interruption(source
     assert all(s.index is None for s in fresh if s.mask is not None)
 
 
+def test_known_defects_are_set_onto_good_parts_where_their_masks_are_known(source, split, paper):
+    images = TrainingImages(source, split)
+    profile = replace(paper, real_share=0.0, known_masks=True, transplanted=1.0)
+    good = [images.frame(index) for index in images.good]
+    (batch,) = drawn_batches(images, profile, steps=1)
+    for sample in batch[8:]:
+        changed = [
+            (sample.pixels != frame).reshape(*frame.shape[:2], -1).any(axis=2) for frame in good
+        ]
+        least = min(changed, key=np.sum)
+        assert 0 < least.sum() < 0.4 * least.size  # a good part but for one place
+        assert (least & sample.mask).sum() > 0.5 * sample.mask.sum() > 0
+    blind = replace(profile, known_masks=False)
+    (unseen,) = drawn_batches(images, replace(blind, transplanted=0.0), steps=1)
+    (alike,) = drawn_batches(images, blind, steps=1)
+    assert all(np.array_equal(a.pixels, b.pixels) for a, b in zip(unseen, alike, strict=True))
+
+
 def test_masks_follow_each_pass_into_its_box(samples, paper):
     _, batch = samples
     with eyes(replace(paper, crop=CropSpec(omega=0.9))) as (_, pair):
@@ -126,6 +155,31 @@ def test_masks_follow_each_pass_into_its_box(samples, paper):
         assert training._map_masks(passes[1], batch)[i].any() == inside.any()
 
 
+def test_a_pass_is_judged_by_what_its_box_shows(line):
+    profile = replace(line, margin=10.0, mask_weight=0.0, cell_weight=0.0)
+    pixels = np.zeros((64, 64), np.uint8)
+    mask = np.zeros((64, 64), np.bool_)
+    mask[:8, :8] = True
+    painted = Sample(pixels=pixels, mask=mask, defective=True, index=None)
+    hidden = replace(painted, mask=None)
+    box = Box(left=32, top=32, right=64, bottom=64)  # beside the defect
+    reference = ScoreSpec(top_k=profile.top_k, reference_mean=0.0, reference_std=1.0)
+
+    def loss(batch, first, second):
+        class Seen:
+            def look(self, batch, *, zoom):
+                assert zoom
+                maps = [Maps(torch.full((1, 8, 8), s), torch.zeros(1, 8, 8)) for s in scores]
+                return Pass(maps[0], [Box.around(pixels)]), Pass(maps[1], [box])
+
+        scores = first, second
+        return two_pass_loss(Seen(), batch, profile, reference, profile.zoom_from).item()
+
+    assert loss([painted], 10.0, 0.0) == 0
+    assert loss([painted], 0.0, 10.0) == pytest.approx(10)
+    assert loss([hidden], 10.0, 0.0) == pytest.approx(5)  # nobody knows that it is good
+
+
 def test_without_zoom_the_second_pass_is_the_first(samples, paper):
     _, batch = samples
     with eyes(replace(paper, crop=CropSpec(omega=0.9))) as (_, pair):
@@ -134,7 +188,7 @@ def test_without_zoom_the_second_pass_is_the_first(samples, paper):
 
 
 def test_supervised_attention_learns_where_defects_are(source, split, line, tmp_path):
-    profile = replace(line, epochs=4, least_steps=8, zoom_from=2, known_masks=True)
+    profile = replace(line, epochs=4, least_steps=8, zoom_from=2, cell_weight=0.0)
     network = trained(source, split, profile, tmp_path).network
     inside, outside = [], []
     with TorchBackend(network) as backend:

@@ -10,6 +10,7 @@ from hypothesis.extra import numpy as arrays
 from engine import score as engine_score
 from train.loss import (
     attention_loss,
+    cell_loss,
     deviation,
     deviation_loss,
     drawn_reference,
@@ -97,3 +98,17 @@ def test_attention_is_judged_only_where_the_mask_is_known():
 def test_attention_loss_vanishes_on_the_mask_itself():
     masks = (torch.rand(3, 4, 4) > 0.5).float()
     assert attention_loss(masks, masks, torch.tensor([True] * 3)).item() == pytest.approx(0)
+
+
+def test_cells_are_pulled_like_images_where_the_mask_is_known():
+    profile = replace(PAPER, margin=10.0)
+    reference = engine_score.ScoreSpec(top_k=0.1, reference_mean=1.0, reference_std=2.0)
+    # Deviations of |cells|: 0, 2; 4, 12; the last image's are of no consequence.
+    score_map = torch.tensor([[[1.0, -5.0]], [[9.0, 25.0]], [[300.0, 300.0]]])
+    masks = torch.tensor([[[0.0, 0.0]], [[1.0, 1.0]], [[0.0, 1.0]]])
+    known = torch.tensor([True, True, False])
+    assert cell_loss(score_map, masks, known, reference, profile).item() == pytest.approx(
+        (0 + 2) / 2 + (6 + 0) / 2
+    )
+    nothing = torch.zeros(3, dtype=torch.bool)
+    assert cell_loss(score_map, masks, nothing, reference, profile).item() == 0
