@@ -32,11 +32,10 @@ from agent.line import run_line
 from agent.mqtt import MqttSettings
 from agent.verdict import Verdict
 from engine.backends import Backend, BackendName
-from engine.backends.opening import open_backend
+from engine.backends.opening import open_backend, open_inspector
 from engine.bundle import PARITY, Bundle, Manifest, Precision
 from engine.errors import BackendError
 from engine.frame import Frame, Pixels
-from engine.inspector import TwoPassInspector
 
 CPU_BACKENDS: Final[tuple[BackendName, ...]] = ("onnxruntime", "openvino")
 _PACED_SHARE: Final = 0.5
@@ -136,7 +135,7 @@ def measured(
     recipe = Recipe(bundle=bundle.path, backend=backend, precision=precision)
     own_mb = _resident_mb(os.getpid())
     with open_backend(bundle, backend=backend, precision=precision) as alone:
-        difference = _score_difference(alone, bundle, frames)
+        difference = _score_difference(bundle, frames, backend=backend, precision=precision)
         began = perf_counter()
         with ChildInspector(recipe) as child:
             ready_s = perf_counter() - began
@@ -333,9 +332,13 @@ def _round(
     )
 
 
-def _score_difference(backend: Backend, bundle: Bundle, frames: Sequence[Pixels]) -> float:
-    with open_backend(bundle, backend="onnxruntime") as oracle:
-        one, other = (TwoPassInspector(each, bundle.manifest) for each in (backend, oracle))
+def _score_difference(
+    bundle: Bundle, frames: Sequence[Pixels], *, backend: BackendName, precision: Precision
+) -> float:
+    with (
+        open_inspector(bundle, backend=backend, precision=precision) as one,
+        open_inspector(bundle) as other,
+    ):
         return max(abs(one.inspect(each).score - other.inspect(each).score) for each in frames)
 
 

@@ -18,7 +18,7 @@ from agent.evidence import EvidenceSettings
 from agent.messages import check_topics
 from agent.mqtt import MqttSettings
 from agent.retention import Limits
-from engine.backends import BackendName, FallbackName
+from engine.backends import MAX_PIXELS, BackendName, FallbackName
 from engine.bundle import Precision
 from engine.errors import ConfigurationError
 from engine.spec import spec
@@ -49,6 +49,8 @@ class BundleSettings:
     """The public key that must have signed the manifest; without it none has to."""
     backend: BackendName = "auto"
     fallback: FallbackName | None = None
+    max_megapixels: Annotated[float, Field(gt=0, le=1000)] = MAX_PIXELS / 1e6
+    """A GPU keeps memory for frames up to this size; parts with larger ones end as ERROR."""
 
 
 @spec

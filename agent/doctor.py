@@ -11,14 +11,12 @@ from pathlib import Path
 from time import perf_counter
 from typing import Final, Literal
 
-import numpy as np
-
 from agent.cameras import open_camera
 from agent.config import Config, load_config
 from agent.ledger_file import check_place
 from agent.mqtt import probe
 from calibration.record import read_calibration
-from engine.backends.opening import open_backend
+from engine.backends.opening import open_inspector
 from engine.bundle import Bundle, open_bundle
 from engine.errors import AtacError, BackendError, ImageError
 
@@ -133,21 +131,19 @@ def _calibration(config: Config, bundle: Bundle) -> Finding:
 
 
 def _backend(config: Config, bundle: Bundle) -> Finding:
-    side, settings = bundle.manifest.view.side, config.bundle
+    settings = config.bundle
     try:
-        opened = open_backend(bundle, backend=settings.backend, precision=settings.precision)
+        opened = open_inspector(bundle, backend=settings.backend, precision=settings.precision)
     except BackendError as error:
         if settings.fallback is None:
             raise
         message = f"{error}; {settings.fallback} would run instead, as bundle.fallback allows"
         return Finding(check="backend", level="warn", message=message)
-    with opened as backend:
-        view = np.zeros((1, side, side, 3), np.uint8)
-        backend.run(view)
+    with opened as inspector:
         started = perf_counter()
-        backend.run(view)
+        inspector.warm_up()
         milliseconds = (perf_counter() - started) * 1e3
-    return _ok("backend", f"{backend.name}, one pass in {milliseconds:.1f} ms")
+    return _ok("backend", f"{inspector.name}, one run in {milliseconds:.1f} ms")
 
 
 def _camera(config: Config) -> Finding:

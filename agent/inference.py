@@ -28,7 +28,7 @@ from typing import Any, Final, Self
 
 import numpy as np
 
-from engine.backends import BackendName, FallbackName
+from engine.backends import MAX_PIXELS, BackendName, FallbackName
 from engine.bundle import Precision
 from engine.errors import BackendError, InspectionError, NoAnswerError
 from engine.frame import Box, Inspection, Map, Pixels, StageTimes
@@ -59,23 +59,26 @@ _LAST_RETRY_S: Final = 5.0
 
 @spec
 class Recipe:
-    """What the child opens: as `open_bundle` and `open_backend` take it."""
+    """What the child opens: as `open_bundle` and `open_inspector` take it."""
 
     bundle: Path
     signed_by: Path | None = None
     backend: BackendName = "onnxruntime"
     precision: Precision = "fp32"
     fallback: FallbackName | None = None
+    max_megapixels: float = MAX_PIXELS / 1e6
 
 
 class ChildInspector:
     """An `Inspector` whose passes run in a child process; a context manager.
 
     Entering starts the child and waits until it is ready; raises `BackendError` when it cannot be.
-    A child that does not answer is killed and one that has died is replaced: the part in hand gets
-    `NoAnswerError` or `InspectionError`, the next one waits for the new child, but not beyond
-    `deadline_s`. A part beside it that did no harm is inspected again. `lanes` threads may inspect
-    at once, as many as the `backend`, here by its full name, serves; any thread may read `trouble`.
+    A child that does not answer or whose runtime has failed is killed, and one that has died is
+    replaced: the part in hand gets `NoAnswerError` or `BackendError`, the next one waits for the
+    new child, but not beyond `deadline_s`. A part beside it that did no harm is inspected again.
+    Where no part gets through in between, new children come more and more rarely. `lanes` threads
+    may inspect at once, as many as the `backend`, here by its full name, serves; any thread may
+    read `trouble`.
     """
 
     def __init__(self, recipe: Recipe, *, deadline_s: float | None = None) -> None:
@@ -89,6 +92,7 @@ class ChildInspector:
         self.backend = ""
         self._retry_s = _FIRST_RETRY_S
         self._retry_at = 0.0
+        self._has_answered = True
         self.restarts = 0
 
     @property
@@ -130,7 +134,7 @@ class ChildInspector:
         self._close()
 
     def inspect(self, pixels: Pixels) -> Inspection:
-        """As `TwoPassInspector.inspect`, by the child."""
+        """As an `OpenInspector` does, by the child."""
         child = self._ready_child()
         limit_s = max(_LIMIT_S, child.slow_s, self._deadline_s or 0.0)
         self._asked[threading.get_ident()] = monotonic()
@@ -147,6 +151,8 @@ class ChildInspector:
             del self._asked[threading.get_ident()]
         if inspection is None:  # the child was lost to another lane's part
             return self.inspect(pixels)
+        self._has_answered = True
+        self._retry_s = _FIRST_RETRY_S
         if self._failure is not None:
             _LOG.warning("inference answers again")
             self._failure = None
@@ -172,19 +178,26 @@ class ChildInspector:
                 if self._child.age_s() > _START_S:
                     self._fail_to_start(f"was not ready after {_START_S:g} s")
                 raise NoAnswerError("inference is being started anew")
-            self._retry_s = _FIRST_RETRY_S
             return self._child
 
     def _lose(self, child: "_Child", reason: str) -> bool:
-        """`child` hangs or has died: another one at once. `False` where one has taken over."""
+        """`child` hangs, fails or has died: another one, at once unless this was one that came so.
+
+        `False` where one has taken over.
+        """
         with self._changing:
             if self._child is not child:
                 return False
             _LOG.error("inference %s; starting it anew", reason)
-            self._failure = f"{reason}; it was started anew"
             self.restarts += 1
             self._close()
-            self._child = _Child(self._recipe)
+            if self._has_answered:
+                self._failure = f"{reason}; it was started anew"
+                self._child = _Child(self._recipe)
+            else:
+                self._failure = f"{reason}, again and again"
+                self._wait_longer()
+            self._has_answered = False
             return True
 
     def _fail_to_start(self, reason: str) -> None:
@@ -192,6 +205,9 @@ class ChildInspector:
             _LOG.error("inference cannot be started, trying again: %s", reason)
         self._failure = reason
         self._close()
+        self._wait_longer()
+
+    def _wait_longer(self) -> None:
         self._retry_at = monotonic() + self._retry_s
         self._retry_s = min(2 * self._retry_s, _LAST_RETRY_S)
 
@@ -211,6 +227,7 @@ class _Child:
         self._closing = threading.Lock()
         self._is_closed = False
         self._free: queue.SimpleQueue[_Connection] = queue.SimpleQueue()
+        self._start_s = 0.0
         self.slow_s = _SLOW_S
         self.lanes = 1
         self.backend = ""
@@ -262,6 +279,7 @@ class _Child:
             raise BackendError(told["error"])
         self._is_ready = True
         self._map_shape = (told["map_height"], told["map_width"])
+        self._start_s = told["start_s"]
         self.slow_s = max(_SLOW_S, _PATIENCE * told["pass_s"])
         self.lanes, self.backend = told["lanes"], told["backend"]
         for lane, connection in enumerate(self._connections):
@@ -274,6 +292,10 @@ class _Child:
     def inspect(self, pixels: Pixels, within_s: float) -> Inspection:
         """By any thread; more than `lanes` of them wait for each other."""
         connection = self._free.get()
+        if connection.frame_shape != pixels.shape:
+            # A GPU sets up memory and a graph for another size; its start did that and much more.
+            connection.frame_shape = pixels.shape
+            within_s = max(within_s, self._start_s)
         try:
             return connection.inspect(pixels, self._map_shape, within_s, self.pid)
         except ConnectionError as error:
@@ -317,11 +339,12 @@ class _Connection:
     def __init__(self, ours: socket.socket) -> None:
         self._socket = ours
         self.memory = Memory(os.memfd_create("atac-frame"))
+        self.frame_shape: tuple[int, ...] = ()  # of the last one
 
     def inspect(
         self, pixels: Pixels, map_shape: tuple[int, int], within_s: float, pid: int
     ) -> Inspection:
-        """Raises `ConnectionError` when the child `pid` has ended."""
+        """Raises `ConnectionError` when the child `pid` has ended, `BackendError` when it must."""
         height, width = pixels.shape[:2]
         maps = 2 * map_shape[0] * map_shape[1] * 4
         self.memory.hold(maps + pixels.nbytes)
@@ -332,6 +355,8 @@ class _Connection:
         told = self._patiently_heard(within_s, pid)
         if told is None:
             raise NoAnswerError(f"did not answer within {within_s:.1f} s")
+        if "failed" in told:
+            raise BackendError(told["failed"])
         if "error" in told:
             raise InspectionError(told["error"])
         attention, score_map = self.memory.maps(map_shape)

@@ -15,52 +15,53 @@ from dataclasses import asdict
 from time import perf_counter
 from typing import Final
 
-import numpy as np
 from pydantic import TypeAdapter
 
 from agent.inference import PACKET, REQUEST, Memory, Recipe
 from agent.process import prepare_process
-from engine.backends.opening import open_backend
+from engine.backends.opening import open_inspector
 from engine.bundle import open_bundle
-from engine.errors import AtacError
+from engine.errors import AtacError, BackendError
 from engine.frame import Inspection
-from engine.inspector import Inspector, TwoPassInspector
+from engine.inspector import Inspector
 
 _LOG: Final = logging.getLogger("atac_agent.inference")
 _PR_SET_PDEATHSIG: Final = 1
 
 
 def main(lanes: Sequence[tuple[socket.socket, Memory]], recipe: Recipe) -> None:
-    """Serve as many of the `lanes` as the backend can, until the parent closes them."""
+    """Serve as many of the `lanes` as the inspector can, until the parent closes them."""
+    begun = perf_counter()
     prepare_process()
     connection, _ = lanes[0]
     try:
         bundle = open_bundle(recipe.bundle, signed_by=recipe.signed_by)
-        opened = open_backend(
-            bundle, backend=recipe.backend, precision=recipe.precision, fallback=recipe.fallback
+        opened = open_inspector(
+            bundle,
+            backend=recipe.backend,
+            precision=recipe.precision,
+            fallback=recipe.fallback,
+            max_pixels=round(recipe.max_megapixels * 1e6),
         )
     except AtacError as error:
         _tell(connection, {"error": str(error)})
         return
-    with opened as backend:
-        side = bundle.manifest.view.side
-        nothing = np.zeros((1, side, side, 3), np.uint8)
-        backend.run(nothing)  # the first run allocates: not on a part's time
-        begun = perf_counter()
-        backend.run(nothing)
+    with opened as inspector:
+        ready = perf_counter()
+        inspector.warm_up()
         network = bundle.manifest.network
-        served = lanes[: backend.lanes]
+        served = lanes[: inspector.lanes]
         _tell(
             connection,
             {
-                "pass_s": perf_counter() - begun,
+                "start_s": ready - begun,
+                "pass_s": perf_counter() - ready,
                 "lanes": len(served),
-                "backend": backend.name,
+                "backend": inspector.name,
                 "map_height": network.map_height,
                 "map_width": network.map_width,
             },
         )
-        inspector = TwoPassInspector(backend, bundle.manifest)
         shape = (network.map_height, network.map_width)
         with ThreadPoolExecutor(len(served), thread_name_prefix="atac-lane") as pool:
             for each, memory in served:
@@ -85,6 +86,10 @@ def _answer(
     pixels = memory.pixels(frame_shape, 2 * map_shape[0] * map_shape[1] * 4)
     try:
         found = inspector.inspect(pixels)
+    except BackendError as error:
+        # What a runtime or a device that has failed answers from now on is worth nothing: the
+        # parent ends this process, which gives everything back whatever state it is in.
+        return {"failed": str(error)}
     except AtacError as error:
         return {"error": str(error)}
     except Exception as error:  # noqa: BLE001 - one part must never stop the line

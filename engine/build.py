@@ -34,6 +34,8 @@ _OLDEST, _TOO_NEW = (10, 12), (12, 0)
 _SCHEMA_VERSION: Final = 1
 _RECORD_MAX_BYTES: Final = 100_000
 
+RuntimeName = Literal["tensorrt", "tensorrt_rtx"]
+
 Progress = Callable[[str, int, int], None]
 """Hears of a phase of the build: its name, steps done, steps in all."""
 
@@ -42,7 +44,7 @@ Progress = Callable[[str, int, int], None]
 class TensorRt:
     """An importable TensorRT; `module` has the same builder and runtime under both names."""
 
-    name: Literal["tensorrt", "tensorrt_rtx"]
+    name: RuntimeName
     version: str
     module: Any
 
@@ -101,14 +103,15 @@ _RECORD: Final = TypeAdapter(PlanRecord)
 _PARITY: Final = TypeAdapter(PlanParity)
 
 
-def find_tensorrt() -> TensorRt:
-    """The installed TensorRT, or TensorRT-RTX where only that is there.
+def find_tensorrt(*names: RuntimeName) -> TensorRt:
+    """The first of `names` that is installed; without any TensorRT, else TensorRT-RTX.
 
-    Imports it: call `probe_gpu` before, if the plan is to run. Raises `BackendError` when neither
+    Imports it: call `probe_gpu` before, if the plan is to run. Raises `BackendError` when none
     can be imported, or when the version is none of 10.12 to 11.
     """
     broken = None
-    for name in ("tensorrt", "tensorrt_rtx"):
+    wanted: tuple[RuntimeName, ...] = names or ("tensorrt", "tensorrt_rtx")
+    for name in wanted:
         try:
             module = importlib.import_module(name)
         except ModuleNotFoundError as error:
@@ -124,12 +127,8 @@ def find_tensorrt() -> TensorRt:
                 f"TensorRT {version} is not supported; "
                 "install with: pip install 'tensorrt>=10.12,<12'"
             )
-        return TensorRt(
-            name="tensorrt" if name == "tensorrt" else "tensorrt_rtx",
-            version=version,
-            module=module,
-        )
-    missing = broken or "neither tensorrt nor tensorrt_rtx is installed"
+        return TensorRt(name=name, version=version, module=module)
+    missing = broken or f"{' or '.join(wanted)} is not installed"
     raise BackendError(
         f"{missing}; install with: pip install 'atac-agent[gpu]', or 'atac-agent[rtx]' for "
         "TensorRT-RTX"
@@ -268,6 +267,9 @@ def build_plan(
         one, most = ((size, *tuple(tensor.shape)[1:]) for size in (1, MAX_BATCH))
         profile.set_shape(tensor.name, one, one, most)
     config.add_optimization_profile(profile)
+    if tensorrt.name == "tensorrt_rtx":
+        # An engine that takes memory by itself cannot be captured in a CUDA graph.
+        config.set_flag(trt.BuilderFlag.REQUIRE_USER_ALLOCATION)
     if progress is not None:
         config.progress_monitor = _monitor(trt, progress)
     # TensorRT-RTX times nothing when it builds, and says so of every call about timings.

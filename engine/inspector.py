@@ -2,7 +2,10 @@
 
 import math
 from time import perf_counter
-from typing import Protocol
+from types import TracebackType
+from typing import Protocol, Self
+
+import numpy as np
 
 from engine.attention import CropSpec, attention_box
 from engine.backends import Backend
@@ -16,6 +19,37 @@ class Inspector(Protocol):
     """Anything that turns a frame's pixels into an inspection."""
 
     def inspect(self, pixels: Pixels) -> Inspection: ...
+
+
+class OpenInspector(Inspector, Protocol):
+    """An `Inspector` that is ready; a context manager that owns its network, memory and threads.
+
+    As many threads as `lanes` says may call `inspect` at once. It raises `InspectionError` when
+    one frame cannot be inspected and others may be, `BackendError` when the runtime has failed.
+    """
+
+    @property
+    def name(self) -> str:
+        """Runtime, device and precision, for records: `onnxruntime cpu fp32`."""
+        ...
+
+    @property
+    def lanes(self) -> int:
+        """How many parts are worth having in hand at once."""
+        ...
+
+    def warm_up(self) -> None:
+        """One run over nothing: what a first run sets up is not on a part's time."""
+        ...
+
+    def __enter__(self) -> Self: ...
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None: ...
 
 
 class Optics(Protocol):
@@ -32,11 +66,38 @@ class Optics(Protocol):
 
 
 class TwoPassInspector:
-    """The two passes on any backend, views and boxes on the host."""
+    """The two passes on any backend, views and boxes on the host.
+
+    An `OpenInspector` over an open backend, which it closes where it is used as a context manager.
+    """
 
     def __init__(self, backend: Backend, optics: Optics) -> None:
         self._backend = backend
         self._optics = optics
+
+    @property
+    def name(self) -> str:
+        return self._backend.name
+
+    @property
+    def lanes(self) -> int:
+        return self._backend.lanes
+
+    def warm_up(self) -> None:
+        side = self._optics.view.side
+        self._backend.run(np.zeros((1, side, side, 3), np.uint8))
+
+    def __enter__(self) -> Self:
+        self._backend.__enter__()
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self._backend.__exit__(kind, error, trace)
 
     def inspect(self, pixels: Pixels) -> Inspection:
         """Inspect uint8 `pixels`, `(H, W)` mono or `(H, W, 3)` RGB, of any size.

@@ -134,6 +134,19 @@ def start_broker(mosquitto_binary, tmp_path) -> Iterator[Callable[..., Mosquitto
         yield start
 
 
+@pytest.fixture(scope="session")
+def kernels_folder(tmp_path_factory) -> Path:
+    return tmp_path_factory.mktemp("kernels")
+
+
+@pytest.fixture(scope="session")
+def kernels(kernels_folder):
+    """The CUDA kernels as C++, built once for all tests."""
+    from tests.engine.backends.cuda_kernels import Kernels
+
+    return Kernels(kernels_folder)
+
+
 @pytest.fixture
 def broker(start_broker) -> Mosquitto:
     """A plain mosquitto: no password, no TLS."""

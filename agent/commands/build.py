@@ -13,10 +13,10 @@ from engine.errors import BackendError, CalibrationError, ConfigurationError
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from engine.backends import Backend
     from engine.build import Plan, PlanParity
     from engine.bundle import Bundle
     from engine.frame import Inspection
+    from engine.inspector import Inspector
     from engine.parity import Parity
 
 
@@ -46,9 +46,9 @@ def build(
 
     Example: agent build --bundle bottle --precision fp16 --good parts/good
 
-    A plan that is there already and still fits is kept. With --good both passes run on the plan
-    and on ONNX Runtime; a plan that changes a verdict at the calibrated threshold will not run.
-    Needs an NVIDIA driver, a GPU, and TensorRT or TensorRT-RTX.
+    A plan that is there already and still fits is kept. With --good the parts are inspected on the
+    GPU and by ONNX Runtime; a plan that changes a verdict at the calibrated threshold will not run.
+    Needs an NVIDIA driver, a GPU, and TensorRT or TensorRT-RTX; with --good also pycuda.
     """
     from engine.backends.cuda_driver import probe_gpu
     from engine.build import ensure_plan, find_tensorrt, plans_folder, read_parity, write_parity
@@ -121,19 +121,19 @@ def _images(option: str, folder: Path | None) -> list[Path]:
 def _compared(
     bundle: "Bundle", plan: "Plan", images: tuple[list[Path], list[Path]], plans: Path | None
 ) -> "Parity":
-    """Both passes on the same images, with ONNX Runtime and with the plan, at one threshold."""
+    """The same images by ONNX Runtime and all on the device, as it will run, at one threshold."""
     from calibration.record import read_calibration
-    from engine.backends.onnxruntime_backend import OnnxRuntimeBackend
-    from engine.backends.tensorrt_backend import TensorRtBackend
+    from engine.backends.opening import open_inspector
+    from engine.backends.tensorrt_backend import open_device_inspector
     from engine.parity import compared, provisional_threshold
 
     good, defective = images
     precision = plan.record.key.precision
-    with OnnxRuntimeBackend(bundle, precision=precision) as backend:
-        expected = _inspected(backend, bundle, (*good, *defective))
-        compared_with = backend.name
-    with TensorRtBackend(bundle, precision=precision, plans=plans, gate=False) as backend:
-        found = _inspected(backend, bundle, (*good, *defective))
+    with open_inspector(bundle, precision=precision) as host:
+        expected = _inspected(host, (*good, *defective))
+        compared_with = host.name
+    with open_device_inspector(bundle, precision=precision, plans=plans, gate=False) as device:
+        found = _inspected(device, (*good, *defective))
     try:
         threshold = read_calibration(bundle, precision=precision).calibration.threshold
         calibrated = True
@@ -151,13 +151,9 @@ def _compared(
     )
 
 
-def _inspected(
-    backend: "Backend", bundle: "Bundle", images: "Sequence[Path]"
-) -> "list[Inspection]":
+def _inspected(inspector: "Inspector", images: "Sequence[Path]") -> "list[Inspection]":
     from engine.image import read_image
-    from engine.inspector import TwoPassInspector
 
-    inspector = TwoPassInspector(backend, bundle.manifest)
     return [inspector.inspect(read_image(path)) for path in images]
 
 

@@ -65,9 +65,8 @@ def calibrate(
         write_report,
     )
     from calibration.threshold import require_enough
-    from engine.backends.opening import open_backend
+    from engine.backends.opening import open_inspector
     from engine.bundle import open_bundle
-    from engine.inspector import TwoPassInspector
 
     rate = share("--max-false-reject", max_false_reject)
     sure = share("--confidence", confidence)
@@ -76,13 +75,13 @@ def calibrate(
     # Fewer pictures than it takes need not be scored.
     require_enough(good_parts.count, max_false_reject=rate, confidence=sure)
     opened = open_bundle(settings.path, signed_by=settings.require_signature)
-    with open_backend(
+    with open_inspector(
         opened,
         backend=settings.backend,
         precision=settings.precision,
         fallback=settings.fallback,
-    ) as backend:
-        inspector = TwoPassInspector(backend, opened.manifest)
+        max_pixels=round(settings.max_megapixels * 1e6),
+    ) as inspector:
         good_scores = _scored(inspector, opened, "good", good_parts)
         defective_scores = (
             None
@@ -94,7 +93,7 @@ def calibrate(
             good_scores,
             defective_scores,
             precision=settings.precision,
-            backend=backend.name,
+            backend=inspector.name,
             max_false_reject=rate,
             confidence=sure,
         )

@@ -52,6 +52,7 @@ def run(
         backend=settings.bundle.backend,
         precision=settings.bundle.precision,
         fallback=settings.bundle.fallback,
+        max_megapixels=settings.bundle.max_megapixels,
     )
     stop = threading.Event()
     with (

@@ -36,7 +36,7 @@ from calibration.record import read_calibration
 from engine.attention import attention_box
 from engine.backends import Backend
 from engine.backends.cuda_driver import probe_gpu
-from engine.backends.device_inspector import DeviceInspector, Form, geometry_of
+from engine.backends.device_inspector import DeviceInspector, DeviceMemory, Form, geometry_of
 from engine.backends.onnxruntime_backend import OnnxRuntimeBackend
 from engine.backends.tensorrt_backend import TensorRtBackend, TensorRtNetwork, open_plan
 from engine.build import ensure_plan, find_tensorrt
@@ -85,7 +85,7 @@ class Bench:
             host = TwoPassInspector(oracle, self.bundle.manifest)
             found = (n for n, each in enumerate(self.parts) if host.inspect(each).zoomed)
             self.shown = next(found, 0)
-        self.opening: Callable[[], Any] | None = None
+        self.opening: Callable[[DeviceMemory], Any] | None = None
         self.backend: Callable[[], Backend] | None = None
         self.network = "none"
 
@@ -197,7 +197,7 @@ def _tensorrt(bench: Bench, precision: Any) -> Results:
     }
     plan, _, name = open_plan(bundle, precision, plans=bench.plans, gate=False)
     network = bundle.manifest.network
-    bench.opening = lambda: TensorRtNetwork(plan, runtime, network, name)
+    bench.opening = lambda memory: TensorRtNetwork(plan, runtime, network, name, memory)
     bench.backend, bench.network = opened, name
     return answer
 
@@ -211,7 +211,9 @@ def _torch(bench: Bench, precision: Any) -> Results:
 
     answer = {"max_difference": _difference(bench, opened)}
     if bench.network == "none" or bench.network.startswith("torch"):
-        bench.opening = lambda: reference.TorchDeviceNetwork(bench.bundle, precision=precision)
+        bench.opening = lambda _memory: reference.TorchDeviceNetwork(
+            bench.bundle, precision=precision
+        )
         bench.backend, bench.network = opened, f"torch {precision}"
     return answer
 

@@ -20,6 +20,8 @@ FallbackName = Literal["onnxruntime"]
 
 MOST_LANES: Final = 4
 """Parts in hand on a CPU with more cores: beyond that each only waits longer."""
+MAX_PIXELS: Final = 24_000_000
+"""The largest frame that a GPU keeps memory for, unless it is told another."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)

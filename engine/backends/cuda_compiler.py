@@ -3,14 +3,15 @@
 import ctypes
 import os
 import sysconfig
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, Final
 
+from engine.backends.cuda_driver import Gpu
 from engine.errors import BackendError
 
 SOURCES: Final = Path(__file__).with_name("cuda")
-_NAMES: Final = ("libnvrtc.so.13", "libnvrtc.so.12", "libnvrtc.so")
+_MAJORS: Final = (13, 12)
 _HEADERS: Final = {
     # NVRTC has the functions of math.h built in, and no system headers.
     b"math.h": b"",
@@ -23,24 +24,29 @@ _HEADERS: Final = {
 _OPTIONS: Final = ("--std=c++17", "--fmad=false")
 
 
-def load_compiler() -> Any:
-    """NVRTC, of the CUDA toolkit or of a package; raises `BackendError` where there is none."""
-    for place in _places():
+def load_compiler(driver: str) -> Any:
+    """NVRTC, of the CUDA toolkit or of a package; raises `BackendError` where there is none.
+
+    A driver for CUDA `driver` (`13.0`) loads no code that a later major version has made.
+    """
+    majors = [major for major in _MAJORS if major <= int(driver.partition(".")[0])]
+    for place in _places([f"libnvrtc.so.{major}" for major in majors]):
         try:
             return ctypes.CDLL(str(place))
         except OSError:
             continue
+    known = " or ".join(map(str, majors)) or f"not newer than {driver}"
     raise BackendError(
-        f"NVRTC cannot be loaded ({_NAMES[0]}); install the CUDA toolkit, or: "
-        "pip install nvidia-cuda-nvrtc"
+        f"NVRTC for CUDA {known} cannot be loaded; install the CUDA toolkit, or: "
+        f"pip install {'nvidia-cuda-nvrtc-cu12' if 13 not in majors else 'nvidia-cuda-nvrtc'}"
     )
 
 
-def compile_kernels(capability: str, compiler: Any | None = None) -> dict[str, bytes]:
-    """Machine code of every source by its name (`view`), for a GPU of `capability` (`8.6`)."""
-    compiler = compiler or load_compiler()
+def compile_kernels(gpu: Gpu, compiler: Any | None = None) -> dict[str, bytes]:
+    """Machine code of every source by its name (`view`), for `gpu`."""
+    compiler = compiler or load_compiler(gpu.driver)
     return {
-        source.stem: _compiled(compiler, source, capability.replace(".", ""))
+        source.stem: _compiled(compiler, source, gpu.capability.replace(".", ""))
         for source in sorted(SOURCES.glob("*.cu"))
     }
 
@@ -88,11 +94,11 @@ def _check(code: int, what: str) -> None:
         raise BackendError(f"NVRTC {what} (error {code})")
 
 
-def _places() -> Iterator[Path]:
+def _places(names: Sequence[str]) -> Iterator[Path]:
     """Where NVRTC may lie: the loader's own paths, NVIDIA's packages, the toolkit."""
-    yield from map(Path, _NAMES)
+    yield from map(Path, names)
     packages = Path(sysconfig.get_path("purelib")) / "nvidia"
     for folder in ("cu13", "cuda_nvrtc"):
-        yield from (packages / folder / "lib" / name for name in _NAMES)
+        yield from (packages / folder / "lib" / name for name in names)
     toolkit = Path(os.environ.get("CUDA_HOME", "/usr/local/cuda"))
-    yield from (toolkit / "lib64" / name for name in _NAMES)
+    yield from (toolkit / "lib64" / name for name in names)

@@ -1,12 +1,15 @@
 """The first GPU's primary context through pycuda: what it lends is given back in it."""
 
+import ctypes
 import importlib
+import threading
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager, suppress
 from typing import Any
 
 import numpy.typing as npt
 
+from engine.backends import cuda_driver
 from engine.errors import BackendError
 
 
@@ -14,7 +17,8 @@ class CudaContext:
     """pycuda, and a context that any thread may make current; freed with `stack`.
 
     `owner` names the user in errors. Call `probe_gpu` before: pycuda may crash without a driver.
-    The primary context is the one that every library in the process shares.
+    The primary context is the one that every library in the process shares. `stack` is to be
+    closed by the thread that made this: in another one pycuda would keep the context.
     """
 
     def __init__(self, stack: ExitStack, owner: str) -> None:
@@ -23,7 +27,8 @@ class CudaContext:
         with self.explained("cannot start"):
             self.cuda.init()
             self._context = self.cuda.Device(0).retain_primary_context()
-        stack.callback(self._release, self._context.detach)
+        self._thread = threading.get_ident()
+        stack.callback(self._let_go)
 
     @contextmanager
     def current(self) -> Iterator[None]:
@@ -52,6 +57,15 @@ class CudaContext:
         self.free_with(stack, memory.free)
         return memory
 
+    def lasting(self, stack: ExitStack) -> Callable[[int], int]:
+        """A function that gives the address of so many new bytes on the GPU, freed with `stack`."""
+        return lambda size: int(self.device_memory(stack, size))
+
+    def settled(self, stream: Any) -> None:
+        """Wait until nothing runs on `stream`; a lost device runs nothing."""
+        with suppress(self.cuda.Error):
+            stream.synchronize()
+
     def pinned(
         self, stack: ExitStack, shape: tuple[int, ...], kind: npt.DTypeLike
     ) -> npt.NDArray[Any]:
@@ -61,9 +75,17 @@ class CudaContext:
         self.free_with(stack, base.free)
         return array
 
-    def _release(self, step: Callable[[], object]) -> None:
+    def _let_go(self) -> None:
+        """Release the context, and take it off this thread.
+
+        pycuda pushes a context to release it and leaves the rest to CUDA, which never pops a
+        primary one: the next library to ask for the current context would get one that is gone.
+        """
         with suppress(self.cuda.Error):
-            step()
+            self._context.detach()
+            if threading.get_ident() == self._thread:
+                popped = ctypes.c_void_p()
+                cuda_driver.load_driver().cuCtxPopCurrent_v2(ctypes.byref(popped))
 
     def _release_current(self, step: Callable[[], object]) -> None:
         with suppress(self.cuda.Error), self.current():

@@ -33,7 +33,9 @@ class DriverGraph:
         try:
             record()
         except BaseException:
-            driver.cuStreamEndCapture(self._stream, ctypes.byref(graph))
+            # The stream must leave its capture, which may have come to something.
+            if not driver.cuStreamEndCapture(self._stream, ctypes.byref(graph)) and graph:
+                driver.cuGraphDestroy(graph)
             raise
         self._call("cuStreamEndCapture", self._stream, ctypes.byref(graph))
         try:

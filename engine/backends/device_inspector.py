@@ -11,7 +11,7 @@ before the end: where it covers the whole frame, the score of pass 1 counts for 
 import math
 from collections import OrderedDict
 from collections.abc import Callable, Sequence
-from contextlib import ExitStack, closing
+from contextlib import ExitStack, closing, suppress
 from dataclasses import dataclass
 from functools import partial
 from time import perf_counter
@@ -22,6 +22,7 @@ import numpy as np
 import numpy.typing as npt
 
 from engine.attention import CropSpec
+from engine.backends import MAX_PIXELS
 from engine.backends.cuda_compiler import compile_kernels
 from engine.backends.cuda_context import CudaContext
 from engine.backends.cuda_driver import probe_gpu
@@ -29,7 +30,7 @@ from engine.backends.cuda_graph import Graph
 from engine.backends.lab import lab_tables
 from engine.build import MAX_BATCH
 from engine.bundle import NetworkSpec
-from engine.errors import InspectionError
+from engine.errors import BackendError, InspectionError
 from engine.frame import Box, Inspection, Pixels, StageTimes
 from engine.inspector import Optics
 from engine.score import deviation, top_k_count
@@ -66,6 +67,10 @@ _CROP: Final = np.dtype(
 )
 _PEAK_BYTES: Final = 12  # struct Peak of box.cu
 _PLAN_BYTES: Final = 48  # struct ViewPlan of view.cu
+
+
+DeviceMemory = Callable[[int], int]
+"""Gives the address of so many new bytes on the GPU; they stay until everything closes."""
 
 
 class DeviceNetwork(Protocol):
@@ -126,29 +131,30 @@ def geometry_of(pixels: Pixels, form: Form | None = None) -> Geometry:
 
 
 class DeviceInspector:
-    """An `Inspector` that needs the GPU's answer only; a context manager.
+    """An `OpenInspector` that needs the GPU's answer only.
 
     `opening` makes the network while the context is current. Frames of more than `max_pixels` are
     refused, since their memory is kept. Memory and a CUDA graph are made when a set of frame sizes
     is first seen and used again after that: `prepare` does it beforehand.
-    One thread at a time may call.
+    One thread at a time may call; the one that opened it closes it.
     """
 
     def __init__(
         self,
-        opening: Callable[[], DeviceNetwork],
+        opening: Callable[[DeviceMemory], DeviceNetwork],
         optics: Optics,
         network: NetworkSpec,
         *,
-        max_pixels: int = 24_000_000,
+        max_pixels: int = MAX_PIXELS,
     ) -> None:
         gpu = probe_gpu()
         self._optics = optics
         self._spec = network
         self._max_pixels = max_pixels
-        kernels = compile_kernels(gpu.capability)
+        kernels = compile_kernels(gpu)
         with ExitStack() as stack:
             self._gpu = CudaContext(stack, f"inspection on {gpu.name}")
+            self._gpu.free_with(stack, self._forget)
             with self._gpu.explained("cannot start"), self._gpu.current():
                 self._modules = {
                     name: self._gpu.cuda.module_from_buffer(code) for name, code in kernels.items()
@@ -159,8 +165,8 @@ class DeviceInspector:
                     for name in names
                 }
                 self._stream = self._gpu.cuda.Stream()
-                self._gpu.free_with(stack, self._forget)
-                self._network = opening()
+                self._network = opening(self._gpu.lasting(stack))
+                self._name = f"{self._network.name}, all on the device"
                 self._constants = {
                     "tables": self._constant(stack, lab_tables()),
                     "crop": self._constant(stack, _crop(optics.crop)),
@@ -172,7 +178,20 @@ class DeviceInspector:
     @property
     def name(self) -> str:
         """Runtime, device and precision, for records."""
-        return f"{self._network.name}, all on the device"
+        return self._name
+
+    @property
+    def lanes(self) -> int:
+        return 1
+
+    def warm_up(self) -> None:
+        """One run over nothing: TensorRT loads what it needs when it first runs."""
+        blank = np.zeros((self._spec.side, self._spec.side), np.uint8)
+        try:
+            with self._gpu.explained("cannot start"), self._gpu.current():
+                self._program((geometry_of(blank),)).run([blank])
+        except InspectionError as error:
+            raise BackendError(f"{self.name} cannot start: {error}") from error
 
     def inspect(self, pixels: Pixels) -> Inspection:
         """As `TwoPassInspector.inspect`; all of `times` is under `pass_1`."""
@@ -273,25 +292,40 @@ class DeviceInspector:
             if each.width * each.height > self._max_pixels:
                 raise InspectionError(
                     f"a frame of {each.width}×{each.height} pixels is larger than the "
-                    f"{self._max_pixels} that this inspection has memory for"
+                    f"{self._max_pixels / 1e6:g} megapixels that the GPU keeps memory for; "
+                    "set bundle.max_megapixels"
                 )
         program = self._programs.get(geometries)
         if program is None:
             while len(self._programs) >= _KEPT:
                 self._programs.popitem(last=False)[1].close()
-            program = _Program(
-                self._gpu,
-                self._stream,
-                self._kernels,
-                self._network,
-                self._optics,
-                self._spec,
-                self._constants,
-                geometries,
-            )
-            self._programs[geometries] = program
+            program = self._programs[geometries] = self._new_program(geometries)
         self._programs.move_to_end(geometries)
         return program
+
+    def _new_program(self, geometries: tuple[Geometry, ...]) -> "_Program":
+        """Where the GPU has no room for one more, that of all others is given up."""
+        made = partial(
+            _Program,
+            self._gpu,
+            self._stream,
+            self._kernels,
+            self._network,
+            self._optics,
+            self._spec,
+            self._constants,
+            geometries,
+        )
+        no_room = self._gpu.cuda.MemoryError
+        with suppress(no_room):
+            return made()
+        self._close_programs()
+        try:
+            return made()
+        except no_room as error:
+            raise InspectionError(
+                f"the GPU has no memory for frames of {_told(geometries)}: {error}; see nvidia-smi"
+            ) from error
 
     def _constant(self, stack: ExitStack, values: npt.NDArray[Any]) -> int:
         memory = self._gpu.device_memory(stack, values.nbytes)
@@ -303,9 +337,9 @@ class DeviceInspector:
             self._programs.popitem()[1].close()
 
     def _forget(self) -> None:
-        """Drop network, kernels and stream while their context is current."""
-        vars(self).pop("_network", None)
-        del self._kernels, self._modules, self._stream
+        """Drop network, kernels and stream, as far as they were made, in their context."""
+        for name in ("_network", "_kernels", "_modules", "_stream"):
+            vars(self).pop(name, None)
 
 
 class _Program:
@@ -332,6 +366,8 @@ class _Program:
         self._geometries = geometries
         with ExitStack() as stack:
             self._allocate(stack)
+            # First of all when it closes: nothing may still be running over what is given back.
+            stack.callback(gpu.settled, stream)
             # The first run sets up what a capture may not.
             for staged in self._frames:
                 staged[...] = 0

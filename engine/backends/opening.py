@@ -1,13 +1,42 @@
-"""The one place where a backend's name becomes a backend."""
+"""The one place where a backend's name becomes a backend, or an inspector over it."""
 
 import logging
-from typing import Final
+from collections.abc import Callable
+from typing import Final, TypeVar
 
-from engine.backends import Backend, BackendName, FallbackName
+from engine.backends import MAX_PIXELS, Backend, BackendName, FallbackName
 from engine.bundle import Bundle, Precision
 from engine.errors import BackendError
+from engine.inspector import OpenInspector, TwoPassInspector
 
 _LOG: Final = logging.getLogger(__name__)
+_Opened = TypeVar("_Opened")
+
+
+def open_inspector(
+    bundle: Bundle,
+    *,
+    backend: BackendName = "onnxruntime",
+    precision: Precision = "fp32",
+    fallback: FallbackName | None = None,
+    max_pixels: int = MAX_PIXELS,
+) -> OpenInspector:
+    """What `agent run` inspects with: a GPU does all of it by itself, a CPU the two passes.
+
+    Warmed up, so that what cannot inspect is known here. `max_pixels` is the largest frame that a
+    GPU keeps memory for. `backend`, `fallback` and errors are those of `open_backend`.
+    """
+
+    def opened(name: BackendName) -> OpenInspector:
+        inspector = _inspector(bundle, name, precision, max_pixels)
+        try:
+            inspector.warm_up()
+        except BaseException as error:
+            inspector.__exit__(type(error), error, error.__traceback__)
+            raise
+        return inspector
+
+    return _or_fallback(opened, backend, fallback)
 
 
 def open_backend(
@@ -23,18 +52,34 @@ def open_backend(
     the reason is logged as a warning. Nothing falls back by itself: a line that was planned for a
     GPU may be too slow without it. `auto` is what is proven on any CPU: ONNX Runtime (ADR 13).
     """
+    return _or_fallback(lambda name: _backend(bundle, name, precision), backend, fallback)
+
+
+def _or_fallback(
+    opened: Callable[[BackendName], _Opened], backend: BackendName, fallback: FallbackName | None
+) -> _Opened:
     if backend == "auto":
         backend = "onnxruntime"
     try:
-        return _opened(bundle, backend, precision)
+        return opened(backend)
     except BackendError as error:
         if fallback is None or fallback == backend:
             raise
         _LOG.warning("%s; %s runs instead, as bundle.fallback allows", error, fallback)
-        return _opened(bundle, fallback, precision)
+        return opened(fallback)
 
 
-def _opened(bundle: Bundle, backend: BackendName, precision: Precision) -> Backend:
+def _inspector(
+    bundle: Bundle, backend: BackendName, precision: Precision, max_pixels: int
+) -> OpenInspector:
+    if backend == "tensorrt":
+        from engine.backends.tensorrt_backend import open_device_inspector
+
+        return open_device_inspector(bundle, precision=precision, max_pixels=max_pixels)
+    return TwoPassInspector(_backend(bundle, backend, precision), bundle.manifest)
+
+
+def _backend(bundle: Bundle, backend: BackendName, precision: Precision) -> Backend:
     # A runtime takes time and memory to import: only that which is used.
     match backend:
         case "openvino":

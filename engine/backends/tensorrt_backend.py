@@ -9,11 +9,10 @@ from typing import Any, Final, Self
 
 import numpy as np
 
-from engine.backends import Maps, NetworkOutput, require_views
+from engine.backends import MAX_PIXELS, Maps, NetworkOutput, cuda_driver, require_views
 from engine.backends.cuda_context import CudaContext
-from engine.backends.cuda_driver import load_driver, probe_gpu
 from engine.backends.cuda_graph import DriverGraph, Graph
-from engine.backends.device_inspector import DeviceInspector
+from engine.backends.device_inspector import DeviceInspector, DeviceMemory
 from engine.build import (
     MAX_BATCH,
     Plan,
@@ -35,55 +34,94 @@ _LOG: Final = logging.getLogger(__name__)
 class TensorRtNetwork:
     """A plan's network, from and to addresses on the GPU: a `DeviceNetwork`.
 
-    Made, used and dropped while its context is current.
+    Made, used and dropped while its context is current; what it runs in comes from `memory`, once.
+    All that it runs must go through one stream, since everything shares that memory.
     """
 
-    def __init__(self, plan: Plan, tensorrt: TensorRt, network: NetworkSpec, name: str) -> None:
+    def __init__(
+        self,
+        plan: Plan,
+        tensorrt: TensorRt,
+        network: NetworkSpec,
+        name: str,
+        memory: DeviceMemory,
+    ) -> None:
         self.name = name
         self._side = network.side
-        # TensorRT does not keep its logger and its runtime alive.
+        self._tensorrt = tensorrt
         self._log = log = error_log(tensorrt.module)
-        self._runtime = tensorrt.module.Runtime(log)
-        self._engine = self._runtime.deserialize_cuda_engine(plan.data)
+        self._engine = tensorrt.module.Runtime(log).deserialize_cuda_engine(plan.data)
         if self._engine is None:
             raise BackendError(f"{plan.path} cannot be loaded by {name}{log.told()}")
         _check_tensors(self._engine, network, tensorrt, plan)
+        self._scratch_size = int(self._engine.device_memory_size_v2)
+        self._scratch = memory(self._scratch_size)
 
     def bound(self, *, views: int, score_map: int, attention: int) -> Callable[[int, Any], None]:
         """A function that has a stream run so many views, at most `MAX_BATCH`, at these addresses.
 
         It has an execution context of its own: one that a graph was captured from must not change.
         """
-        execution = self._engine.create_execution_context()
-        if execution is None:
-            raise BackendError(f"{self.name} cannot start{self._log.told()}; see nvidia-smi")
+        execution = self._execution()
+        execution.set_device_memory(self._scratch, self._scratch_size)
         for name, address in (("views", views), ("score_map", score_map), ("attention", attention)):
-            execution.set_tensor_address(name, address)
+            if not execution.set_tensor_address(name, address):
+                raise BackendError(f"{self.name} takes no address for {name}{self._log.told()}")
+        bound_to = 0
 
         def enqueue(count: int, stream: Any) -> None:
+            nonlocal bound_to
             shape = (count, self._side, self._side, 3)
-            execution.set_input_shape("views", shape)
+            # Another shape has work done that no graph may hold: never while one is captured.
+            if count != bound_to and not execution.set_input_shape("views", shape):
+                raise BackendError(f"{self.name} takes no {shape}{self._log.told()}")
+            bound_to = count
             if not execution.execute_async_v3(stream.handle):
-                raise BackendError(f"{self.name} refused {shape}{self._log.told()}")
+                raise BackendError(f"{self.name} failed on {shape}{self._log.told()}")
 
         return enqueue
 
+    def _execution(self) -> Any:
+        """An execution context whose memory is ours."""
+        trt = self._tensorrt.module
+        ours = trt.ExecutionContextAllocationStrategy.USER_MANAGED
+        if self._tensorrt.name == "tensorrt_rtx":
+            how = self._engine.create_runtime_config()
+            how.set_execution_context_allocation_strategy(ours)
+            # TensorRT-RTX compiles for a shape in the background by default; a graph captured
+            # before that would hold its makeshift kernels for good.
+            how.dynamic_shapes_kernel_specialization_strategy = (
+                trt.DynamicShapesKernelSpecializationStrategy.EAGER
+            )
+        else:
+            how = ours
+        execution = self._engine.create_execution_context(how)
+        if execution is None:
+            raise BackendError(f"{self.name} cannot start{self._log.told()}; see nvidia-smi")
+        return execution
+
     def capture(self, stream: Any, record: Callable[[], None]) -> Graph:
         """What `record` enqueues, as a graph."""
-        return DriverGraph(load_driver(), stream.handle, record)
+        return DriverGraph(cuda_driver.load_driver(), stream.handle, record)
 
 
 def open_plan(
-    bundle: Bundle, precision: Precision, *, plans: Path | None = None, gate: bool = True
+    bundle: Bundle,
+    precision: Precision,
+    *,
+    plans: Path | None = None,
+    gate: bool = True,
+    tensorrt: TensorRt | None = None,
 ) -> tuple[Plan, TensorRt, str]:
     """The plan for this machine, checked, its runtime, and the name of the two for records.
 
     The first thing asked is the driver: TensorRT and pycuda may crash where there is none. A plan
     whose verdicts were found to differ from ONNX Runtime's is refused, and one that was never
-    compared is warned of; without `gate` neither, for the comparison itself.
+    compared is warned of; without `gate` neither, for the comparison itself. `tensorrt` is the
+    runtime where it is not to be the first one that can be imported.
     """
-    gpu = probe_gpu()
-    tensorrt = find_tensorrt()
+    gpu = cuda_driver.probe_gpu()
+    tensorrt = tensorrt or find_tensorrt()
     key = plan_key(bundle, precision, gpu=gpu, tensorrt=tensorrt)
     try:
         plan = read_plan(plans or plans_folder(), key)
@@ -97,9 +135,10 @@ def open_plan(
 
 
 class TensorRtBackend:
-    """A `Backend` over the plan that `agent build` made for this GPU; `gate` is `open_plan`'s.
+    """A `Backend` over the plan that `agent build` made for this GPU, views from the host.
 
-    Everything is allocated here, for `MAX_BATCH` views; more views than that run in turns.
+    Everything is allocated here, for `MAX_BATCH` views; more views than that run in turns. `gate`
+    and `tensorrt` are `open_plan`'s.
     """
 
     def __init__(
@@ -109,8 +148,11 @@ class TensorRtBackend:
         precision: Precision = "fp32",
         plans: Path | None = None,
         gate: bool = True,
+        tensorrt: TensorRt | None = None,
     ) -> None:
-        plan, tensorrt, self._name = open_plan(bundle, precision, plans=plans, gate=gate)
+        plan, tensorrt, self._name = open_plan(
+            bundle, precision, plans=plans, gate=gate, tensorrt=tensorrt
+        )
         self._network = bundle.manifest.network
         with ExitStack() as stack:
             self._gpu = CudaContext(stack, self._name)
@@ -129,10 +171,15 @@ class TensorRtBackend:
     def run(self, views: Pixels) -> NetworkOutput:
         require_views(views, self._network.side, self._name)
         with self._gpu.explained(f"failed on {views.shape}"), self._gpu.current():
-            turns = [
-                self._turn(views[start : start + MAX_BATCH])
-                for start in range(0, len(views), MAX_BATCH)
-            ]
+            try:
+                turns = [
+                    self._turn(views[start : start + MAX_BATCH])
+                    for start in range(0, len(views), MAX_BATCH)
+                ]
+            except BaseException:
+                # What was enqueued still reads the pinned views, which the next run overwrites.
+                self._gpu.settled(self._stream)
+                raise
         return NetworkOutput.joined(turns)
 
     def __enter__(self) -> Self:
@@ -154,6 +201,8 @@ class TensorRtBackend:
         self._device: dict[str, Any] = {}
         self._running: TensorRtNetwork | None = None
         self._enqueue: Callable[[int, Any], None] | None = None
+        self._stream = self._gpu.cuda.Stream()
+        self._gpu.free_with(stack, self._forget)
         # Freed pinned memory must not stay reachable as an array.
         stack.callback(self._host.clear)
         for name, shape, kind in (
@@ -163,12 +212,14 @@ class TensorRtBackend:
         ):
             self._host[name] = self._gpu.pinned(stack, shape, kind)
             self._device[name] = self._gpu.device_memory(stack, self._host[name].nbytes)
-        self._stream = self._gpu.cuda.Stream()
-        self._gpu.free_with(stack, self._forget)
-        self._running = TensorRtNetwork(plan, tensorrt, network, self._name)
+        self._running = TensorRtNetwork(
+            plan, tensorrt, network, self._name, self._gpu.lasting(stack)
+        )
         self._enqueue = self._running.bound(
             **{name: int(device) for name, device in self._device.items()}
         )
+        # First of all: nothing may still be running over what is given back.
+        self._gpu.free_with(stack, self._stop)
 
     def _turn(self, views: Pixels) -> tuple[Maps, Maps]:
         """At most `MAX_BATCH` views up, through, and their maps down."""
@@ -184,9 +235,14 @@ class TensorRtBackend:
         # The pinned arrays are written again in the next turn; what leaves is a copy.
         return self._host["score_map"][:count].copy(), self._host["attention"][:count].copy()
 
+    def _stop(self) -> None:
+        self._enqueue = None
+        self._gpu.settled(self._stream)
+
     def _forget(self) -> None:
         """Drop engine and stream while their context is current."""
-        del self._enqueue, self._running, self._stream
+        self._enqueue = self._running = None
+        del self._stream
 
 
 def open_device_inspector(
@@ -194,13 +250,18 @@ def open_device_inspector(
     *,
     precision: Precision = "fp32",
     plans: Path | None = None,
-    max_pixels: int = 24_000_000,
+    gate: bool = True,
+    tensorrt: TensorRt | None = None,
+    max_pixels: int = MAX_PIXELS,
 ) -> DeviceInspector:
-    """The whole inspection on the GPU, over the plan that `agent build` made."""
-    plan, tensorrt, name = open_plan(bundle, precision, plans=plans)
+    """The whole inspection on the GPU, over the plan that `agent build` made.
+
+    `gate` and `tensorrt` are `open_plan`'s, `max_pixels` is `DeviceInspector`'s.
+    """
+    plan, runtime, name = open_plan(bundle, precision, plans=plans, gate=gate, tensorrt=tensorrt)
     network = bundle.manifest.network
     return DeviceInspector(
-        lambda: TensorRtNetwork(plan, tensorrt, network, name),
+        lambda memory: TensorRtNetwork(plan, runtime, network, name, memory),
         bundle.manifest,
         network,
         max_pixels=max_pixels,

@@ -11,7 +11,8 @@ from agent import cli
 from agent.config import load_config
 from engine.backends import cuda_driver
 from engine.errors import ConfigurationError
-from tests.engine.scripted_gpu import GPU, Driver, Pycuda, scripted_tensorrt
+from tests.engine.gpu_machine import gpu_machine
+from tests.engine.scripted_gpu import GPU
 from tests.tiny_bundle import good_part, tiny_bundle
 
 CONFIGURATION = """\
@@ -85,13 +86,19 @@ def test_the_doctor_fails_without_a_fallback_and_warns_with_one(agent, place):
     assert levels == ["fail", "warn"]
 
 
-def test_calibrating_with_the_lines_camera_takes_the_lines_backend(agent, place, monkeypatch):
-    tensorrt = scripted_tensorrt()
-    monkeypatch.setattr(cuda_driver, "load_driver", Driver)
-    monkeypatch.setitem(sys.modules, "tensorrt", tensorrt.module)
-    monkeypatch.setitem(sys.modules, "pycuda.driver", Pycuda())
-    assert agent("build", "--bundle", place / "bundle")[0] == 0
-    code, out, error = calibrated(agent, place, configured(place))
+def test_calibrating_with_the_lines_camera_takes_the_lines_inspector(agent, place, kernels):
+    with gpu_machine(kernels):
+        assert agent("build", "--bundle", place / "bundle")[0] == 0
+        code, out, error = calibrated(agent, place, configured(place))
     assert (code, error) == (0, "")
-    assert json.loads(out)["backend"] == f"tensorrt {GPU.name} fp32"
+    assert json.loads(out)["backend"] == f"tensorrt {GPU.name} fp32, all on the device"
     assert np.isfinite(json.loads(out)["threshold"])
+
+
+def test_the_doctor_tries_the_whole_inspection(agent, place, kernels):
+    with gpu_machine(kernels):
+        assert agent("build", "--bundle", place / "bundle")[0] == 0
+        _, out, _ = agent("doctor", "--config", configured(place), "--json")
+    (finding,) = (each for each in json.loads(out) if each["check"] == "backend")
+    assert finding["level"] == "ok"
+    assert "all on the device, one run in" in finding["message"]

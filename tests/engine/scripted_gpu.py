@@ -5,6 +5,7 @@ the numbers that come out are the network's own.
 """
 
 import ctypes
+import time
 from functools import partial
 from types import SimpleNamespace
 
@@ -22,7 +23,8 @@ GPU = Gpu(name="NVIDIA Test 1000", capability="8.6", driver="13.0")
 class Driver:
     """libcuda with one GPU, or one whose `failing` call answers `code`.
 
-    With `cuda` it captures what that enqueues, and does it again when the graph is launched.
+    With `cuda` it captures what that enqueues, does it again when the graph is launched, and fails
+    where that is to fail.
     """
 
     def __init__(self, failing: str = "", code: int = 999, cuda: "Pycuda | None" = None):
@@ -67,8 +69,13 @@ class Driver:
         del self.graphs[executable.value]
         return 0
 
+    def cuCtxPopCurrent_v2(self, popped):  # noqa: N802
+        Pycuda.latest.current -= 1
+        return 0
+
     def _answer(self, call: str) -> int:
-        return self._code if call == self._failing else 0
+        failing = "" if self._cuda is None else self._cuda.failing
+        return self._code if call in {self._failing, *failing.split()} else 0
 
     def cuInit(self, flags):  # noqa: N802 - the driver's name
         return self._answer("cuInit")
@@ -95,6 +102,7 @@ def scripted_tensorrt(
 ) -> TensorRt:
     """A TensorRT whose plan is the ONNX model behind a prefix; `module.builds` counts builds."""
     module = SimpleNamespace(__version__=version, builds=0, timings=[], flags=None)
+    module.ExecutionContextAllocationStrategy = SimpleNamespace(USER_MANAGED="ours")
 
     class ILogger:
         Severity = SimpleNamespace(ERROR=1, INTERNAL_ERROR=0)
@@ -191,7 +199,11 @@ class Engine:
     def get_tensor_dtype(self, name):
         return np.uint8 if name == "views" else np.float32
 
-    def create_execution_context(self):
+    device_memory_size_v2 = 4096
+
+    def create_execution_context(self, strategy):
+        assert strategy == "ours"
+        assert Pycuda.latest.current
         return ExecutionContext(self._session)
 
 
@@ -202,17 +214,24 @@ class ExecutionContext:
         self._session = session
         self._addresses = {}
         self._shape = None
+        self._scratch = None
+
+    def set_device_memory(self, memory, size):
+        assert size == Engine.device_memory_size_v2
+        self._scratch = memory
 
     def set_tensor_address(self, name, address):
         self._addresses[name] = address
         return True
 
     def set_input_shape(self, name, shape):
+        assert Pycuda.latest.captured is None, "another shape has work done that no graph holds"
         self._shape = tuple(shape)
         return True
 
     def execute_async_v3(self, stream):
         assert stream == Stream.handle
+        assert self._scratch
         Pycuda.latest.enqueue(self._execute)
         return True
 
@@ -235,13 +254,16 @@ class Stream:
     def synchronize(self):
         assert self._owner.captured is None, "waiting ends a capture"
         self._owner.waits += 1
+        if "hang" in self._owner.failing.split():
+            time.sleep(3600)
 
 
 class Pycuda:
     """pycuda.driver: memory that counts itself, and a context that knows whether it is current.
 
-    `failing` names a call that raises; it may be set between calls. While a graph is captured
-    nothing is done but recorded. `kernels` are those of `cuda_kernels`, as C++.
+    `failing` names calls that raise, or `hang`, and `room` says how many pieces of memory there
+    can be; both may be set between calls. While a graph is captured nothing is done but recorded.
+    `kernels` are those of `cuda_kernels`, as C++.
     """
 
     latest: "Pycuda"
@@ -249,8 +271,12 @@ class Pycuda:
     class Error(Exception):
         pass
 
+    class MemoryError(Error):  # noqa: A001 - pycuda's name
+        pass
+
     def __init__(self):
         self.failing = ""
+        self.room = 10_000
         self.alive = 0
         self.current = 0
         self.retained = 0
@@ -301,16 +327,14 @@ class Pycuda:
         ctypes.memmove(int(device), host.ctypes.data, host.nbytes)
 
     def mem_alloc(self, size):
-        self._maybe_fail("mem_alloc")
+        self._allocate("mem_alloc")
         assert self.current
         assert self.captured is None, "no allocation in a graph"
-        self.alive += 1
         return _Allocation(self, size)
 
     def pagelocked_empty(self, shape, dtype):
-        self._maybe_fail("pagelocked_empty")
+        self._allocate("pagelocked_empty")
         assert self.current
-        self.alive += 1
         return np.asarray(_Pinned(self, shape, dtype))
 
     def memcpy_htod_async(self, device, host, stream):
@@ -333,9 +357,16 @@ class Pycuda:
 
     def _detach(self):
         self.retained -= 1
+        # pycuda makes it current to release it, and CUDA leaves it so.
+        self.current += 1
+
+    def _allocate(self, call):
+        if call in self.failing.split() or self.alive >= self.room:
+            raise self.MemoryError(f"{call} failed: out of memory")
+        self.alive += 1
 
     def _maybe_fail(self, call):
-        if call == self.failing:
+        if call in self.failing.split():
             raise self.Error(f"{call} failed: device lost")
 
 

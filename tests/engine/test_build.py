@@ -24,11 +24,11 @@ from engine.build import (
     read_plan,
 )
 from engine.errors import BackendError
+from tests.engine.gpu_machine import gpu_machine
 from tests.engine.scripted_gpu import (
     GPU,
     Driver,
     ExecutionContext,
-    Pycuda,
     memory,
     scripted_tensorrt,
 )
@@ -284,8 +284,9 @@ def test_agent_build_names_a_precision_that_is_missing(agent, bundle, folder):
 
 
 @pytest.fixture
-def on_a_whole_gpu(on_a_gpu, monkeypatch):
-    monkeypatch.setitem(sys.modules, "pycuda.driver", Pycuda())
+def on_a_whole_gpu(kernels):
+    with gpu_machine(kernels) as machine:
+        yield machine
 
 
 @pytest.fixture
@@ -319,15 +320,14 @@ def test_agent_build_compares_the_plans_verdicts(agent, bundle, folder, parts):
 def test_agent_build_refuses_a_plan_that_changes_verdicts(
     agent, bundle, folder, parts, monkeypatch
 ):
-    real = ExecutionContext.execute_async_v3
+    real = ExecutionContext._execute
 
-    def deaf(self, stream):
+    def deaf(self):
         """A plan whose score map is hardly there."""
-        done = real(self, stream)
+        real(self)
         memory(self._addresses["score_map"], (8, 8), ctypes.c_float)[:] *= 0.01
-        return done
 
-    monkeypatch.setattr(ExecutionContext, "execute_async_v3", deaf)
+    monkeypatch.setattr(ExecutionContext, "_execute", deaf)
     options = ("--bundle", bundle.path, "--plans", folder, "--precision", "fp32")
     images = ("--good", parts / "good", "--defective", parts / "defective")
     code, out, error = agent("build", *options, *images)

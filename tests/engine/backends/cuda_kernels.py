@@ -50,7 +50,7 @@ class Long(int):
 
 
 class Kernels:
-    """The kernels of all sources, built into `folder`; each method does one stage's work."""
+    """The kernels of all sources, built into `folder` once; each method does one stage's work."""
 
     def __init__(self, folder: Path) -> None:
         compiler = shutil.which("g++") or shutil.which("c++")
@@ -60,9 +60,10 @@ class Kernels:
         for source in sorted(SOURCES.glob("*.cu")):
             library = folder / f"{source.stem}.so"
             command = [compiler, "-x", "c++", "-std=c++17", "-O2", "-ffp-contract=off"]
-            subprocess.run(
-                [*command, "-fPIC", "-shared", str(source), "-o", str(library)], check=True
-            )
+            if not library.exists():
+                subprocess.run(
+                    [*command, "-fPIC", "-shared", str(source), "-o", str(library)], check=True
+                )
             self._libraries.append(ctypes.CDLL(str(library)))
         self._tables = lab_tables()
 

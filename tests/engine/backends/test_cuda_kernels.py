@@ -27,11 +27,6 @@ PAPER = ViewSpec()
 PLAIN = ViewSpec(side=64, equalise="never")
 
 
-@pytest.fixture(scope="module")
-def kernels(tmp_path_factory: pytest.TempPathFactory) -> Kernels:
-    return Kernels(tmp_path_factory.mktemp("kernels"))
-
-
 def noise(height: int, width: int, *channels: int, seed: int = 0) -> Pixels:
     return np.random.default_rng(seed).integers(0, 256, (height, width, *channels), dtype=np.uint8)
 

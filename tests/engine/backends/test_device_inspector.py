@@ -5,7 +5,6 @@ and its borders are watched; a graph is what was enqueued while it was captured.
 computes the same is not proven here; `docs/gpu.md` says what has run.
 """
 
-import sys
 from dataclasses import replace
 from pathlib import Path
 
@@ -14,10 +13,11 @@ import numpy as np
 import pytest
 
 from engine.attention import CropSpec, attention_box
-from engine.backends import cuda_driver, device_inspector, tensorrt_backend
-from engine.backends.cuda_compiler import SOURCES, compile_kernels, load_compiler
+from engine.backends import device_inspector
+from engine.backends.cuda_compiler import compile_kernels, load_compiler
 from engine.backends.device_inspector import Geometry, geometry_of
 from engine.backends.onnxruntime_backend import OnnxRuntimeBackend
+from engine.backends.opening import open_inspector
 from engine.backends.tensorrt_backend import open_device_inspector
 from engine.build import MAX_BATCH, ensure_plan, plans_folder
 from engine.errors import BackendError, InspectionError
@@ -25,8 +25,8 @@ from engine.frame import Box
 from engine.inspector import TwoPassInspector
 from engine.view import ViewSpec, zoomed
 from engine.view import view as engine_view
-from tests.engine.backends.cuda_kernels import Kernels
-from tests.engine.scripted_gpu import GPU, Driver, Pycuda, scripted_tensorrt
+from tests.engine.gpu_machine import gpu_machine
+from tests.engine.scripted_gpu import GPU, scripted_tensorrt
 from tests.tiny_bundle import defective_part, good_part, tiny_bundle
 
 LINE = ViewSpec(side=64, equalise="after_resize", crop_from="frame", reducing_gap=3.0)
@@ -34,41 +34,27 @@ PAPER = ViewSpec(side=64)
 PLAIN = ViewSpec(side=64, equalise="never", crop_from="frame")
 
 
-@pytest.fixture(scope="module")
-def kernels(tmp_path_factory):
-    return Kernels(tmp_path_factory.mktemp("kernels"))
-
-
-@pytest.fixture
-def cuda(kernels):
-    cuda = Pycuda()
-    cuda.kernels = kernels
-    return cuda
-
-
-@pytest.fixture
-def driver(cuda):
-    return Driver(cuda=cuda)
-
-
-@pytest.fixture
-def tensorrt():
-    return scripted_tensorrt()
-
-
 @pytest.fixture(autouse=True)
-def machine(monkeypatch, tmp_path, tensorrt, cuda, driver):
+def machine(monkeypatch, tmp_path, kernels):
     """A machine with a GPU, TensorRT, pycuda and NVRTC."""
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
-    monkeypatch.setattr(cuda_driver, "load_driver", lambda: driver)
-    monkeypatch.setattr(tensorrt_backend, "load_driver", lambda: driver)
-    monkeypatch.setattr(
-        device_inspector,
-        "compile_kernels",
-        lambda capability: {path.stem: b"" for path in SOURCES.glob("*.cu")},
-    )
-    monkeypatch.setitem(sys.modules, "tensorrt", tensorrt.module)
-    monkeypatch.setitem(sys.modules, "pycuda.driver", cuda)
+    with gpu_machine(kernels) as machine:
+        yield machine
+
+
+@pytest.fixture
+def cuda(machine):
+    return machine.cuda
+
+
+@pytest.fixture
+def driver(machine):
+    return machine.driver
+
+
+@pytest.fixture
+def tensorrt(machine):
+    return machine.tensorrt
 
 
 @pytest.fixture
@@ -280,22 +266,41 @@ def test_memory_of_sizes_long_unseen_is_given_back(opened, cuda, driver, monkeyp
 @pytest.mark.parametrize("call", ["init", "module_from_buffer", "mem_alloc", "pagelocked_empty"])
 def test_a_gpu_without_room_leaves_nothing_behind(opened, cuda, call):
     cuda.failing = call
-    with pytest.raises(BackendError, match=f"{call} failed.*see nvidia-smi"):
-        opened()[1].inspect(good_part(0))
-    cuda.failing = ""
+    with (
+        pytest.raises(BackendError, match=f"cannot start: .*{call} failed.*see nvidia-smi"),
+        opened()[1] as inspector,
+    ):
+        inspector.warm_up()
+    assert (cuda.retained, cuda.current, cuda.alive) == (0, 0, 0)
 
 
-def test_without_room_for_one_more_size_the_others_go_on(opened, cuda):
+@pytest.mark.parametrize("call", ["mem_alloc", "pagelocked_empty"])
+def test_a_size_that_the_gpu_has_no_room_for_costs_that_part_alone(opened, cuda, call):
     bundle, inspector = opened()
     part = grey(good_part(0))
     with inspector:
         inspector.inspect(part)
-        alive = cuda.alive
-        cuda.failing = "mem_alloc"
-        with pytest.raises(BackendError, match=r"failed on 120×90 mono: mem_alloc failed"):
+        cuda.failing = call
+        with pytest.raises(InspectionError, match=rf"no memory for frames of 120×90 mono: {call}"):
             inspector.inspect(grey(good_part(0, width=120, height=90)))
-        assert cuda.alive == alive
+        cuda.failing = ""
         assert_same([inspector.inspect(part)], expected(bundle, [part]))
+    assert (cuda.retained, cuda.current, cuda.alive) == (0, 0, 0)
+
+
+def test_memory_of_other_sizes_is_given_up_where_there_is_no_room_beside_it(opened, cuda, driver):
+    bundle, inspector = opened()
+    parts = [grey(defective_part(0, width=width)) for width in (60, 70, 80)]
+    with inspector:
+        before = cuda.alive
+        inspector.inspect(parts[0])
+        one = cuda.alive - before
+        cuda.room = before + 2 * one + one // 2
+        found = [inspector.inspect(part) for part in (*parts, parts[0])]
+        assert cuda.alive == before + 2 * one
+        assert driver.captures == 4
+    assert_same(found, expected(bundle, [*parts, parts[0]]))
+    assert (cuda.retained, cuda.current, cuda.alive) == (0, 0, 0)
 
 
 @pytest.mark.parametrize(
@@ -320,10 +325,110 @@ def test_a_device_lost_in_flight_is_an_error_and_closing_still_works(opened, cud
     assert (cuda.retained, cuda.current) == (0, 0)
 
 
+def test_where_a_gpu_is_configured_it_inspects(opened):
+    bundle, inspector = opened()
+    inspector.__exit__(None, None, None)
+    part = grey(defective_part(0))
+    with open_inspector(bundle, backend="tensorrt") as found:
+        assert found.name == f"tensorrt {GPU.name} fp32, all on the device"
+        assert found.lanes == 1
+        assert_same([found.inspect(part)], expected(bundle, [part]))
+
+
+@pytest.mark.parametrize("call", ["mem_alloc", "cuStreamBeginCapture_v2", "cuGraphLaunch"])
+def test_a_gpu_that_cannot_inspect_is_known_before_any_part_comes(opened, cuda, caplog, call):
+    bundle, inspector = opened()
+    inspector.__exit__(None, None, None)
+    cuda.failing = call
+    with pytest.raises(BackendError, match=call):
+        open_inspector(bundle, backend="tensorrt")
+    with open_inspector(bundle, backend="tensorrt", fallback="onnxruntime") as found:
+        assert found.name == "onnxruntime cpu fp32"
+        assert found.inspect(good_part(0)).score > 0
+    assert f"{call}" in caplog.text
+    assert "as bundle.fallback allows" in caplog.text
+    assert (cuda.retained, cuda.current, cuda.alive) == (0, 0, 0)
+
+
+def _truncated(plan):
+    plan.write_bytes(plan.read_bytes()[:-1])
+
+
+def _foreign(plan):
+    plan.write_bytes(b"plan:" + bytes(1000))
+
+
+def _without_record(plan):
+    plan.with_suffix(".json").unlink()
+
+
+def _recorded_for_another_gpu(plan):
+    record = plan.with_suffix(".json")
+    record.write_text(record.read_text().replace(GPU.name, "NVIDIA Test 2000"))
+
+
+def _recorded_for_another_version(plan):
+    record = plan.with_suffix(".json")
+    record.write_text(record.read_text().replace("tensorrt 10.13.0", "tensorrt 10.12.0"))
+
+
+@pytest.mark.parametrize(
+    "damage",
+    [
+        _truncated,
+        _foreign,
+        _without_record,
+        _recorded_for_another_gpu,
+        _recorded_for_another_version,
+    ],
+)
+def test_a_plan_that_is_not_ours_never_reaches_tensorrt(opened, cuda, tensorrt, damage):
+    bundle, inspector = opened()
+    inspector.__exit__(None, None, None)
+    del tensorrt.module.deserialised
+    (plan,) = plans_folder().glob("*.plan")
+    damage(plan)
+    with pytest.raises(BackendError, match=r"; build it with: agent build --bundle"):
+        open_inspector(bundle, backend="tensorrt")
+    assert not hasattr(tensorrt.module, "deserialised")
+    assert cuda.retained == 0
+
+
+@pytest.mark.parametrize(
+    "built_with",
+    [
+        {"gpu": replace(GPU, name="NVIDIA Test 2000")},
+        {"gpu": replace(GPU, capability="8.9")},
+        {"tensorrt": scripted_tensorrt("10.12.0")},
+        {"tensorrt": scripted_tensorrt("11.0.0")},
+    ],
+)
+def test_a_plan_of_another_gpu_or_version_is_not_taken(tmp_path, tensorrt, built_with):
+    bundle = tiny_bundle(tmp_path / "bundle", view=LINE)
+    ensure_plan(plans_folder(), bundle, "fp32", **{"gpu": GPU, "tensorrt": tensorrt, **built_with})
+    with pytest.raises(BackendError, match=r"there is no plan for fp32 on NVIDIA Test 1000"):
+        open_inspector(bundle, backend="tensorrt")
+    assert not hasattr(tensorrt.module, "deserialised")
+
+
+def test_memory_that_a_running_copy_reads_is_not_given_back(opened, cuda):
+    _, inspector = opened()
+    with inspector:
+        waits = cuda.waits
+        cuda.failing = "plan_view"  # after the upload was enqueued
+        with pytest.raises(BackendError, match="plan_view failed"):
+            inspector.inspect(good_part(0))
+        assert cuda.waits == waits + 1
+
+
 @pytest.mark.parametrize(
     ("pixels", "form", "message"),
     [
-        (np.zeros((5000, 5000), np.uint8), None, "5000×5000 pixels is larger than"),
+        (
+            np.zeros((5000, 5000), np.uint8),
+            None,
+            r"5000×5000 pixels is larger than the 24 megapixels .* set bundle.max_megapixels",
+        ),
         (np.zeros((8, 8), np.float32), None, "mono frames are uint8"),
         (np.zeros((0, 8), np.uint8), None, "mono frames have rows and columns"),
         (np.zeros(8, np.uint8), None, "frames have rows and columns"),
@@ -352,20 +457,27 @@ def test_the_form_follows_from_the_shape():
 
 
 def test_a_machine_without_nvrtc_is_told_what_to_install(monkeypatch):
-    monkeypatch.setattr("engine.backends.cuda_compiler._places", lambda: iter([Path("no.so")]))
-    with pytest.raises(
-        BackendError, match=r"NVRTC cannot be loaded.*pip install nvidia-cuda-nvrtc"
-    ):
-        load_compiler()
+    tried = []
+
+    def places(names):
+        tried.extend(names)
+        return iter([Path("no.so")])
+
+    monkeypatch.setattr("engine.backends.cuda_compiler._places", places)
+    for driver, package in (("13.1", "nvidia-cuda-nvrtc"), ("12.4", "nvidia-cuda-nvrtc-cu12")):
+        with pytest.raises(BackendError, match=rf"NVRTC for CUDA .*pip install {package}$"):
+            load_compiler(driver)
+    # What a newer major version compiles the older driver does not load.
+    assert tried == ["libnvrtc.so.13", "libnvrtc.so.12", "libnvrtc.so.12"]
 
 
 @pytest.mark.parametrize("capability", ["7.5", "8.6", "8.9", "9.0", "12.0"])
 def test_nvrtc_compiles_the_kernels_without_a_gpu(capability):
     try:
-        compiler = load_compiler()
+        compiler = load_compiler(GPU.driver)
     except BackendError:
         pytest.skip("needs NVRTC: the CUDA toolkit, or pip install nvidia-cuda-nvrtc")
-    found = compile_kernels(capability, compiler)
+    found = compile_kernels(replace(GPU, capability=capability), compiler)
     assert set(found) == {"view", "box", "score"}
     assert all(code.startswith(b"\x7fELF") for code in found.values())
     for source, names in device_inspector._KERNELS.items():

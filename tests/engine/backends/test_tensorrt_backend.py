@@ -96,9 +96,9 @@ def test_the_two_passes_run_on_it(bundle):
 @pytest.mark.usefixtures("plan")
 def test_everything_is_given_back(bundle, cuda):
     with TensorRtBackend(bundle) as backend:
-        assert (cuda.retained, cuda.current, cuda.alive) == (1, 0, 6)
+        assert (cuda.retained, cuda.current, cuda.alive) == (1, 0, 7)
         backend.run(views(2))
-        assert (cuda.retained, cuda.current, cuda.alive) == (1, 0, 6)
+        assert (cuda.retained, cuda.current, cuda.alive) == (1, 0, 7)
     assert (cuda.retained, cuda.current, cuda.alive) == (0, 0, 0)
     assert not backend._host
 

@@ -1,0 +1,58 @@
+"""A machine with a GPU, made of stand-ins: driver, pycuda, NVRTC and TensorRT, at their seams."""
+
+import sys
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from importlib.machinery import ModuleSpec
+from types import ModuleType
+from typing import Any
+from unittest.mock import patch
+
+from engine.backends import cuda_driver, device_inspector
+from engine.build import TensorRt
+from tests.engine.backends.cuda_kernels import SOURCES, Kernels
+from tests.engine.scripted_gpu import Driver, Pycuda, scripted_tensorrt
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class GpuMachine:
+    """What a test may make fail; see `tests.engine.scripted_gpu`."""
+
+    cuda: Pycuda
+    driver: Driver
+    tensorrt: TensorRt
+
+
+@contextmanager
+def gpu_machine(kernels: Kernels, cuda: Pycuda | None = None) -> Iterator[GpuMachine]:
+    """Within this context `bundle.backend: tensorrt` finds a GPU, which computes for real.
+
+    The kernels are their C++ twins, the network is ONNX Runtime's.
+    """
+    cuda = cuda or Pycuda()
+    cuda.kernels = kernels
+    machine = GpuMachine(cuda=cuda, driver=Driver(cuda=cuda), tensorrt=scripted_tensorrt())
+    module: Any = machine.tensorrt.module
+    module.__spec__ = ModuleSpec("tensorrt", None)  # torch asks whether it is there
+    with ExitStack() as stack:
+        for name, stand_in in {"pycuda.driver": cuda, "tensorrt": module}.items():
+            # One by one: what else is imported meanwhile must stay, since torch loads only once.
+            stack.callback(_put_back, name, sys.modules.get(name))
+            sys.modules[name] = stand_in
+        stack.enter_context(patch.object(cuda_driver, "load_driver", lambda: machine.driver))
+        stack.enter_context(
+            patch.object(
+                device_inspector,
+                "compile_kernels",
+                lambda _gpu: {path.stem: b"" for path in SOURCES.glob("*.cu")},
+            )
+        )
+        yield machine
+
+
+def _put_back(name: str, module: ModuleType | None) -> None:
+    if module is None:
+        del sys.modules[name]
+    else:
+        sys.modules[name] = module
