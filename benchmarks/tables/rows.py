@@ -32,6 +32,10 @@ class Row:
 
 ROWS = {
     "line": Row(title="ATAC-Net `line`", profile=LINE),
+    "line_labels": Row(
+        title="`line`, labels only: no masks of known defects",
+        profile=replace(LINE, known_masks=False),
+    ),
     "memory": Row(
         title="memory of good features", profile=replace(LINE, prototypes=0), method=None
     ),
@@ -70,7 +74,9 @@ OPTIONS = {
     "line-without-masks": _line(
         "attention the mean of F, not taught by masks", attention="mean", mask_weight=0.0
     ),
-    "line-known-masks": _line("masks of known defects teach too", known_masks=True),
+    "line-without-known-masks": _line("known defects by their labels only", known_masks=False),
+    "line-without-cell-loss": _line("no loss of cells", cell_weight=0.0),
+    "line-without-transplants": _line("known defects not set onto good parts", transplanted=0.0),
     "line-loss-of-mean": _line("loss of the mean of both passes", loss_of="mean"),
 }
 
