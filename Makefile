@@ -1,6 +1,7 @@
 # make demo          everything at work: no camera, broker, GPU or torch needed
 # make test          all tests
 # make check         format, lint, types, import rules, then all tests
+# make builders      TensorRT-RTX and nvcc for the tests that want them; no GPU (700 MB)
 # make faults        the figures of docs/delivery.md at full length (hours; parts of it as root)
 # make demo-bundle   the demo's model, trained again on generated parts (minutes)
 #
@@ -20,7 +21,7 @@ INSTALL = $(BIN)/python -m pip install --quiet --constraint constraints.txt
 INSTALL_PRODUCT = $(INSTALL) setuptools && $(INSTALL) --no-build-isolation --editable
 
 .DELETE_ON_ERROR:
-.PHONY: demo test faults check lint format demo-bundle clean mosquitto
+.PHONY: demo test builders faults check lint format demo-bundle clean mosquitto
 
 demo: $(VENV)/installed-run
 	$(BIN)/agent demo --parts 120 --rate 600 --report runs/demo.html
@@ -29,6 +30,10 @@ demo: $(VENV)/installed-run
 test: export OMP_NUM_THREADS := 1
 test: $(VENV)/installed-all mosquitto
 	$(BIN)/pytest
+
+builders: $(VENV)/installed-all
+	@echo "Installing TensorRT-RTX and nvcc into $(VENV)"
+	@$(INSTALL_PRODUCT) '.[nvcc,rtx]'
 
 faults: export OMP_NUM_THREADS := 1
 faults: $(VENV)/installed-all mosquitto

@@ -97,6 +97,6 @@ def _pycuda() -> Any:
         return importlib.import_module("pycuda.driver")
     except ImportError as error:
         raise BackendError(
-            f"pycuda cannot be imported ({error}); install with: pip install 'atac-agent[gpu]', "
+            f"pycuda cannot be imported ({error}); install with: pip install pycuda, "
             "which needs the CUDA toolkit"
         ) from error

@@ -11,6 +11,7 @@ import pytest
 from PIL import Image
 
 from agent import cli
+from agent.demo import BUNDLE
 from engine.backends import cuda_driver
 from engine.backends.cuda_driver import load_driver, probe_gpu
 from engine.backends.tensorrt_backend import TensorRtBackend
@@ -23,6 +24,7 @@ from engine.build import (
     plans_folder,
     read_plan,
 )
+from engine.bundle import open_bundle
 from engine.errors import BackendError
 from tests.engine.gpu_machine import gpu_machine
 from tests.engine.scripted_gpu import (
@@ -36,7 +38,7 @@ from tests.tiny_bundle import defective_part, good_part, tiny_bundle
 
 needs_rtx = pytest.mark.skipif(
     find_spec("tensorrt_rtx") is None,
-    reason="needs TensorRT-RTX: pip install tensorrt-rtx-cu13",
+    reason="needs TensorRT-RTX: make builders",
 )
 
 
@@ -365,6 +367,14 @@ def test_tensorrt_rtx_builds_the_tiny_network_without_a_gpu(bundle):
     )
     assert len(plan) > 1000
     assert heard
+
+
+@pytest.mark.rtx
+@needs_rtx
+def test_tensorrt_rtx_builds_the_demos_network_without_a_gpu():
+    demo = open_bundle(BUNDLE)
+    network = demo.network("fp32")
+    assert len(build_plan(network, find_tensorrt(), what="the demo")) > 0.2 * len(network)
 
 
 @pytest.mark.rtx

@@ -192,7 +192,7 @@ def remembering(source, line, tmp_path_factory):
 @pytest.mark.rtx
 @pytest.mark.skipif(
     find_spec("tensorrt_rtx") is None,
-    reason="needs TensorRT-RTX: pip install tensorrt-rtx-cu13",
+    reason="needs TensorRT-RTX: make builders",
 )
 @pytest.mark.parametrize("kind", ["bundle", "remembering"])
 def test_tensorrt_rtx_builds_every_precision_but_int8_without_a_gpu(

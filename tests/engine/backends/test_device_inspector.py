@@ -471,12 +471,12 @@ def test_a_machine_without_nvrtc_is_told_what_to_install(monkeypatch):
     assert tried == ["libnvrtc.so.13", "libnvrtc.so.12", "libnvrtc.so.12"]
 
 
-@pytest.mark.parametrize("capability", ["7.5", "8.6", "8.9", "9.0", "12.0"])
+@pytest.mark.parametrize("capability", ["7.5", "12.0"])
 def test_nvrtc_compiles_the_kernels_without_a_gpu(capability):
     try:
         compiler = load_compiler(GPU.driver)
     except BackendError:
-        pytest.skip("needs NVRTC: the CUDA toolkit, or pip install nvidia-cuda-nvrtc")
+        pytest.skip("needs NVRTC: make builders, or the CUDA toolkit")
     found = compile_kernels(replace(GPU, capability=capability), compiler)
     assert set(found) == {"view", "box", "score"}
     assert all(code.startswith(b"\x7fELF") for code in found.values())

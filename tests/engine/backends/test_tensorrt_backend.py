@@ -270,7 +270,7 @@ def test_where_the_gpu_works_the_fallback_stays_out(bundle, plan, caplog):
 @pytest.mark.rtx
 @pytest.mark.skipif(
     find_spec("tensorrt_rtx") is None,
-    reason="needs TensorRT-RTX: pip install tensorrt-rtx-cu13",
+    reason="needs TensorRT-RTX: make builders",
 )
 def test_the_stand_ins_have_the_names_of_the_real_runtime(monkeypatch):
     monkeypatch.setitem(sys.modules, "tensorrt", None)
