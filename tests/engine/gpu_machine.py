@@ -36,7 +36,9 @@ def gpu_machine(kernels: Kernels, cuda: Pycuda | None = None) -> Iterator[GpuMac
     module: Any = machine.tensorrt.module
     module.__spec__ = ModuleSpec("tensorrt", None)  # torch asks whether it is there
     with ExitStack() as stack:
-        for name, stand_in in {"pycuda.driver": cuda, "tensorrt": module}.items():
+        # The real TensorRT-RTX may be installed to build; to run it would crash without a GPU.
+        stand_ins = {"pycuda.driver": cuda, "tensorrt": module, "tensorrt_rtx": None}
+        for name, stand_in in stand_ins.items():
             # One by one: what else is imported meanwhile must stay, since torch loads only once.
             stack.callback(_put_back, name, sys.modules.get(name))
             sys.modules[name] = stand_in
