@@ -8,15 +8,16 @@ Four heads on one feature map, each with a deviation loss of its own (margin 5):
     composite  3×3 and 1×1 convolutions of the difference from good references, top-K: good
                against both
 
-An image's score is seen + pseudo + composite − holistic.
+An image's score is seen + pseudo + composite − holistic; what is learnt is the sum of the losses.
 
-Different here: views of 224 px in one scale instead of 448 in two, on the trunk of the others; no
-rotation. References are good images only, and in the test their running mean: the original draws
-them anew in the test, pseudo-defects among them, so that its scores depend on chance.
+Different here: what `deviation_network` says; one scale instead of two; a third of each batch is
+good, known and painted, exactly instead of on average; a CutMix patch comes from another image half
+of the time, not always from the same. References are good images only, and in the test their
+running mean: the original draws them anew in the test, pseudo-defects among them, so that its
+scores depend on chance.
 """
 
 from collections.abc import Iterator, Sequence
-from dataclasses import replace
 from functools import partial
 from typing import Final, NamedTuple
 
@@ -30,21 +31,10 @@ from train.datasets import TrainingImages
 from train.fit import Defects, Eyes, Method, Sample, in_turn, original
 from train.loss import deviation, deviation_loss, top_k_mean
 from train.network import AtacNet, Maps
-from train.profile import PAPER, Profile
-from train.rivals.heads import cells_a_side, nowhere
+from train.profile import Profile
+from train.rivals.heads import cells_a_side, deviation_network, nowhere
 
-PROFILE: Final = replace(
-    PAPER,
-    standardise="imagenet",
-    start="fan_in",  # as PyTorch begins by itself
-    margin=5.0,
-    epochs=30,
-    zoom_from=30,
-    batch=48,
-    least_steps=20,
-    learning_rate=2e-4,
-    hold_out=0.15,
-)
+PROFILE: Final = deviation_network(epochs=30)
 _REFERENCES: Final = 5
 _HIDDEN: Final = 256
 _MOMENTUM: Final = 0.1  # as BatchNorm's
