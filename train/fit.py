@@ -238,6 +238,9 @@ def fit(
 
     images = TrainingImages(source, split)
     defects = Defects(images, profile, seed=seed)
+    if not defects.located:
+        # Cells taught by painted defects alone find what is painted (ADR 9).
+        profile = replace(profile, cell_weight=0.0)
     steps = max(profile.least_steps, math.ceil(len(images.good) / (profile.batch // 2)))  # D18
     with ThreadPoolExecutor() as pool:
         eyes = Eyes(network, profile, pool)
@@ -579,7 +582,8 @@ class Defects:
     """The defective half of the batches: known defects, moved or not, and pseudo-defects.
 
     What the profile wants shown again is made from a seed of its own and kept, so that it is the
-    same in every epoch and after an interruption.
+    same in every epoch and after an interruption. `located` are the known defects whose masks are
+    known and teach.
     """
 
     def __init__(self, images: TrainingImages, profile: Profile, *, seed: int) -> None:
@@ -587,9 +591,9 @@ class Defects:
         self._profile = profile
         self._seed = seed
         self._kept: Kept[int, Sample] = Kept(limit=_FEATURES_LIMIT)
-        self._located = (
+        self.located = (
             [index for index in images.defective if np.any(images.mask(index))]
-            if profile.known_masks and profile.transplanted
+            if profile.known_masks
             else []
         )
 
@@ -629,8 +633,8 @@ class Defects:
     def _painted(self, rng: np.random.Generator) -> Sample:
         good = self._images.good
         pixels = self._images.frame(good[int(rng.integers(len(good)))])
-        if self._located and rng.random() < self._profile.transplanted:
-            index = self._located[int(rng.integers(len(self._located)))]
+        if self.located and rng.random() < self._profile.transplanted:
+            index = self.located[int(rng.integers(len(self.located)))]
             mask = self._images.mask(index)
             assert mask is not None
             donor = alike(self._images.frame(index), pixels)
