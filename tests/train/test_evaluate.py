@@ -2,6 +2,8 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from scipy import ndimage
+from sklearn.metrics import average_precision_score, roc_auc_score, roc_curve
 
 from train.evaluate import (
     Scored,
@@ -46,6 +48,17 @@ def test_precision_and_false_positives_follow_every_threshold(rows):
         (scores[~labels] >= t).mean() for t in set(scores) if (scores[labels] >= t).mean() >= 0.95
     ]
     assert fpr_at_tpr(scores, labels) == pytest.approx(min(enough))
+
+
+@given(ROWS)
+def test_scikit_learn_says_the_same(rows):
+    scores, labels = arrays(rows)
+    assert auroc(scores, labels) == pytest.approx(roc_auc_score(labels, scores))
+    assert average_precision(scores, labels) == pytest.approx(
+        average_precision_score(labels, scores)
+    )
+    fpr, tpr, _ = roc_curve(labels, scores, drop_intermediate=False)
+    assert fpr_at_tpr(scores, labels) == pytest.approx(fpr[tpr >= 0.95].min())
 
 
 def test_known_values():
@@ -107,6 +120,26 @@ def test_pixels_rank_as_images_do_and_each_region_counts_once():
         curve.append(((values[~labels] >= threshold).mean(), overlap))
     x = np.linspace(0, 0.3, 30_001)
     assert found.aupro == pytest.approx(np.interp(x, *zip(*curve, strict=True)).mean(), abs=1e-3)
+
+
+def test_regions_are_those_of_eight_neighbours():
+    """AUPRO spelt out, with SciPy's regions: some of them hang together by corners alone."""
+    rng = np.random.default_rng(3)
+    masks = [rng.random((12, 14)) < share for share in (0.1, 0.2, 0)]
+    maps = [(rng.normal(0, 1, mask.shape) + mask).round(1).astype(np.float32) for mask in masks]
+    regions = []
+    for score_map, mask in zip(maps, masks, strict=True):
+        labels, count = ndimage.label(mask, structure=np.ones((3, 3)))
+        regions += [score_map[labels == region + 1] for region in range(count)]
+    assert len(regions) < sum(ndimage.label(mask)[1] for mask in masks)
+    good = np.concatenate([m[~mask] for m, mask in zip(maps, masks, strict=True)])
+    curve = [(0.0, 0.0)]
+    for threshold in np.unique(np.concatenate([m.ravel() for m in maps]))[::-1]:
+        found = np.mean([(region >= threshold).mean() for region in regions])
+        curve.append(((good >= threshold).mean(), found))
+    x = np.linspace(0, 0.3, 30_001)
+    expected = np.interp(x, *zip(*curve, strict=True)).mean()
+    assert pixel_ranking(maps, masks).aupro == pytest.approx(expected, abs=1e-3)
 
 
 def test_a_map_that_shows_all_and_only_the_defects_is_perfect():
