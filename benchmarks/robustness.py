@@ -10,13 +10,15 @@ quality 90, 2 % darker and brighter, turned by one degree either way. A score's 
 share of the room between the median good score and the threshold; flips are verdicts that change.
 What leaves the frame is continued from its edge.
 
-With `--weights` each recipe is trained once more, on the same split, without CLAHE (into `--out`),
-and both are ranked under other light, in fp32. `--images N` takes N good and N defective images of
-a set.
+With `--weights` each recipe is trained once more, on the same split, without CLAHE (into `--out`,
+where a later run finds it), and both are ranked under other light, in fp32. Of each label 20 images
+are looked at, evenly spread over their names, so that a set takes some minutes of one core beside
+that training; `--images` takes more, 0 all.
 """
 
 import argparse
 import json
+import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -55,17 +57,17 @@ BATCH = 8
 Change = Callable[[Pixels], Pixels]
 
 
-def main() -> None:
+def main(arguments: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description="Scores and boxes under small disturbances.")
     parser.add_argument("bundles", type=Path, nargs="+", help="<set>/bundle")
     parser.add_argument("--data", type=Path, default=Path("../shared/data"))
     parser.add_argument("--weights", type=Path, help="ImageNet weights, to train without CLAHE")
     parser.add_argument("--out", type=Path, default=Path("runs/robustness"))
     parser.add_argument("--precision", default="fp32", choices=("fp32", "int8"))
-    parser.add_argument("--images", type=int, help="of each label, a set; default: all")
+    parser.add_argument("--images", type=int, default=20, help="of each label, a set; 0: all")
     parser.add_argument("--result", type=Path)
     parser.add_argument("--show", action="store_true", help="only print the table of --result")
-    options = parser.parse_args()
+    options = parser.parse_args(arguments)
 
     if options.show:
         print(table(json.loads(options.result.read_text(encoding="utf-8"))))
@@ -73,7 +75,11 @@ def main() -> None:
     result: dict[str, Any] = {
         "machine": described(),
         "precision": options.precision,
-        "images": options.images or "all",
+        "images": (
+            f"{options.images} of each label, evenly spread over their names"
+            if options.images
+            else "all"
+        ),
         "sets": {},
     }
     for path in options.bundles:
@@ -86,9 +92,14 @@ def main() -> None:
 
 
 def measured(bundle: Bundle, data: Path, options: argparse.Namespace) -> dict[str, Any]:
-    """Every figure of one set."""
+    """Every figure of one set; `seconds` are without the training."""
     source = find_source(data, None, None)
     items = chosen(unseen_images(source, bundle), options.images)
+    compared = {"with_clahe": bundle}
+    if options.weights:
+        folder = options.out / data.name / "without_clahe"
+        compared["without_clahe"] = without_clahe(bundle, source, folder, options.weights)
+    started = time.perf_counter()
     frames = [read_listed(source, item) for item in items]
     faulty = np.array([item.defective for item in items])
     threshold, origin = threshold_of(bundle, options.precision)
@@ -116,20 +127,17 @@ def measured(bundle: Bundle, data: Path, options: argparse.Namespace) -> dict[st
             },
             "batch": batched(backend, bundle, frames),
         }
-    compared = {"with_clahe": bundle}
-    if options.weights:
-        folder = options.out / data.name / "without_clahe"
-        compared["without_clahe"] = without_clahe(bundle, source, folder, options.weights)
     row["light"] = {}
     for name, one in compared.items():
         with open_backend(one, backend="auto", precision="fp32") as backend:
             row["light"][name] = under_light(backend, one, frames, faulty)
+    row["seconds"] = round(time.perf_counter() - started, 1)
     return row
 
 
-def chosen(items: Sequence[Listed], count: int | None) -> list[Listed]:
-    """All `items`, or `count` of each label, evenly spread over their order."""
-    if count is None:
+def chosen(items: Sequence[Listed], count: int) -> list[Listed]:
+    """`count` items of each label, evenly spread over their order; 0: all."""
+    if not count:
         return list(items)
     picked = []
     for label in (False, True):
