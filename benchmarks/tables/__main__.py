@@ -23,7 +23,15 @@ from pathlib import Path
 
 from benchmarks.tables.report import report
 from benchmarks.tables.rows import OPTIONS, ROWS, VERSIONS
-from benchmarks.tables.runs import append, is_done, measured, read_ledger, runs, validations
+from benchmarks.tables.runs import (
+    append,
+    is_done,
+    measured,
+    read_ledger,
+    runs,
+    state_folder,
+    validations,
+)
 from benchmarks.tables.sets import (
     DEFECTS,
     DRAWS,
@@ -110,7 +118,7 @@ def run_shard(options: argparse.Namespace) -> None:
         record = measured(run, options.data, weights, options.runs)
         append(ledger, record)
         if not run.pictured:
-            shutil.rmtree(options.runs / run.key, ignore_errors=True)
+            shutil.rmtree(options.runs / state_folder(run, weights), ignore_errors=True)
         print(f"  AUROC {record.ranking.auroc:.4f}", file=sys.stderr, flush=True)
 
 

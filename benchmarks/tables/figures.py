@@ -15,7 +15,7 @@ from sklearn.manifold import TSNE
 from torch import Tensor
 
 from benchmarks.tables.rows import learnt, row_of, settled_profile
-from benchmarks.tables.runs import Run, calibrated, optics_of
+from benchmarks.tables.runs import Run, calibrated, optics_of, state_folder
 from benchmarks.tables.sets import DEFECTS, read_manifest, source_of
 from engine.frame import Inspection
 from engine.inspector import TwoPassInspector
@@ -139,7 +139,7 @@ def _version(
         profile,
         weights=weights,
         seed=run.draw,
-        run_folder=run_folder / run.key,
+        run_folder=run_folder / state_folder(run, weights),
         on_epoch=lambda _: None,
     )
     read: list[Tensor] = []  # what τ read, pass by pass

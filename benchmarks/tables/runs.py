@@ -192,11 +192,18 @@ def manifest_sha256(name: str) -> str:
     return sha256(manifest_path(name).read_bytes())
 
 
+def state_folder(run: Run, weights: PretrainedWeights | None) -> str:
+    """The name of the folder for the state of a training; another profile has another."""
+    profile = PROFILE_JSON.dump_json(settled_profile(row_of(run.row), weights))
+    return f"{run.key}-{sha256(profile + manifest_sha256(run.set).encode())[:8]}"
+
+
 def measured(run: Run, data: Path, weights: PretrainedWeights | None, run_folder: Path) -> Record:
-    """Train and test; the seed of a training is its draw."""
+    """Train and test, the state in a folder below `run_folder`; the seed is the draw."""
     row, split = row_of(run.row), run.split()
     profile = settled_profile(row, weights)
     source = source_of(read_manifest(run.set), data / run.set)
+    began = time.perf_counter()
     trained = learnt(
         row,
         source,
@@ -204,10 +211,12 @@ def measured(run: Run, data: Path, weights: PretrainedWeights | None, run_folder
         profile,
         weights=weights,
         seed=run.draw,
-        run_folder=run_folder / run.key,
+        run_folder=run_folder / state_folder(run, weights),
         on_epoch=lambda text: print(f"  {text}", file=sys.stderr, flush=True),
     )
     started = time.perf_counter()
+    # All of it, also what comes before the first epoch; of an interrupted training its epochs.
+    train_seconds = max(started - began, trained.seconds)
     tested = _inspected(trained, profile, source, split.test)
     held_out = _inspected(trained, profile, source, split.held_out_good)
     seconds = time.perf_counter() - started
@@ -221,7 +230,7 @@ def measured(run: Run, data: Path, weights: PretrainedWeights | None, run_folder
         ),
         scores=tuple(image.score for image in tested.images),
         held_out_scores=tuple(image.score for image in held_out.images),
-        train_seconds=round(trained.seconds, 1),
+        train_seconds=round(train_seconds, 1),
         test_seconds=round(seconds, 1),
         profile=_described(profile),
         pretrained=_source(weights),
