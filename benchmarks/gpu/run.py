@@ -23,7 +23,10 @@ def main() -> None:
     parser.add_argument("--images", type=Path, help="folder of real images, to compare verdicts on")
     parser.add_argument("--repeats", type=int, default=200, help="inspections for each figure")
     parser.add_argument("--dry", action="store_true", help="on the CPU, with stand-ins")
-    parser.add_argument("--out", type=Path, help="write the results here")
+    parser.add_argument("--out", type=Path, help="write the results here, after each part")
+    # The script starts itself with these, to try a runtime apart.
+    parser.add_argument("--probe", help=argparse.SUPPRESS)
+    parser.add_argument("--plans", type=Path, help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.dry and options.out:
         parser.error("--dry measures nothing: it has no --out")
