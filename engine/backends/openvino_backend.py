@@ -24,12 +24,14 @@ _DIGEST: Final = 64
 
 
 class OpenVinoBackend:
-    """A `Backend` over one compiled network, which serves both passes.
+    """A `Backend` with a compiled network for each lane, which serves both passes.
 
-    Every lane has a stream of its own; the streams share `threads` threads, by default one per
-    core. What is not int8 is computed in fp32: OpenVINO would otherwise take bf16 where a
-    processor has it, and scores would depend on the machine. Compiled networks are kept in
-    `cache`, by default in the user's cache folder.
+    The lanes share `threads` threads, by default one per core. What is not int8 is computed in
+    fp32: OpenVINO would otherwise take bf16 where a processor has it, and scores would depend on
+    the machine. Compiled networks are kept in `cache`, by default in the user's cache folder.
+
+    One network with a stream for each lane would need less memory, and is sometimes wrong: the
+    streams are built at once and share the weights that are computed meanwhile (ADR 13).
     """
 
     def __init__(
@@ -51,18 +53,12 @@ class OpenVinoBackend:
                 openvino,
                 network,
                 side=self._side,
-                settings={
-                    "NUM_STREAMS": self._lanes,
-                    "INFERENCE_NUM_THREADS": threads,
-                    "INFERENCE_PRECISION_HINT": "f32",
-                    # Cameras, ledger and MQTT live on the same cores.
-                    "ENABLE_CPU_PINNING": False,
-                },
+                threads=[len(range(lane, threads, self._lanes)) for lane in range(self._lanes)],
                 cache=cache_folder() if cache is None else cache,
             )
             self._free: queue.SimpleQueue[Any] = queue.SimpleQueue()
-            for _ in range(self._lanes):
-                self._free.put(compiled.create_infer_request())
+            for each in compiled:
+                self._free.put(each.create_infer_request())
 
     @property
     def name(self) -> str:
@@ -117,9 +113,19 @@ def cache_folder() -> Path:
 
 
 def _compiled(
-    openvino: Any, network: bytes, *, side: int, settings: dict[str, object], cache: Path
-) -> Any:
-    """The compiled network, from the cache where it is there, whole and for this machine."""
+    openvino: Any, network: bytes, *, side: int, threads: list[int], cache: Path
+) -> list[Any]:
+    """The compiled network, once for each of `threads` and with so many of them.
+
+    From the cache where it is there, whole and for this machine. What was just compiled is taken
+    by the same way, so that the first start is no different from all later ones.
+    """
+    settings = {
+        "NUM_STREAMS": 1,
+        "INFERENCE_PRECISION_HINT": "f32",
+        # Cameras, ledger and MQTT live on the same cores.
+        "ENABLE_CPU_PINNING": False,
+    }
     core = openvino.Core()
     key = [
         sha256(network),
@@ -133,17 +139,23 @@ def _compiled(
         data = path.read_bytes()
         digest, blob = data[:_DIGEST], data[_DIGEST:]
         if sha256(blob).encode() == digest:
-            return core.import_model(blob, "CPU", settings)
+            return _copies(core, blob, settings, threads)
     model = core.read_model(network)
     model.reshape({"views": [1, side, side, 3]})
-    compiled = core.compile_model(model, "CPU", settings)
+    blob = core.compile_model(model, "CPU", settings).export_model().getvalue()
     with suppress(OSError):  # a device without a home compiles at every start
-        blob = compiled.export_model().getvalue()
         cache.mkdir(parents=True, exist_ok=True, mode=0o700)
         replace_file(path, sha256(blob).encode() + blob)
         for old in sorted(cache.glob("*.blob"), key=lambda file: -file.stat().st_mtime)[_KEPT:]:
             old.unlink()
-    return compiled
+    return _copies(core, blob, settings, threads)
+
+
+def _copies(core: Any, blob: bytes, settings: dict[str, object], threads: list[int]) -> list[Any]:
+    return [
+        core.import_model(blob, "CPU", settings | {"INFERENCE_NUM_THREADS": each})
+        for each in threads
+    ]
 
 
 def _inferred(request: Any, view: Pixels) -> tuple[Maps, Maps]:
