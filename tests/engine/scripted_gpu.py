@@ -98,11 +98,14 @@ class Driver:
 
 
 def scripted_tensorrt(
-    version: str = "10.13.0", *, parses: bool = True, builds: bool = True
+    version: str = "10.13.0", *, name: str = "tensorrt", parses: bool = True, builds: bool = True
 ) -> TensorRt:
     """A TensorRT whose plan is the ONNX model behind a prefix; `module.builds` counts builds."""
     module = SimpleNamespace(__version__=version, builds=0, timings=[], flags=None)
     module.ExecutionContextAllocationStrategy = SimpleNamespace(USER_MANAGED="ours")
+    module.DynamicShapesKernelSpecializationStrategy = SimpleNamespace(EAGER="eager")
+    module.BuilderFlag = SimpleNamespace(REQUIRE_USER_ALLOCATION="user allocation")
+    module.flagged = []
 
     class ILogger:
         Severity = SimpleNamespace(ERROR=1, INTERNAL_ERROR=0)
@@ -133,6 +136,7 @@ def scripted_tensorrt(
                 set_timing_cache=lambda *_: True,
                 get_timing_cache=lambda: SimpleNamespace(serialize=lambda: b"timings"),
                 progress_monitor=None,
+                set_flag=module.flagged.append,
             )
 
         def build_serialized_network(self, definition, config):
@@ -166,14 +170,15 @@ def scripted_tensorrt(
 
         def deserialize_cuda_engine(self, data):
             module.deserialised = data
-            return Engine(data) if data.startswith(b"plan:") else None
+            engine = Engine if name == "tensorrt" else RtxEngine
+            return engine(data) if data.startswith(b"plan:") else None
 
     module.ILogger, module.IProgressMonitor, module.Builder = ILogger, IProgressMonitor, Builder
     module.OnnxParser, module.Runtime = OnnxParser, Runtime
     module.NetworkDefinitionCreationFlag = SimpleNamespace(STRONGLY_TYPED=1)
     module.TensorIOMode = SimpleNamespace(INPUT="input")
     module.nptype = lambda dtype: dtype
-    return TensorRt(name="tensorrt", version=version, module=module)
+    return TensorRt(name=name, version=version, module=module)
 
 
 class Engine:
@@ -205,6 +210,27 @@ class Engine:
         assert strategy == "ours"
         assert Pycuda.latest.current
         return ExecutionContext(self._session)
+
+
+class RtxEngine(Engine):
+    """One that compiles its kernels when it runs."""
+
+    def create_runtime_config(self):
+        return RuntimeConfig()
+
+    def create_execution_context(self, runtime_config):
+        assert runtime_config.dynamic_shapes_kernel_specialization_strategy == "eager"
+        return super().create_execution_context(runtime_config._allocation)
+
+
+class RuntimeConfig:
+    """How an `RtxEngine` is to run."""
+
+    dynamic_shapes_kernel_specialization_strategy = "lazy"
+    _allocation = "static"
+
+    def set_execution_context_allocation_strategy(self, strategy):
+        self._allocation = strategy
 
 
 class ExecutionContext:

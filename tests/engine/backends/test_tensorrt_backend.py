@@ -25,6 +25,8 @@ from tests.engine.scripted_gpu import (
     Engine,
     ExecutionContext,
     Pycuda,
+    RtxEngine,
+    RuntimeConfig,
     scripted_tensorrt,
 )
 from tests.tiny_bundle import defective_part, tiny_bundle
@@ -183,6 +185,20 @@ def test_a_plan_with_other_tensors_is_refused(bundle, tensorrt, tmp_path, monkey
         TensorRtBackend(bundle)
 
 
+def test_tensorrt_rtx_leaves_its_memory_to_us_and_compiles_before_a_graph_is_captured(
+    bundle, monkeypatch
+):
+    rtx = scripted_tensorrt("1.7.1", name="tensorrt_rtx")
+    monkeypatch.setitem(sys.modules, "tensorrt", None)
+    monkeypatch.setitem(sys.modules, "tensorrt_rtx", rtx.module)
+    ensure_plan(plans_folder(), bundle, "fp32", gpu=GPU, tensorrt=rtx)
+    assert rtx.module.flagged == [rtx.module.BuilderFlag.REQUIRE_USER_ALLOCATION]
+    with TensorRtBackend(bundle) as backend, OnnxRuntimeBackend(bundle) as oracle:
+        assert backend.name == f"tensorrt_rtx {GPU.name} fp32"
+        found, expected = backend.run(views(2)), oracle.run(views(2))
+    np.testing.assert_allclose(found.score_map, expected.score_map, atol=1e-6)
+
+
 def without_driver(monkeypatch):
     def fail():
         raise BackendError("no NVIDIA driver here")
@@ -277,6 +293,8 @@ def test_the_stand_ins_have_the_names_of_the_real_runtime(monkeypatch):
     trt = find_tensorrt().module
     for stand_in, real in (
         (Engine, trt.ICudaEngine),
+        (RtxEngine, trt.ICudaEngine),
+        (RuntimeConfig, trt.IRuntimeConfig),
         (ExecutionContext, trt.IExecutionContext),
         (scripted_tensorrt().module.Runtime, trt.Runtime),
         (scripted_tensorrt().module.Builder, trt.Builder),
@@ -286,3 +304,11 @@ def test_the_stand_ins_have_the_names_of_the_real_runtime(monkeypatch):
         assert names
         assert names <= set(dir(real))
     assert (trt.nptype(trt.uint8), trt.nptype(trt.float32)) == (np.uint8, np.float32)
+    scripted = scripted_tensorrt().module
+    for kind in (
+        "BuilderFlag",
+        "DynamicShapesKernelSpecializationStrategy",
+        "ExecutionContextAllocationStrategy",
+        "NetworkDefinitionCreationFlag",
+    ):
+        assert set(vars(getattr(scripted, kind))) <= set(dir(getattr(trt, kind)))
