@@ -181,7 +181,7 @@ class ChildInspector:
             return self._child
 
     def _lose(self, child: "_Child", reason: str) -> bool:
-        """`child` hangs, fails or has died: another one, at once unless this was one that came so.
+        """`child` hangs, fails or has died: another one, at once if a part got through since.
 
         `False` where one has taken over.
         """

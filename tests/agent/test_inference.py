@@ -183,6 +183,23 @@ def test_a_child_that_cannot_start_again_is_tried_more_and_more_rarely(bundle, t
         assert child.trouble is None
 
 
+def test_children_that_die_before_a_part_gets_through_come_more_rarely(child, monkeypatch):
+    waits = []
+    monkeypatch.setattr("agent.inference.sleep", waits.append)
+    child.inspect(good_part(1))
+    kill(child)
+    child._ready_child()  # at once; no part gets through
+    assert not waits
+    kill(child)
+    with pytest.raises(BackendError, match="was ended by SIGKILL, again and again"):
+        child.inspect(good_part(1))
+    assert 0 < waits[-1] <= 0.25
+    assert child.trouble == "was ended by SIGKILL, again and again"
+    monkeypatch.undo()
+    assert child.inspect(good_part(1)).score > 0
+    assert (child.trouble, child.restarts) == (None, 2)
+
+
 def test_an_inspection_that_fails_is_an_error_of_its_part_alone(child):
     pid = child.pid
     with pytest.raises(InspectionError):
