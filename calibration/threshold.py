@@ -5,7 +5,12 @@ from bisect import bisect_left
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from calibration.bound import allowed_exceedances, good_parts_needed, upper_bound
+from calibration.bound import (
+    allowed_exceedances,
+    binomial_cdf,
+    good_parts_needed,
+    upper_bound,
+)
 from engine.errors import CalibrationError
 
 
@@ -43,6 +48,23 @@ def choose_threshold(
         exceedances=sum(score > value for score in scores),
         guaranteed=upper_bound(allowed, parts, confidence=confidence),
     )
+
+
+def band(
+    scores: Sequence[float], *, max_false_reject: float, confidence: float
+) -> tuple[float, float]:
+    """How far from the threshold a score says nothing: other good parts would have moved it there.
+
+    The threshold is the upper confidence limit of the score that `max_false_reject` of good parts
+    exceed. The band reaches from that score's lower limit to as far above the threshold.
+    """
+    threshold = choose_threshold(
+        scores, max_false_reject=max_false_reject, confidence=confidence
+    ).value
+    parts = len(scores)
+    above = next(j for j in range(parts) if binomial_cdf(j, parts, max_false_reject) >= confidence)
+    low = sorted(scores)[-1 - above]
+    return low, 2 * threshold - low
 
 
 def require_enough(parts: int, *, max_false_reject: float, confidence: float) -> int:

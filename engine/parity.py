@@ -1,7 +1,7 @@
 """Do two ways of running one network decide alike? Verdicts, boxes and scores, side by side."""
 
 from collections.abc import Sequence
-from typing import Literal
+from typing import Final, Literal
 
 import numpy as np
 
@@ -10,6 +10,10 @@ from engine.spec import spec
 
 ThresholdFrom = Literal["calibration", "held-out images", "these images"]
 
+LEAST_BOX_IOU: Final = 0.9
+"""The median below which pass 2 looks at other things than it was trained and tested on."""
+MOST_AUROC_LOSS: Final = 0.002
+
 
 @spec
 class Parity:
@@ -17,7 +21,10 @@ class Parity:
 
     `flips` names the images whose verdict at `threshold` differs. A calibrated threshold is the
     score of one good image; that image itself lies on the fence in any precision and is not
-    counted. Box IoUs are of the boxes that pass 2 looked at.
+    counted. Nor is an image whose expected score lies within `band`, where other good parts would
+    have put the threshold on its other side: those are `within_band`. Box IoUs are of the boxes
+    that pass 2 looked at. `auroc_loss` is negative where the images rank better than expected;
+    `None` where they were all of one kind. Older records have neither.
     """
 
     compared_with: str
@@ -28,13 +35,35 @@ class Parity:
     median_box_iou: float
     least_box_iou: float
     flips: tuple[str, ...]
+    band: tuple[float, float] | None = None
+    within_band: tuple[str, ...] = ()
+    auroc_loss: float | None = None
+
+    @property
+    def objections(self) -> tuple[str, ...]:
+        """Why this way must not stand in for the other, a clause each; none where it may."""
+        found = []
+        if self.flips:
+            found.append(
+                f"{len(self.flips)} of {self.images} verdicts change at threshold "
+                f"{self.threshold:.4g} ({', '.join(self.flips[:3])})"
+            )
+        if self.median_box_iou < LEAST_BOX_IOU:
+            found.append(
+                f"the boxes overlap by {self.median_box_iou:.2f} in the median, less than "
+                f"{LEAST_BOX_IOU:g}"
+            )
+        if self.auroc_loss is not None and self.auroc_loss > MOST_AUROC_LOSS:
+            found.append(f"the AUROC falls by {self.auroc_loss:.4f}, more than {MOST_AUROC_LOSS:g}")
+        return tuple(found)
 
     @property
     def told(self) -> str:
         """The comparison in one sentence, without its full stop."""
+        within = f" and {len(self.within_band)} near it" if self.within_band else ""
         return (
             f"{len(self.flips)} of {self.images} verdicts differ from {self.compared_with} at "
-            f"threshold {self.threshold:.4g} (from {self.threshold_from}); largest score "
+            f"threshold {self.threshold:.4g} (from {self.threshold_from}){within}; largest score "
             f"difference {self.max_score_difference:.3g}; box IoU {self.median_box_iou:.2f} "
             f"median, {self.least_box_iou:.2f} at worst"
         )
@@ -48,10 +77,18 @@ def compared(
     compared_with: str,
     threshold: float,
     threshold_from: ThresholdFrom,
+    band: tuple[float, float] | None = None,
+    auroc_loss: float | None = None,
 ) -> Parity:
     """Compare the inspections of the same images, at least one, which are called `names`."""
     pairs = list(zip(expected, found, strict=True))
     overlaps = [box_iou(a.box, b.box) for a, b in pairs]
+    low, high = band or (threshold, threshold)
+    flipped = [
+        (name, low < a.score < high)
+        for name, (a, b) in zip(names, pairs, strict=True)
+        if a.score != threshold and (a.score > threshold) != (b.score > threshold)
+    ]
     return Parity(
         compared_with=compared_with,
         images=len(names),
@@ -60,11 +97,10 @@ def compared(
         max_score_difference=max(abs(a.score - b.score) for a, b in pairs),
         median_box_iou=float(np.median(overlaps)),
         least_box_iou=min(overlaps),
-        flips=tuple(
-            name
-            for name, (a, b) in zip(names, pairs, strict=True)
-            if a.score != threshold and (a.score > threshold) != (b.score > threshold)
-        ),
+        flips=tuple(name for name, is_near in flipped if not is_near),
+        band=band,
+        within_band=tuple(name for name, is_near in flipped if is_near),
+        auroc_loss=auroc_loss,
     )
 
 

@@ -3,8 +3,9 @@
     views uint8 (N, side, side, 3)  →  score_map, attention  float32 (N, h, w)
 
 Every precision runs both passes over good images that training never saw and over known
-defects, and is compared with its reference in what matters: verdicts, boxes, scores. An export
-that changes a verdict is refused unless the user accepts it.
+defects, and is compared with its reference in what matters: verdicts, boxes, how scores rank. An
+export that does not keep them is refused, and the bundle stays as it was, unless the user accepts
+it (`engine.parity.Parity.objections`).
 """
 
 import io
@@ -60,6 +61,7 @@ from engine.parity import Parity, compared, provisional_threshold
 from engine.score import ScoreSpec
 from engine.view import view, zoomed
 from train.datasets import SPLIT, SPLIT_JSON, Listed, Source, Split, read_listed
+from train.evaluate import auroc
 from train.network import AtacNet, TorchBackend
 from train.profile import PROFILE_JSON, Profile
 
@@ -97,7 +99,7 @@ def write_bundle(
     """Write the fp32 bundle of a trained `network` to folder `out`, which must not be a bundle.
 
     `record.held_out_scores` is filled in here. The folder appears only when it is complete.
-    Raises `BundleError` when ONNX and torch disagree in a verdict.
+    Raises `BundleError` when ONNX and torch do not agree.
     """
     items = _parity_items(split)
     optics = _manifest(profile, reference, network, record, {}, {})
@@ -127,9 +129,10 @@ def write_bundle(
             compared_with="torch fp32",
             threshold=threshold,
             threshold_from="held-out images",
+            auroc_loss=_auroc_loss(expected, found, items),
         )
         if not accept_flips:
-            _refuse_flips(out, "fp32", parity, "--resume --accept-flips")
+            _require_parity(out, "fp32", parity, "--resume --accept-flips")
         files[PARITY] = PARITY_JSON.dump_json({"fp32": parity}, indent=2)
         _written(folder, profile, reference, network, record, files)
         out.mkdir(exist_ok=True)
@@ -144,13 +147,15 @@ def add_precision(
     source: Source,
     *,
     threshold: float | None = None,
+    band: tuple[float, float] | None = None,
     accept_flips: bool = False,
 ) -> tuple[Bundle, Parity]:
     """Export `precision` from a bundle's weights into the bundle, if its decisions agree.
 
-    `source` must hold the images of the bundle's split. `threshold` is the calibrated one; without
-    it the held-out scores give a provisional one. The bundle's id changes, and a calibration made
-    before no longer belongs to it. Raises `BundleError` for a verdict that flips.
+    `source` must hold the images of the bundle's split. `threshold` is the calibrated one and
+    `band` what it is known to; without it the held-out scores give a provisional one. The bundle's
+    id changes, and a calibration made before no longer belongs to it. Raises `BundleError` where
+    the decisions do not agree.
     """
     profile = PROFILE_JSON.validate_json(_part(bundle, PROFILE))
     split = SPLIT_JSON.validate_json(_part(bundle, SPLIT))
@@ -195,9 +200,11 @@ def add_precision(
             else threshold
         ),
         threshold_from="held-out images" if threshold is None else "calibration",
+        band=band,
+        auroc_loss=_auroc_loss(expected, found, items),
     )
     if not accept_flips:
-        _refuse_flips(bundle.path, precision, parity, "--accept-flips")
+        _require_parity(bundle.path, precision, parity, "--accept-flips")
 
     recorded = PARITY_JSON.validate_json(_part(bundle, PARITY)) | {precision: parity}
     report = PARITY_JSON.dump_json(recorded, indent=2)
@@ -365,14 +372,27 @@ def _inspections(
     return [inspector.inspect(read_listed(source, item)) for item in items]
 
 
-def _refuse_flips(path: Path, precision: Precision, parity: Parity, options: str) -> None:
-    if parity.flips:
+def _auroc_loss(
+    expected: Sequence[Inspection], found: Sequence[Inspection], items: Sequence[Listed]
+) -> float | None:
+    defective = np.array([item.defective for item in items])
+    if not 0 < defective.sum() < len(items):
+        return None
+    before, after = (
+        auroc(np.array([one.score for one in each], dtype=np.float64), defective)
+        for each in (expected, found)
+    )
+    return before - after
+
+
+def _require_parity(path: Path, precision: Precision, parity: Parity, options: str) -> None:
+    if parity.objections:
         raise BundleError(
             str(path),
-            f"{precision} changes {len(parity.flips)} of {parity.images} verdicts at threshold "
-            f"{parity.threshold:.4g} ({', '.join(parity.flips[:3])}); largest score difference "
-            f"{parity.max_score_difference:.3g}, median box IoU {parity.median_box_iou:.2f}. "
-            f"Nothing was written; to accept it, repeat with {options}",
+            f"{precision} does not decide as {parity.compared_with} does: "
+            f"{'; '.join(parity.objections)}; largest score difference "
+            f"{parity.max_score_difference:.3g}. Nothing was written, and what the bundle has "
+            f"stays in use; to accept it, repeat with {options}",
         )
 
 

@@ -1,6 +1,7 @@
 """`agent export`: another precision for a bundle, if its verdicts stay the same."""
 
 import json
+from contextlib import suppress
 from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated, Literal
@@ -23,7 +24,7 @@ def export(
         Path | None, typer.Option(help="Their defective folder, beside --good.")
     ] = None,
     accept_flips: Annotated[
-        bool, typer.Option(help="Write it even if verdicts change; they are in parity.json.")
+        bool, typer.Option(help="Write it even if decisions change; see parity.json.")
     ] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print the result as JSON.")] = False,
 ) -> None:
@@ -31,38 +32,43 @@ def export(
 
     Example: agent export --bundle bottle --precision int8 --data mvtec_bottle
 
-    Both passes run on good images that training never saw and on the known defects. A verdict
-    that changes at the threshold fails the export. The bundle gets a new id: calibrate it again.
+    Both passes run on good images that training never saw and on the known defects. The export
+    fails, and nothing changes, where verdicts change by more than the threshold is sure of, where
+    the boxes overlap by less than 0.9 in the median, or where the AUROC falls by more than 0.002.
+    The bundle gets a new id: calibrate it again.
     """
     require_training_packages("agent export")
     from calibration.record import read_calibration
+    from calibration.threshold import band
     from engine.bundle import open_bundle
     from train.datasets import find_source
     from train.export import add_precision
 
     opened = open_bundle(bundle)
-    try:
-        threshold = read_calibration(opened, precision="fp32").calibration.threshold
-    except CalibrationError:
-        threshold = None  # the held-out scores give a provisional one
+    threshold, unsure = None, None  # the held-out scores give a provisional threshold
+    with suppress(CalibrationError):
+        record = read_calibration(opened, precision="fp32").calibration
+        threshold = record.threshold
+        unsure = band(
+            record.good_scores,
+            max_false_reject=record.max_false_reject,
+            confidence=record.confidence,
+        )
     extended, parity = add_precision(
         opened,
         precision,
         find_source(data, good, defective),
         threshold=threshold,
+        band=unsure,
         accept_flips=accept_flips,
     )
     if as_json:
         answer = {"bundle": str(bundle), "id": extended.id, "precision": precision}
         typer.echo(json.dumps(answer | {"parity": asdict(parity)}, indent=2))
         return
-    typer.echo(
-        f"{precision} against {parity.compared_with} on {parity.images} images: "
-        f"{len(parity.flips)} verdicts differ at threshold {parity.threshold:.4g} "
-        f"(from {parity.threshold_from}); largest score difference "
-        f"{parity.max_score_difference:.3g}; box IoU {parity.median_box_iou:.2f} median, "
-        f"{parity.least_box_iou:.2f} at worst."
-    )
+    typer.echo(f"{precision}: {parity.told}.")
+    for objection in parity.objections:
+        typer.echo(f"ACCEPTED: {objection}")
     typer.echo(f"Written: {bundle / extended.manifest.networks[precision]}")
     typer.echo(
         f"Next: agent calibrate --bundle {bundle} --precision {precision} --good DIR "

@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from agent.verdict import State, decide
-from calibration.threshold import choose_threshold, p_value, percent, require_enough
+from calibration.threshold import band, choose_threshold, p_value, percent, require_enough
 from engine.errors import CalibrationError
 
 Draw = Callable[[np.random.Generator, int], npt.NDArray[np.float64]]
@@ -37,6 +37,22 @@ def test_the_promise_is_kept_as_often_as_it_says(name: str, good: int) -> None:
     )
     # At most 5 % of calibrations may break it; 4 standard deviations on top.
     assert broken <= 0.05 * trials + 4 * (trials * 0.05 * 0.95) ** 0.5
+
+
+@pytest.mark.parametrize("good", [59, 181])
+def test_the_band_reaches_down_to_the_other_limit_of_the_same_score(good: int) -> None:
+    rng = np.random.default_rng(good)
+    too_high = 0
+    for _ in range(2000):
+        scores = list(rng.random(good))
+        low, high = band(scores, max_false_reject=0.05, confidence=0.95)
+        threshold = choose_threshold(scores, max_false_reject=0.05, confidence=0.95).value
+        assert low < threshold < high
+        assert high - threshold == pytest.approx(threshold - low)
+        too_high += low > 0.95
+    # The score that 5 % exceed lies below the band in at most 5 % of the draws, and not in far
+    # fewer, as the band would then be wider than it need be.
+    assert 20 < too_high < 100 + 4 * (2000 * 0.05 * 0.95) ** 0.5
 
 
 def test_the_bound_is_not_only_kept_but_met() -> None:

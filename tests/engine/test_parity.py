@@ -50,6 +50,41 @@ def test_the_image_that_set_the_threshold_is_on_the_fence():
     assert parity.flips == ()
 
 
+def test_a_verdict_near_the_threshold_is_no_objection():
+    parity = compared(
+        [inspection(2.5), inspection(3.5), inspection(4.5)],
+        [inspection(3.2), inspection(2.0), inspection(2.0)],
+        ["below", "above", "far"],
+        compared_with="the other",
+        threshold=3.0,
+        threshold_from="calibration",
+        band=(2.0, 4.0),
+    )
+    assert (parity.flips, parity.within_band) == (("far",), ("below", "above"))
+    assert "1 of 3 verdicts differ from the other at threshold 3 " in parity.told
+    assert "(from calibration) and 2 near it" in parity.told
+    assert parity.objections == ("1 of 3 verdicts change at threshold 3 (far)",)
+
+
+def test_boxes_and_ranking_are_kept_too():
+    def parity(box, auroc_loss):
+        return compared(
+            [inspection(1.0)],
+            [inspection(1.0, box)],
+            ["one"],
+            compared_with="the other",
+            threshold=3.0,
+            threshold_from="held-out images",
+            auroc_loss=auroc_loss,
+        )
+
+    assert parity(BOX, 0.001).objections == ()
+    assert parity(BOX, -0.5).objections == ()
+    ranking, boxes = parity(BOX, 0.003), parity(Box(left=0, top=0, right=2, bottom=2), None)
+    assert ranking.objections == ("the AUROC falls by 0.0030, more than 0.002",)
+    assert boxes.objections == ("the boxes overlap by 0.50 in the median, less than 0.9",)
+
+
 def test_provisional_thresholds_lie_between_the_classes():
     assert provisional_threshold([1.0, 2.0], [4.0, 9.0, 1.5]) == 3.0
     assert provisional_threshold([1.0, 2.0], [1.5]) == pytest.approx(2.2)
