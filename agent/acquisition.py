@@ -1,8 +1,10 @@
-"""The acquisition threads: a camera's frames become triggers and wait to be inspected.
+"""The acquisition threads: cameras' frames become triggers and wait to be inspected.
 
-atac-camera: camera.read ─▶ usable, new? ─▶ trigger ─▶ handover
+atac-camera: camera.read ─▶ usable, new? ─▶ trigger ─▶ handover ─▶ the cameras' parts in turns
 atac-acquisition: watches that a read comes back; one that does not is left where it is, and
 another thread goes on with a new camera.
+
+Each camera has two threads of its own, so that none waits for another.
 """
 
 import functools
@@ -10,12 +12,12 @@ import logging
 import random
 import threading
 from collections import deque
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor, wait
 from dataclasses import dataclass
 from time import monotonic, perf_counter, time_ns
 from types import TracebackType
-from typing import Final
+from typing import Final, Self
 
 import numpy as np
 
@@ -53,80 +55,100 @@ class Arrival:
 
 
 class Handover:
-    """Where one thread leaves arrivals and another takes them; never more than two wait."""
+    """Where each camera's thread leaves its arrivals and others take them, the cameras in turns.
+
+    Never more than two of one camera wait. Of the cameras that have any the one that was served
+    longest ago is next: cameras that always have some get equal shares, and nobody's arrival waits
+    for more than one of each other camera, and those of its own.
+    """
 
     _ROOM: Final = 2
 
-    def __init__(self) -> None:
+    def __init__(self, cameras: Iterable[str]) -> None:
         self._changed = threading.Condition()
-        self._waiting: deque[Arrival] = deque()
-        self._closed = False
+        # In the order of their turns, next first.
+        self._waiting: dict[str, deque[Arrival]] = {camera: deque() for camera in cameras}
+        self._open = set(self._waiting)
 
     def put(self, arrival: Arrival) -> Arrival | None:
         """Leave `arrival` when there is room; gives it back if nobody will take it any more."""
+        camera = arrival.trigger.camera
         with self._changed:
-            self._changed.wait_for(lambda: self._closed or len(self._waiting) < self._ROOM)
-            if self._closed:
+            self._changed.wait_for(
+                lambda: camera not in self._open or len(self._waiting[camera]) < self._ROOM
+            )
+            if camera not in self._open:
                 return arrival
-            self._waiting.append(arrival)
+            self._waiting[camera].append(arrival)
             self._changed.notify_all()
             return None
 
     def replace(self, arrival: Arrival) -> Arrival | None:
         """Leave `arrival` at once; gives back the one that it displaces, as the newest wins."""
+        camera = arrival.trigger.camera
         with self._changed:
-            if self._closed:
+            if camera not in self._open:
                 return arrival
-            displaced = self._waiting.pop() if self._waiting else None
-            self._waiting.append(arrival)
+            waiting = self._waiting[camera]
+            displaced = waiting.pop() if waiting else None
+            waiting.append(arrival)
             self._changed.notify_all()
             return displaced
 
-    def close(self) -> None:
-        """Nothing more will come; what waits can still be taken."""
+    def end(self, camera: str) -> None:
+        """Nothing more will come of `camera`; what waits can still be taken."""
         with self._changed:
-            self._closed = True
+            self._open.discard(camera)
             self._changed.notify_all()
+
+    def close(self) -> None:
+        """Nothing more will come of any camera."""
+        for camera in tuple(self._waiting):
+            self.end(camera)
 
     def __iter__(self) -> Iterator[Arrival]:
         while True:
             with self._changed:
-                self._changed.wait_for(lambda: self._closed or self._waiting)
-                if not self._waiting:
+                self._changed.wait_for(lambda: not self._open or any(self._waiting.values()))
+                turn = next((camera for camera, some in self._waiting.items() if some), None)
+                if turn is None:
                     return
-                arrival = self._waiting.popleft()
+                self._waiting[turn] = waiting = self._waiting.pop(turn)
+                arrival = waiting.popleft()
                 self._changed.notify_all()
             yield arrival
 
 
 class Acquisition:
-    """Threads that read `camera` until it ends, `parts` have begun or `stop` is set.
+    """Threads that read `camera` until it ends or `stop` is set; a context manager.
 
-    A context manager; entering gives the arrivals, to be iterated by one thread. Parts that do not
-    arrive there have been given to `end`: skipped by a free-running camera (DROPPED), lost by the
-    camera (NO_FRAME), or with a picture that is unusable or the same as before (ERROR). A camera
-    that is not ready, goes away, hangs or freezes is said once and retried with jittered back-off.
+    Its parts are left in `handover`. Those that do not arrive there have been given to `end`:
+    skipped by a free-running camera (DROPPED), lost by the camera (NO_FRAME), or with a picture
+    that is unusable or the same as before (ERROR). A camera that is not ready, goes away, hangs or
+    freezes is said once and retried with jittered back-off. An error in these threads sets `stop`,
+    and is raised when the context is left.
 
-    `begin(part_id, captured_ns)` makes a trigger; `end(trigger, state, reason)` ends it.
+    `begin(name, part_id, captured_ns)` makes a trigger, or `None` when no more are wanted;
+    `end(trigger, state, reason)` ends it.
     """
 
     def __init__(
         self,
+        name: str,
         camera: Camera,
+        handover: Handover,
         *,
-        begin: Callable[[str, int], Trigger],
+        begin: Callable[[str, str, int], Trigger | None],
         end: Callable[[Trigger, State, str], None],
         stop: threading.Event,
-        parts: int | None = None,
     ) -> None:
+        self._name = name
         self._camera = camera
+        self._handover = handover
         self._begin = begin
         self._end = end
         self._stop = stop
-        self._parts = parts
-        self._begun = 0
         self._expected = 0
-        self._handover = Handover()
         self._trouble: str | None = None
         self._retry_s = _FIRST_RETRY_S
         self._before: Pixels | None = None
@@ -143,12 +165,12 @@ class Acquisition:
         """Why no frames come, in one line; `None` while they do."""
         reading = self._reading
         if self._trouble is None and reading.busy_s() > reading.limit_s * self._patience / 2:
-            return "the camera has not answered for a while"
+            return "has not answered for a while"
         return self._trouble
 
-    def __enter__(self) -> Handover:
+    def __enter__(self) -> Self:
         self._ended = self._thread.submit(self._watch)
-        return self._handover
+        return self
 
     def __exit__(
         self,
@@ -163,7 +185,7 @@ class Acquisition:
 
     def _say(self, trouble: str) -> None:
         if self._trouble is None:
-            _LOG.warning("%s; trying again until it is back", trouble)
+            _LOG.warning("camera %s: %s; trying again until it is back", self._name, trouble)
         self._trouble = trouble
 
     # ---- in the thread that watches
@@ -173,13 +195,16 @@ class Acquisition:
             self._start(self._reading)
             while not self._has_ended():
                 self._replace_if_stuck()
+        except BaseException:
+            self._stop.set()
+            raise
         finally:
-            self._handover.close()
+            self._handover.end(self._name)
 
     def _start(self, reading: "_Reading") -> None:
         """Read in a thread of its own: a daemon, as a stuck one must not keep the agent alive."""
         target = functools.partial(self._read, reading, self._camera)
-        threading.Thread(target=target, name="atac-camera", daemon=True).start()
+        threading.Thread(target=target, name=f"atac-camera-{self._name}", daemon=True).start()
 
     def _has_ended(self) -> bool:
         """Wait a moment for the reading to end; raises what ended it."""
@@ -199,7 +224,7 @@ class Acquisition:
             limit_s = stuck.limit_s * self._patience
             if stuck.busy_s() <= limit_s:
                 return
-            self._say(f"the camera has not answered for {limit_s:g} s")
+            self._say(f"has not answered for {limit_s:g} s")
             if len(self._left_behind) == _LEFT_BEHIND:
                 return
             self._left_behind.append(stuck)
@@ -240,7 +265,7 @@ class Acquisition:
 
     def _receive(self, reading: "_Reading", camera: Camera) -> None:
         first = True
-        while not self._stop.is_set() and self._begun != self._parts:
+        while not self._stop.is_set():
             reading.begin(camera.silence_s)
             try:
                 frame = camera.read()
@@ -259,15 +284,15 @@ class Acquisition:
             if not first:
                 self._account_for_gap(camera, frame.number)
             first = False
-            if self._begun == self._parts:
-                return
             if (fault := self._fault(camera, frame)) is not None:
                 self._reject(camera, frame.number, fault)
                 continue
             self._is_well()
             self._expected = frame.number + 1
-            trigger = self._begin(camera.part_id(frame.number), frame.captured_ns)
-            self._begun += 1
+            part_id = camera.part_id(frame.number)
+            trigger = self._begin(self._name, part_id, frame.captured_ns)
+            if trigger is None:
+                return
             arrival = Arrival(trigger=trigger, frame=frame, received=received)
             if camera.triggered:
                 if (refused := self._handover.put(arrival)) is not None:
@@ -285,7 +310,7 @@ class Acquisition:
     def _is_well(self) -> None:
         self._retry_s, self._patience, self._bad_since = _FIRST_RETRY_S, 1, None
         if self._trouble is not None:
-            _LOG.warning("the camera is back")
+            _LOG.warning("camera %s: is back", self._name)
             self._trouble = None
 
     def _fault(self, camera: Camera, frame: Frame) -> str | None:
@@ -316,16 +341,16 @@ class Acquisition:
     def _account_for_gap(self, camera: Camera, number: int) -> None:
         missing = range(self._expected, number)
         if len(missing) > _LARGEST_GAP:
-            _LOG.warning("frame numbers jump from %d to %d", self._expected - 1, number)
+            jump = self._expected - 1, number
+            _LOG.warning("camera %s: frame numbers jump from %d to %d", self._name, *jump)
             return
         for lost in missing:
-            if self._begun == self._parts:
-                return
             self._lose(camera, lost, State.NO_FRAME, f"the camera lost frame {lost}")
 
     def _lose(self, camera: Camera, number: int, state: State, reason: str) -> None:
-        self._end(self._begin(camera.part_id(number), time_ns()), state, reason)
-        self._begun += 1
+        trigger = self._begin(self._name, camera.part_id(number), time_ns())
+        if trigger is not None:
+            self._end(trigger, state, reason)
         self._expected = number + 1
 
 

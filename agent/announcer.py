@@ -6,12 +6,13 @@ recorded is sent by the MQTT sender; nothing in this thread waits for a broker o
 
 import logging
 import queue
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from time import monotonic
 from types import TracebackType
-from typing import Final, Literal, Self
+from typing import Final, Self
 
+from agent.cameras.settings import FailSafe
 from agent.ledger import Ledger
 from agent.messages import THUMBNAIL_MAX_BYTES, Message, Origin, outgoing, summary
 from agent.verdict import State, Verdict
@@ -26,15 +27,13 @@ _COMMENT_BYTES: Final = 1024
 _LOOK_S: Final = 0.25
 """From one look for troubles to the next."""
 
-FailSafe = Literal["reject", "pass"]
-
 
 class Announcer:
     """A thread that records verdicts with their messages; a context manager.
 
-    `tell_health` is called in the same thread every `health_s` seconds, and at once when what
-    `troubles` gives has changed; `watch` with each verdict once it has been handed to the ledger.
-    Leaving the context settles all that waits.
+    `fail_safe` holds for the parts of each camera. `tell_health` is called in the same thread every
+    `health_s` seconds, and at once when what `troubles` gives has changed; `watch` with each
+    verdict once it has been handed to the ledger. Leaving the context settles all that waits.
     """
 
     def __init__(
@@ -42,7 +41,7 @@ class Announcer:
         ledger: Ledger,
         origin: Origin,
         *,
-        fail_safe: FailSafe,
+        fail_safe: Mapping[str, FailSafe],
         thumbnails: bool,
         every_part: bool,
         tell_health: Callable[[], None],
@@ -113,20 +112,11 @@ class Announcer:
             self._watch(verdict)
 
     def _messages(self, verdict: Verdict) -> list[Message]:
-        if not self._is_alarm(verdict.state):
+        if not _is_alarm(verdict.state, self._fail_safe[verdict.trigger.camera]):
             return [summary(self._origin, verdict)] if self._every_part else []
         self.alarms += 1
         picture = self._picture(verdict) if self._thumbnails else None
         return outgoing(self._origin, verdict, picture, every_part=self._every_part)
-
-    def _is_alarm(self, state: State) -> bool:
-        match state:
-            case State.NG | State.ERROR:
-                return True
-            case State.TIMEOUT | State.NO_FRAME:
-                return self._fail_safe == "reject"
-            case State.OK | State.DROPPED:
-                return False
 
     def _picture(self, verdict: Verdict) -> bytes | None:
         if verdict.frame is None:
@@ -141,3 +131,13 @@ class Announcer:
         except ImageError as error:
             _LOG.warning("no thumbnail for part %s: %s", verdict.trigger.part_id, error)
             return None
+
+
+def _is_alarm(state: State, fail_safe: FailSafe) -> bool:
+    match state:
+        case State.NG | State.ERROR:
+            return True
+        case State.TIMEOUT | State.NO_FRAME:
+            return fail_safe == "reject"
+        case State.OK | State.DROPPED:
+            return False

@@ -280,11 +280,11 @@ def _line(
             Config(
                 agent=AgentSettings(id="bench"),
                 bundle=BundleSettings(path=Path(folder)),
-                camera=ConveyorSettings(),
+                cameras=(ConveyorSettings(),),
                 mqtt=MqttSettings(host="127.0.0.1", port=1, drain_s=0),
                 ledger=LedgerSettings(path=Path(folder) / "ledger.sqlite"),
             ),
-            camera=FramesCamera(frames, seconds=seconds, interval_s=interval_s),
+            cameras=[FramesCamera(frames, seconds=seconds, interval_s=interval_s)],
             inspector=child,
             threshold=sys.float_info.max,
             lanes=child.lanes,

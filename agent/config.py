@@ -5,15 +5,15 @@ import difflib
 import json
 import reprlib
 import types
-from collections.abc import Hashable, Mapping
+from collections.abc import Hashable, Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Final, Union, get_args, get_origin, get_type_hints
 
 import yaml
 from pydantic import Field, TypeAdapter, ValidationError
 
-from agent.announcer import FailSafe
 from agent.cameras import CameraSettings
+from agent.cameras.settings import LineSettings
 from agent.evidence import EvidenceSettings
 from agent.messages import check_topics
 from agent.mqtt import MqttSettings
@@ -25,8 +25,6 @@ from engine.spec import spec
 
 _MAX_BYTES: Final = 1_000_000
 _MAX_DEPTH: Final = 10
-
-Seconds = Annotated[float, Field(gt=0)]
 
 
 @spec
@@ -54,30 +52,6 @@ class BundleSettings:
 
 
 @spec
-class LineSettings:
-    """What the line expects of a verdict.
-
-    A part whose verdict is not there `deadline_ms` after its frame ends as TIMEOUT; without it
-    `parts_per_minute` gives the deadline: the next part's time. `fail_safe` says what becomes of
-    a part without a verdict in time, or without a frame: `reject` raises an alarm, `pass` does
-    not; both are counted.
-    """
-
-    deadline_ms: Annotated[float, Field(gt=0)] | None = None
-    parts_per_minute: Annotated[float, Field(gt=0)] | None = None
-    fail_safe: FailSafe = "reject"
-
-    @property
-    def deadline_s(self) -> float | None:
-        """The time from frame to verdict that the line allows, in seconds."""
-        if self.deadline_ms is not None:
-            return self.deadline_ms / 1e3
-        if self.parts_per_minute is not None:
-            return 60 / self.parts_per_minute
-        return None
-
-
-@spec
 class LedgerSettings:
     """The file that holds every trigger's end and the messages still to be sent.
 
@@ -99,20 +73,34 @@ class LedgerSettings:
 
 @spec
 class Config:
-    """All of `agent.yaml`; paths are absolute or relative to the working directory."""
+    """All of `agent.yaml`; paths are absolute or relative to the working directory.
+
+    A single camera may be written as `camera` there, in place of a list of one.
+    """
 
     agent: AgentSettings
     bundle: BundleSettings
-    camera: CameraSettings
+    cameras: Annotated[tuple[CameraSettings, ...], Field(min_length=1)]
     mqtt: MqttSettings
     line: LineSettings = LineSettings()
     ledger: LedgerSettings = LedgerSettings()
     evidence: EvidenceSettings = EvidenceSettings()
 
+    @property
+    def lines(self) -> dict[str, LineSettings]:
+        """What the line expects of each camera's parts, by the camera's name."""
+        return {camera.name: camera.line or self.line for camera in self.cameras}
+
+    @property
+    def longest_deadline_s(self) -> float | None:
+        """The longest of the cameras' deadlines, in seconds; `None` where one has none."""
+        deadlines = [line.deadline_s for line in self.lines.values()]
+        known = [deadline for deadline in deadlines if deadline is not None]
+        return max(known) if len(known) == len(deadlines) else None
+
 
 _CONFIG: Final = TypeAdapter(Config)
 _Key = tuple[str, ...]
-_Lines = Mapping[_Key, int]
 
 
 def load_config(path: Path) -> Config:
@@ -121,15 +109,50 @@ def load_config(path: Path) -> Config:
     Raises `ConfigurationError`, naming key, value, remedy, file and line, for the first thing
     that cannot work. Touches nothing but the file.
     """
-    data, lines = _read(path)
+    written = _read(path)
     try:
         # Through JSON, where strictness knows paths and lists but takes no "5" for a number.
-        config = _CONFIG.validate_json(json.dumps(data, default=str), strict=True)
+        config = _CONFIG.validate_json(json.dumps(written.listed(), default=str), strict=True)
     except ValidationError as error:
-        raise _explained(error, data, path, lines) from None
+        raise _explained(error, written) from None
+    _check_names(config, written)
     check_topics(config.mqtt.topics, config.agent.id)
     anchored: Config = _anchored(config, path.parent)
     return anchored
+
+
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+class _Written:
+    """What a configuration file says, and on which line each of its keys stands."""
+
+    path: Path
+    data: dict[str, Any]
+    lines: Mapping[_Key, int]
+
+    def listed(self) -> dict[str, Any]:
+        """The data with `camera` as the only one of `cameras`; refuses both at once."""
+        if "camera" not in self.data:
+            return self.data
+        if "cameras" in self.data:
+            remedy = "stands beside camera; write one of them"
+            raise self.refused(("cameras",), self.data["cameras"], remedy)
+        rest = {key: value for key, value in self.data.items() if key != "camera"}
+        return {**rest, "cameras": [self.data["camera"]]}
+
+    def key(self, location: Sequence[int | str]) -> Sequence[int | str]:
+        """Where in the file stands what stands at `location` in what is `listed`."""
+        if location[:1] != ("cameras",) or "cameras" in self.data:
+            return location
+        return ("camera", *location[2:])
+
+    def refused(self, key: _Key, value: object, remedy: str) -> ConfigurationError:
+        """The error for a value of this file; `remedy` ends with its place."""
+        line = next(
+            (self.lines[key[:n]] for n in range(len(key), 0, -1) if key[:n] in self.lines), None
+        )
+        place = f"{self.path}, line {line}" if line else str(self.path)
+        shown = None if value is None else _Shown("…" if "password" in key[-1] else _short(value))
+        return ConfigurationError(".".join(key), shown, f"{remedy} ({place})")
 
 
 class _Loader(yaml.SafeLoader):
@@ -148,8 +171,7 @@ class _Loader(yaml.SafeLoader):
         return super().construct_mapping(node, deep)
 
 
-def _read(path: Path) -> tuple[dict[str, Any], _Lines]:
-    """The mapping in a YAML file, and the line on which each of its keys stands."""
+def _read(path: Path) -> _Written:
     where = str(path)
     try:
         with path.open("rb") as file:
@@ -183,7 +205,8 @@ def _read(path: Path) -> tuple[dict[str, Any], _Lines]:
         remedy = "should hold keys such as agent:, bundle: and camera:"
         raise ConfigurationError("--config", where, remedy)
     # A section whose keys are all commented out is left to its defaults.
-    return {key: value for key, value in data.items() if value is not None}, lines
+    known = {key: value for key, value in data.items() if value is not None}
+    return _Written(path=path, data=known, lines=lines)
 
 
 class _ShapeError(ValueError):
@@ -207,42 +230,61 @@ def _check_shape(text: str) -> None:
 
 def _lines(node: yaml.Node | None, at: _Key) -> dict[_Key, int]:
     found = {}
-    if isinstance(node, yaml.MappingNode) and len(at) < 4:
-        for key, value in node.value:
-            below = (*at, str(key.value))
-            found[below] = key.start_mark.line + 1
-            found |= _lines(value, below)
+    below: list[tuple[str, yaml.Node, yaml.Node]] = []
+    if isinstance(node, yaml.MappingNode):
+        below = [(str(key.value), key, value) for key, value in node.value]
+    elif isinstance(node, yaml.SequenceNode):
+        below = [(str(index), item, item) for index, item in enumerate(node.value)]
+    for step, mark, value in below if len(at) < 4 else ():
+        found[*at, step] = mark.start_mark.line + 1
+        found |= _lines(value, (*at, step))
     return found
 
 
-def _explained(
-    error: ValidationError, data: dict[str, Any], path: Path, lines: _Lines
-) -> ConfigurationError:
-    first = error.errors(include_url=False)[0]
-    key, value = _located(first["loc"], data)
+def _check_names(config: Config, written: _Written) -> None:
+    names = [camera.name for camera in config.cameras]
+    for index, name in enumerate(names):
+        if not name.isprintable():
+            problem = "has characters that cannot be printed; write others"
+        elif name in names[:index]:
+            problem = "another camera has this name; give each its own"
+        else:
+            continue
+        key = tuple(map(str, written.key(("cameras", index, "name"))))
+        raise written.refused(key, name, problem)
+
+
+def _explained(error: ValidationError, written: _Written) -> ConfigurationError:
+    errors = error.errors(include_url=False)
+    # What is missing is often there by a wrong name.
+    first = next((e for e in errors if e["type"] == "unexpected_keyword_argument"), errors[0])
+    key, value = _located(written.key(first["loc"]), written.data)
     match first["type"]:
         case "unexpected_keyword_argument":
             remedy = _unknown(key)
         case "missing":
-            value, remedy = None, "is missing; write it"
+            value, remedy = None, _missing(key)
         case "union_tag_not_found":
             key, value, remedy = (*key, "type"), None, f"is missing; write {_camera_types()}"
         case "union_tag_invalid":
             key, value = (*key, "type"), value.get("type")
             remedy = f"write {_camera_types()}"
-        case "dataclass_type" | "dataclass_exact_type":
+        case "dict_type" if isinstance(value, list):
+            remedy = "is one camera; a list goes with cameras"
+        case "dataclass_type" | "dataclass_exact_type" | "dict_type":
             remedy = f"should hold keys, such as {', '.join(_known(key)[:3])}"
+        case "tuple_type":
+            remedy = "should be a list"
+        case "too_short" if key == ("cameras",):
+            remedy = "names no camera; write at least one"
         case _:
             message = first["msg"].removeprefix("Value error, ")
             remedy = message[0].lower() + message[1:].replace("Input should", "should")
             remedy = remedy.replace("input should", "should")
-    line = next((lines[key[:n]] for n in range(len(key), 0, -1) if key[:n] in lines), None)
-    place = f"{path}, line {line}" if line else str(path)
-    shown = "…" if "password" in key[-1] else _short(value)
-    return ConfigurationError(".".join(key), _Written(shown), f"{remedy} ({place})")
+    return written.refused(key, value, remedy)
 
 
-class _Written(str):
+class _Shown(str):
     """A value already in the form to be shown."""
 
     __slots__ = ()
@@ -257,7 +299,7 @@ def _short(value: object) -> str:
     return reprlib.repr(value)
 
 
-def _located(location: tuple[int | str, ...], data: object) -> tuple[_Key, Any]:
+def _located(location: Sequence[int | str], data: object) -> tuple[_Key, Any]:
     """The key in the file, without pydantic's own steps into unions, and what is written there."""
     key: list[str] = []
     value: Any = data
@@ -270,6 +312,13 @@ def _located(location: tuple[int | str, ...], data: object) -> tuple[_Key, Any]:
         except (KeyError, IndexError, TypeError):
             value = None
     return tuple(key), value
+
+
+def _missing(key: _Key) -> str:
+    if key == ("camera",):
+        return f"is missing; write camera.type, {_camera_types()}"
+    wanted = [".".join((*key, name)) for name in _known(key, required=True)]
+    return f"is missing; write {', '.join(wanted)}" if wanted else "is missing; write it"
 
 
 def _unknown(key: _Key) -> str:
@@ -285,19 +334,34 @@ def _unknown(key: _Key) -> str:
     return f"unknown key; known here: {', '.join(known)}"
 
 
-def _known(key: _Key) -> list[str]:
-    """The keys that may stand below `key`."""
+def _known(key: _Key, *, required: bool = False) -> list[str]:
+    """The keys that may stand below `key`, or those that have to."""
     classes: set[Any] = {Config}
-    for step in key:
+    for step in ("cameras", *key[1:]) if key[:1] == ("camera",) else key:
+        if step.isdecimal():  # one of a list
+            continue
         hints = [get_type_hints(each, include_extras=True).get(step) for each in classes]
         classes = {found for hint in hints for found in _classes(hint)}
-    return sorted({field.name for each in classes for field in dataclasses.fields(each)})
+    return sorted(
+        {
+            field.name
+            for each in classes
+            for field in dataclasses.fields(each)
+            if not required or _is_required(field)
+        }
+        | ({"camera"} if not key else set())
+    )
+
+
+def _is_required(field: dataclasses.Field[Any]) -> bool:
+    missing = dataclasses.MISSING
+    return field.default is missing and field.default_factory is missing
 
 
 def _classes(hint: Any) -> list[Any]:
     if dataclasses.is_dataclass(hint):
         return [hint]
-    if get_origin(hint) in {Annotated, Union, types.UnionType}:
+    if get_origin(hint) in {Annotated, Union, types.UnionType, tuple}:
         return [found for part in get_args(hint) for found in _classes(part)]
     return []
 
@@ -311,6 +375,8 @@ def _anchored(value: Any, folder: Path) -> Any:
     """`value` with every relative path in it put below `folder`."""
     if isinstance(value, Path):
         return folder / value.expanduser()
+    if isinstance(value, tuple):
+        return tuple(_anchored(each, folder) for each in value)
     if dataclasses.is_dataclass(value) and not isinstance(value, type):
         return dataclasses.replace(
             value,

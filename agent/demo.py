@@ -199,13 +199,13 @@ def run_demo(
         config = Config(
             agent=AgentSettings(id=AGENT_ID),
             bundle=BundleSettings(path=bundle_path),
-            camera=settings,
+            cameras=(settings,),
             mqtt=mqtt,
             ledger=LedgerSettings(path=folder / "ledger.sqlite"),
         )
         summary = run_line(
             config,
-            camera=camera,
+            cameras=[camera],
             inspector=inspector,
             threshold=threshold,
             bundle_id=bundle.id,

@@ -4,14 +4,15 @@ import shutil
 import sys
 import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import partial
 from importlib.metadata import packages_distributions, version
 from importlib.util import find_spec
 from pathlib import Path
 from time import perf_counter
 from typing import Final, Literal
 
-from agent.cameras import open_camera
+from agent.cameras import CameraSettings, open_camera
 from agent.config import Config, load_config
 from agent.ledger_file import check_place
 from agent.mqtt import probe
@@ -42,7 +43,7 @@ class Finding:
 def examine(path: Path) -> Iterator[Finding]:
     """Every finding about this machine and the configuration in `path`, as it is made.
 
-    Reads the camera's next frame and connects to the broker; changes nothing. What depends on
+    Reads each camera's next frame and connects to the broker; changes nothing. What depends on
     something that failed is left out.
     """
     yield _ok("python", f"{sys.version.split()[0]} in {sys.prefix}")
@@ -56,7 +57,9 @@ def examine(path: Path) -> Iterator[Finding]:
         return
     yield _ok("configuration", f"{path} is complete")
     yield from _model(config)
-    yield _checked("camera", lambda: _camera(config))
+    for camera in config.cameras:
+        found = _checked("camera", partial(_camera, camera))
+        yield replace(found, message=f"{camera.name}: {found.message}")
     yield _checked("ledger", lambda: _ledger(config))
     yield _checked("broker", lambda: _ok("broker", probe(config.mqtt, config.agent.id)))
 
@@ -146,23 +149,23 @@ def _backend(config: Config, bundle: Bundle) -> Finding:
     return _ok("backend", f"{inspector.name}, one run in {milliseconds:.1f} ms")
 
 
-def _camera(config: Config) -> Finding:
+def _camera(settings: CameraSettings) -> Finding:
     stop = threading.Event()
     patience = threading.Timer(_FRAME_S, stop.set)
     patience.start()
     try:
-        with open_camera(config.camera, stop) as camera:
+        with open_camera(settings, stop) as camera:
             frame = camera.read()
     except ImageError as error:
         return Finding(check="camera", level="warn", message=f"{error}; such parts end as ERROR")
     finally:
         patience.cancel()
     if frame is None:
-        message = f"{config.camera.type}: no frame within {_FRAME_S:.0f} s; is anything in view?"
+        message = f"{settings.type}: no frame within {_FRAME_S:.0f} s; is anything in view?"
         return Finding(check="camera", level="warn", message=message)
     height, width = frame.pixels.shape[:2]
     kind = "mono" if frame.pixels.ndim == 2 else "colour"
-    return _ok("camera", f"{config.camera.type} gives {width}×{height} {kind} frames")
+    return _ok("camera", f"{settings.type} gives {width}×{height} {kind} frames")
 
 
 def _ledger(config: Config) -> Finding:

@@ -1,13 +1,14 @@
 """Lanes: threads that inspect several parts at once; what they find leaves in order of arrival.
 
     handover ─▶ lane 1: inspect ─┐
-             └▶ lane 2: inspect ─┴▶ release, one by one, in the order of the handover
+             └▶ lane 2: inspect ─┴▶ release, one by one, each camera's in the order of the handover
 
 While one lane makes views and looks for boxes, another has the network. A backend says how many
 lanes it can serve. With one lane everything happens in the calling thread.
 """
 
 import threading
+from collections import Counter
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from typing import TypeVar
@@ -28,30 +29,30 @@ def through_lanes(
 ) -> None:
     """Give every arrival to `inspect`, in one of `lanes` threads, and what it finds to `release`.
 
-    The calling thread is one of the lanes. `release` is called by one thread at a time, in the
-    order in which the parts arrived, as soon as a part and all before it are done. Returns when
-    there are no more arrivals and all are released. An error of either function closes
-    `arrivals`, so that every lane ends, and is raised here.
+    The calling thread is one of the lanes. `release` is called by one thread at a time, as soon as
+    a part and all of its camera before it are done: in the order in which a camera's parts arrived,
+    and no camera waits for another's. Returns when there are no more arrivals and all are released.
+    An error of either function closes `arrivals`, so that every lane ends, and is raised here.
     """
     taking, releasing = threading.Lock(), threading.Lock()
     parts = iter(arrivals)
-    done: dict[int, _Found] = {}
-    taken = due = 0
+    done: dict[tuple[str, int], _Found] = {}
+    taken, released = Counter[str](), Counter[str]()
 
     def next_part() -> tuple[int, Arrival | None]:
-        nonlocal taken
         with taking:
             arrival = next(parts, None)
-            taken += 1
-            return taken - 1, arrival
+            if arrival is None:
+                return 0, None
+            taken[arrival.trigger.camera] += 1
+            return taken[arrival.trigger.camera], arrival
 
-    def finish(number: int, found: _Found) -> None:
-        nonlocal due
+    def finish(camera: str, number: int, found: _Found) -> None:
         with releasing:
-            done[number] = found
-            while due in done:
-                due += 1
-                release(done.pop(due - 1))
+            done[camera, number] = found
+            while (due := (camera, released[camera] + 1)) in done:
+                released[camera] += 1
+                release(done.pop(due))
 
     def lane() -> None:
         try:
@@ -60,7 +61,7 @@ def through_lanes(
                 if arrival is None:
                     return
                 progress.begin()
-                finish(number, inspect(arrival))
+                finish(arrival.trigger.camera, number, inspect(arrival))
                 progress.end()
         except BaseException:
             arrivals.close()

@@ -16,9 +16,10 @@ import sqlite3
 import threading
 import time
 from collections import Counter, deque
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import Future
 from contextlib import suppress
+from dataclasses import dataclass, field
 from pathlib import Path
 from types import TracebackType
 from typing import Final, Self, TypeVar
@@ -27,6 +28,7 @@ from agent.ledger_file import (
     Announce,
     Begun,
     Ended,
+    Kind,
     Mark,
     OutboxMessage,
     Run,
@@ -90,6 +92,19 @@ _Entry = Begun | Ended | Mark
 _T = TypeVar("_T")
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Account:
+    """Of one camera's triggers those that are `open`, and how many ended in each state."""
+
+    open: int = 0
+    counts: Mapping[State, int] = field(default_factory=dict)
+
+    @property
+    def triggers(self) -> int:
+        """All that have begun."""
+        return self.open + sum(self.counts.values())
+
+
 class Ledger:
     """The ledger in file `path`; a context manager.
 
@@ -130,11 +145,11 @@ class Ledger:
         self._is_closed = False
         self._epoch = ""
         self._last_sequence = 0
-        self._open: set[int] = set()
-        self._counts: Counter[State] = Counter()
+        self._open: dict[int, str] = {}  # to their cameras
+        self._counts: Counter[Kind] = Counter()
         self._lost: list[Span] = []
         self._losing: list[Span] = []
-        self._losing_states: Counter[State] = Counter()
+        self._losing_kinds: Counter[Kind] = Counter()
         self._trouble: str | None = None
         self._pending = 0
         self._refused = 0
@@ -145,7 +160,7 @@ class Ledger:
 
         self._connection: sqlite3.Connection | None = None
         self._run = 0
-        self._committed: Counter[State] = Counter()
+        self._committed: Counter[Kind] = Counter()
         self._committed_at = 0.0
         self._in_hand: set[int] = set()
         self._place = Place()
@@ -225,11 +240,14 @@ class Ledger:
         """The id of the newest committed message; 0 before the first."""
         return self._newest
 
-    def next_sequence(self) -> int:
-        """The number of the next trigger: 1, 2, 3, … without gaps, also after a restart."""
+    def next_sequence(self, camera: str) -> int:
+        """The number of `camera`'s next trigger.
+
+        They count 1, 2, 3, … without gaps over all cameras, also after a restart.
+        """
         with self._changed:
             self._last_sequence += 1
-            self._open.add(self._last_sequence)
+            self._open[self._last_sequence] = camera
             return self._last_sequence
 
     def expect(self, trigger: Trigger) -> None:
@@ -251,10 +269,11 @@ class Ledger:
             self._check_begun(verdict.trigger)
             if sequence not in self._open:
                 return False
-            self._open.remove(sequence)
-            self._counts[verdict.state] += 1
+            del self._open[sequence]
+            kind = verdict.trigger.camera, verdict.state
+            self._counts[kind] += 1
             if self._queued_bytes + weight > self._memory_bytes:
-                self._lose(sequence, verdict.state)
+                self._lose(sequence, kind)
             else:
                 self._is_pressing |= bool(messages)
                 self._add(entry, weight)
@@ -268,13 +287,20 @@ class Ledger:
             self._changed.notify_all()
             return self._changed.wait_for(lambda: self._settled >= target, timeout_s)
 
-    def counts(self) -> dict[State, int]:
-        """How many triggers of this epoch ended in each state."""
+    def accounts(self) -> dict[str, Account]:
+        """What became of the triggers of this epoch, for every camera that had any."""
         with self._changed:
-            return {state: self._counts[state] for state in State}
+            counts, still_open = self._counts.copy(), Counter(self._open.values())
+        cameras = sorted({*still_open, *(camera for camera, _ in counts)})
+        return {
+            camera: Account(
+                open=still_open[camera], counts={state: counts[camera, state] for state in State}
+            )
+            for camera in cameras
+        }
 
     def total(self) -> int:
-        """How many triggers of this epoch have begun: the sum of `counts` and those open."""
+        """How many triggers of this epoch have begun: the sum of all `accounts`."""
         return self._last_sequence
 
     def listen(self, listener: Callable[[], None]) -> None:
@@ -391,9 +417,9 @@ class Ledger:
         self._added += 1
         self._changed.notify_all()
 
-    def _lose(self, sequence: int, state: State) -> None:
+    def _lose(self, sequence: int, kind: Kind) -> None:
         self._losing = with_span(self._losing, sequence, sequence)
-        self._losing_states[state] += 1
+        self._losing_kinds[kind] += 1
         self._lost = with_span(self._lost, sequence, sequence)
 
     # ---- everything below runs in the owner thread
@@ -549,16 +575,16 @@ class Ledger:
         with self._changed:
             group = self._next_group()
             self._is_pressing = False
-            losing, losing_states = self._losing, self._losing_states
-            self._losing, self._losing_states = [], Counter()
+            losing, losing_kinds = self._losing, self._losing_kinds
+            self._losing, self._losing_kinds = [], Counter()
         try:
-            added = self._write(group, losing, losing_states)
+            added = self._write(group, losing, losing_kinds)
         except (sqlite3.Error, OSError) as error:
             with self._changed:
                 self._queue.extendleft(reversed(group))
                 for first, last in losing:
                     self._losing = with_span(self._losing, first, last)
-                self._losing_states += losing_states
+                self._losing_kinds += losing_kinds
             self._fail(error)
             return False
         with self._changed:
@@ -584,11 +610,11 @@ class Ledger:
             room -= _weight(group[-1])
         return group
 
-    def _write(self, group: list[_Entry], losing: list[Span], losing_states: Counter[State]) -> int:
+    def _write(self, group: list[_Entry], losing: list[Span], losing_kinds: Counter[Kind]) -> int:
         """Write one transaction; returns how many messages it added to the outbox."""
         connection = self._connection
         assert connection is not None
-        committed = self._committed + losing_states
+        committed = self._committed + losing_kinds
         pending, refused, newest = self._pending, self._refused, self._newest
         with transaction(connection):
             for entry in group:
@@ -599,7 +625,7 @@ class Ledger:
                         last = insert_ended(connection, self._epoch, self._run, entry)
                         newest = max(newest, last)
                         pending += len(entry.messages)
-                        committed[entry.state] += 1
+                        committed[entry.trigger.camera, entry.state] += 1
                     case Mark():
                         marked = write_mark(connection, entry)
                         pending -= marked

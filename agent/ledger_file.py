@@ -29,6 +29,8 @@ _DAMAGED: Final = frozenset({sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB})
 Value = str | int | float | None
 Span = tuple[int, int]
 """A range of sequences, first and last inclusive."""
+Kind = tuple[str, State]
+"""A camera and how parts of it ended."""
 Announce = Callable[[Verdict, str], Sequence[Message]]
 """The messages for a verdict of an epoch."""
 
@@ -159,6 +161,20 @@ CREATE TABLE thresholds (   -- changes by request; the latest of a calibration c
     is_calibrated INTEGER NOT NULL  -- whether it was taken back
 );
 """
+_WITH_CAMERAS: Final = """
+-- Until now there was only one.
+ALTER TABLE triggers ADD COLUMN camera TEXT NOT NULL DEFAULT 'main';
+ALTER TABLE tally RENAME TO tally_of_all;
+CREATE TABLE tally (
+    epoch TEXT NOT NULL,
+    camera TEXT NOT NULL,
+    state TEXT NOT NULL,
+    ended INTEGER NOT NULL,
+    PRIMARY KEY (epoch, camera, state)
+) WITHOUT ROWID;
+INSERT INTO tally SELECT epoch, 'main', state, ended FROM tally_of_all;
+DROP TABLE tally_of_all;
+"""
 _SCHEMAS: Final = (
     _SCHEMA,
     _WITH_RETENTION,
@@ -167,6 +183,7 @@ _SCHEMAS: Final = (
     # A mark would otherwise write the payload once more, up to 64 KB. This rewrites the file once.
     _WITH_NARROW_OUTBOX,
     _WITH_THRESHOLDS,
+    _WITH_CAMERAS,
 )
 """What each version of the file adds to the one before."""
 SCHEMA_VERSION: Final = len(_SCHEMAS)
@@ -174,7 +191,7 @@ _TABLES: Final = {
     "epochs": ("rowid",),
     "runs": ("run",),
     "triggers": ("epoch", "sequence"),
-    "tally": ("epoch", "state"),
+    "tally": ("epoch", "camera", "state"),
     "losses": ("epoch", "first"),
     "let_go": ("epoch", "sequence", "kind"),
     "labels": ("epoch", "sequence", "labelled_ns"),
@@ -186,16 +203,18 @@ _TABLES: Final = {
 """Every table and the key along which a damaged one is read."""
 _NOTHING_FOUND: Final[tuple[Value, ...]] = (None,) * 14
 _INSERT_BEGUN: Final = """
-INSERT INTO triggers (epoch, run, sequence, part_id, triggered_ns, deadline_ns)
-VALUES (?, ?, ?, ?, ?, ?) ON CONFLICT DO NOTHING
+INSERT INTO triggers (epoch, run, sequence, camera, part_id, triggered_ns, deadline_ns)
+VALUES (?, ?, ?, ?, ?, ?, ?) ON CONFLICT DO NOTHING
 """
 _INSERT_ENDED: Final = """
 INSERT INTO triggers (
-    epoch, run, sequence, part_id, triggered_ns, deadline_ns,
+    epoch, run, sequence, camera, part_id, triggered_ns, deadline_ns,
     state, decided_ns, reason, threshold, frame_number, captured_ns, frame_width, frame_height,
     score, score_1, score_2, deviation, box_left, box_top, box_right, box_bottom, zoomed,
     view_1_s, pass_1_s, attention_s, view_2_s, pass_2_s, late_state
-) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)
+) VALUES (
+    ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?
+)
 ON CONFLICT (epoch, sequence) DO UPDATE SET
     state = excluded.state, decided_ns = excluded.decided_ns, reason = excluded.reason,
     threshold = excluded.threshold, frame_number = excluded.frame_number,
@@ -274,7 +293,7 @@ class Standing:
     epoch: str
     run: int
     last_sequence: int
-    counts: Counter[State]
+    counts: Counter[Kind]
     lost: list[Span]
     pending: int
     refused: int
@@ -428,11 +447,11 @@ def insert_loss(connection: sqlite3.Connection, epoch: str, span: Span, reason: 
     )
 
 
-def write_tally(connection: sqlite3.Connection, epoch: str, counts: Counter[State]) -> None:
-    """How many triggers of `epoch` ended in each state, also those whose rows are gone."""
+def write_tally(connection: sqlite3.Connection, epoch: str, counts: Counter[Kind]) -> None:
+    """How many triggers of `epoch` ended in each way, also those whose rows are gone."""
     connection.executemany(
-        "INSERT OR REPLACE INTO tally VALUES (?, ?, ?)",
-        [(epoch, state.value, count) for state, count in counts.items()],
+        "INSERT OR REPLACE INTO tally VALUES (?, ?, ?, ?)",
+        [(epoch, camera, state.value, count) for (camera, state), count in counts.items()],
     )
 
 
@@ -557,7 +576,8 @@ def read_threshold(connection: sqlite3.Connection, calibration_id: str) -> float
 
 
 def _begun_row(trigger: Trigger) -> tuple[Value, ...]:
-    return trigger.sequence, _text(trigger.part_id), trigger.triggered_ns, trigger.deadline_ns
+    part_id = _text(trigger.part_id)
+    return trigger.sequence, trigger.camera, part_id, trigger.triggered_ns, trigger.deadline_ns
 
 
 def with_span(ranges: list[Span], first: int, last: int) -> list[Span]:
@@ -706,11 +726,11 @@ def _begin(
         "SELECT first, last FROM losses WHERE epoch = ?", (epoch,)
     ):
         lost = with_span(lost, first, last)
-    tally = connection.execute("SELECT state, ended FROM tally WHERE epoch = ?", (epoch,))
+    tally = connection.execute("SELECT camera, state, ended FROM tally WHERE epoch = ?", (epoch,))
     return Standing(
         epoch=epoch,
         run=number,
-        counts=Counter({State(state): count for state, count in tally}),
+        counts=Counter({(camera, State(state)): count for camera, state, count in tally}),
         lost=lost,
         last_sequence=_number(
             connection,
@@ -740,13 +760,14 @@ def _end_abandoned(connection: sqlite3.Connection, live: str, run: int, announce
     Those of the epoch `live` belong to this run, which has merely had to open the file anew.
     """
     open_triggers = connection.execute(
-        "SELECT epoch, sequence, part_id, triggered_ns, deadline_ns FROM triggers"
+        "SELECT epoch, sequence, camera, part_id, triggered_ns, deadline_ns FROM triggers"
         " WHERE state IS NULL AND epoch != ?",
         (live,),
     ).fetchall()
-    for epoch, sequence, part_id, triggered_ns, deadline_ns in open_triggers:
+    for epoch, sequence, camera, part_id, triggered_ns, deadline_ns in open_triggers:
         trigger = Trigger(
             sequence=sequence,
+            camera=camera,
             part_id=part_id,
             triggered_ns=triggered_ns,
             deadline_ns=deadline_ns,
@@ -761,9 +782,9 @@ def _end_abandoned(connection: sqlite3.Connection, live: str, run: int, announce
         entry = ended(verdict, announce(verdict, epoch))
         insert_ended(connection, epoch, run, entry)
         connection.execute(
-            "INSERT INTO tally VALUES (?, ?, 1)"
-            " ON CONFLICT (epoch, state) DO UPDATE SET ended = ended + 1",
-            (epoch, State.ERROR.value),
+            "INSERT INTO tally VALUES (?, ?, ?, 1)"
+            " ON CONFLICT (epoch, camera, state) DO UPDATE SET ended = ended + 1",
+            (epoch, camera, State.ERROR.value),
         )
     if open_triggers:
         _LOG.warning("%d triggers of an earlier run had no verdict: ERROR", len(open_triggers))

@@ -1,18 +1,19 @@
-"""The line: a camera's parts are inspected, one after another, and every one is accounted for.
+"""The line: cameras' parts are inspected in turns, and every one is accounted for.
 
-    atac-camera              main, atac-lane        atac-announcer            atac-ledger
+    atac-camera, one each    main, atac-lane        atac-announcer            atac-ledger
     camera.read ─▶ trigger ─▶ handover ─▶ inspect ─▶ decide ─▶ queue ─▶ picture, messages ─▶ commit
                       └─ skipped, lost, unusable ──────────────▲                              │
                                                   broker ◀── MQTT sender ◀── outbox ◀─────────┘
 
-Inspection never waits for a broker or a disk. The handover holds two parts, the queue eight.
+Inspection never waits for a broker or a disk, and no camera for another. The handover holds two
+parts of each camera, the queue eight.
 """
 
 import logging
 import signal
 import threading
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
 from time import perf_counter, time_ns
 from types import FrameType
@@ -42,7 +43,7 @@ _LOG: Final = logging.getLogger("atac_agent.line")
 def run_line(
     config: Config,
     *,
-    camera: Camera,
+    cameras: Sequence[Camera],
     inspector: Inspector,
     threshold: float,
     bundle_id: str = "",
@@ -54,13 +55,14 @@ def run_line(
     watch: Callable[[Verdict], None] = lambda _verdict: None,
     inference_trouble: Callable[[], str | None] = lambda: None,
 ) -> Summary:
-    """Run until the camera's source ends, `parts` triggers have begun or `stop` is set.
+    """Run until all cameras' sources end, `parts` triggers have begun or `stop` is set.
 
-    `camera` should have been made with the same `stop`, so that its waits end too; `stop` is set
-    on return. `started` is `perf_counter()` when the program began. `inspector` is called by
-    `lanes` threads at once; verdicts leave in the order of the parts. `watch` gets each verdict,
-    in the announcer's thread, once the ledger has it; `inference_trouble` says why `inspector`
-    gives no answers just now. Raises `ConfigurationError` when the broker's settings or the
+    `cameras` are those of `config`, in its order. They should have been made with the same `stop`,
+    so that their waits end too; `stop` is set with the last of `parts`, and on return. `started`
+    is `perf_counter()` when the program began. `inspector` is called by `lanes` threads at once;
+    the verdicts of one camera leave in the order of its parts. `watch` gets each verdict, in the
+    announcer's thread, once the ledger has it; `inference_trouble` says why `inspector` gives no
+    answers just now. Raises `ConfigurationError` when the broker's settings or the
     ledger cannot be used; a camera or a broker that is away is waited for.
     """
     check_settings(config.mqtt)
@@ -89,9 +91,12 @@ def run_line(
         requests = Requests(
             origin, ledger, allowed=config.mqtt.commands, threshold=current, paused=paused
         )
+        lines = config.lines
         tally = Tally(
             ledger,
-            deadline_s=config.line.deadline_s,
+            deadlines_s={name: line.deadline_s for name, line in lines.items()},
+            parts=parts,
+            stop=stop,
             started=perf_counter() if started is None else started,
         )
 
@@ -113,7 +118,7 @@ def run_line(
 
         def troubles() -> Troubles:
             return Troubles(
-                camera=acquisition.trouble,
+                cameras={name: each.trouble for name, each in acquisitions.items()},
                 inference=inference_trouble(),
                 broker=publisher.status.trouble,
                 ledger=ledger.trouble,
@@ -127,11 +132,15 @@ def run_line(
             publisher.publish_now(health(origin, time_ns(), now))
 
         evidence = Evidence(config.evidence, origin)
-        acquisition = Acquisition(camera, begin=tally.begin, end=end, stop=stop, parts=parts)
+        arrivals = Handover(lines)
+        acquisitions = {
+            name: Acquisition(name, camera, arrivals, begin=tally.begin, end=end, stop=stop)
+            for name, camera in zip(lines, cameras, strict=True)
+        }
         announcer = Announcer(
             ledger,
             origin,
-            fail_safe=config.line.fail_safe,
+            fail_safe={name: line.fail_safe for name, line in lines.items()},
             thumbnails=config.evidence.thumbnails,
             every_part=config.mqtt.every_part,
             tell_health=tell_health,
@@ -148,9 +157,11 @@ def run_line(
             Publisher(config.mqtt, ledger, config.agent.id, requests) as publisher,
             evidence,
             announcer,
-            acquisition as arrivals,
+            ExitStack() as acquiring,
             Heartbeat(is_well),
         ):
+            for acquisition in acquisitions.values():
+                acquiring.enter_context(acquisition)
             _inspect_parts(
                 arrivals, inspector, current, announcer, tally.timing, paused, progress, lanes
             )

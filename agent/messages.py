@@ -15,6 +15,7 @@ The JSON is described by `agent/schemas/*.schema.json` and `docs/asyncapi.yaml`.
 import json
 import math
 import string
+from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
@@ -80,19 +81,31 @@ class Origin:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class CameraHealth:
+    """One camera: how many of its parts have begun, and how those ended did.
+
+    `trouble` is one line, `None` means well. A camera that `is_removed` stands in the
+    configuration no more, but has parts in this epoch.
+    """
+
+    triggers: int
+    counts: Mapping[State, int]
+    trouble: str | None = None
+    is_removed: bool = False
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Health:
     """A snapshot of the running agent. Troubles are one line each; `None` means well.
 
-    `triggers` counts the parts begun and `counts` those ended; latencies are milliseconds from
-    trigger to verdict over the recent parts, `None` before the first. `threshold` is the one in
-    force, which a request may have changed. `lost` names the sequence
-    ranges, first and last inclusive, whose verdicts the ledger could not keep; `let_go` those
-    whose undelivered pictures and messages had to make room.
+    `cameras` has each by its name; latencies are milliseconds from trigger to verdict over the
+    recent parts, `None` before the first. `threshold` is the one in force, which a request may
+    have changed. `lost` names the sequence ranges, first and last inclusive, whose verdicts the
+    ledger could not keep; `let_go` those whose undelivered pictures and messages had to make room.
     """
 
     uptime_s: float
-    triggers: int
-    counts: Mapping[State, int]
+    cameras: Mapping[str, CameraHealth]
     parts_per_second: float
     latency_p50_ms: float | None = None
     latency_p99_ms: float | None = None
@@ -105,7 +118,6 @@ class Health:
     requests: int = 0
     requests_refused: int = 0
     let_go: Mapping[LetGo, tuple[tuple[int, int], ...]] = field(default_factory=dict)
-    camera_trouble: str | None = None
     broker_trouble: str | None = None
     ledger_trouble: str | None = None
     other_troubles: tuple[str, ...] = ()
@@ -227,13 +239,12 @@ def state(template: str, agent_id: str, *, online: bool) -> Message:
 
 def health(origin: Origin, now_ns: int, snapshot: Health) -> Message:
     """The health message for the time `now_ns`, UTC nanoseconds since 1970."""
-    named = {
-        "camera": snapshot.camera_trouble,
-        "broker": snapshot.broker_trouble,
-        "ledger": snapshot.ledger_trouble,
-    }
-    reasons = [f"{name}: {trouble}" for name, trouble in named.items() if trouble is not None]
+    named = {"broker": snapshot.broker_trouble, "ledger": snapshot.ledger_trouble}
+    troubles = {f"camera {name}": each.trouble for name, each in snapshot.cameras.items()} | named
+    reasons = [f"{name}: {trouble}" for name, trouble in troubles.items() if trouble is not None]
     reasons += snapshot.other_troubles
+    counts = sum((Counter(each.counts) for each in snapshot.cameras.values()), Counter[State]())
+    triggers = sum(each.triggers for each in snapshot.cameras.values())
     return _json(
         origin.topic("health"),
         {
@@ -244,9 +255,7 @@ def health(origin: Origin, now_ns: int, snapshot: Health) -> Message:
             "bundle_id": origin.bundle_id or None,
             "calibration_id": origin.calibration_id or None,
             "uptime_s": round(snapshot.uptime_s, 3),
-            "triggers": snapshot.triggers,
-            "open": snapshot.triggers - sum(snapshot.counts.values()),
-            "counts": {state.value: snapshot.counts.get(state, 0) for state in State},
+            **_accounted(triggers, counts),
             "parts_per_second": round(snapshot.parts_per_second, 3),
             "latency_ms": {
                 "p50": _rounded(snapshot.latency_p50_ms),
@@ -267,10 +276,15 @@ def health(origin: Origin, now_ns: int, snapshot: Health) -> Message:
             },
             "lost": _ranges(snapshot.lost),
             "let_go": {kind: _ranges(snapshot.let_go.get(kind, ())) for kind in get_args(LetGo)},
-            **{
-                name: {"status": "ok" if trouble is None else "trouble", "reason": trouble}
-                for name, trouble in named.items()
-            },
+            "cameras": [
+                {
+                    "name": name,
+                    **_status(each.trouble, is_removed=each.is_removed),
+                    **_accounted(each.triggers, each.counts),
+                }
+                for name, each in snapshot.cameras.items()
+            ],
+            **{name: _status(trouble) for name, trouble in named.items()},
             "degraded": bool(reasons),
             "reasons": reasons,
         },
@@ -311,6 +325,7 @@ def _part(origin: Origin, verdict: Verdict) -> dict[str, object]:
         "agent": origin.agent_id,
         "epoch": origin.epoch,
         "sequence": trigger.sequence,
+        "camera": trigger.camera,
         "part_id": trigger.part_id,
         "time": utc(verdict.decided_ns),
         "triggered_at": utc(trigger.triggered_ns),
@@ -329,6 +344,19 @@ def _part(origin: Origin, verdict: Verdict) -> dict[str, object]:
         "calibration_id": origin.calibration_id or None,
         "software": software(),
     }
+
+
+def _accounted(triggers: int, counts: Mapping[State, int]) -> dict[str, object]:
+    return {
+        "triggers": triggers,
+        "open": triggers - sum(counts.values()),
+        "counts": {state.value: counts.get(state, 0) for state in State},
+    }
+
+
+def _status(trouble: str | None, *, is_removed: bool = False) -> dict[str, object]:
+    well = "removed" if is_removed else "ok"
+    return {"status": well if trouble is None else "trouble", "reason": trouble}
 
 
 def _ranges(spans: tuple[tuple[int, int], ...]) -> dict[str, object]:

@@ -1,13 +1,16 @@
 """What a run counts and times: begun and ended triggers, and how long the stages took."""
 
+import threading
+from collections import Counter
+from collections.abc import Mapping
 from dataclasses import dataclass
 from time import perf_counter
 from typing import Final
 
 import numpy as np
 
-from agent.ledger import Ledger
-from agent.messages import Health
+from agent.ledger import Account, Ledger
+from agent.messages import CameraHealth, Health
 from agent.mqtt import BrokerStatus
 from agent.requests import Requests
 from agent.threshold import Thresholds
@@ -31,9 +34,9 @@ _LETTING_GO: Final = "ledger: is full, and undelivered messages make room; see l
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Troubles:
-    """What is wrong just now, one line each; `None` means well."""
+    """What is wrong just now, one line each; `None` means well. `cameras` has every camera."""
 
-    camera: str | None
+    cameras: Mapping[str, str | None]
     inference: str | None
     broker: str | None
     ledger: str | None
@@ -64,16 +67,17 @@ class Latency:
 class Summary:
     """One run: how its triggers ended and how long things took.
 
-    `counts` has every state and sums to `triggers`; `alarms` were recorded for delivery. Of the
-    outbox's messages (an alarm and its thumbnail are two) the broker took `delivered` and
-    `refused` others in this run; `undelivered` wait for the next one. `start_up_s` is from the
-    program's start to the first part, `seconds` from there to the last verdict. `latencies` are
-    by stage; see `Timing`.
+    `counts` has every state and sums to `triggers`; `cameras` has the counts of each, which sum to
+    `counts`. `alarms` were recorded for delivery. Of the outbox's messages (an alarm and its
+    thumbnail are two) the broker took `delivered` and `refused` others in this run; `undelivered`
+    wait for the next one. `start_up_s` is from the program's start to the first part, `seconds`
+    from there to the last verdict. `latencies` are by stage; see `Timing`.
     """
 
     epoch: str
     triggers: int
     counts: dict[State, int]
+    cameras: dict[str, dict[State, int]]
     zoomed: int
     alarms: int
     delivered: int
@@ -128,39 +132,62 @@ class Timing:
 class Tally:
     """The count of one run over `ledger`.
 
-    `begin` is called by the thread that receives frames, `add` and `health` by the one that
-    records verdicts, `summary` after both have ended. `started` is a `perf_counter()`.
+    `begin` is called by the threads that receive frames, `add` and `health` by the one that
+    records verdicts, `summary` after all have ended. `deadlines_s` has every camera, `None` where
+    its parts have none. With the last of `parts` the run's `stop` is set. `started` is a
+    `perf_counter()`.
     """
 
-    def __init__(self, ledger: Ledger, *, deadline_s: float | None, started: float) -> None:
+    def __init__(
+        self,
+        ledger: Ledger,
+        *,
+        deadlines_s: Mapping[str, float | None],
+        parts: int | None,
+        stop: threading.Event,
+        started: float,
+    ) -> None:
         self.timing: Final = Timing()
         self._ledger = ledger
-        self._deadline_ns = None if deadline_s is None else round(deadline_s * 1e9)
+        self._deadlines_ns = {
+            camera: None if seconds is None else round(seconds * 1e9)
+            for camera, seconds in deadlines_s.items()
+        }
+        self._parts = parts
+        self._stop = stop
         self._started = started
+        self._beginning = threading.Lock()
         self._triggers = 0
-        self._counts = dict.fromkeys(State, 0)
+        self._counts: Counter[tuple[str, State]] = Counter()
         self._zoomed = 0
         self._first: float | None = None
         self._last = started
         self._rated = (started, 0)
 
-    def begin(self, part_id: str, triggered_ns: int) -> Trigger:
-        """The trigger of a part that has just arrived, known to the ledger."""
-        if self._first is None:
-            self._first = perf_counter()
-        self._triggers += 1
+    def begin(self, camera: str, part_id: str, triggered_ns: int) -> Trigger | None:
+        """The trigger of a part that has just arrived; `None` where it is one too many."""
+        with self._beginning:
+            if self._triggers == self._parts:
+                return None
+            if self._first is None:
+                self._first = perf_counter()
+            self._triggers += 1
+            if self._triggers == self._parts:
+                self._stop.set()
+        allowed_ns = self._deadlines_ns[camera]
         trigger = Trigger(
-            sequence=self._ledger.next_sequence(),
+            sequence=self._ledger.next_sequence(camera),
+            camera=camera,
             part_id=part_id,
             triggered_ns=triggered_ns,
-            deadline_ns=None if self._deadline_ns is None else triggered_ns + self._deadline_ns,
+            deadline_ns=None if allowed_ns is None else triggered_ns + allowed_ns,
         )
         self._ledger.expect(trigger)
         return trigger
 
     def add(self, verdict: Verdict) -> None:
         """Count the end of a trigger."""
-        self._counts[verdict.state] += 1
+        self._counts[verdict.trigger.camera, verdict.state] += 1
         self._zoomed += verdict.inspection is not None and verdict.inspection.zoomed
         self._last = perf_counter()
 
@@ -172,14 +199,13 @@ class Tally:
         thresholds: Thresholds,
     ) -> Health:
         """How the agent is now; the rate is that since the last call."""
-        now, ended = perf_counter(), sum(self._counts.values())
+        now, ended = perf_counter(), self._counts.total()
         before, ended_before = self._rated
         self._rated = (now, ended)
         recent = self.timing.latencies(newest=500).get("end_to_end")
         return Health(
             uptime_s=now - self._started,
-            triggers=self._ledger.total(),
-            counts=self._ledger.counts(),
+            cameras=self._cameras(troubles.cameras),
             parts_per_second=(ended - ended_before) / max(now - before, 1e-9),
             latency_p50_ms=recent.p50_ms if recent else None,
             latency_p99_ms=recent.p99_ms if recent else None,
@@ -190,7 +216,6 @@ class Tally:
             refused=self._ledger.refused,
             lost=self._ledger.lost,
             let_go=self._ledger.let_go,
-            camera_trouble=troubles.camera,
             broker_trouble=troubles.broker,
             ledger_trouble=troubles.ledger,
             requests=requests.accepted,
@@ -198,14 +223,32 @@ class Tally:
             other_troubles=troubles.others,
         )
 
+    def _cameras(self, troubles: Mapping[str, str | None]) -> dict[str, CameraHealth]:
+        """Every camera of this run, and those whose parts this epoch has from earlier ones."""
+        accounts = self._ledger.accounts()
+        return {
+            camera: CameraHealth(
+                triggers=account.triggers,
+                counts=account.counts,
+                trouble=troubles.get(camera),
+                is_removed=camera not in troubles,
+            )
+            for camera, account in (dict.fromkeys(troubles, Account()) | accounts).items()
+        }
+
     def summary(self, broker: BrokerStatus, *, alarms: int) -> Summary:
         """The whole run; `broker` is how delivery ended."""
         first = self._last if self._first is None else self._first
         seconds = self._last - first
+        cameras = {
+            camera: {state: self._counts[camera, state] for state in State}
+            for camera in self._deadlines_ns
+        }
         return Summary(
             epoch=self._ledger.epoch,
             triggers=self._triggers,
-            counts=dict(self._counts),
+            counts={state: sum(each[state] for each in cameras.values()) for state in State},
+            cameras=cameras,
             zoomed=self._zoomed,
             alarms=alarms,
             delivered=broker.delivered,

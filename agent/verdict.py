@@ -23,12 +23,14 @@ class State(StrEnum):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Trigger:
-    """A part has arrived. `sequence` counts triggers of this ledger from 1, without gaps.
+    """A part has arrived at a camera, which is known by its name.
 
-    Times are UTC in nanoseconds since 1970. `deadline_ns` is `None` on lines without one.
+    `sequence` counts the triggers of this ledger, of all cameras, from 1 and without gaps. Times
+    are UTC in nanoseconds since 1970. `deadline_ns` is `None` on lines without one.
     """
 
     sequence: int
+    camera: str
     part_id: str
     triggered_ns: int
     deadline_ns: int | None = None

@@ -24,7 +24,7 @@ from agent.demo import BUNDLE
 from agent.inference import ChildInspector, Recipe
 from agent.line import run_line
 from agent.mqtt import MqttSettings
-from benchmarks.machine import described
+from benchmarks.machine import described, resident_mb
 from calibration.record import read_calibration
 from engine.backends.onnxruntime_backend import OnnxRuntimeBackend
 from engine.bundle import open_bundle
@@ -62,7 +62,7 @@ def main() -> None:
                 "inspect_1280x1024": compared(within, child, large, options.turns),
                 "line": lines(within, child, options.rounds, options.parts),
                 "child_ready_s": round(float(np.median(starts)), 3),
-                "child_rss_mb": rss_mb(child.pid),
+                "child_rss_mb": round(resident_mb(child.pid), 1),
             }
     text = json.dumps(result, indent=2)
     print(text)
@@ -115,13 +115,13 @@ def rate(inspector: Inspector, parts: int) -> float:
         config = Config(
             agent=AgentSettings(id="bench"),
             bundle=BundleSettings(path=BUNDLE),
-            camera=settings,
+            cameras=(settings,),
             mqtt=MqttSettings(host="127.0.0.1", port=1, drain_s=0),
             ledger=LedgerSettings(path=Path(folder) / "ledger.sqlite"),
         )
         summary = run_line(
             config,
-            camera=ConveyorCamera(settings),
+            cameras=[ConveyorCamera(settings)],
             inspector=inspector,
             threshold=calibrated.calibration.threshold,
         )
@@ -131,12 +131,6 @@ def rate(inspector: Inspector, parts: int) -> float:
 def percentiles(seconds: list[float]) -> dict[str, float]:
     p50, p99 = np.percentile(seconds, (50, 99)) * 1e3
     return {"p50_ms": round(float(p50), 3), "p99_ms": round(float(p99), 3)}
-
-
-def rss_mb(pid: int | None) -> float:
-    status = Path(f"/proc/{pid}/status").read_text(encoding="utf-8")
-    line = next(line for line in status.splitlines() if line.startswith("VmRSS"))
-    return round(int(line.split()[1]) / 1000, 1)
 
 
 if __name__ == "__main__":

@@ -41,3 +41,19 @@ def commit() -> str:
     return subprocess.run(
         ["git", "describe", "--always", "--dirty"], capture_output=True, text=True, check=True
     ).stdout.strip()
+
+
+def resident_mb(process: int | str | None) -> float:
+    """The resident memory of a process, in MB."""
+    pages = int(Path(f"/proc/{process}/statm").read_text(encoding="ascii").split()[1])
+    return pages * os.sysconf("SC_PAGE_SIZE") / 1e6
+
+
+def cpu_s(*processes: int | str | None) -> float:
+    """The processor time that processes have used so far, in seconds."""
+    ticks = 0
+    for process in processes:
+        text = Path(f"/proc/{process}/stat").read_text(encoding="utf-8")
+        fields = text.rpartition(")")[2].split()
+        ticks += int(fields[11]) + int(fields[12])
+    return ticks / os.sysconf("SC_CLK_TCK")

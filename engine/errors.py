@@ -23,13 +23,17 @@ class AtacError(Exception):
 
 
 class ConfigurationError(AtacError):
-    """A configuration value cannot work: `key` (dotted path), `value` as written, `remedy`."""
+    """A configuration value cannot work: `key` (dotted path), `value` as written, `remedy`.
+
+    The message leaves out a value of `None`: nothing was written.
+    """
 
     def __init__(self, key: str, value: object, remedy: str) -> None:
         self.key = key
         self.value = value
         self.remedy = remedy
-        super().__init__(_one_line(f"{key}: {value!r}: {remedy}"))
+        written = "" if value is None else f"{value!r}: "
+        super().__init__(_one_line(f"{key}: {written}{remedy}"))
 
 
 class ImageError(AtacError):

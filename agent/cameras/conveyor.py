@@ -20,6 +20,7 @@ import numpy.typing as npt
 from pydantic import Field
 
 from agent.cameras.pace import Pace
+from agent.cameras.settings import AnyCameraSettings
 from engine.frame import Frame, Map, Pixels
 from engine.spec import spec
 
@@ -45,7 +46,7 @@ Rgba = npt.NDArray[np.uint8]
 
 
 @spec
-class ConveyorSettings:
+class ConveyorSettings(AnyCameraSettings):
     """Generated parts, from number 0 on; the same seed makes the same parts.
 
     `parts` ends the source after so many parts; without it the belt never stops.

@@ -11,6 +11,7 @@ from typing import Annotated, Final, Literal, Self
 from pydantic import Field
 
 from agent.cameras.pace import Pace
+from agent.cameras.settings import AnyCameraSettings
 from engine.errors import CameraError, ImageError
 from engine.frame import Frame
 from engine.image import images_below, read_image
@@ -21,7 +22,7 @@ _LOOK_S: Final = 0.2
 
 
 @spec
-class FolderSettings:
+class FolderSettings(AnyCameraSettings):
     """All images below `path`, sorted by name.
 
     `after_last` says what follows the last image: the run ends, the folder is `watch`ed for new

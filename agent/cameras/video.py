@@ -11,6 +11,7 @@ import cv2
 import numpy as np
 
 from agent.cameras.pace import Pace
+from agent.cameras.settings import AnyCameraSettings
 from engine.errors import CameraError
 from engine.frame import Frame
 from engine.spec import spec
@@ -19,7 +20,7 @@ _LOG: Final = logging.getLogger("atac_agent.camera")
 
 
 @spec
-class VideoSettings:
+class VideoSettings(AnyCameraSettings):
     """The frames of the video file `path`, each one a part.
 
     With `realtime` they come at the video's own rate, as from a camera that nobody can stop:

@@ -3,7 +3,9 @@
 import json
 import re
 import sys
-from collections.abc import Iterable, Iterator
+from collections import deque
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import ExitStack
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
@@ -13,7 +15,7 @@ import typer
 from engine.errors import ConfigurationError, ImageError
 
 if TYPE_CHECKING:
-    from agent.cameras import CameraSettings
+    from agent.cameras import Camera, CameraSettings
     from agent.config import BundleSettings
     from calibration.scores import Picture, Scores
     from engine.bundle import Bundle, Precision
@@ -161,7 +163,7 @@ def _source(
     if frames is None:
         raise ConfigurationError("--frames", None, "is not given; say how many frames to take")
     loaded = load_config(config)
-    parts = _Parts(count=frames, pictures=_filmed(loaded.camera, frames))
+    parts = _Parts(count=frames, pictures=_filmed(loaded.cameras, frames))
     return loaded.bundle, parts
 
 
@@ -176,21 +178,33 @@ def _folder(option: str, folder: Path) -> _Parts:
     return _Parts(count=len(files), pictures=pictures_of(files))
 
 
-def _filmed(settings: "CameraSettings", frames: int) -> "Iterator[Picture | ImageError]":
-    """The camera's next `frames` frames, or fewer when its source ends before."""
+def _filmed(settings: "Sequence[CameraSettings]", frames: int) -> "Iterator[Picture | ImageError]":
+    """The next `frames` frames, one of each camera in turns; fewer when all their sources end."""
     from agent.cameras import open_camera
-    from calibration.scores import Picture
 
-    with open_camera(settings) as camera:
-        for _ in range(frames):
+    with ExitStack() as stack:
+        waiting = deque(stack.enter_context(open_camera(one)) for one in settings)
+        while waiting and frames:
             try:
-                frame = camera.read()
+                picture = _picture(waiting[0])
             except ImageError as error:
                 yield error
-                continue
-            if frame is None:
-                return
-            yield Picture(name=camera.part_id(frame.number), pixels=frame.pixels)
+            else:
+                if picture is None:
+                    waiting.popleft()
+                    continue
+                yield picture
+            waiting.rotate(-1)
+            frames -= 1
+
+
+def _picture(camera: "Camera") -> "Picture | None":
+    from calibration.scores import Picture
+
+    frame = camera.read()
+    if frame is None:
+        return None
+    return Picture(name=camera.part_id(frame.number), pixels=frame.pixels)
 
 
 def _scored(

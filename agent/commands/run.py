@@ -1,4 +1,4 @@
-"""`agent run`: inspect the parts of the configured camera and announce what is wrong."""
+"""`agent run`: inspect the parts of the configured cameras and announce what is wrong."""
 
 import json
 import logging
@@ -13,6 +13,8 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
+
     from agent.tally import Summary
     from agent.verdict import State, Verdict
 
@@ -25,7 +27,7 @@ def run(
     ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print the summary as JSON.")] = False,
 ) -> None:
-    """Inspect the camera's parts, record every verdict, and send an alarm for what is not OK.
+    """Inspect the cameras' parts, record every verdict, and send an alarm for what is not OK.
 
     Example: agent run --config agent.yaml --parts 100
 
@@ -57,14 +59,14 @@ def run(
     stop = threading.Event()
     with (
         stopping_on_signals(stop),
-        ChildInspector(recipe, deadline_s=settings.line.deadline_s) as inspector,
+        ChildInspector(recipe, deadline_s=settings.longest_deadline_s) as inspector,
     ):
         if (made_with := record.calibration.backend) != inspector.backend:
             warn_of_another_runtime(made_with, inspector.backend, settings.bundle.precision)
         status = StatusLine()
         summary = run_line(
             settings,
-            camera=open_camera(settings.camera, stop),
+            cameras=[open_camera(one, stop) for one in settings.cameras],
             inspector=inspector,
             threshold=record.calibration.threshold,
             bundle_id=bundle.id,
@@ -126,17 +128,18 @@ class StatusLine:
 
 def told(summary: "Summary") -> str:
     """The summary for people."""
-    states = ", ".join(f"{n} {state}" for state, n in summary.counts.items() if n)
     rate = f"{summary.seconds:.1f} s ({summary.parts_per_second:.1f}/s)"
     sent = ", ".join(
         f"{getattr(summary, end)} {end}" for end in ("delivered", "refused", "undelivered")
     )
     lines = [
-        f"{summary.triggers} parts in {rate}: {states or 'none arrived'}",
+        f"{summary.triggers} parts in {rate}: {told_counts(summary.counts)}",
         f"{summary.zoomed} parts looked at twice, {summary.alarms} alarms recorded",
         f"messages: {sent}",
         f"first part {summary.start_up_s:.1f} s after the start",
     ]
+    if len(summary.cameras) > 1:
+        lines += [f"{name}: {told_counts(each)}" for name, each in summary.cameras.items()]
     if summary.latencies:
         lines.append("stage         p50 ms    p99 ms")
     lines += [
@@ -144,3 +147,8 @@ def told(summary: "Summary") -> str:
         for stage, latency in summary.latencies.items()
     ]
     return "\n".join(lines)
+
+
+def told_counts(counts: "Mapping[State, int]") -> str:
+    """How parts ended, for people."""
+    return ", ".join(f"{n} {state}" for state, n in counts.items() if n) or "none arrived"

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from agent.acquisition import Acquisition
+from agent.acquisition import Acquisition, Handover
 from agent.cameras.conveyor import ConveyorCamera, ConveyorSettings
 from agent.cameras.folder import FolderCamera, FolderSettings
 from agent.cameras.video import VideoCamera, VideoSettings
@@ -68,18 +68,23 @@ class Line:
         self.troubles = []
         self._sequence = 0
         self.stop = threading.Event()
-        self.acquisition = Acquisition(camera, begin=self.begin, end=self.end, stop=self.stop)
+        self.arrivals = Handover(["main"])
+        self.acquisition = Acquisition(
+            "main", camera, self.arrivals, begin=self.begin, end=self.end, stop=self.stop
+        )
 
-    def begin(self, part_id, captured_ns):
+    def begin(self, camera, part_id, captured_ns):
         self._sequence += 1
-        return Trigger(sequence=self._sequence, part_id=part_id, triggered_ns=captured_ns)
+        return Trigger(
+            sequence=self._sequence, camera=camera, part_id=part_id, triggered_ns=captured_ns
+        )
 
     def end(self, trigger, state, reason):
         self.ended.append((trigger.part_id, state.value, reason))
 
     def run(self):
-        with self.acquisition as arrivals:
-            for arrival in arrivals:
+        with self.acquisition:
+            for arrival in self.arrivals:
                 self.good.append(arrival.trigger.part_id)
         return self
 
@@ -106,8 +111,8 @@ def test_a_read_that_does_not_return_is_left_and_another_camera_goes_on(caplog):
     assert line.good == ["p0", "p1", "p3", "p4"]
     assert line.ended == []
     assert said(caplog) == [
-        f"the camera has not answered for {SILENCE_S} s; trying again until it is back",
-        "the camera is back",
+        f"camera main: has not answered for {SILENCE_S} s; trying again until it is back",
+        "camera main: is back",
     ]
     until = time.monotonic() + 10
     while threading.active_count() > before or camera.opened:  # what was left has let go
@@ -131,7 +136,7 @@ def test_no_more_than_three_reads_are_left_behind(caplog):
         assert time.monotonic() < until
         time.sleep(0.01)
     time.sleep(2 * SILENCE_S)
-    assert line.acquisition.trouble.startswith("the camera has not answered")
+    assert line.acquisition.trouble.startswith("has not answered")
     assert len(names) == 4
     released.set()
     line.stop.set()
@@ -178,12 +183,14 @@ def test_a_camera_that_stays_frozen_is_connected_anew(caplog):
     thread = threading.Thread(target=line.run)
     thread.start()
     until = time.monotonic() + 20
-    while "the camera is back" not in said(caplog):
+    while "camera main: is back" not in said(caplog):
         assert time.monotonic() < until
         time.sleep(0.01)
     line.stop.set()
     thread.join()
-    assert said(caplog)[0].startswith("the camera shows the same picture again; trying again")
+    assert said(caplog)[0].startswith(
+        "camera main: the camera shows the same picture again; trying"
+    )
     assert len(said(caplog)) == 2
     assert not {part for part, *_ in line.ended} & set(line.good)
 

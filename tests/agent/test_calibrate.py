@@ -143,6 +143,26 @@ mqtt: {{host: localhost}}
 """
 
 
+def test_several_cameras_give_the_parts_in_turns(
+    calibrate: Call, bundle: Bundle, good: Path, tmp_path: Path
+) -> None:
+    few = folder(tmp_path / "few", [good_part(seed) for seed in range(100, 103)])
+    (few / "001.png").write_bytes(b"no picture")
+    config = tmp_path / "agent.yaml"
+    one = CONFIGURATION.format(bundle=bundle.path, folder=good)
+    camera = next(line for line in one.splitlines() if line.startswith("camera: "))
+    other = camera.replace("camera: {", "{name: few, ").replace(str(good), str(few))
+    several = f"cameras: [{camera.removeprefix('camera: ')}, {other}]"
+    config.write_text(one.replace(camera, several), encoding="utf-8")
+    code, out, _ = calibrate(
+        "--config", config, "--frames", 64, "--max-false-reject", "5%", "--json"
+    )
+    assert code == 0
+    # Three of the folder with few, one of them damaged; all others come from the first.
+    assert json.loads(out)["good"] == 63
+    assert json.loads(out)["unreadable"] == 1
+
+
 def test_the_configured_camera_gives_the_parts(
     calibrate: Call, bundle: Bundle, good: Path, tmp_path: Path
 ) -> None:

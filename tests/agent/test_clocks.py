@@ -87,7 +87,7 @@ def test_a_clock_set_between_trigger_and_verdict_changes_neither(tmp_path, jump,
     config = Config(
         agent=AgentSettings(id="a"),
         bundle=BundleSettings(path=tmp_path),
-        camera={"type": "conveyor"},
+        cameras=[{"type": "conveyor"}],
         mqtt=MqttSettings(host="127.0.0.1", port=1, drain_s=0),
         ledger=LedgerSettings(path=tmp_path / "ledger.sqlite"),
     )
@@ -103,7 +103,7 @@ def test_a_clock_set_between_trigger_and_verdict_changes_neither(tmp_path, jump,
     seen = []
     run_line(
         config,
-        camera=Set(0, 1, 3),
+        cameras=[Set(0, 1, 3)],
         inspector=BrightnessInspector(),
         threshold=0.5,
         watch=seen.append,

@@ -41,35 +41,40 @@ def refused(tmp_path):
 
 def test_the_shipped_configuration_runs_generated_parts_through_the_bundled_model():
     config = load_config(ROOT / "agent.yaml")
-    assert isinstance(config.camera, ConveyorSettings)
+    assert isinstance(config.cameras[0], ConveyorSettings)
     assert config.bundle.path == ROOT / "agent" / "demo_bundle"
 
 
 def test_every_key_of_the_shipped_configuration_exists_and_none_is_left_out(tmp_path):
-    """Keys behind a `#` are put in force: `#camera:` lines one at a time, all others together."""
+    """Keys behind a `#` are put in force: `#camera` blocks one at a time, all others together."""
     text = (ROOT / "agent.yaml").read_text()
-    cameras = re.findall(r"^#(camera: .*)$", text, re.MULTILINE)
+    cameras = re.findall(r"^#camera.*\n(?:#  .*\n)*", text, re.MULTILINE)
     shown = re.sub(r"^( *)#(?=[a-z_]+: )(?!camera)", r"\1", text, flags=re.MULTILINE)
     path = tmp_path / "agent.yaml"
     path.write_text(shown)
     config = load_config(path)
-    kinds = {config.camera.type}
+    kinds = {camera.type for camera in config.cameras}
     for section in dataclasses.fields(config):
-        for field in dataclasses.fields(getattr(config, section.name)):
+        found = getattr(config, section.name)
+        for field in dataclasses.fields(found[0] if isinstance(found, tuple) else found):
             assert re.search(rf"^ +{field.name}: ", shown, re.MULTILINE), (section, field.name)
-    start, end = shown.index("camera:"), shown.index("line:")
+    start, end = shown.index("camera:"), shown.index("\nline:") + 1
     for camera in cameras:
-        path.write_text(shown[:start] + camera + "\n" + shown[end:])
-        kinds.add(load_config(path).camera.type)
+        written = re.sub("^#", "", camera, flags=re.MULTILINE)
+        path.write_text(shown[:start] + written + shown[end:])
+        found = load_config(path).cameras
+        kinds |= {camera.type for camera in found}
     assert kinds == {"conveyor", "folder", "video"}
+    assert [camera.name for camera in found] == ["top", "side"]
 
 
 def test_paths_start_at_the_file_s_own_folder(tmp_path):
     (tmp_path / "agent.yaml").write_text(GOOD + "ledger: {path: /var/lib/atac/ledger.sqlite}\n")
     config = load_config(tmp_path / "agent.yaml")
     assert config.bundle.path == tmp_path / "models" / "bottle"
-    assert isinstance(config.camera, FolderSettings)
-    assert config.camera.path == tmp_path / "parts"
+    (camera,) = config.cameras
+    assert isinstance(camera, FolderSettings)
+    assert camera.path == tmp_path / "parts"
     assert config.ledger.path == Path("/var/lib/atac/ledger.sqlite")
 
 
@@ -86,6 +91,60 @@ def test_the_deadline_comes_from_the_rate_where_it_is_not_given(tmp_path):
     assert load_config(path).line.deadline_s == 0.08
 
 
+SEVERAL = """\
+cameras:
+  - {name: top, type: folder, path: top}
+  - name: side
+    type: video
+    path: side.mp4
+    line: {deadline_ms: 80}
+"""
+
+
+def test_each_camera_has_its_name_and_its_own_line_or_the_common_one(tmp_path):
+    path = tmp_path / "agent.yaml"
+    path.write_text(GOOD.replace("camera: {type: folder, path: parts}\n", SEVERAL))
+    config = load_config(path)
+    assert [camera.path for camera in config.cameras] == [tmp_path / "top", tmp_path / "side.mp4"]
+    lines = {name: line.deadline_s for name, line in config.lines.items()}
+    assert lines == {"top": None, "side": 0.08}
+    assert config.longest_deadline_s is None
+    path.write_text(path.read_text() + "line: {parts_per_minute: 120, fail_safe: pass}\n")
+    config = load_config(path)
+    assert config.longest_deadline_s == config.lines["top"].deadline_s == 0.5
+    # A camera's own line stands in place of the common one, with none of its keys.
+    assert [line.fail_safe for line in config.lines.values()] == ["pass", "reject"]
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        (("name: side", "name: top"), ["cameras.1.name: 'top'", "give each its own", "line 5"]),
+        (("name: top, ", ""), None),
+        (("name: side\n    type", "type"), None),
+        (("path: side.mp4", "paths: side.mp4"), ["cameras.1.paths", "mean path?", "line 7"]),
+        (("type: video", "type: webcam"), ["cameras.1.type: 'webcam'", "video", "line 6"]),
+        (("deadline_ms: 80", "deadline_ms: -1"), ["cameras.1.line.deadline_ms: -1", "line 8"]),
+        ((SEVERAL, "cameras: []\n"), ["cameras: []: names no camera; write at least one"]),
+        ((SEVERAL, "cameras: {type: conveyor}\n"), ["cameras: {", "should be a list", "line 3"]),
+        ((SEVERAL, "cameras: [conveyor]\n"), ["cameras.0: 'conveyor'", "should hold keys"]),
+        (
+            (SEVERAL, "cameras: [{type: conveyor}, {type: conveyor}]\n"),
+            ["cameras.1.name: 'main'", "give each its own"],
+        ),
+    ],
+)
+def test_several_cameras_that_cannot_work(tmp_path, refused, change, said):
+    text = GOOD.replace("camera: {type: folder, path: parts}\n", SEVERAL).replace(*change, 1)
+    if said is None:  # one of them may do without a name
+        (tmp_path / "agent.yaml").write_text(text)
+        assert "main" in load_config(tmp_path / "agent.yaml").lines
+        return
+    message = refused(text)
+    for part in said:
+        assert part in message
+
+
 @pytest.mark.parametrize(
     ("change", "said"),
     [
@@ -99,13 +158,23 @@ def test_the_deadline_comes_from_the_rate_where_it_is_not_given(tmp_path):
         (("", "line: {fail_safe: ignore}\n"), ["line.fail_safe: 'ignore'", "'reject' or 'pass'"]),
         (("", "line: 3\n"), ["line: 3", "deadline_ms"]),
         (("type: folder", "type: webcam"), ["camera.type: 'webcam'", "folder", "conveyor"]),
-        (("type: folder, ", ""), ["camera.type: None", "missing"]),
-        (("path: parts", "paths: parts"), ["camera.path", "missing", "line 3"]),
+        (("type: folder, ", ""), ["camera.type: is missing"]),
+        (("path: parts", "paths: parts"), ["camera.paths", "did you mean path?", "line 3"]),
+        ((", path: parts", ""), ["camera.path: is missing; write it", "line 3"]),
+        (("{type: folder, path: parts}", "3"), ["camera: 3: should hold keys", "line 3"]),
+        (("{type: folder, path: parts}", "[]"), ["camera: []", "a list goes with cameras"]),
+        (("camera: {type: folder, path: parts}\n", ""), ["camera: is missing; write camera.type"]),
+        (("type: folder,", "type: folder, name: '',"), ["camera.name: ''", "at least 1"]),
+        (("type: folder,", 'type: folder, name: "\\a",'), ["camera.name: '\\x07'", "printed"]),
+        (("type: folder,", "type: folder, line: {deadline: 3},"), ["camera.line.deadline: 3"]),
+        (("", "cameras: [{type: conveyor}]\n"), ["cameras: [{", "stands beside camera", "line 5"]),
         (("path: parts", "path: 5"), ["camera.path: 5", "path", "line 3"]),
         (("path: parts", "path: parts, loop: true"), ["camera.loop: True", "unknown key"]),
         (("line-3", "3"), ["agent.id: 3", "string"]),
         (("line-3", "a/b"), ["agent.id: 'a/b'", "without"]),
-        (("agent: {id: line-3}\n", ""), ["agent: None", "missing"]),
+        (("agent: {id: line-3}\n", ""), ["agent: is missing; write agent.id"]),
+        (("agent: {id: line-3}\n", "agnet: {id: a}\n"), ["agnet: {", "mean agent?", "line 1"]),
+        (("agent: {id: line-3}\n", "colour: red\n"), ["colour: 'red': unknown key"]),
         (("", "agent: {id: b}\n"), ["line 5", "'agent' is written twice"]),
         (("id: line-3", "id: a, id: b"), ["line 1", "'id' is written twice"]),
         (("id: line-3", "id: &a x, name: *a"), ["alias *a"]),

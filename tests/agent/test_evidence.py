@@ -43,7 +43,7 @@ def verdict(sequence, state=State.NG, score=3.0, pixels=None):
         times=StageTimes(view_1=0, pass_1=0, attention=0, view_2=0, pass_2=0),
     )
     return Verdict(
-        trigger=Trigger(sequence=sequence, part_id=f"p{sequence}", triggered_ns=0),
+        trigger=Trigger(sequence=sequence, camera="main", part_id=f"p{sequence}", triggered_ns=0),
         state=state,
         decided_ns=0,
         threshold=THRESHOLD,

@@ -16,7 +16,7 @@ PIXELS = np.zeros((2, 2), np.uint8)
 
 def arrival(number: int) -> Arrival:
     return Arrival(
-        trigger=Trigger(sequence=number + 1, part_id="", triggered_ns=0),
+        trigger=Trigger(sequence=number + 1, camera="main", part_id="", triggered_ns=0),
         frame=Frame(pixels=PIXELS, number=number, captured_ns=0),
         received=0.0,
     )
@@ -28,7 +28,7 @@ def belt():
     threads, handovers = [], []
 
     def start(parts: int | None = None) -> Handover:
-        handover = Handover()
+        handover = Handover(["main"])
         handovers.append(handover)
 
         def feed() -> None:
@@ -77,7 +77,7 @@ def test_two_parts_are_in_hand_at_once_and_the_earlier_leaves_first(belt):
 
 
 def test_a_part_does_not_wait_for_the_next_one_to_arrive():
-    handover, released = Handover(), threading.Event()
+    handover, released = Handover(["main"]), threading.Event()
     handover.put(arrival(0))
 
     def end() -> None:

@@ -136,7 +136,7 @@ def ran(config: Config, camera, inspector=None, **options) -> Summary:
     """Run to the end and check what is always true."""
     summary = run_line(
         config,
-        camera=camera,
+        cameras=[camera],
         inspector=inspector or BrightnessInspector(),
         threshold=THRESHOLD,
         **options,
@@ -215,10 +215,10 @@ def test_a_camera_that_goes_away_is_said_once_and_retried(config, caplog):
     assert camera.entered == 4
     said = [record.message for record in caplog.records if record.name == "atac_agent.camera"]
     assert said == [
-        "gone; trying again until it is back",
-        "the camera is back",
-        "off; trying again until it is back",
-        "the camera is back",
+        "camera main: gone; trying again until it is back",
+        "camera main: is back",
+        "camera main: off; trying again until it is back",
+        "camera main: is back",
     ]
 
 
@@ -367,7 +367,7 @@ def test_stopping_finishes_the_part_in_hand_and_records_it(config):
 def test_sequences_go_on_after_a_restart(config):
     first = ran(config, ScriptedCamera(0, 1))
     second = run_line(
-        config, camera=ScriptedCamera(0), inspector=BrightnessInspector(), threshold=THRESHOLD
+        config, cameras=[ScriptedCamera(0)], inspector=BrightnessInspector(), threshold=THRESHOLD
     )
     assert second.epoch == first.epoch
     assert second.triggers == 1
@@ -378,7 +378,7 @@ def test_an_error_in_a_thread_ends_the_run_and_is_raised(config):
     with pytest.raises(RuntimeError, match="a bug"):
         run_line(
             config,
-            camera=ScriptedCamera(0, RuntimeError("a bug"), 1),
+            cameras=[ScriptedCamera(0, RuntimeError("a bug"), 1)],
             inspector=BrightnessInspector(),
             threshold=THRESHOLD,
         )
@@ -389,7 +389,7 @@ def test_an_error_in_a_thread_ends_the_run_and_is_raised(config):
     with pytest.raises(RuntimeError, match="another bug"):
         run_line(
             config,
-            camera=ScriptedCamera(*range(100)),
+            cameras=[ScriptedCamera(*range(100))],
             inspector=BrightnessInspector(),
             threshold=THRESHOLD,
             watch=watch,
@@ -420,7 +420,7 @@ def test_real_images_with_a_damaged_one_and_a_lost_folder_are_all_accounted_for(
 @settings(max_examples=40, deadline=None)
 @given(st.lists(st.sampled_from(["put", "replace", "take"]), max_size=30))
 def test_what_is_handed_over_is_taken_or_given_back_once_and_in_order(actions):
-    handover, taken, returned, sent = Handover(), [], [], 0
+    handover, taken, returned, sent = Handover(["main"]), [], [], 0
     arrivals = iter(handover)
     waiting = 0
     for action in actions:
@@ -431,7 +431,7 @@ def test_what_is_handed_over_is_taken_or_given_back_once_and_in_order(actions):
             waiting -= 1
             continue
         sent += 1
-        trigger = Trigger(sequence=sent, part_id="", triggered_ns=0)
+        trigger = Trigger(sequence=sent, camera="main", part_id="", triggered_ns=0)
         frame = Frame(pixels=PIXELS, number=sent, captured_ns=0)
         back = getattr(handover, action)(Arrival(trigger=trigger, frame=frame, received=0.0))
         waiting += back is None

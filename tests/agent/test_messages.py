@@ -15,6 +15,7 @@ from referencing import Registry, Resource
 from agent.ledger import Ledger
 from agent.messages import (
     THUMBNAIL_MAX_BYTES,
+    CameraHealth,
     Health,
     Origin,
     alarm,
@@ -67,7 +68,9 @@ def verdict(state=State.NG, sequence=7, **changes):
         times=StageTimes(view_1=0.001, pass_1=0.02, attention=0.0005, view_2=0.001, pass_2=0.02),
     )
     frame = Frame(pixels=np.zeros((48, 64), np.uint8), number=7, captured_ns=NOON_NS - 50_000_000)
-    trigger = Trigger(sequence=sequence, part_id="part 7", triggered_ns=NOON_NS - 49_000_000)
+    trigger = Trigger(
+        sequence=sequence, camera="main", part_id="part 7", triggered_ns=NOON_NS - 49_000_000
+    )
     values = {
         "trigger": trigger,
         "state": state,
@@ -102,6 +105,7 @@ def test_an_alarm_says_all_about_the_part():
         "agent": "line1",
         "epoch": "abc123",
         "sequence": 7,
+        "camera": "main",
         "part_id": "part 7",
         "time": "2026-11-22T12:00:00.001Z",
         "triggered_at": "2026-11-22T11:59:59.951Z",
@@ -204,7 +208,7 @@ def test_a_timeout_says_what_came_too_late():
 
 @given(st.text(max_size=100), st.floats(), st.sampled_from(list(State)))
 def test_any_part_id_and_threshold_make_valid_json(part_id, threshold, state):
-    trigger = Trigger(sequence=1, part_id=part_id, triggered_ns=0)
+    trigger = Trigger(sequence=1, camera="main", part_id=part_id, triggered_ns=0)
     part = verdict(State.TIMEOUT, trigger=trigger, threshold=threshold, reason=part_id)
     check("verdict", content(summary(ORIGIN, part)))
 
@@ -219,8 +223,10 @@ def test_times_are_utc_to_the_millisecond_and_in_order(time_ns):
 def test_health_sums_up():
     snapshot = Health(
         uptime_s=12.3456,
-        triggers=10,
-        counts={State.OK: 7, State.NG: 2},
+        cameras={
+            "top": CameraHealth(triggers=7, counts={State.OK: 5, State.NG: 1}),
+            "side": CameraHealth(triggers=3, counts={State.OK: 2, State.NG: 1}, is_removed=True),
+        },
         parts_per_second=2.0,
         latency_p50_ms=20.12345,
         lost=((3, 5),),
@@ -229,7 +235,12 @@ def test_health_sums_up():
     )
     said = content(health(ORIGIN, NOON_NS, snapshot))
     check("health", said)
-    assert said["triggers"] == said["open"] + sum(said["counts"].values())
+    assert (said["triggers"], said["open"]) == (10, 1)
+    assert {state: n for state, n in said["counts"].items() if n} == {"OK": 7, "NG": 2}
+    assert [(one["name"], one["status"], one["open"]) for one in said["cameras"]] == [
+        ("top", "ok", 1),
+        ("side", "removed", 0),
+    ]
     assert said["lost"] == {"count": 3, "ranges": [{"first": 3, "last": 5}]}
     assert said["let_go"]["picture"] == {"count": 0, "ranges": []}
     # Of many ranges the newest are told, and the number of all.
@@ -242,17 +253,21 @@ def test_health_sums_up():
 def test_health_says_why_it_is_degraded():
     snapshot = Health(
         uptime_s=0.0,
-        triggers=0,
-        counts={},
+        cameras={
+            "top": CameraHealth(triggers=0, counts={}, trouble="unplugged"),
+            "side": CameraHealth(triggers=0, counts={}),
+        },
         parts_per_second=0.0,
-        camera_trouble="unplugged",
         other_troubles=("too warm",),
     )
     said = content(health(ORIGIN, NOON_NS, snapshot))
     check("health", said)
     assert said["degraded"]
-    assert said["reasons"] == ["camera: unplugged", "too warm"]
-    assert said["camera"] == {"status": "trouble", "reason": "unplugged"}
+    assert said["reasons"] == ["camera top: unplugged", "too warm"]
+    assert [(one["status"], one["reason"]) for one in said["cameras"]] == [
+        ("trouble", "unplugged"),
+        ("ok", None),
+    ]
     assert said["broker"] == {"status": "ok", "reason": None}
 
 
@@ -332,12 +347,11 @@ def test_messages_taken_off_a_broker_fit_the_asyncapi_document(
         origin = Origin(agent_id="line1", epoch=ledger.epoch, bundle_id="b" * 64)
         with Publisher(settings, ledger, "line1") as publisher:
             for state in State:
-                part = verdict(state, sequence=ledger.next_sequence())
+                part = verdict(state, sequence=ledger.next_sequence("main"))
                 ledger.record(part, outgoing(origin, part, jpeg(), every_part=True))
             snapshot = Health(
                 uptime_s=1.0,
-                triggers=ledger.total(),
-                counts=ledger.counts(),
+                cameras={"main": CameraHealth(triggers=ledger.total(), counts={})},
                 parts_per_second=1.0,
                 broker_trouble=publisher.status.trouble,
             )

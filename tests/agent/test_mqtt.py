@@ -12,7 +12,7 @@ import pytest
 import agent.mqtt
 from agent.broker import EmbeddedBroker
 from agent.ledger import Ledger
-from agent.messages import Health, Message, Origin, health, outgoing
+from agent.messages import CameraHealth, Health, Message, Origin, health, outgoing
 from agent.mqtt import MqttSettings, Publisher, Subscriber, TlsSettings, probe
 from agent.verdict import State, Trigger, Verdict
 from engine.errors import BrokerError, ConfigurationError
@@ -36,7 +36,10 @@ def end(ledger, *, count=1, state=State.ERROR):
     origin = Origin(agent_id="line1", epoch=ledger.epoch)
     for _ in range(count):
         trigger = Trigger(
-            sequence=ledger.next_sequence(), part_id="a part", triggered_ns=time.time_ns()
+            sequence=ledger.next_sequence("main"),
+            camera="main",
+            part_id="a part",
+            triggered_ns=time.time_ns(),
         )
         verdict = Verdict(
             trigger=trigger, state=state, decided_ns=time.time_ns(), threshold=1.0, reason="test"
@@ -355,7 +358,9 @@ def test_a_message_larger_than_the_broker_takes_is_refused_and_the_others_arrive
 ):
     broker = start_broker(extra="max_packet_size 2000")
     with Publisher(broker.settings, ledger, "line1") as publisher:
-        trigger = Trigger(sequence=ledger.next_sequence(), part_id="", triggered_ns=0)
+        trigger = Trigger(
+            sequence=ledger.next_sequence("main"), camera="main", part_id="", triggered_ns=0
+        )
         verdict = Verdict(trigger=trigger, state=State.ERROR, decided_ns=0, threshold=1.0)
         ledger.record(
             verdict,
@@ -395,7 +400,11 @@ def test_two_agents_of_one_name_are_told_apart(broker, ledger, tmp_path, eventua
 def test_health_is_published_past_the_outbox(broker, ledger, hear, eventually):
     heard = hear(broker.settings)
     origin = Origin(agent_id="line1", epoch=ledger.epoch)
-    now = Health(uptime_s=1.0, triggers=0, counts={}, parts_per_second=0.0)
+    now = Health(
+        uptime_s=1.0,
+        cameras={"main": CameraHealth(triggers=0, counts={})},
+        parts_per_second=0.0,
+    )
     with Publisher(broker.settings, ledger, "line1") as publisher:
         publisher.publish_now(health(origin, time.time_ns(), now))
         eventually(lambda: heard.on("/health"))

@@ -18,7 +18,9 @@ def ledger(tmp_path):
 
 def add(ledger, count):
     for _ in range(count):
-        trigger = Trigger(sequence=ledger.next_sequence(), part_id="", triggered_ns=0)
+        trigger = Trigger(
+            sequence=ledger.next_sequence("main"), camera="main", part_id="", triggered_ns=0
+        )
         verdict = Verdict(trigger=trigger, state=State.NG, decided_ns=0, threshold=1.0)
         ledger.record(verdict, [Message(topic="t", payload=b"%d" % trigger.sequence)])
     assert ledger.flush()

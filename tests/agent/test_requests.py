@@ -72,7 +72,9 @@ def answer(asked_of, payload, topic=RESPONSE, correlation=None, *, is_retained=F
 def end(ledger, count=1):
     origin = Origin(agent_id="line1", epoch=ledger.epoch)
     for _ in range(count):
-        trigger = Trigger(sequence=ledger.next_sequence(), part_id="a part", triggered_ns=0)
+        trigger = Trigger(
+            sequence=ledger.next_sequence("main"), camera="main", part_id="a part", triggered_ns=0
+        )
         verdict = Verdict(
             trigger=trigger, state=State.ERROR, decided_ns=time.time_ns(), threshold=1.0
         )

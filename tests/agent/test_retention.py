@@ -34,7 +34,9 @@ def path(tmp_path):
 
 def add(ledger, parts, *messages, age_days=0.0):
     for _ in range(parts):
-        trigger = Trigger(sequence=ledger.next_sequence(), part_id="", triggered_ns=0)
+        trigger = Trigger(
+            sequence=ledger.next_sequence("main"), camera="main", part_id="", triggered_ns=0
+        )
         ledger.expect(trigger)
         verdict = Verdict(
             trigger=trigger,
@@ -89,12 +91,12 @@ def test_old_parts_go_with_their_messages_unless_these_still_wait(path):
         add(ledger, 2, alarm(), age_days=40)  # waits for the broker
         add(ledger, 1)
         ledger.flush()
-        counts = ledger.counts()
+        counts = ledger.accounts()["main"].counts
     keep = list(range(124, 147))
     limits = Limits(keep_ns=30 * DAY_NS, max_bytes=1000 * MB)
     with Ledger(path, agent_id="line1", limits=limits) as ledger:
         until(lambda: len(ledger_rows(ledger)) == len(keep))
-        assert ledger.counts() == counts
+        assert ledger.accounts()["main"].counts == counts
         assert ledger.pending == 2
         assert ledger.let_go == {"picture": (), "message": ()}
     assert sequences(path) == keep
@@ -126,8 +128,8 @@ def test_the_count_goes_on_when_all_has_gone(path):
         newest = ledger.newest_message
     with Ledger(path, agent_id="line1", limits=limits) as ledger:
         assert ledger.newest_message == newest
-        assert ledger.total() == sum(ledger.counts().values()) == 10
-        assert ledger.next_sequence() == 11
+        assert ledger.total() == sum(ledger.accounts()["main"].counts.values()) == 10
+        assert ledger.next_sequence("main") == 11
 
 
 def test_a_file_that_grows_too_large_loses_its_oldest_delivered_parts(path):
@@ -179,7 +181,7 @@ def test_alarms_go_when_nothing_else_is_left(path):
         ((first, last),) = ledger.let_go["message"]
         assert first == 6
         assert ledger.pending == 405 - (last - first + 1)
-        assert ledger.total() == sum(ledger.counts().values()) == 405
+        assert ledger.total() == sum(ledger.accounts()["main"].counts.values()) == 405
 
 
 def test_a_disk_full_of_other_things_takes_new_parts_for_old_ones(tmp_path):

@@ -131,6 +131,7 @@ def test_it_runs_without_a_broker_to_the_end_of_its_parts(place):
     assert summary["counts"] == {
         "OK": 4, "NG": 0, "TIMEOUT": 0, "DROPPED": 0, "NO_FRAME": 0, "ERROR": 0,
     }  # fmt: skip
+    assert summary["cameras"] == {"main": summary["counts"]}
     assert states(place) == ["OK"] * 4
     assert summary["latencies"]["end_to_end"]["p50_ms"] > 0
 
@@ -207,9 +208,8 @@ def test_a_camera_that_is_away_at_the_start_is_waited_for(place):
     with started("run", "--config", place / "agent.yaml", "--json") as process:
         # The broker is away too, and either may be noticed first.
         said = [process.stderr.readline(), process.stderr.readline()]
-        assert (
-            f"agent: camera folder {folder} is not there; trying again until it is back\n" in said
-        )
+        away = f"camera main: camera folder {folder} is not there"
+        assert f"agent: {away}; trying again until it is back\n" in said
         (place / "new").mkdir()
         picture = Image.fromarray(np.full((20, 30, 3), 90, np.uint8))
         picture.save(place / "new" / "1.png")

@@ -54,7 +54,12 @@ def end(ledger, states):
     """Parts that end so; those that are not OK with an alarm."""
     origin = Origin(agent_id="line1", epoch=ledger.epoch)
     for state in states:
-        trigger = Trigger(sequence=ledger.next_sequence(), part_id="p", triggered_ns=time.time_ns())
+        trigger = Trigger(
+            sequence=ledger.next_sequence("main"),
+            camera="main",
+            part_id="p",
+            triggered_ns=time.time_ns(),
+        )
         verdict = Verdict(trigger=trigger, state=state, decided_ns=time.time_ns(), threshold=1.0)
         ledger.record(verdict, outgoing(origin, verdict))
     assert ledger.flush()

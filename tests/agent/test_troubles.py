@@ -26,7 +26,7 @@ def line(broker, hear, tmp_path):
     config = Config(
         agent=AgentSettings(id="line-3"),
         bundle=BundleSettings(path=bundle.path),
-        camera=settings,
+        cameras=(settings,),
         mqtt=replace(broker.settings, health_s=3600),
         ledger=LedgerSettings(path=tmp_path / "ledger.sqlite"),
     )
@@ -47,7 +47,7 @@ class Line:
         def run():
             self.summary = run_line(
                 self.config,
-                camera=camera,
+                cameras=[camera],
                 inspector=self.inspector,
                 threshold=0.5,
                 stop=self.stop,
@@ -68,7 +68,7 @@ class Line:
         return said[said.index([]) :] if [] in said else []
 
     def conveyor(self, kind=ConveyorCamera):
-        return kind(self.config.camera, self.stop)
+        return kind(self.config.cameras[0], self.stop)
 
 
 def test_a_camera_that_goes_away_and_comes_back_is_said_at_once(line, eventually):
@@ -83,7 +83,7 @@ def test_a_camera_that_goes_away_and_comes_back_is_said_at_once(line, eventually
     line.begin(line.conveyor(Pulled))
     eventually(lambda: line.reasons() == [[]])
     away.set()
-    eventually(lambda: line.reasons()[1:] == [["camera: the cable is out"]])
+    eventually(lambda: line.reasons()[1:] == [["camera main: the cable is out"]])
     away.clear()
     eventually(lambda: line.reasons()[2:] == [[]])
 

@@ -38,7 +38,7 @@ def configured(folder: Path, port: int, **mqtt: object) -> Config:
     return Config(
         agent=AgentSettings(id=AGENT),
         bundle=BundleSettings(path=folder),
-        camera=FolderSettings(type="folder", path=folder),
+        cameras=(FolderSettings(type="folder", path=folder),),
         ledger=LedgerSettings(path=folder / "ledger.sqlite"),
         mqtt=MqttSettings(**{"host": "127.0.0.1", "port": port, "every_part": True, **mqtt}),
     )
@@ -121,7 +121,9 @@ def main() -> None:
     belt = Belt(rate, stop, first, file)
     belt.is_halted = (folder / "halt").exists
     with stopping_on_signals(stop):
-        run_line(configured(folder, port), camera=belt, inspector=Eye(), threshold=1.0, stop=stop)
+        run_line(
+            configured(folder, port), cameras=[belt], inspector=Eye(), threshold=1.0, stop=stop
+        )
 
 
 if __name__ == "__main__":

@@ -37,7 +37,10 @@ def write(folder: Path, told: int, synchronous: str) -> None:
         while True:
             for _ in range(rng.randrange(1, 6)):
                 trigger = Trigger(
-                    sequence=ledger.next_sequence(), part_id="part", triggered_ns=time.time_ns()
+                    sequence=ledger.next_sequence("main"),
+                    camera="main",
+                    part_id="part",
+                    triggered_ns=time.time_ns(),
                 )
                 ledger.expect(trigger)
                 verdict = Verdict(
@@ -60,7 +63,7 @@ def survivors(place: Path, image: Path) -> tuple[int, int, int]:
             return 0, 0, 0
         with Ledger(folder / "ledger.sqlite", agent_id="line1") as ledger:
             assert ledger.trouble is None
-            assert sum(ledger.counts().values()) == ledger.total()
+            assert sum(ledger.accounts()["main"].counts.values()) == ledger.total()
         assert not list(folder.glob("*.damaged-*"))
         with closing(sqlite3.connect(folder / "ledger.sqlite")) as file:
             verdicts = unbroken(

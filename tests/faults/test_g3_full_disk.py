@@ -89,7 +89,7 @@ def test_a_full_disk_stops_no_inspection(
     line = threading.Thread(
         target=run_line,
         args=(config,),
-        kwargs={"camera": belt, "inspector": Eye(), "threshold": 1.0, "stop": stop,
+        kwargs={"cameras": [belt], "inspector": Eye(), "threshold": 1.0, "stop": stop,
                 "watch": settled.append},
     )  # fmt: skip
     line.start()
@@ -160,8 +160,8 @@ def test_a_ledger_at_its_limit_names_what_had_to_go(
     picture = random.Random(5).randbytes(10_000)
 
     def add(ledger: Ledger) -> None:
-        sequence = ledger.next_sequence()
-        trigger = Trigger(sequence=sequence, part_id="part", triggered_ns=0)
+        sequence = ledger.next_sequence("main")
+        trigger = Trigger(sequence=sequence, camera="main", part_id="part", triggered_ns=0)
         ledger.expect(trigger)
         verdict = Verdict(trigger=trigger, state=State.NG, decided_ns=time.time_ns(), threshold=1.0)
         number = sequence.to_bytes(8, "little")
@@ -179,7 +179,7 @@ def test_a_ledger_at_its_limit_names_what_had_to_go(
                 assert ledger.flush(60)
         assert ledger.flush(60)
         assert ledger.is_letting_go
-        assert ledger.counts()[State.NG] == parts
+        assert ledger.accounts()["main"].counts[State.NG] == parts
         # The broker is back.
         back_at = time.monotonic()
         last = 0

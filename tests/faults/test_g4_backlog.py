@@ -24,7 +24,12 @@ LIVE_PER_S = 10
 
 def end(ledger: Ledger, part_id: str) -> None:
     origin = Origin(agent_id="line1", epoch=ledger.epoch)
-    trigger = Trigger(sequence=ledger.next_sequence(), part_id=part_id, triggered_ns=time.time_ns())
+    trigger = Trigger(
+        sequence=ledger.next_sequence("main"),
+        camera="main",
+        part_id=part_id,
+        triggered_ns=time.time_ns(),
+    )
     verdict = Verdict(trigger=trigger, state=State.ERROR, decided_ns=time.time_ns(), threshold=1.0)
     ledger.record(verdict, outgoing(origin, verdict))
 

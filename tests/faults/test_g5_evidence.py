@@ -56,7 +56,10 @@ def test_evidence_over_mutual_tls(
         for n in range(count):
             time.sleep(max(0.0, begun + n / RATE - time.perf_counter()))
             trigger = Trigger(
-                sequence=ledger.next_sequence(), part_id="part", triggered_ns=time.time_ns()
+                sequence=ledger.next_sequence("main"),
+                camera="main",
+                part_id="part",
+                triggered_ns=time.time_ns(),
             )
             ledger.expect(trigger)
             evidence = Message(

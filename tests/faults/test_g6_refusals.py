@@ -106,7 +106,7 @@ def test_nothing_that_is_refused_counts_as_delivered(
     line = threading.Thread(
         target=run_line,
         args=(config,),
-        kwargs={"camera": Belt(20, stop), "inspector": Eye(), "threshold": 1.0, "stop": stop},
+        kwargs={"cameras": [Belt(20, stop)], "inspector": Eye(), "threshold": 1.0, "stop": stop},
     )
     began = time.monotonic()
     line.start()

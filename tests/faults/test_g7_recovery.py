@@ -107,7 +107,7 @@ class Watched:
         self.config = Config(
             agent=AgentSettings(id="line-3"),
             bundle=BundleSettings(path=BUNDLE),
-            camera=settings,
+            cameras=(settings,),
             mqtt=replace(broker.settings, health_s=60),
             ledger=LedgerSettings(path=folder / "ledger.sqlite"),
         )
@@ -144,7 +144,7 @@ class Watched:
     def _run(self):
         self.summary = run_line(
             self.config,
-            camera=self.camera,
+            cameras=[self.camera],
             inspector=self.inspector,
             threshold=self.threshold,
             stop=self.stop,

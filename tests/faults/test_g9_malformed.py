@@ -168,14 +168,14 @@ def test_every_malformed_frame_ends_in_a_state(tmp_path, is_full, record):
     config = Config(
         agent=AgentSettings(id="a"),
         bundle=BundleSettings(path=bundle.path),
-        camera={"type": "conveyor"},
+        cameras=[{"type": "conveyor"}],
         mqtt=MqttSettings(host="127.0.0.1", port=1, drain_s=0),
         ledger=LedgerSettings(path=tmp_path / "ledger.sqlite"),
     )
     with OnnxRuntimeBackend(bundle) as backend:
         summary = run_line(
             config,
-            camera=GarbageCamera(cases),
+            cameras=[GarbageCamera(cases)],
             inspector=TwoPassInspector(backend, bundle.manifest),
             threshold=0.5,
         )

@@ -1,0 +1,352 @@
+"""Several cameras in one agent: served in turns, none held up by another, all accounted for."""
+
+import json
+import sqlite3
+import threading
+from collections import Counter
+from dataclasses import replace
+from time import sleep
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from PIL import Image
+
+from agent.acquisition import Arrival, Handover
+from agent.cameras.conveyor import ConveyorCamera, ConveyorSettings
+from agent.cameras.folder import FolderCamera, FolderSettings
+from agent.cameras.settings import LineSettings
+from agent.config import AgentSettings, BundleSettings, Config, LedgerSettings
+from agent.heartbeat import Progress
+from agent.lanes import through_lanes
+from agent.line import run_line
+from agent.mqtt import MqttSettings
+from agent.verdict import State, Trigger
+from engine.errors import CameraError
+from engine.frame import Frame
+from tests.agent.test_line import BrightnessInspector, ScriptedCamera
+
+PIXELS = np.zeros((2, 2), np.uint8)
+
+
+def arrival(camera, number=0):
+    return Arrival(
+        trigger=Trigger(sequence=number + 1, camera=camera, part_id="", triggered_ns=0),
+        frame=Frame(pixels=PIXELS, number=number, captured_ns=0),
+        received=0.0,
+    )
+
+
+@given(st.lists(st.sampled_from(["top", "side", "end", "take", "take"]), max_size=80))
+def test_who_waits_is_next_after_one_of_each_other_camera(actions):
+    handover = Handover(["top", "side", "end"])
+    arrivals = iter(handover)
+    waiting, passed = Counter(), {camera: Counter() for camera in ("top", "side", "end")}
+    for action in actions:
+        if action != "take":
+            waiting[action] += handover.replace(arrival(action)) is None
+        elif waiting.total():
+            served = next(arrivals).trigger.camera
+            waiting[served] -= 1
+            passed[served].clear()
+            for other in passed.keys() - {served}:
+                passed[other][served] += waiting[other] > 0
+                assert passed[other][served] <= 1
+
+
+def test_a_camera_s_end_leaves_the_others_theirs():
+    handover = Handover(["top", "side"])
+    assert handover.put(arrival("top")) is None
+    handover.end("top")
+    late = arrival("top", 1)
+    assert handover.put(late) is late
+    assert handover.put(arrival("side")) is None
+    handover.end("side")
+    assert [one.trigger.camera for one in handover] == ["top", "side"]
+
+
+def test_a_part_in_hand_holds_up_its_own_camera_s_verdicts_only():
+    handover, released = Handover(["slow", "fast"]), []
+    last = threading.Event()
+    for one in (arrival("slow", 0), arrival("fast", 0), arrival("slow", 1), arrival("fast", 1)):
+        handover.put(one)
+    handover.close()
+
+    def inspect(part):
+        if part.trigger == Trigger(sequence=1, camera="slow", part_id="", triggered_ns=0):
+            assert last.wait(10), "the others were not released beside it"
+        return part.trigger.camera, part.frame.number
+
+    def release(found):
+        released.append(found)
+        if found == ("fast", 1):
+            last.set()
+
+    through_lanes(handover, inspect, release, lanes=2, progress=Progress())
+    assert released == [("fast", 0), ("fast", 1), ("slow", 0), ("slow", 1)]
+
+
+def configured(folder, *cameras, **changes):
+    config = Config(
+        agent=AgentSettings(id="line-3"),
+        bundle=BundleSettings(path=folder),
+        cameras=cameras,
+        mqtt=MqttSettings(host="127.0.0.1", port=1, drain_s=0),
+        ledger=LedgerSettings(path=folder / "ledger.sqlite"),
+    )
+    return replace(config, **changes)
+
+
+def counted(config):
+    """Camera, state and count, as the ledger's rows have them and as its tally does."""
+    connection = sqlite3.connect(config.ledger.path)
+    try:
+        rows = connection.execute(
+            "SELECT camera, state, count(*) FROM triggers GROUP BY 1, 2 ORDER BY 1, 2"
+        ).fetchall()
+        tally = connection.execute(
+            "SELECT camera, state, sum(ended) FROM tally GROUP BY 1, 2 ORDER BY 1, 2"
+        ).fetchall()
+    finally:
+        connection.close()
+    assert rows == tally
+    return {(camera, State(state)): count for camera, state, count in rows}
+
+
+def ran(config, cameras, inspector=None, **options):
+    """Run to the end, and hold the summary against the ledger."""
+    summary = run_line(
+        config,
+        cameras=cameras,
+        inspector=inspector or BrightnessInspector(),
+        threshold=0.5,
+        **options,
+    )
+    found = counted(config)
+    assert summary.triggers == sum(summary.counts.values()) == sum(found.values())
+    assert list(summary.cameras) == [camera.name for camera in config.cameras]
+    for name, counts in summary.cameras.items():
+        assert counts == {state: found.get((name, state), 0) for state in State}
+    for state, count in summary.counts.items():
+        assert count == sum(counts[state] for counts in summary.cameras.values())
+    return summary
+
+
+def pictures(folder, grey, size=(30, 20)):
+    folder.mkdir()
+    for index in range(5):
+        Image.new("RGB", size, (grey, index, 0)).save(folder / f"{index}.png")
+    return folder
+
+
+@pytest.mark.parametrize("lanes", [1, 2])
+def test_cameras_that_always_have_parts_get_equal_shares(tmp_path, lanes):
+    """Three folders of frames as different as can be; each always has parts that wait."""
+    sizes = {"small": (30, 20), "large": (640, 480), "wide": (500, 10)}
+    read, taken = Counter(), Counter()
+    changed, stop = threading.Condition(), threading.Event()
+
+    class Eager(FolderCamera):
+        def read(self):
+            with changed:
+                read[names[self]] += 1
+                changed.notify_all()
+            return super().read()
+
+    settings = [
+        FolderSettings(name=name, path=pictures(tmp_path / name, grey, size), after_last="repeat")
+        for grey, (name, size) in enumerate(sizes.items())
+    ]
+    cameras = [Eager(one, stop) for one in settings]
+    names = {camera: one.name for camera, one in zip(cameras, settings, strict=True)}
+
+    def hold(pixels):
+        """Go on when each camera is busy with its third part from here: two wait at least."""
+        name = settings[int(pixels[0, 0, 0])].name
+        with changed:
+            taken[name] += 1
+            assert changed.wait_for(
+                lambda: stop.is_set() or all(read[one] - taken[one] >= 3 for one in sizes), 20
+            )
+
+    summary = ran(
+        configured(tmp_path, *settings),
+        cameras,
+        BrightnessInspector(hold),
+        parts=240,
+        lanes=lanes,
+        stop=stop,
+    )
+    inspected = [counts[State.OK] for counts in summary.cameras.values()]
+    assert sum(inspected) == 240
+    assert max(inspected) / min(inspected) <= 1.1
+
+
+def test_all_parts_of_all_folders_are_inspected_once(tmp_path):
+    settings = [
+        FolderSettings(name=name, path=pictures(tmp_path / name, grey))
+        for name, grey in (("good", 20), ("bad", 90))
+    ]
+    (tmp_path / "bad" / "2.png").write_bytes(b"no picture")
+    seen = []
+    summary = ran(
+        configured(tmp_path, *settings), [FolderCamera(one) for one in settings], watch=seen.append
+    )
+    assert summary.cameras["good"][State.OK] == 5
+    assert (summary.cameras["bad"][State.NG], summary.cameras["bad"][State.ERROR]) == (4, 1)
+    sequences = sorted(verdict.trigger.sequence for verdict in seen)
+    assert sequences == list(range(1, 11))
+    for name in ("good", "bad"):
+        assert [v.trigger.part_id for v in seen if v.trigger.camera == name and v.inspection] == [
+            f"{index}.png" for index in range(5) if (name, index) != ("bad", 2)
+        ]
+
+
+def test_each_camera_has_the_deadline_and_the_fail_safe_of_its_own_line(tmp_path):
+    strict = LineSettings(deadline_ms=50, fail_safe="pass")
+    settings = [
+        ConveyorSettings(name="strict", line=strict),
+        ConveyorSettings(name="patient"),
+        ConveyorSettings(name="common"),
+    ]
+    common = LineSettings(deadline_ms=51)
+    patient = replace(settings[1], line=LineSettings())
+    config = configured(tmp_path, settings[0], patient, settings[2], line=common)
+    # Each camera loses one frame; each part takes longer than two of the deadlines allow.
+    summary = ran(
+        config,
+        [ScriptedCamera(1, 3) for _ in settings],
+        BrightnessInspector(lambda _pixels: sleep(0.06)),
+    )
+    assert summary.cameras["patient"] == dict.fromkeys(State, 0) | {
+        State.OK: 2, State.NO_FRAME: 1
+    }  # fmt: skip
+    for name in ("strict", "common"):
+        assert summary.cameras[name][State.TIMEOUT] == 2
+    assert summary.alarms == 3 + 1  # all three of `common`, and the frame that `patient` lost
+
+
+def test_the_run_ends_after_so_many_parts_of_all_cameras_together(tmp_path):
+    """One of them waits for parts that never come: it is told to stop."""
+    stop = threading.Event()
+    settings = [
+        ConveyorSettings(name="left"),
+        ConveyorSettings(name="right"),
+        FolderSettings(name="idle", path=tmp_path, after_last="watch"),
+    ]
+    cameras = [
+        ScriptedCamera(*range(50)),
+        ScriptedCamera(*range(50)),
+        FolderCamera(settings[2], stop),
+    ]
+    summary = ran(configured(tmp_path, *settings), cameras, parts=33, stop=stop)
+    assert summary.triggers == 33
+
+
+def test_a_bug_in_one_camera_ends_the_run_although_the_others_could_go_on(tmp_path):
+    stop = threading.Event()
+    endless = ConveyorSettings(name="endless", parts_per_minute=600)
+    with pytest.raises(RuntimeError, match="a bug"):
+        run_line(
+            configured(tmp_path, ConveyorSettings(name="broken"), endless),
+            cameras=[ScriptedCamera(0, RuntimeError("a bug")), ConveyorCamera(endless, stop)],
+            inspector=BrightnessInspector(),
+            threshold=0.5,
+            stop=stop,
+        )
+
+
+class Spoilt(ConveyorCamera):
+    """A conveyor that does what its `fault` says once that is set."""
+
+    fault = None
+
+    def read(self):
+        match self.fault:
+            case None:
+                self.frame = super().read()
+                return self.frame
+            case "gone":
+                raise CameraError("the cable is out")
+            case "hangs":
+                self._stop.wait()
+                return None
+            case "frozen":
+                self._pace.wait()
+                return replace(self.frame, number=self.frame.number + 1)
+
+    def renewed(self):
+        return self
+
+
+@pytest.mark.parametrize(
+    ("fault", "said"),
+    [
+        ("gone", "the cable is out"),
+        ("hangs", "has not answered for a while"),
+        ("frozen", "the camera shows the same picture again"),
+    ],
+)
+def test_a_camera_in_trouble_is_named_and_holds_up_no_other(
+    broker, hear, tmp_path, eventually, fault, said
+):
+    """On a real broker: health names the camera, and the other one's parts go on.
+
+    A camera that was there before, and is not any more, keeps its account.
+    """
+    ran(configured(tmp_path, ConveyorSettings(name="old")), [ScriptedCamera(1, 2)])
+    settings = [
+        ConveyorSettings(name=name, parts_per_minute=1200, seed=seed)
+        for seed, name in enumerate(("left", "right"))
+    ]
+    config = configured(tmp_path, *settings, mqtt=replace(broker.settings, health_s=3600))
+    heard, stop = hear(broker.settings, "atac/line-3/#"), threading.Event()
+    left, right = (Spoilt(one, stop) for one in settings)
+    seen = Counter()
+
+    def run():
+        run_line(
+            config,
+            cameras=[left, right],
+            inspector=BrightnessInspector(),
+            threshold=0.5,
+            stop=stop,
+            watch=lambda verdict: seen.update([verdict.trigger.camera]),
+        )
+
+    def health():
+        return [json.loads(payload) for payload in heard.on("health")]
+
+    def told():
+        """Health that says so; on a busy machine other things may trouble it too."""
+        reason = f"camera right: {said}"
+        return [one for one in health() if any(why.startswith(reason) for why in one["reasons"])]
+
+    line = threading.Thread(target=run)
+    line.start()
+    try:
+        eventually(lambda: min(seen["left"], seen["right"]) > 2)
+        right.fault = fault
+        eventually(told)
+        left_then = seen["left"]
+        eventually(lambda: seen["left"] > left_then + 10)
+    finally:
+        stop.set()
+        line.join()
+    statuses = {one["name"]: one["status"] for one in told()[0]["cameras"]}
+    assert list(statuses) == ["left", "right", "old"]
+    assert (statuses["right"], statuses["old"]) == ("trouble", "removed")
+    for one in health():
+        for key in ("triggers", "open"):
+            assert one[key] == sum(camera[key] for camera in one["cameras"])
+        for state, count in one["counts"].items():
+            assert count == sum(camera["counts"][state] for camera in one["cameras"])
+    ends = counted(config)
+    assert health()[-1]["triggers"] == sum(ends.values())
+    due = Counter(
+        {camera: count for (camera, state), count in ends.items() if state is State.NG}
+    ) + Counter({camera: count for (camera, state), count in ends.items() if state is State.ERROR})
+    eventually(
+        lambda: due == Counter(json.loads(payload)["camera"] for payload in heard.on("alarm"))
+    )
