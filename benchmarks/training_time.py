@@ -70,9 +70,10 @@ def measured(data: Path, bundle: Path, options: argparse.Namespace) -> dict[str,
     os.sched_setaffinity(0, cores)  # the child inherits it, and torch counts its threads by it
     command = [AGENT, "train", "--data", data, "--out", bundle, "--profile", options.profile]
     command += ["--backbone-weights", options.weights, "--defects", str(DEFECTS), "--json"]
+    usual = {name: value for name, value in os.environ.items() if name != "OMP_NUM_THREADS"}
     before = resource.getrusage(resource.RUSAGE_CHILDREN)
     started = time.perf_counter()
-    done = subprocess.run(command, stdout=subprocess.PIPE, check=True)
+    done = subprocess.run(command, stdout=subprocess.PIPE, env=usual, check=True)
     seconds = time.perf_counter() - started
     after = resource.getrusage(resource.RUSAGE_CHILDREN)
     processor = after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
