@@ -4,7 +4,7 @@
     sender ◀── pending_messages ── owner thread ◀── mark_delivered, mark_refused ── sender
 
 One thread owns the only connection (WAL, synchronous FULL) and commits whatever has gathered
-while the disk was busy: at once what has messages, the rest at most fifty times a second, as a
+while the disk was busy: at once what has messages, the rest at most twenty times a second, as a
 flush costs more than the rows. Callers never wait for the disk. A disk that is full or read-only
 stops nothing: rows wait in bounded memory, and what does not fit there is counted by sequence.
 Between commits the thread removes what is old or too much, a few parts at a time
@@ -77,7 +77,7 @@ _GROUP: Final = 1000
 """Entries of one transaction: enough to drain quickly, few enough to keep each commit short."""
 _GROUP_BYTES: Final = 2_000_000
 """And few enough to fit into the room that the ledger's limit leaves."""
-_GATHER_S: Final = 0.02
+_GATHER_S: Final = 0.05
 """From one commit to the next, where nothing that waits has messages."""
 _RETRY_S: Final = 1.0
 _SWEEP_S: Final = 1.0

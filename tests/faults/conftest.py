@@ -18,6 +18,9 @@ def pytest_addoption(parser):
     parser.addoption(
         "--faults-full", action="store_true", help="figures at their full length (hours)"
     )
+    parser.addoption(
+        "--faults-bundle", type=Path, help="a bundle of agent train, for G10 on a line's network"
+    )
 
 
 @pytest.fixture(scope="session")
