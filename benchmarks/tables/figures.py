@@ -47,11 +47,16 @@ class Seen:
 class Version:
     """A trained row, and what it makes of the test and of the defects it learnt from."""
 
-    title: str
+    row: str
+    trunk: str
     good: tuple[Seen, ...]
     defective: tuple[Seen, ...]
     learnt: tuple[Seen, ...]
     threshold: float | None
+
+    @property
+    def title(self) -> str:
+        return row_of(self.row).title.replace("`", "")
 
     @property
     def auroc(self) -> float:
@@ -83,7 +88,12 @@ def write_figures(
     drawings = dict(_drawings(versions))
     for kind, (_, svg) in drawings.items():
         (out / f"{name}-{kind}.svg").write_text(standalone(svg), encoding="utf-8")
-    body = [f"<h1>{escape(name)}, {max(DEFECTS)} known defects</h1>"]
+    pretrained = "nothing" if weights is None else weights.source
+    trunks = "; ".join(f"{version.title}: {version.trunk}" for version in versions)
+    body = [
+        f"<h1>{escape(name)}, {max(DEFECTS)} known defects, draw 0</h1>",
+        f'<p class="soft">Pretrained: {escape(pretrained)}. Trunks: {escape(trunks)}.</p>',
+    ]
     for title, svg in drawings.values():
         body += (f"<h2>{escape(title)}</h2>", f'<div class="card">{svg}</div>')
     body += (*_whole_frames(versions), *_overlays(versions, source))
@@ -159,7 +169,8 @@ def _version(
         known = [look(item) for item in split.train_defective]
         held_out = scores([look(item) for item in split.held_out_good])
     return Version(
-        title=row.title,
+        row=run.row,
+        trunk=f"{profile.architecture} {'+'.join(profile.stages)}",
         good=tuple(one for one in tested if not one.item.defective),
         defective=tuple(one for one in tested if one.item.defective),
         learnt=tuple(known),
@@ -169,7 +180,7 @@ def _version(
 
 def _drawings(versions: Sequence[Version]) -> Iterator[tuple[str, tuple[str, str]]]:
     """What each SVG file is called, its title and the drawing."""
-    for number, version in enumerate(versions):
+    for version in versions:
         if version.threshold is not None:
             groups = [scores(s) for s in (version.good, version.defective, version.learnt)]
             good, defective, known = groups
@@ -179,13 +190,13 @@ def _drawings(versions: Sequence[Version]) -> Iterator[tuple[str, tuple[str, str
                 f"overlap of good and defective {shared:.2f}"
             )
             svg = histogram_svg(good, defective, version.threshold, learnt=known)
-            yield f"scores-{number}", (title, svg)
+            yield f"scores-{version.row}", (title, svg)
     shown = [version for version in versions if version.good[0].features is not None]
     if shown:
         yield "features", ("The features behind each score, by t-SNE", scatter_svg(shown))
 
 
-_PANEL, _GAP, _TOP, _MARGIN = 250, 20, 70, 10
+_PANEL, _GAP, _TOP, _MARGIN = 250, 20, 92, 10
 
 
 def scatter_svg(versions: Sequence[Version]) -> str:
@@ -208,10 +219,8 @@ def scatter_svg(versions: Sequence[Version]) -> str:
                 f'<rect x="{left}" y="{_TOP}" width="{_PANEL}" height="{_PANEL}" rx="6" '
                 'fill="var(--card)" stroke="var(--edge)"/>'
             ),
-            (
-                f'<text x="{left}" y="{_TOP - 10}">{escape(version.title)}, '
-                f"AUROC {version.auroc:.3f}</text>"
-            ),
+            f'<text x="{left}" y="{_TOP - 28}">{escape(version.title)}</text>',
+            f'<text x="{left}" y="{_TOP - 10}">AUROC {version.auroc:.3f}</text>',
         )
         for group, (mark, colour, _) in zip(groups, _MARKS, strict=True):
             for one in group:

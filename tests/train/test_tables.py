@@ -297,7 +297,9 @@ def test_figures_go_on_from_what_was_trained(small_tables, parts, monkeypatch, c
     assert capsys.readouterr().out.strip().endswith(f"{parts.name}.html")
     assert "defective, learnt from, n = 4" in page
     drawings = {path.stem for path in (small_tables / "figures").glob("*.svg")}
-    assert drawings == {f"{parts.name}-{kind}" for kind in ("features", "scores-1", "scores-2")}
+    assert drawings == {
+        f"{parts.name}-{kind}" for kind in ("features", "scores-line", "scores-memory")
+    }
     for path in (small_tables / "figures").glob("*.svg"):
         text = path.read_text()
         assert ET.fromstring(text).tag == "{http://www.w3.org/2000/svg}svg"
