@@ -32,6 +32,10 @@ def load_compiler(driver: str) -> Any:
     majors = [major for major in _MAJORS if major <= int(driver.partition(".")[0])]
     for place in _places([f"libnvrtc.so.{major}" for major in majors]):
         try:
+            # What NVRTC opens by name later is found once it is loaded: packages name no path.
+            if place.is_absolute():
+                for part in sorted(place.parent.glob("libnvrtc-builtins.so.*")):
+                    ctypes.CDLL(str(part))
             return ctypes.CDLL(str(place))
         except OSError:
             continue
