@@ -158,7 +158,7 @@ def peers(folder: Path, exports: dict[str, Any]) -> list[Contender]:
     found = []
     for one in exports["exported"]:
         free: SimpleQueue[Any] = SimpleQueue()
-        look = single_pass(free)
+        look = single_pass(free, one["batch"])
         try:
             for _ in range(lanes):
                 compiled = core.compile_model(folder / one["file"], "CPU", settings)
@@ -176,7 +176,11 @@ def peers(folder: Path, exports: dict[str, Any]) -> list[Contender]:
     return found
 
 
-def single_pass(free: "SimpleQueue[Any]") -> Callable[[Pixels], int]:
+def single_pass(free: "SimpleQueue[Any]", batch: int) -> Callable[[Pixels], int]:
+    """A network that was exported for more than one image gets the same one so often, and each
+    counts as a part.
+    """
+
     def look(pixels: Pixels) -> int:
         small = cv2.resize(pixels, (SIDE, SIDE), interpolation=cv2.INTER_AREA)
         if small.ndim == 2:
@@ -184,10 +188,10 @@ def single_pass(free: "SimpleQueue[Any]") -> Callable[[Pixels], int]:
         planes = np.ascontiguousarray(small.transpose(2, 0, 1)[None], dtype=np.float32) / 255
         request = free.get()
         try:
-            request.infer([planes], share_inputs=True)
+            request.infer([planes.repeat(batch, axis=0)], share_inputs=True)
         finally:
             free.put(request)
-        return 1
+        return batch
 
     return look
 

@@ -55,18 +55,19 @@ def main() -> None:
                 .eval()
                 .to_openvino(folder, input_size=(side, side), onnx_kwargs={"opset_version": 18})
             )
-            exported.append(
-                {"name": name, "precision": "fp32", "file": str(path.relative_to(options.out))}
-            )
+            shape = openvino.Core().read_model(path).inputs[0].partial_shape
+            batch = 1 if shape[0].is_dynamic else shape[0].get_length()
+            entry = {"name": name, "batch": batch}
+            file = str(path.relative_to(options.out))
+            exported.append(entry | {"precision": "fp32", "file": file})
         except Exception as error:  # noqa: BLE001 - the others go on, and this one is told
             missing[f"{name}, fp32"] = told(error)
             continue
         try:
             quantised = path.with_name("int8.xml")
-            quantise(path, quantised, options.images, side)
-            exported.append(
-                {"name": name, "precision": "int8", "file": str(quantised.relative_to(options.out))}
-            )
+            quantise(path, quantised, options.images, side, batch)
+            file = str(quantised.relative_to(options.out))
+            exported.append(entry | {"precision": "int8", "file": file})
         except Exception as error:  # noqa: BLE001
             missing[f"{name}, int8"] = told(error)
     print(json.dumps({"exported": exported, "missing": missing}))
@@ -78,11 +79,11 @@ def patchcore(backbone: str, features: int) -> nn.Module:
     return model
 
 
-def quantise(source: Path, target: Path, images: Path, side: int) -> None:
+def quantise(source: Path, target: Path, images: Path, side: int, batch: int) -> None:
     import nncf  # noqa: PLC0415 - may be missing, which is told
 
     model = openvino.Core().read_model(source)
-    dataset = nncf.Dataset(list(planes(images, side)))
+    dataset = nncf.Dataset([one.repeat(batch, axis=0) for one in planes(images, side)])
     openvino.save_model(nncf.quantize(model, dataset, subset_size=32), target)
 
 
