@@ -14,6 +14,7 @@ import threading
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor, wait
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from time import monotonic, perf_counter, time_ns
 from types import TracebackType
@@ -65,16 +66,19 @@ class Handover:
     _ROOM: Final = 2
 
     def __init__(self, cameras: Iterable[str]) -> None:
-        self._changed = threading.Condition()
         # In the order of their turns, next first.
         self._waiting: dict[str, deque[Arrival]] = {camera: deque() for camera in cameras}
         self._open = set(self._waiting)
+        lock = threading.Lock()
+        self._changed = threading.Condition(lock)
+        # One for each, so that a part that is taken does not wake all cameras.
+        self._room = {camera: threading.Condition(lock) for camera in self._waiting}
 
     def put(self, arrival: Arrival) -> Arrival | None:
         """Leave `arrival` when there is room; gives it back if nobody will take it any more."""
         camera = arrival.trigger.camera
         with self._changed:
-            self._changed.wait_for(
+            self._room[camera].wait_for(
                 lambda: camera not in self._open or len(self._waiting[camera]) < self._ROOM
             )
             if camera not in self._open:
@@ -99,6 +103,7 @@ class Handover:
         """Nothing more will come of `camera`; what waits can still be taken."""
         with self._changed:
             self._open.discard(camera)
+            self._room[camera].notify_all()
             self._changed.notify_all()
 
     def close(self) -> None:
@@ -115,7 +120,7 @@ class Handover:
                     return
                 self._waiting[turn] = waiting = self._waiting.pop(turn)
                 arrival = waiting.popleft()
-                self._changed.notify_all()
+                self._room[turn].notify_all()
             yield arrival
 
 
@@ -352,6 +357,15 @@ class Acquisition:
         if trigger is not None:
             self._end(trigger, state, reason)
         self._expected = number + 1
+
+
+@contextmanager
+def acquiring(acquisitions: Iterable[Acquisition]) -> Iterator[None]:
+    """Within this context all of them read."""
+    with ExitStack() as stack:
+        for each in acquisitions:
+            stack.enter_context(each)
+        yield
 
 
 class _LeftBehindError(Exception):

@@ -13,13 +13,13 @@ import logging
 import signal
 import threading
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from time import perf_counter, time_ns
 from types import FrameType
 from typing import Final
 
-from agent.acquisition import Acquisition, Arrival, Handover
+from agent.acquisition import Acquisition, Arrival, Handover, acquiring
 from agent.announcer import Announcer
 from agent.cameras import Camera
 from agent.config import Config
@@ -157,11 +157,9 @@ def run_line(
             Publisher(config.mqtt, ledger, config.agent.id, requests) as publisher,
             evidence,
             announcer,
-            ExitStack() as acquiring,
+            acquiring(acquisitions.values()),
             Heartbeat(is_well),
         ):
-            for acquisition in acquisitions.values():
-                acquiring.enter_context(acquisition)
             _inspect_parts(
                 arrivals, inspector, current, announcer, tally.timing, paused, progress, lanes
             )
