@@ -144,6 +144,27 @@ def test_it_tells_people_what_happened(place):
     assert "end_to_end" in out
 
 
+def test_several_cameras_are_counted_each_and_together(place):
+    (place / "parts").mkdir()
+    for number in range(2):
+        picture = np.full((20, 30, 3), 90 + number, np.uint8)
+        Image.fromarray(picture).save(place / "parts" / f"{number}.png")
+    configure(place, "{type: conveyor}")
+    cameras = "[{name: left, type: conveyor, parts: 3}, {name: right, type: folder, path: parts}]"
+    text = (place / "agent.yaml").read_text()
+    (place / "agent.yaml").write_text(
+        text.replace("camera: {type: conveyor}", f"cameras: {cameras}")
+    )
+    code, out, err = agent("run", "--config", place / "agent.yaml")
+    assert code == 0, err
+    assert out.startswith("5 parts in ")
+    assert "\nleft: 3 OK\nright: 2 OK\n" in out
+    assert states(place) == ["OK"] * 5
+    code, out, _ = agent("doctor", "--config", place / "agent.yaml")
+    assert "left: conveyor gives 640×480 colour frames" in out
+    assert "right: folder gives 30×20 colour frames" in out
+
+
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_a_signal_finishes_the_part_in_hand_and_loses_no_verdict(place, number):
     configure(place, "{type: conveyor, parts_per_minute: 1200}")
