@@ -19,9 +19,7 @@ same cores.
 
 import argparse
 import json
-import os
 import shutil
-import socket
 import sqlite3
 import statistics
 import subprocess
@@ -38,6 +36,7 @@ import yaml
 from PIL import Image
 
 from agent.bench import bare_network
+from benchmarks.broker import mosquitto
 from benchmarks.machine import described
 from calibration.bound import interval
 from engine.backends import Backend
@@ -306,27 +305,6 @@ def linked(folder: Path, files: list[Path]) -> Path:
     for index, file in enumerate(files):
         (folder / f"{index:04d}-{file.parent.name}-{file.name}").symlink_to(file.resolve())
     return folder
-
-
-@contextmanager
-def mosquitto(folder: Path) -> Iterator[int]:
-    """A real broker on a free port of the loopback interface."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
-    settings = folder / "mosquitto.conf"
-    settings.write_text(f"listener {port} 127.0.0.1\nallow_anonymous true\n", encoding="utf-8")
-    binary = shutil.which("mosquitto", path=f"{os.environ['PATH']}:/usr/sbin") or "mosquitto"
-    with subprocess.Popen([binary, "-c", settings], stderr=subprocess.DEVNULL) as process:
-        try:
-            for _ in range(100):
-                with socket.socket() as attempt:
-                    if attempt.connect_ex(("127.0.0.1", port)) == 0:
-                        break
-                time.sleep(0.05)
-            yield port
-        finally:
-            process.terminate()
 
 
 @contextmanager
