@@ -14,8 +14,8 @@ import numpy.typing as npt
 from sklearn.manifold import TSNE
 from torch import Tensor
 
-from benchmarks.tables.rows import learnt, row_of, settled_profile
-from benchmarks.tables.runs import Run, calibrated, optics_of, state_folder
+from benchmarks.tables.rows import row_of, settled_profile
+from benchmarks.tables.runs import Run, calibrated, optics_of, trained_for
 from benchmarks.tables.sets import DEFECTS, read_manifest, source_of
 from engine.frame import Inspection
 from engine.inspector import TwoPassInspector
@@ -142,16 +142,7 @@ def _version(
 ) -> Version:
     row, split = row_of(run.row), run.split()
     profile = settled_profile(row, weights)
-    trained = learnt(
-        row,
-        source,
-        split,
-        profile,
-        weights=weights,
-        seed=run.draw,
-        run_folder=run_folder / state_folder(run, weights),
-        on_epoch=lambda _: None,
-    )
+    trained = trained_for(run, source, weights, run_folder)
     read: list[Tensor] = []  # what τ read, pass by pass
     score = getattr(trained.network.head, "score", None)
     if score is not None:
@@ -166,7 +157,8 @@ def _version(
             return Seen(item=item, inspection=found, features=features)
 
         tested = [look(item) for item in split.test]
-        known = [look(item) for item in split.train_defective]
+        # The memory learns from no defect.
+        known = [look(item) for item in split.train_defective] if row.method else []
         held_out = scores([look(item) for item in split.held_out_good])
     return Version(
         row=run.row,

@@ -2,7 +2,7 @@
 
 import sys
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -198,20 +198,38 @@ def state_folder(run: Run, weights: PretrainedWeights | None) -> str:
     return f"{run.key}-{sha256(profile + manifest_sha256(run.set).encode())[:8]}"
 
 
-def measured(run: Run, data: Path, weights: PretrainedWeights | None, run_folder: Path) -> Record:
-    """Train and test, the state in a folder below `run_folder`; the seed is the draw."""
-    row, split = row_of(run.row), run.split()
-    profile = settled_profile(row, weights)
-    source = source_of(read_manifest(run.set), data / run.set)
-    began = time.perf_counter()
-    trained = learnt(
+def trained_for(
+    run: Run,
+    source: Source,
+    weights: PretrainedWeights | None,
+    run_folder: Path,
+    *,
+    on_epoch: Callable[[str], None] = lambda _: None,
+) -> Trained:
+    """Train for `run`, or go on where its folder below `run_folder` says; the seed is the draw."""
+    row = row_of(run.row)
+    return learnt(
         row,
         source,
-        split,
-        profile,
+        run.split(),
+        settled_profile(row, weights),
         weights=weights,
         seed=run.draw,
         run_folder=run_folder / state_folder(run, weights),
+        on_epoch=on_epoch,
+    )
+
+
+def measured(run: Run, data: Path, weights: PretrainedWeights | None, run_folder: Path) -> Record:
+    """Train and test; the state lies below `run_folder`."""
+    split, profile = run.split(), settled_profile(row_of(run.row), weights)
+    source = source_of(read_manifest(run.set), data / run.set)
+    began = time.perf_counter()
+    trained = trained_for(
+        run,
+        source,
+        weights,
+        run_folder,
         on_epoch=lambda text: print(f"  {text}", file=sys.stderr, flush=True),
     )
     started = time.perf_counter()
