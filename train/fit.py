@@ -328,7 +328,8 @@ def two_pass_loss(
     device = passes[0].maps.score_map.device
     defective = torch.tensor([sample.defective for sample in batch], device=device)
     known = torch.tensor([sample.mask is not None for sample in batch], device=device)
-    masks = [_map_masks(p, batch) for p in passes]
+    teaches = profile.mask_weight > 0 or profile.cell_weight > 0
+    masks = [_map_masks(p, batch) for p in passes] if teaches or profile.loss_of == "each" else []
     scores = _pass_scores(passes, profile)
     if profile.loss_of == "mean":
         # γ(x)   Eq 10
@@ -341,7 +342,7 @@ def two_pass_loss(
         ]
         objective = torch.stack(losses).mean()
     # Cross-entropy refuses NaN; the caller has a better word for it.
-    if torch.isfinite(objective):
+    if teaches and torch.isfinite(objective):
         for p, mask in zip(passes, masks, strict=True):
             if profile.mask_weight:
                 miss = attention_loss(p.maps.attention, mask, known)
