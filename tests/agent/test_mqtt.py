@@ -195,6 +195,7 @@ def test_messages_wait_for_the_next_run_of_the_agent(broker, tmp_path, hear, eve
             eventually(lambda: ledger.pending == 0)
     with Ledger(path, agent_id="line1") as ledger, Publisher(broker.settings, ledger, "line1"):
         assert ledger.pending == 0
+    eventually(lambda: heard.on("/state") == [b"online", b"offline"] * 2)
     assert sequences(heard) == [1, 2, 3, 4, 5]
 
 
