@@ -48,6 +48,7 @@ lint: $(VENV)/installed-all
 	$(BIN)/mypy
 	$(BIN)/lint-imports
 
+# Calibrated by ONNX Runtime, so that `agent demo` needs nothing else.
 # One thread, so that the number of cores does not change the order of sums, and so the weights.
 demo-bundle: export OMP_NUM_THREADS := 1
 demo-bundle: $(VENV)/installed-all
@@ -55,7 +56,7 @@ demo-bundle: $(VENV)/installed-all
 	$(BIN)/python tools/demo_bundle.py build/demo-parts build/demo-bundle
 	rm -r build/demo-parts/calibration/test/good
 	$(BIN)/agent calibrate --bundle build/demo-bundle --good build/demo-parts/calibration/train \
-		--defective build/demo-parts/calibration/test
+		--defective build/demo-parts/calibration/test --backend onnxruntime
 	mkdir -p runs
 	mv build/demo-bundle/calibration.html runs/demo-calibration.html
 	rm -rf agent/demo_bundle
@@ -71,7 +72,7 @@ clean:
 # What runs on a device: neither torch nor a test tool.
 $(VENV)/installed-run: $(VENV)/made pyproject.toml constraints.txt
 	@echo "Installing the agent into $(VENV)"
-	@$(INSTALL_PRODUCT) '.[demo]'
+	@$(INSTALL_PRODUCT) '.[cpu,demo]'
 	@touch $@
 
 $(VENV)/installed-all: $(VENV)/made pyproject.toml constraints.txt

@@ -7,7 +7,6 @@ that of `agent run`: lanes, child process, ledger. Frames lie in memory, as a ca
 no part raises an alarm, so no picture is drawn and no broker is needed.
 """
 
-import json
 import os
 import resource
 import sys
@@ -31,13 +30,14 @@ from agent.inference import ChildInspector, Recipe
 from agent.line import run_line
 from agent.mqtt import MqttSettings
 from agent.verdict import Verdict
-from engine.backends import Backend, BackendName
+from engine.backends import Backend, BackendName, Runtime
+from engine.backends.choice import judgement
 from engine.backends.opening import open_backend, open_inspector
-from engine.bundle import PARITY, Bundle, Manifest, Precision
+from engine.bundle import Bundle, Manifest, Precision
 from engine.errors import BackendError
 from engine.frame import Frame, Pixels
 
-CPU_BACKENDS: Final[tuple[BackendName, ...]] = ("onnxruntime", "openvino")
+_CPU_BACKENDS: Final[tuple[BackendName, ...]] = ("onnxruntime", "openvino")
 _PACED_SHARE: Final = 0.5
 """The paced line brings so much of what the saturated one got through: no part waits for long."""
 _STAGES: Final = ("view_1", "pass_1", "attention", "view_2", "pass_2")
@@ -96,8 +96,8 @@ class Round:
 class Speed:
     """What one backend does with one precision. `ready_s` is the child's start, cache filled.
 
-    `score_difference` is the largest from ONNX Runtime's fp32 over the frames; `changed_verdicts`
-    what the bundle's parity gate counted, `None` where it has not looked.
+    `score_difference` is the largest from ONNX Runtime's fp32 over the frames; `objections` are
+    those of the bundle's parity gate, `None` where it has not looked.
     """
 
     backend: str
@@ -109,7 +109,7 @@ class Speed:
     child_mb: float
     agent_mb: float
     score_difference: float
-    changed_verdicts: int | None
+    objections: tuple[str, ...] | None
     rounds: tuple[Round, ...]
 
     @property
@@ -122,17 +122,18 @@ class Speed:
 def measured(
     bundle: Bundle,
     frames: Sequence[Pixels],
+    runtime: Runtime,
     *,
-    backend: BackendName,
-    precision: Precision,
     seconds: float,
     rounds: int,
 ) -> Speed:
-    """Measure one backend and precision; each of a round's four parts takes about `seconds`.
+    """Measure one runtime; each of a round's four parts takes about `seconds`.
 
     Raises `BackendError` where the backend cannot be used.
     """
+    backend, precision = runtime.backend, runtime.precision
     recipe = Recipe(bundle=bundle.path, backend=backend, precision=precision)
+    judged = judgement(bundle, runtime)
     own_mb = _resident_mb(os.getpid())
     with open_backend(bundle, backend=backend, precision=precision) as alone:
         difference = _score_difference(bundle, frames, backend=backend, precision=precision)
@@ -158,7 +159,7 @@ def measured(
                 child_mb=_resident_mb(child.pid),
                 agent_mb=own_mb,
                 score_difference=difference,
-                changed_verdicts=_changed_verdicts(bundle, precision),
+                objections=None if judged is None else judged.objections,
                 rounds=tuple(found),
             )
 
@@ -168,27 +169,25 @@ def compared(
 ) -> tuple[tuple[Speed, ...], tuple[str, ...]]:
     """Every CPU backend with every precision of the bundle, and why some could not be measured."""
     found, missing = [], []
-    for backend in CPU_BACKENDS:
-        for precision in bundle.manifest.networks:
-            try:
-                found.append(
-                    measured(
-                        bundle,
-                        frames,
-                        backend=backend,
-                        precision=precision,
-                        seconds=seconds,
-                        rounds=rounds,
-                    )
-                )
-            except BackendError as error:
-                missing.append(f"{backend} {precision}: {error}")
+    runtimes = [
+        *(
+            Runtime(backend=backend, precision=precision)
+            for backend in _CPU_BACKENDS
+            for precision in bundle.manifest.networks
+        ),
+        Runtime(backend="openvino", precision="bf16"),
+    ]
+    for runtime in runtimes:
+        try:
+            found.append(measured(bundle, frames, runtime, seconds=seconds, rounds=rounds))
+        except BackendError as error:
+            missing.append(f"{runtime.backend} {runtime.precision}: {error}")
     return tuple(found), tuple(missing)
 
 
 def recommended(speeds: Sequence[Speed]) -> Speed | None:
-    """The fastest whose precision changed no verdict in the bundle's parity gate."""
-    sound = [speed for speed in speeds if speed.changed_verdicts == 0]
+    """The fastest that the bundle's parity gate had no objection to."""
+    sound = [speed for speed in speeds if speed.objections == ()]
     return max(sound, key=lambda each: each.middle.saturated.parts_per_second, default=None)
 
 
@@ -340,13 +339,6 @@ def _score_difference(
         open_inspector(bundle) as other,
     ):
         return max(abs(one.inspect(each).score - other.inspect(each).score) for each in frames)
-
-
-def _changed_verdicts(bundle: Bundle, precision: Precision) -> int | None:
-    if PARITY not in bundle.manifest.files:
-        return None
-    row = json.loads(bundle.read(PARITY)).get(precision)
-    return None if row is None else len(row["flips"])
 
 
 def _cpu_s(child: int | None) -> float:

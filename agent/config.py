@@ -18,8 +18,7 @@ from agent.evidence import EvidenceSettings
 from agent.messages import check_topics
 from agent.mqtt import MqttSettings
 from agent.retention import Limits
-from engine.backends import MAX_PIXELS, BackendName, FallbackName
-from engine.bundle import Precision
+from engine.backends import MAX_PIXELS, BackendChoice, FallbackName, PrecisionChoice
 from engine.errors import ConfigurationError
 from engine.spec import spec
 
@@ -38,14 +37,16 @@ class AgentSettings:
 class BundleSettings:
     """Which model inspects, and what runs it.
 
-    A backend that cannot be used stops the agent, unless `fallback` names another.
+    `auto` is the backend and the precision that the threshold was set with; `agent calibrate`,
+    which sets it, takes the fastest. A backend that cannot be used stops the agent, unless
+    `fallback` names another.
     """
 
     path: Path
-    precision: Precision = "fp32"
+    precision: PrecisionChoice = "auto"
     require_signature: Path | None = None
     """The public key that must have signed the manifest; without it none has to."""
-    backend: BackendName = "auto"
+    backend: BackendChoice = "auto"
     fallback: FallbackName | None = None
     max_megapixels: Annotated[float, Field(gt=0, le=1000)] = MAX_PIXELS / 1e6
     """A GPU keeps memory for frames up to this size; parts with larger ones end as ERROR."""

@@ -26,7 +26,7 @@ from agent.mqtt import MqttSettings, Subscriber
 from agent.process import prepare_process
 from agent.tally import Latency
 from agent.verdict import State, Verdict
-from calibration.record import read_calibration
+from calibration.record import calibrated_runtime, read_calibration
 from engine.bundle import open_bundle
 
 AGENT_ID: Final = "demo"
@@ -183,14 +183,16 @@ def run_demo(
     """
     prepare_process()
     bundle = open_bundle(bundle_path)
-    calibrated = read_calibration(bundle, precision="fp32")
+    calibrated = read_calibration(bundle)
+    runtime = calibrated_runtime(bundle, calibrated)
+    recipe = Recipe(bundle=bundle_path, backend=runtime.backend, precision=runtime.precision)
     threshold = calibrated.calibration.threshold
     settings = ConveyorSettings(seed=seed, defect_rate=DEFECT_RATE, parts_per_minute=rate)
     camera = ConveyorCamera(settings, stop)
     comparison = Comparison(camera=camera)
     listener = Listener(started, show)
     with ExitStack() as stack:
-        inspector = stack.enter_context(ChildInspector(Recipe(bundle=bundle_path)))
+        inspector = stack.enter_context(ChildInspector(recipe))
         folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="atac-demo-")))
         broker = stack.enter_context(EmbeddedBroker())
         mqtt = MqttSettings(host=broker.host, port=broker.port, version="3.1.1")
@@ -216,6 +218,7 @@ def run_demo(
             lanes=inspector.lanes,
             watch=comparison.add,
             inference_trouble=lambda: inspector.trouble,
+            backend=lambda: inspector.backend,
         )
         listener.wait_for(summary.alarms, _LAST_ALARM_S)
     counts = comparison.counts

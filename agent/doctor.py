@@ -16,6 +16,7 @@ from agent.cameras import CameraSettings, open_camera
 from agent.config import Config, load_config
 from agent.ledger_file import check_place
 from agent.mqtt import probe
+from agent.runtime import bundle_runtime
 from calibration.record import read_calibration
 from engine.backends.opening import open_inspector
 from engine.bundle import Bundle, open_bundle
@@ -128,15 +129,17 @@ def _calibration(config: Config, bundle: Bundle) -> Finding:
     found = read_calibration(bundle, precision=config.bundle.precision).calibration
     return _ok(
         "calibration",
-        f"threshold {found.threshold:.4g} from {found.good} good parts, at most "
-        f"{found.max_false_reject:.2%} false rejects with {found.confidence:.0%} confidence",
+        f"threshold {found.threshold:.4g}, set with {found.backend} from {found.good} good parts, "
+        f"at most {found.max_false_reject:.2%} false rejects with "
+        f"{found.confidence:.0%} confidence",
     )
 
 
 def _backend(config: Config, bundle: Bundle) -> Finding:
     settings = config.bundle
     try:
-        opened = open_inspector(bundle, backend=settings.backend, precision=settings.precision)
+        runtime = bundle_runtime(bundle, backend=settings.backend, precision=settings.precision)
+        opened = open_inspector(bundle, backend=runtime.backend, precision=runtime.precision)
     except BackendError as error:
         if settings.fallback is None:
             raise

@@ -178,6 +178,7 @@ class ChildInspector:
                 if self._child.age_s() > _START_S:
                     self._fail_to_start(f"was not ready after {_START_S:g} s")
                 raise NoAnswerError("inference is being started anew")
+            self.backend = self._child.backend
             return self._child
 
     def _lose(self, child: "_Child", reason: str) -> bool:

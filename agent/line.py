@@ -54,6 +54,7 @@ def run_line(
     lanes: int = 1,
     watch: Callable[[Verdict], None] = lambda _verdict: None,
     inference_trouble: Callable[[], str | None] = lambda: None,
+    backend: Callable[[], str] = lambda: "",
 ) -> Summary:
     """Run until all cameras' sources end, `parts` triggers have begun or `stop` is set.
 
@@ -62,8 +63,9 @@ def run_line(
     is `perf_counter()` when the program began. `inspector` is called by `lanes` threads at once;
     the verdicts of one camera leave in the order of its parts. `watch` gets each verdict, in the
     announcer's thread, once the ledger has it; `inference_trouble` says why `inspector` gives no
-    answers just now. Raises `ConfigurationError` when the broker's settings or the
-    ledger cannot be used; a camera or a broker that is away is waited for.
+    answers just now, `backend` what it runs on, by its full name. Raises `ConfigurationError` when
+    the broker's settings or the ledger cannot be used; a camera or a broker that is away is waited
+    for.
     """
     check_settings(config.mqtt)
     stop = stop or threading.Event()
@@ -98,6 +100,7 @@ def run_line(
             parts=parts,
             stop=stop,
             started=perf_counter() if started is None else started,
+            backend=backend,
         )
 
         def end(trigger: Trigger, state: State, reason: str) -> None:

@@ -98,15 +98,17 @@ class CameraHealth:
 class Health:
     """A snapshot of the running agent. Troubles are one line each; `None` means well.
 
-    `cameras` has each by its name; latencies are milliseconds from trigger to verdict over the
-    recent parts, `None` before the first. `threshold` is the one in force, which a request may
-    have changed. `lost` names the sequence ranges, first and last inclusive, whose verdicts the
-    ledger could not keep; `let_go` those whose undelivered pictures and messages had to make room.
+    `cameras` has each by its name; `backend` is what inspects, such as `openvino cpu int8`.
+    Latencies are milliseconds from trigger to verdict over the recent parts, `None` before the
+    first. `threshold` is the one in force, which a request may have changed. `lost` names the
+    sequence ranges, first and last inclusive, whose verdicts the ledger could not keep; `let_go`
+    those whose undelivered pictures and messages had to make room.
     """
 
     uptime_s: float
     cameras: Mapping[str, CameraHealth]
     parts_per_second: float
+    backend: str = ""
     latency_p50_ms: float | None = None
     latency_p99_ms: float | None = None
     threshold: float | None = None
@@ -254,6 +256,7 @@ def health(origin: Origin, now_ns: int, snapshot: Health) -> Message:
             "software": software(),
             "bundle_id": origin.bundle_id or None,
             "calibration_id": origin.calibration_id or None,
+            "backend": snapshot.backend or None,
             "uptime_s": round(snapshot.uptime_s, 3),
             **_accounted(triggers, counts),
             "parts_per_second": round(snapshot.parts_per_second, 3),

@@ -2,7 +2,7 @@
 
 import threading
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from time import perf_counter
 from typing import Final
@@ -67,14 +67,16 @@ class Latency:
 class Summary:
     """One run: how its triggers ended and how long things took.
 
-    `counts` has every state and sums to `triggers`; `cameras` has the counts of each, which sum to
-    `counts`. `alarms` were recorded for delivery. Of the outbox's messages (an alarm and its
-    thumbnail are two) the broker took `delivered` and `refused` others in this run; `undelivered`
-    wait for the next one. `start_up_s` is from the program's start to the first part, `seconds`
-    from there to the last verdict. `latencies` are by stage; see `Timing`.
+    `backend` is what inspected, such as `openvino cpu int8`. `counts` has every state and sums to
+    `triggers`; `cameras` has the counts of each, which sum to `counts`. `alarms` were recorded for
+    delivery. Of the outbox's messages (an alarm and its thumbnail are two) the broker took
+    `delivered` and `refused` others in this run; `undelivered` wait for the next one. `start_up_s`
+    is from the program's start to the first part, `seconds` from there to the last verdict.
+    `latencies` are by stage; see `Timing`.
     """
 
     epoch: str
+    backend: str
     triggers: int
     counts: dict[State, int]
     cameras: dict[str, dict[State, int]]
@@ -146,6 +148,7 @@ class Tally:
         parts: int | None,
         stop: threading.Event,
         started: float,
+        backend: Callable[[], str],
     ) -> None:
         self.timing: Final = Timing()
         self._ledger = ledger
@@ -156,6 +159,7 @@ class Tally:
         self._parts = parts
         self._stop = stop
         self._started = started
+        self._backend = backend
         self._beginning = threading.Lock()
         self._triggers = 0
         self._counts: Counter[tuple[str, State]] = Counter()
@@ -205,6 +209,7 @@ class Tally:
         recent = self.timing.latencies(newest=500).get("end_to_end")
         return Health(
             uptime_s=now - self._started,
+            backend=self._backend(),
             cameras=self._cameras(troubles.cameras),
             parts_per_second=(ended - ended_before) / max(now - before, 1e-9),
             latency_p50_ms=recent.p50_ms if recent else None,
@@ -246,6 +251,7 @@ class Tally:
         }
         return Summary(
             epoch=self._ledger.epoch,
+            backend=self._backend(),
             triggers=self._triggers,
             counts={state: sum(each[state] for each in cameras.values()) for state in State},
             cameras=cameras,

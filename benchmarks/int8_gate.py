@@ -93,9 +93,10 @@ def measured(bundle: Bundle, source: Source, limit: int | None) -> dict[str, Any
     scores = [one.score for one in expected]
     promise = {"max_false_reject": MAX_FALSE_REJECT, "confidence": CONFIDENCE}
     threshold, unsure = choose_threshold(scores, **promise).value, band(scores, **promise)
-    bundle, parity = add_precision(
+    bundle, judged = add_precision(
         bundle, "int8", source, threshold=threshold, band=unsure, accept_flips=True
     )
+    gate = judged["onnxruntime cpu int8"]
     runtimes: list[tuple[BackendName, Precision]] = [
         ("onnxruntime", "fp32"),
         ("onnxruntime", "int8"),
@@ -111,7 +112,7 @@ def measured(bundle: Bundle, source: Source, limit: int | None) -> dict[str, Any
     fp32, *others = inspections(bundle, runtimes, source, items)
     faulty = np.array([item.defective for item in items])
     return {
-        "gate": asdict(parity) | {"objections": parity.objections},
+        "gate": asdict(gate) | {"objections": gate.objections},
         "held_out": len(held_out),
         "good": int((~faulty).sum()),
         "defective": int(faulty.sum()),

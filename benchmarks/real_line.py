@@ -39,10 +39,11 @@ from agent.bench import bare_network
 from benchmarks.broker import mosquitto
 from benchmarks.machine import described
 from calibration.bound import interval
+from calibration.record import calibrated_runtime, read_calibration
 from engine.backends import Backend
 from engine.backends.onnxruntime_backend import OnnxRuntimeBackend
 from engine.backends.opening import open_backend
-from engine.bundle import Bundle, Precision, open_bundle
+from engine.bundle import Bundle, open_bundle
 from engine.image import read_image
 from engine.inspector import TwoPassInspector
 from train.datasets import SPLIT, SPLIT_JSON, find_source, unseen_images
@@ -137,7 +138,7 @@ def measured(one: Set, bundle: Bundle, folder: Path, options: argparse.Namespace
         "torch": TorchBackend(load_network(bundle)),
         "fp32": OnnxRuntimeBackend(bundle, precision="fp32"),
         "int8": OnnxRuntimeBackend(bundle, precision="int8"),
-        "agent": open_backend(bundle, backend="auto", precision=options.precision),
+        "agent": as_the_agent_does(bundle),
     }
     for name, backend in by_precision.items():
         with backend:
@@ -145,14 +146,14 @@ def measured(one: Set, bundle: Bundle, folder: Path, options: argparse.Namespace
         ranked[name] = auroc(np.array([image.score for image in found]), defective)
 
     camera = linked(folder / "camera", [source.path(item.path) for item in items])
-    before = bare_passes(bundle, options.precision)
+    before = bare_passes(bundle)
     summary, heard, ledger = inspected(
         bundle,
         folder,
         {"type": "folder", "path": str(camera.resolve()), "after_last": "end"},
         options,
     )
-    after = bare_passes(bundle, options.precision)
+    after = bare_passes(bundle)
     faulty_part = dict(zip(sorted(path.name for path in camera.iterdir()), defective, strict=True))
     verdicts = [(faulty_part[part], state) for part, state in parts_of(ledger)]
     false_rejects = sum(state == "NG" for faulty, state in verdicts if not faulty)
@@ -250,11 +251,11 @@ def rates(
         "path": str(camera.resolve()),
         "after_last": "repeat",
     }
-    before = bare_passes(bundle, options.precision)
+    before = bare_passes(bundle)
     for _ in range(options.rounds):
         parts = round(seconds * before)
         summary, _, _ = inspected(bundle, folder, shown, options, parts=parts)
-        after = bare_passes(bundle, options.precision)
+        after = bare_passes(bundle)
         rounds.append(
             {
                 "bare_passes_per_second": (before + after) / 2,
@@ -275,9 +276,15 @@ def share(summary: dict[str, Any], before: float, after: float) -> float:
     return float(summary["parts_per_second"] * passes_a_part / ((before + after) / 2))
 
 
-def bare_passes(bundle: Bundle, precision: Precision) -> float:
-    """Passes a second of the network alone, opened as the agent's child opens it."""
-    with open_backend(bundle, backend="auto", precision=precision) as backend:
+def as_the_agent_does(bundle: Bundle) -> Backend:
+    """The network as the agent's child opens it: with what the threshold was set with."""
+    runtime = calibrated_runtime(bundle, read_calibration(bundle))
+    return open_backend(bundle, backend=runtime.backend, precision=runtime.precision)
+
+
+def bare_passes(bundle: Bundle) -> float:
+    """Passes a second of the network alone."""
+    with as_the_agent_does(bundle) as backend:
         return bare_network(backend, bundle.manifest, seconds=3.0).passes_per_second
 
 

@@ -103,7 +103,7 @@ def measured(bundle: Bundle, data: Path, options: argparse.Namespace) -> dict[st
     frames = [read_listed(source, item) for item in items]
     faulty = np.array([item.defective for item in items])
     threshold, origin = threshold_of(bundle, options.precision)
-    with open_backend(bundle, backend="auto", precision=options.precision) as backend:
+    with open_backend(bundle, precision=options.precision) as backend:
         plain = inspected(backend, bundle, frames)
         scores = np.array([one.score for one in plain])
         room = threshold - float(np.median(scores[~faulty]))
@@ -129,7 +129,7 @@ def measured(bundle: Bundle, data: Path, options: argparse.Namespace) -> dict[st
         }
     row["light"] = {}
     for name, one in compared.items():
-        with open_backend(one, backend="auto", precision="fp32") as backend:
+        with open_backend(one) as backend:
             row["light"][name] = under_light(backend, one, frames, faulty)
     row["seconds"] = round(time.perf_counter() - started, 1)
     return row

@@ -72,7 +72,7 @@ AGENT = Path(sys.executable).parent / "agent"
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--bundle", type=Path, default=BUNDLE, help="default: the demo's")
-    parser.add_argument("--backend", default="auto", choices=("auto", "onnxruntime", "openvino"))
+    parser.add_argument("--backend", default="onnxruntime", choices=("onnxruntime", "openvino"))
     parser.add_argument("--precision", default="fp32", choices=("fp32", "int8"))
     parser.add_argument("--only", nargs="+", default=list(PARTS), choices=list(PARTS))
     parser.add_argument("--full", action="store_true", help="as long as the figures need")

@@ -12,8 +12,10 @@ from pydantic import Field, TypeAdapter, ValidationError
 from calibration.bound import interval
 from calibration.scores import Scores
 from calibration.threshold import choose_threshold
+from engine.backends import BACKENDS, BackendChoice, FallbackName, PrecisionChoice, Runtime
+from engine.backends.openvino_backend import has_openvino
 from engine.bundle import CALIBRATION, Bundle, Precision, Sha256, replace_file, sha256
-from engine.errors import CalibrationError
+from engine.errors import BackendError, CalibrationError
 from engine.spec import spec
 
 SCHEMA_VERSION: Final = 1
@@ -143,16 +145,15 @@ def write_calibration(bundle: Bundle, calibration: Calibration) -> Path:
     return path
 
 
-def read_calibration(bundle: Bundle, *, precision: Precision) -> CalibrationRecord:
-    """The calibration in `bundle`'s folder, made for this very bundle and `precision`.
+def read_calibration(bundle: Bundle, *, precision: PrecisionChoice = "auto") -> CalibrationRecord:
+    """The calibration in `bundle`'s folder, made for this very bundle and, if named, `precision`.
 
     Raises `CalibrationError`, with the command that helps, when there is none, when it belongs to
     another bundle or precision, or when its threshold is not what its own scores give.
     """
     path = bundle.path / CALIBRATION
-    remedy = (
-        f"make one with: agent calibrate --bundle {bundle.path} --precision {precision} --good DIR"
-    )
+    wanted = "" if precision == "auto" else f" --precision {precision}"
+    remedy = f"make one with: agent calibrate --bundle {bundle.path}{wanted} --good DIR"
     try:
         data = path.read_bytes()
     except FileNotFoundError:
@@ -178,7 +179,7 @@ def read_calibration(bundle: Bundle, *, precision: Precision) -> CalibrationReco
             f"{path}: belongs to another bundle ({calibration.bundle_id[:12]}, "
             f"this is {bundle.id[:12]}); {remedy}"
         )
-    if calibration.precision != precision:
+    if precision not in {"auto", calibration.precision}:
         raise CalibrationError(
             f"{path}: was made for {calibration.precision}, not for {precision}; {remedy}"
         )
@@ -188,6 +189,36 @@ def read_calibration(bundle: Bundle, *, precision: Precision) -> CalibrationReco
             f"{remedy}"
         )
     return CalibrationRecord(calibration=calibration, id=sha256(data))
+
+
+def calibrated_runtime(
+    bundle: Bundle,
+    record: CalibrationRecord,
+    *,
+    backend: BackendChoice = "auto",
+    fallback: FallbackName | None = None,
+) -> Runtime:
+    """What `bundle` is to be run with under the threshold of `record`; `auto` is what made it.
+
+    Scores belong to a backend and a precision, and so do thresholds: nothing else is taken
+    silently. Raises `BackendError` where what made it is not installed and no `fallback` is named.
+    """
+    calibration = record.calibration
+    if backend != "auto":
+        return Runtime(backend=backend, precision=calibration.precision)
+    remedy = f"calibrate again: agent calibrate --bundle {bundle.path} --good DIR"
+    made_with = next((each for each in BACKENDS if calibration.backend.startswith(each)), None)
+    if made_with is None:
+        raise CalibrationError(
+            f"{bundle.path / CALIBRATION}: was made with {calibration.backend!r}, which is no "
+            f"backend; {remedy}"
+        )
+    if made_with == "openvino" and fallback is None and not has_openvino():
+        raise BackendError(
+            f"the threshold was set with {calibration.backend}, and OpenVINO is not installed "
+            f"here; install it with: pip install 'atac-agent[cpu]', or {remedy}"
+        )
+    return Runtime(backend=made_with, precision=calibration.precision)
 
 
 def _consistent(calibration: Calibration) -> bool:

@@ -14,7 +14,7 @@ import hashlib
 import os
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
-from typing import Annotated, Final, Literal, get_args
+from typing import Annotated, Final, Literal
 
 from pydantic import Field, TypeAdapter, ValidationError
 
@@ -33,9 +33,9 @@ WEIGHTS: Final = "weights.safetensors"
 PARITY: Final = "parity.json"
 _MANIFEST_MAX_BYTES: Final = 4_000_000
 
-Precision = Literal["fp32", "fp16", "int8", "int8_symmetric"]
-"""`int8` is for CPUs, `int8_symmetric` for TensorRT; docs/adr/0015."""
-PRECISIONS: Final[tuple[Precision, ...]] = get_args(Precision)
+Precision = Literal["fp32", "bf16", "fp16", "int8", "int8_symmetric"]
+"""`int8` is for CPUs, `int8_symmetric` for TensorRT; docs/adr/0015. `bf16` is no network of its
+own, but the fp32 one as OpenVINO computes it on CPUs that can; docs/adr/0013."""
 Sha256 = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
 
 

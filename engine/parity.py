@@ -4,7 +4,10 @@ from collections.abc import Sequence
 from typing import Final, Literal
 
 import numpy as np
+from pydantic import TypeAdapter, ValidationError
 
+from engine.bundle import PARITY, Bundle
+from engine.errors import BundleError
 from engine.frame import Box, Inspection
 from engine.spec import spec
 
@@ -67,6 +70,26 @@ class Parity:
             f"difference {self.max_score_difference:.3g}; box IoU {self.median_box_iou:.2f} "
             f"median, {self.least_box_iou:.2f} at worst"
         )
+
+
+PARITY_JSON: Final = TypeAdapter(dict[str, Parity])
+"""What is in a bundle's parity.json, by the names that records have: `openvino cpu int8`."""
+
+
+def bundle_parity(bundle: Bundle) -> dict[str, Parity]:
+    """How the gate of `agent export` judged each runtime; empty for a bundle that saw no gate.
+
+    Older bundles name the precision alone: ONNX Runtime was the only one to be judged.
+    """
+    if PARITY not in bundle.manifest.files:
+        return {}
+    try:
+        found = PARITY_JSON.validate_json(bundle.read(PARITY))
+    except ValidationError as error:
+        raise BundleError(str(bundle.path / PARITY), "is not a parity report") from error
+    return {
+        name if " " in name else f"onnxruntime cpu {name}": parity for name, parity in found.items()
+    }
 
 
 def compared(

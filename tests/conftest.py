@@ -116,6 +116,14 @@ class Certificate:
     key_file: Path
 
 
+@pytest.fixture(scope="session", autouse=True)
+def _cache_of_our_own(tmp_path_factory) -> Iterator[None]:
+    """Compiled networks and plans of tests stay out of the user's cache."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("XDG_CACHE_HOME", str(tmp_path_factory.mktemp("cache")))
+        yield
+
+
 @pytest.fixture(scope="session")
 def mosquitto_binary() -> str:
     return _program("mosquitto")

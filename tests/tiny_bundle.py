@@ -1,5 +1,6 @@
 """A real bundle that needs no training: contrast with the surroundings is the score."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -8,6 +9,7 @@ from onnx import TensorProto, helper, numpy_helper
 
 from engine.attention import CropSpec
 from engine.bundle import (
+    PARITY,
     SCHEMA_VERSION,
     Bundle,
     Manifest,
@@ -18,6 +20,7 @@ from engine.bundle import (
     write_manifest,
 )
 from engine.frame import Pixels
+from engine.parity import PARITY_JSON, Parity
 from engine.score import ScoreSpec
 from engine.view import ViewSpec
 
@@ -75,6 +78,27 @@ def tiny_bundle(
         files=files,
     )
     return write_manifest(folder, manifest)
+
+
+def judged(bundle: Bundle, **flips: tuple[str, ...]) -> Bundle:
+    """`bundle` as after a parity gate; `flips` are by runtime: `openvino_cpu_int8=("a.png",)`."""
+    report = {
+        name.replace("_", " "): Parity(
+            compared_with="onnxruntime cpu fp32",
+            images=10,
+            threshold=3.0,
+            threshold_from="held-out images",
+            max_score_difference=0.1,
+            median_box_iou=1.0,
+            least_box_iou=1.0,
+            flips=images,
+        )
+        for name, images in flips.items()
+    }
+    data = PARITY_JSON.dump_json(report)
+    (bundle.path / PARITY).write_bytes(data)
+    files = bundle.manifest.files | {PARITY: sha256(data)}
+    return write_manifest(bundle.path, replace(bundle.manifest, files=files))
 
 
 def good_part(seed: int, *, width: int = 96, height: int = 80) -> Pixels:

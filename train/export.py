@@ -3,9 +3,10 @@
     views uint8 (N, side, side, 3)  →  score_map, attention  float32 (N, h, w)
 
 Every precision runs both passes over good images that training never saw and over known
-defects, and is compared with its reference in what matters: verdicts, boxes, how scores rank. An
-export that does not keep them is refused, and the bundle stays as it was, unless the user accepts
-it (`engine.parity.Parity.objections`).
+defects, by every runtime that would run it here, and is compared with its reference in what
+matters: verdicts, boxes, how scores rank. An export that does not keep them by ONNX Runtime is
+refused, and the bundle stays as it was, unless the user accepts it
+(`engine.parity.Parity.objections`).
 """
 
 import io
@@ -33,13 +34,14 @@ from onnxruntime.quantization import (
     QuantType,
     quantize_static,
 )
-from pydantic import TypeAdapter
 from torch import nn
 from torch.nn.utils.fusion import fuse_conv_bn_eval
 
 from engine.attention import attention_box
-from engine.backends import Backend
+from engine.backends import Backend, Runtime
 from engine.backends.onnxruntime_backend import OnnxRuntimeBackend
+from engine.backends.opening import open_backend
+from engine.backends.openvino_backend import has_openvino
 from engine.bundle import (
     PARITY,
     SCHEMA_VERSION,
@@ -57,7 +59,14 @@ from engine.bundle import (
 from engine.errors import BundleError
 from engine.frame import Box, Inspection, Pixels
 from engine.inspector import Optics, TwoPassInspector
-from engine.parity import Parity, compared, provisional_threshold
+from engine.parity import (
+    PARITY_JSON,
+    Parity,
+    ThresholdFrom,
+    bundle_parity,
+    compared,
+    provisional_threshold,
+)
 from engine.score import ScoreSpec
 from engine.view import view, zoomed
 from train.datasets import SPLIT, SPLIT_JSON, Listed, Source, Split, read_listed
@@ -67,6 +76,7 @@ from train.profile import PROFILE_JSON, Profile
 
 PROFILE: Final = "profile.json"
 _OPSET: Final = 20
+_ORACLE: Final = Runtime(backend="onnxruntime", precision="fp32")
 _FILES: Final[dict[Precision, str]] = {
     "fp32": "network.onnx",
     "fp16": "network.fp16.onnx",
@@ -80,9 +90,6 @@ _INT8_LEAVES: Final = (
     "head.locate.",
     "memory.",
 )  # cheap, and they decide box and score: they stay exact, and so does all that follows them
-
-
-PARITY_JSON: Final = TypeAdapter(dict[Precision, Parity])
 
 
 def write_bundle(
@@ -133,7 +140,7 @@ def write_bundle(
         )
         if not accept_flips:
             _require_parity(out, "fp32", parity, "--resume --accept-flips")
-        files[PARITY] = PARITY_JSON.dump_json({"fp32": parity}, indent=2)
+        files[PARITY] = PARITY_JSON.dump_json({_ORACLE.cpu_name: parity}, indent=2)
         _written(folder, profile, reference, network, record, files)
         out.mkdir(exist_ok=True)
         for file in sorted(folder.iterdir(), key=lambda file: file.suffix == ".json"):
@@ -149,13 +156,15 @@ def add_precision(
     threshold: float | None = None,
     band: tuple[float, float] | None = None,
     accept_flips: bool = False,
-) -> tuple[Bundle, Parity]:
+) -> tuple[Bundle, dict[str, Parity]]:
     """Export `precision` from a bundle's weights into the bundle, if its decisions agree.
 
     `source` must hold the images of the bundle's split. `threshold` is the calibrated one and
     `band` what it is known to; without it the held-out scores give a provisional one. The bundle's
-    id changes, and a calibration made before no longer belongs to it. Raises `BundleError` where
-    the decisions do not agree.
+    id changes, and a calibration made before no longer belongs to it. Gives the judgements by the
+    names of their runtimes: ONNX Runtime's first, then OpenVINO's where it is installed. Raises
+    `BundleError` where ONNX Runtime's decisions do not agree; OpenVINO's are on record, and `auto`
+    does not take what it has objections to.
     """
     profile = PROFILE_JSON.validate_json(_part(bundle, PROFILE))
     split = SPLIT_JSON.validate_json(_part(bundle, SPLIT))
@@ -175,8 +184,11 @@ def add_precision(
         )
     with reference_backend as backend:
         expected = _inspections(backend, bundle.manifest, source, items)
-    scores = [found.score for found in expected]
-    unseen = len(split.unseen_good)
+    threshold_from: ThresholdFrom = "calibration"
+    if threshold is None:
+        scores, unseen = [found.score for found in expected], len(split.unseen_good)
+        threshold = provisional_threshold(scores[:unseen], scores[unseen:])
+        threshold_from = "held-out images"
     manifest = replace(
         bundle.manifest,
         networks={**bundle.manifest.networks, precision: _FILES[precision]},
@@ -187,31 +199,38 @@ def add_precision(
         for name in bundle.manifest.files:
             (folder / name).write_bytes(bundle.read(name))
         (folder / _FILES[precision]).write_bytes(data)
-        with OnnxRuntimeBackend(write_manifest(folder, manifest), precision=precision) as backend:
-            found = _inspections(backend, bundle.manifest, source, items)
-    parity = compared(
-        expected,
-        found,
-        [item.path for item in items],
-        compared_with=compared_with,
-        threshold=(
-            provisional_threshold(scores[:unseen], scores[unseen:])
-            if threshold is None
-            else threshold
-        ),
-        threshold_from="held-out images" if threshold is None else "calibration",
-        band=band,
-        auroc_loss=_auroc_loss(expected, found, items),
-    )
-    if not accept_flips:
-        _require_parity(bundle.path, precision, parity, "--accept-flips")
+        staged = write_manifest(folder, manifest)
+        judged = {}
+        for runtime in _judges(precision):
+            with open_backend(
+                staged, backend=runtime.backend, precision=runtime.precision
+            ) as backend:
+                found = _inspections(backend, bundle.manifest, source, items)
+            judged[runtime.cpu_name] = compared(
+                expected,
+                found,
+                [item.path for item in items],
+                compared_with=compared_with,
+                threshold=threshold,
+                threshold_from=threshold_from,
+                band=band,
+                auroc_loss=_auroc_loss(expected, found, items),
+            )
+            if runtime.backend == "onnxruntime" and not accept_flips:
+                oracle = judged[runtime.cpu_name]
+                _require_parity(bundle.path, precision, oracle, "--accept-flips")
 
-    recorded = PARITY_JSON.validate_json(_part(bundle, PARITY)) | {precision: parity}
-    report = PARITY_JSON.dump_json(recorded, indent=2)
+    # A judgement of an earlier network of this precision must not stay beside those of this one.
+    kept = {
+        name: parity
+        for name, parity in bundle_parity(bundle).items()
+        if name.split()[-1] != precision
+    }
+    report = PARITY_JSON.dump_json(kept | judged, indent=2)
     replace_file(bundle.path / _FILES[precision], data)
     replace_file(bundle.path / PARITY, report)
     manifest = replace(manifest, files={**manifest.files, PARITY: sha256(report)})
-    return write_manifest(bundle.path, manifest), parity
+    return write_manifest(bundle.path, manifest), judged
 
 
 def load_network(bundle: Bundle) -> AtacNet:
@@ -383,6 +402,14 @@ def _auroc_loss(
         for each in (expected, found)
     )
     return before - after
+
+
+def _judges(precision: Precision) -> tuple[Runtime, ...]:
+    """What runs such a network on CPUs, the oracle first; in fp32 it stands for all."""
+    found = [Runtime(backend="onnxruntime", precision=precision)]
+    if precision in {"fp16", "int8"} and has_openvino():
+        found.append(Runtime(backend="openvino", precision=precision))
+    return tuple(found)
 
 
 def _require_parity(path: Path, precision: Precision, parity: Parity, options: str) -> None:

@@ -30,12 +30,12 @@ def bench(
     mono: Annotated[bool, typer.Option("--mono", help="Generated frames are mono.")] = False,
     backend: Annotated[
         Literal["auto", "onnxruntime", "openvino", "tensorrt"],
-        typer.Option(help="What runs the network."),
+        typer.Option(help="What runs the network; auto: as it was calibrated, else the fastest."),
     ] = "auto",
     precision: Annotated[
-        Literal["fp32", "fp16", "int8", "int8_symmetric"],
-        typer.Option(help="Which network of the bundle."),
-    ] = "fp32",
+        Literal["auto", "fp32", "bf16", "fp16", "int8", "int8_symmetric"],
+        typer.Option(help="How it computes; auto as for --backend."),
+    ] = "auto",
     compare: Annotated[
         bool, typer.Option("--compare", help="Measure every backend and precision, name the best.")
     ] = False,
@@ -53,6 +53,7 @@ def bench(
     """
     from agent.bench import compared, measured, recommended
     from agent.process import prepare_process
+    from agent.runtime import bundle_runtime
     from engine.bundle import open_bundle
 
     # There is no broker, on purpose: nothing that is worth a line.
@@ -64,9 +65,8 @@ def bench(
         speeds, missing = compared(opened, frames, seconds=seconds, rounds=rounds)
         best = recommended(speeds)
     else:
-        speed = measured(
-            opened, frames, backend=backend, precision=precision, seconds=seconds, rounds=rounds
-        )
+        runtime = bundle_runtime(opened, backend=backend, precision=precision)
+        speed = measured(opened, frames, runtime, seconds=seconds, rounds=rounds)
         speeds, missing, best = (speed,), (), None
     if as_json:
         result = {

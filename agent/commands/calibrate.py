@@ -18,7 +18,8 @@ if TYPE_CHECKING:
     from agent.cameras import Camera, CameraSettings
     from agent.config import BundleSettings
     from calibration.scores import Picture, Scores
-    from engine.bundle import Bundle, Precision
+    from engine.backends import BackendChoice, PrecisionChoice
+    from engine.bundle import Bundle
     from engine.inspector import Inspector
 
 
@@ -41,9 +42,13 @@ def calibrate(
         str, typer.Option(help="Share of good parts that may be rejected.")
     ] = "1%",
     confidence: Annotated[str, typer.Option(help="How sure that must be.")] = "95%",
+    backend: Annotated[
+        Literal["auto", "onnxruntime", "openvino", "tensorrt"] | None,
+        typer.Option(help="What runs the network; auto takes the fastest."),
+    ] = None,
     precision: Annotated[
-        Literal["fp32", "fp16", "int8", "int8_symmetric"] | None,
-        typer.Option(help="Which network of the bundle; fp32 unless agent.yaml says else."),
+        Literal["auto", "fp32", "bf16", "fp16", "int8", "int8_symmetric"] | None,
+        typer.Option(help="How it computes; auto takes the fastest that keeps the verdicts."),
     ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print the result as JSON.")] = False,
 ) -> None:
@@ -53,8 +58,9 @@ def calibrate(
 
     Or with the camera of the line: agent calibrate --config agent.yaml --frames 300
 
-    Writes calibration.json and calibration.html into the bundle. Refuses when the good parts are
-    too few for the promise and says how many it takes: 299 for 1 % at 95 %.
+    Writes calibration.json and calibration.html into the bundle. The threshold belongs to the
+    backend and the precision that scored the parts; `agent run` takes the same. Refuses when the
+    good parts are too few for the promise and says how many it takes: 299 for 1 % at 95 %.
     """
     from calibration.record import calibrate as calibrated
     from calibration.record import read_calibration, write_calibration
@@ -67,20 +73,23 @@ def calibrate(
         write_report,
     )
     from calibration.threshold import require_enough
+    from engine.backends.choice import fastest
     from engine.backends.opening import open_inspector
     from engine.bundle import open_bundle
 
     rate = share("--max-false-reject", max_false_reject)
     sure = share("--confidence", confidence)
-    settings, good_parts = _source(bundle, good, config, frames, precision)
+    settings, good_parts = _source(bundle, good, config, frames, backend, precision)
     defective_parts = None if defective is None else _folder("--defective", defective)
     # Fewer pictures than it takes need not be scored.
     require_enough(good_parts.count, max_false_reject=rate, confidence=sure)
     opened = open_bundle(settings.path, signed_by=settings.require_signature)
+    # Not what an earlier threshold was set with: this one takes its place.
+    runtime = fastest(opened, backend=settings.backend, precision=settings.precision)
     with open_inspector(
         opened,
-        backend=settings.backend,
-        precision=settings.precision,
+        backend=runtime.backend,
+        precision=runtime.precision,
         fallback=settings.fallback,
         max_pixels=round(settings.max_megapixels * 1e6),
     ) as inspector:
@@ -94,7 +103,7 @@ def calibrate(
             opened,
             good_scores,
             defective_scores,
-            precision=settings.precision,
+            precision=runtime.precision,
             backend=inspector.name,
             max_false_reject=rate,
             confidence=sure,
@@ -105,7 +114,7 @@ def calibrate(
     found = warnings(calibration, good_scores, defective_scores)
     if as_json:
         answer = asdict(calibration) | {
-            "id": read_calibration(opened, precision=settings.precision).id,
+            "id": read_calibration(opened).id,
             "warnings": found,
             "record": str(record),
             "report": str(report),
@@ -117,6 +126,7 @@ def calibrate(
     typer.echo(f"\n{histogram_text(calibration)}\n")
     for warning in found:
         typer.echo(f"WARNING: {warning}")
+    typer.echo(f"Scored by {calibration.backend}, as agent run will.")
     typer.echo(f"Written: {record} and {report}")
 
 
@@ -142,7 +152,8 @@ def _source(
     good: Path | None,
     config: Path | None,
     frames: int | None,
-    precision: "Precision | None",
+    backend: "BackendChoice | None",
+    precision: "PrecisionChoice | None",
 ) -> "tuple[BundleSettings, _Parts]":
     """The bundle, what runs it, and the good parts: from a folder or from a camera."""
     from agent.config import BundleSettings, load_config
@@ -155,9 +166,17 @@ def _source(
             raise ConfigurationError("--bundle", None, remedy)
         if good is None:
             raise ConfigurationError("--good", None, remedy)
-        return BundleSettings(path=bundle, precision=precision or "fp32"), _folder("--good", good)
+        settings = BundleSettings(
+            path=bundle, backend=backend or "auto", precision=precision or "auto"
+        )
+        return settings, _folder("--good", good)
 
-    for option, value in (("--bundle", bundle), ("--good", good), ("--precision", precision)):
+    for option, value in (
+        ("--bundle", bundle),
+        ("--good", good),
+        ("--backend", backend),
+        ("--precision", precision),
+    ):
         if value is not None:
             raise ConfigurationError(option, str(value), "does not go with --config, which says it")
     if frames is None:

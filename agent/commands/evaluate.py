@@ -11,6 +11,7 @@ import typer
 from engine.errors import CalibrationError, ConfigurationError
 
 if TYPE_CHECKING:
+    from calibration.record import CalibrationRecord
     from engine.bundle import Bundle, Precision
     from train.evaluate import Evaluation, Ranking
 
@@ -25,10 +26,14 @@ def evaluate(
     defective: Annotated[
         Path | None, typer.Option(help="Folder of defective parts, beside --good.")
     ] = None,
+    backend: Annotated[
+        Literal["auto", "onnxruntime", "openvino", "tensorrt"],
+        typer.Option(help="What runs the network; auto: as it was calibrated, else the fastest."),
+    ] = "auto",
     precision: Annotated[
-        Literal["fp32", "fp16", "int8", "int8_symmetric"],
-        typer.Option(help="Which network of the bundle."),
-    ] = "fp32",
+        Literal["auto", "fp32", "bf16", "fp16", "int8", "int8_symmetric"],
+        typer.Option(help="How it computes; auto as for --backend."),
+    ] = "auto",
     as_json: Annotated[bool, typer.Option("--json", help="Print the result as JSON.")] = False,
 ) -> None:
     """Score images that training never used: AUROC, AP, FPR at 95 % TPR, per defect type.
@@ -37,6 +42,8 @@ def evaluate(
 
     With a calibration, also false rejects and misses at its threshold.
     """
+    from agent.commands.run import warn_of_another_runtime
+    from agent.runtime import bundle_runtime
     from engine.backends.opening import open_backend
     from engine.bundle import open_bundle
     from engine.inspector import TwoPassInspector
@@ -50,32 +57,42 @@ def evaluate(
         raise ConfigurationError(
             "--data", str(source.root), "holds no image that training has not seen"
         )
+    runtime = bundle_runtime(opened, backend=backend, precision=precision)
     with (
-        open_backend(opened, backend="auto", precision=precision) as backend,
+        open_backend(opened, backend=runtime.backend, precision=runtime.precision) as network,
         typer.progressbar(
             items, label="images", file=sys.stderr, hidden=not sys.stderr.isatty()
         ) as bar,
     ):
-        images = scored(TwoPassInspector(backend, opened.manifest), source, bar)
-        found = evaluation(images, backend=backend.name, threshold=_threshold(opened, precision))
+        images = scored(TwoPassInspector(network, opened.manifest), source, bar)
+        record = _record(opened, runtime.precision)
+        found = evaluation(
+            images,
+            backend=network.name,
+            threshold=None if record is None else record.calibration.threshold,
+        )
+    if record is not None and record.calibration.backend != found.backend:
+        warn_of_another_runtime(record.calibration.backend, found.backend, runtime.precision)
     if as_json:
         typer.echo(json.dumps(asdict(found), indent=2))
     else:
         _print(found)
 
 
-def _threshold(bundle: "Bundle", precision: "Precision") -> float | None:
+def _record(bundle: "Bundle", precision: "Precision") -> "CalibrationRecord | None":
     from calibration.record import read_calibration
 
     try:
-        return read_calibration(bundle, precision=precision).calibration.threshold
+        return read_calibration(bundle, precision=precision)
     except CalibrationError as error:
         sys.stderr.write(f"no threshold: {error}\n")
         return None
 
 
 def _print(found: "Evaluation") -> None:
-    typer.echo(f"{'':<20} {'good':>5} {'defective':>9} {'AUROC':>6} {'AP':>6} {'FPR@95':>6}")
+    typer.echo(
+        f"{found.backend:<20} {'good':>5} {'defective':>9} {'AUROC':>6} {'AP':>6} {'FPR@95':>6}"
+    )
     for kind, ranking in {"all": found.overall, **found.by_kind}.items():
         typer.echo(_row(kind, ranking))
     at = found.at_threshold

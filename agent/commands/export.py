@@ -54,7 +54,7 @@ def export(
             max_false_reject=record.max_false_reject,
             confidence=record.confidence,
         )
-    extended, parity = add_precision(
+    extended, judged = add_precision(
         opened,
         precision,
         find_source(data, good, defective),
@@ -64,11 +64,13 @@ def export(
     )
     if as_json:
         answer = {"bundle": str(bundle), "id": extended.id, "precision": precision}
-        typer.echo(json.dumps(answer | {"parity": asdict(parity)}, indent=2))
+        parity = {name: asdict(each) for name, each in judged.items()}
+        typer.echo(json.dumps(answer | {"parity": parity}, indent=2))
         return
-    typer.echo(f"{precision}: {parity.told}.")
-    for objection in parity.objections:
-        typer.echo(f"ACCEPTED: {objection}")
+    for name, each in judged.items():
+        typer.echo(f"{name}: {each.told}.")
+        for objection in each.objections:
+            typer.echo(f"OBJECTION, so auto does not take it: {objection}")
     typer.echo(f"Written: {bundle / extended.manifest.networks[precision]}")
     typer.echo(
         f"Next: agent calibrate --bundle {bundle} --precision {precision} --good DIR "

@@ -40,7 +40,7 @@ def run(
     from agent.inference import ChildInspector, Recipe
     from agent.line import run_line, stopping_on_signals
     from agent.process import prepare_process
-    from calibration.record import read_calibration
+    from calibration.record import calibrated_runtime, read_calibration
     from engine.bundle import open_bundle
 
     logging.basicConfig(format="agent: %(message)s", level=logging.WARNING)
@@ -48,11 +48,14 @@ def run(
     settings = load_config(config)
     bundle = open_bundle(settings.bundle.path, signed_by=settings.bundle.require_signature)
     record = read_calibration(bundle, precision=settings.bundle.precision)
+    runtime = calibrated_runtime(
+        bundle, record, backend=settings.bundle.backend, fallback=settings.bundle.fallback
+    )
     recipe = Recipe(
         bundle=settings.bundle.path,
         signed_by=settings.bundle.require_signature,
-        backend=settings.bundle.backend,
-        precision=settings.bundle.precision,
+        backend=runtime.backend,
+        precision=runtime.precision,
         fallback=settings.bundle.fallback,
         max_megapixels=settings.bundle.max_megapixels,
     )
@@ -62,7 +65,8 @@ def run(
         ChildInspector(recipe, deadline_s=settings.longest_deadline_s) as inspector,
     ):
         if (made_with := record.calibration.backend) != inspector.backend:
-            warn_of_another_runtime(made_with, inspector.backend, settings.bundle.precision)
+            warn_of_another_runtime(made_with, inspector.backend, runtime.precision)
+        typer.echo(f"agent: inspects with {inspector.backend}", err=True)
         status = StatusLine()
         summary = run_line(
             settings,
@@ -77,6 +81,7 @@ def run(
             lanes=inspector.lanes,
             watch=status.show,
             inference_trouble=lambda: inspector.trouble,
+            backend=lambda: inspector.backend,
         )
         status.clear()
     typer.echo(json.dumps(asdict(summary), indent=2) if as_json else told(summary))
@@ -136,7 +141,7 @@ def told(summary: "Summary") -> str:
         f"{summary.triggers} parts in {rate}: {told_counts(summary.counts)}",
         f"{summary.zoomed} parts looked at twice, {summary.alarms} alarms recorded",
         f"messages: {sent}",
-        f"first part {summary.start_up_s:.1f} s after the start",
+        f"inspected by {summary.backend}, first part {summary.start_up_s:.1f} s after the start",
     ]
     if len(summary.cameras) > 1:
         lines += [f"{name}: {told_counts(each)}" for name, each in summary.cameras.items()]

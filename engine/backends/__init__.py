@@ -3,18 +3,22 @@
 from collections.abc import Iterable
 from dataclasses import dataclass
 from types import TracebackType
-from typing import Final, Literal, Protocol, Self
+from typing import Final, Literal, Protocol, Self, get_args
 
 import numpy as np
 import numpy.typing as npt
 
+from engine.bundle import Precision
 from engine.errors import BackendError
 from engine.frame import Pixels
 
 Maps = npt.NDArray[np.float32]
 
-BackendName = Literal["auto", "onnxruntime", "openvino", "tensorrt"]
-"""`auto` is ONNX Runtime (ADR 13)."""
+BackendName = Literal["onnxruntime", "openvino", "tensorrt"]
+BACKENDS: Final[tuple[BackendName, ...]] = get_args(BackendName)
+BackendChoice = Literal["auto", BackendName]
+"""`auto` is what the threshold was made with, or the fastest that keeps the verdicts (ADR 13)."""
+PrecisionChoice = Literal["auto", Precision]
 FallbackName = Literal["onnxruntime"]
 """What may take over where the backend asked for cannot be used."""
 
@@ -22,6 +26,19 @@ MOST_LANES: Final = 4
 """Parts in hand on a CPU with more cores: beyond that each only waits longer."""
 MAX_PIXELS: Final = 24_000_000
 """The largest frame that a GPU keeps memory for, unless it is told another."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Runtime:
+    """What scores, and so thresholds, belong to: a backend and the precision it computes in."""
+
+    backend: BackendName
+    precision: Precision
+
+    @property
+    def cpu_name(self) -> str:
+        """What records call it, where it runs on a CPU: `onnxruntime cpu fp32`."""
+        return f"{self.backend} cpu {self.precision}"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)

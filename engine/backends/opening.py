@@ -36,7 +36,7 @@ def open_inspector(
             raise
         return inspector
 
-    return _or_fallback(opened, backend, fallback)
+    return _or_fallback(opened, backend, precision, fallback)
 
 
 def open_backend(
@@ -50,23 +50,34 @@ def open_backend(
 
     Raises `BackendError` when the backend cannot be used and no `fallback` is named; with one,
     the reason is logged as a warning. Nothing falls back by itself: a line that was planned for a
-    GPU may be too slow without it. `auto` is what is proven on any CPU: ONNX Runtime (ADR 13).
+    GPU may be too slow without it.
     """
-    return _or_fallback(lambda name: _backend(bundle, name, precision), backend, fallback)
+    return _or_fallback(
+        lambda name: _backend(bundle, name, precision), backend, precision, fallback
+    )
 
 
 def _or_fallback(
-    opened: Callable[[BackendName], _Opened], backend: BackendName, fallback: FallbackName | None
+    opened: Callable[[BackendName], _Opened],
+    backend: BackendName,
+    precision: Precision,
+    fallback: FallbackName | None,
 ) -> _Opened:
-    if backend == "auto":
-        backend = "onnxruntime"
+    def checked(name: BackendName) -> _Opened:
+        if precision == "bf16" and name != "openvino":
+            raise BackendError(
+                f"bf16 is OpenVINO's, not {name}'s: set bundle.backend to openvino, or "
+                "bundle.precision to fp32"
+            )
+        return opened(name)
+
     try:
-        return opened(backend)
+        return checked(backend)
     except BackendError as error:
         if fallback is None or fallback == backend:
             raise
         _LOG.warning("%s; %s runs instead, as bundle.fallback allows", error, fallback)
-        return opened(fallback)
+        return checked(fallback)
 
 
 def _inspector(
@@ -90,7 +101,7 @@ def _backend(bundle: Bundle, backend: BackendName, precision: Precision) -> Back
             from engine.backends.tensorrt_backend import TensorRtBackend
 
             return TensorRtBackend(bundle, precision=precision)
-        case _:
+        case "onnxruntime":
             from engine.backends.onnxruntime_backend import OnnxRuntimeBackend
 
             return OnnxRuntimeBackend(bundle, precision=precision)

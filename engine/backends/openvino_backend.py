@@ -7,9 +7,10 @@ import queue
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
+from importlib.util import find_spec
 from pathlib import Path
 from types import ModuleType, TracebackType
-from typing import Any, Final, Self
+from typing import Any, Final, Literal, Self
 
 import numpy as np
 
@@ -28,7 +29,8 @@ class OpenVinoBackend:
 
     The lanes share `threads` threads, by default one per core. What is not int8 is computed in
     fp32: OpenVINO would otherwise take bf16 where a processor has it, and scores would depend on
-    the machine. Compiled networks are kept in `cache`, by default in the user's cache folder.
+    the machine. `bf16`, asked for by name, is the fp32 network computed so; a processor without it
+    is refused. Compiled networks are kept in `cache`, by default in the user's cache folder.
 
     One network with a stream for each lane would need less memory, and is sometimes wrong: the
     streams are built at once and share the weights that are computed meanwhile (ADR 13).
@@ -47,12 +49,13 @@ class OpenVinoBackend:
         self._name = f"openvino cpu {precision}"
         self._side = bundle.manifest.network.side
         self._lanes = min(threads, MOST_LANES)
-        network = bundle.network(precision)
+        network = bundle.network("fp32" if precision == "bf16" else precision)
         with _explained(f"OpenVINO {openvino.__version__} cannot load {bundle.path}, {precision}"):
             compiled = _compiled(
                 openvino,
                 network,
                 side=self._side,
+                hint="bf16" if precision == "bf16" else "f32",
                 threads=[len(range(lane, threads, self._lanes)) for lane in range(self._lanes)],
                 cache=cache_folder() if cache is None else cache,
             )
@@ -93,6 +96,11 @@ class OpenVinoBackend:
                 self._free.get_nowait()
 
 
+def has_openvino() -> bool:
+    """Whether it is installed, the extra `cpu`; loads nothing."""
+    return find_spec("openvino") is not None
+
+
 def find_openvino() -> Any:
     """The installed OpenVINO; raises `BackendError` where there is none."""
     # Its conversion tools would load a package that reports their use over the network. Nothing
@@ -113,25 +121,39 @@ def cache_folder() -> Path:
 
 
 def _compiled(
-    openvino: Any, network: bytes, *, side: int, threads: list[int], cache: Path
+    openvino: Any,
+    network: bytes,
+    *,
+    side: int,
+    hint: Literal["f32", "bf16"],
+    threads: list[int],
+    cache: Path,
 ) -> list[Any]:
     """The compiled network, once for each of `threads` and with so many of them.
+
+    `hint` is what convolutions are computed in where they are not int8.
 
     From the cache where it is there, whole and for this machine. What was just compiled is taken
     by the same way, so that the first start is no different from all later ones.
     """
-    settings = {
+    settings: dict[str, object] = {
         "NUM_STREAMS": 1,
-        "INFERENCE_PRECISION_HINT": "f32",
+        "INFERENCE_PRECISION_HINT": hint,
         # Cameras, ledger and MQTT live on the same cores.
         "ENABLE_CPU_PINNING": False,
     }
     core = openvino.Core()
+    has = core.get_property("CPU", "OPTIMIZATION_CAPABILITIES")
+    if hint == "bf16" and "BF16" not in has:
+        raise BackendError(
+            f"this processor does not compute in bf16 (it names {', '.join(has)}); set "
+            "bundle.precision to int8 or fp32, and calibrate again"
+        )
     key = [
         sha256(network),
         openvino.__version__,
         core.get_property("CPU", "FULL_DEVICE_NAME"),
-        core.get_property("CPU", "OPTIMIZATION_CAPABILITIES"),
+        has,
         settings,
     ]
     path = cache / f"{sha256(json.dumps(key).encode())[:32]}.blob"

@@ -2,6 +2,7 @@
 
 import json
 import sys
+from importlib.util import find_spec
 
 import numpy as np
 import pytest
@@ -22,6 +23,9 @@ camera: {{type: folder, path: parts}}
 mqtt: {{host: 127.0.0.1, port: 1}}
 """
 FALLBACK = ", fallback: onnxruntime"
+needs_openvino = pytest.mark.skipif(
+    find_spec("openvino") is None, reason="needs OpenVINO: pip install 'atac-agent[cpu]'"
+)
 
 
 @pytest.fixture
@@ -54,6 +58,12 @@ def configured(place, fallback=""):
     return path
 
 
+def left_to_auto(place, extra=""):
+    path = configured(place)
+    path.write_text(path.read_text().replace(", backend: tensorrt", extra))
+    return path
+
+
 def calibrated(agent, place, config):
     return agent(
         "calibrate", "--config", config, "--frames", 62, "--max-false-reject", "5%", "--json"
@@ -66,6 +76,54 @@ def test_a_backend_is_chosen_by_name(place):
     assert load_config(configured(place)).bundle.fallback is None
     with pytest.raises(ConfigurationError, match=r"bundle\.fallback: 'openvino'"):
         load_config(configured(place, ", fallback: openvino"))
+
+
+@needs_openvino
+def test_calibrate_chooses_records_it_and_run_follows(agent, place, monkeypatch):
+    config = left_to_auto(place)
+    made_with = json.loads(calibrated(agent, place, config)[1])["backend"]
+    assert made_with == "openvino cpu fp32"
+    code, out, error = agent("run", "--config", config, "--parts", 3, "--json")
+    assert (code, error) == (0, f"agent: inspects with {made_with}\n")
+    assert json.loads(out)["backend"] == made_with
+    assert f"inspected by {made_with}" in agent("run", "--config", config, "--parts", 1)[1]
+
+    # On a machine without it the threshold is not used with something else, unless it is allowed.
+    monkeypatch.setitem(sys.modules, "openvino", None)
+    for command in (("run", "--config", config), ("bench", "--bundle", place / "bundle")):
+        code, out, error = agent(*command)
+        assert (code, out, error.count("\n")) == (1, "", 1)
+        assert "was set with openvino cpu fp32, and OpenVINO is not installed here" in error
+        assert "pip install 'atac-agent[cpu]', or calibrate again: agent calibrate" in error
+    _, out, _ = agent("doctor", "--config", config, "--json")
+    found = {each["check"]: each for each in json.loads(out)}
+    assert "set with openvino cpu fp32" in found["calibration"]["message"]
+    assert (found["backend"]["level"], "not installed" in found["backend"]["message"]) == (
+        "fail",
+        True,
+    )
+    _, out, _ = agent("doctor", "--config", left_to_auto(place, FALLBACK), "--json")
+    (finding,) = (each for each in json.loads(out) if each["check"] == "backend")
+    assert (finding["level"], "would run instead" in finding["message"]) == ("warn", True)
+
+    # To calibrate again is a way out: it asks no earlier threshold.
+    assert json.loads(calibrated(agent, place, config)[1])["backend"] == "onnxruntime cpu fp32"
+    _, out, _ = agent("run", "--config", config, "--parts", 1, "--json")
+    assert json.loads(out)["backend"] == "onnxruntime cpu fp32"
+
+
+def test_another_runtime_in_int8_by_name_is_warned_of(agent, place, caplog):
+    tiny_bundle(place / "bundle", precisions=("fp32", "int8"))
+    options = ("--good", place / "parts", "--max-false-reject", "5%", "--json")
+    named = ("--backend", "onnxruntime", "--precision", "int8")
+    assert agent("calibrate", "--bundle", place / "bundle", *options, *named)[0] == 0
+    config = left_to_auto(place)
+    _, out, _ = agent("run", "--config", config, "--parts", 1, "--json")
+    assert json.loads(out)["backend"] == "onnxruntime cpu int8"
+    assert not caplog.records
+    code, _, error = agent("run", "--config", left_to_auto(place, ", precision: fp32"))
+    assert code == 1
+    assert "was made for int8, not for fp32" in error
 
 
 def test_a_line_planned_for_a_gpu_stops_without_one(agent, place):

@@ -30,7 +30,7 @@ def test_one_round_of_line_and_bare_network(tmp_path, monkeypatch):
     (only,) = speed["rounds"]
     assert speed["backend"] == "onnxruntime cpu fp32"
     assert speed["score_difference"] == 0
-    assert speed["changed_verdicts"] is None  # this bundle has no parity.json
+    assert speed["objections"] is None  # this bundle has no parity.json
     line = only["saturated"]
     allowed = only["bare"]["passes_per_second"] / line["passes_per_part"]
     assert only["share_of_bare"] == pytest.approx(line["parts_per_second"] / allowed)
@@ -44,7 +44,7 @@ def test_one_round_of_line_and_bare_network(tmp_path, monkeypatch):
     assert "holds no images" in err
 
 
-def speed(backend: str, rate: float, changed: int | None) -> Speed:
+def speed(backend: str, rate: float, objections: tuple[str, ...] | None) -> Speed:
     line = LineSpeed(
         parts=1,
         parts_per_second=rate,
@@ -70,13 +70,13 @@ def speed(backend: str, rate: float, changed: int | None) -> Speed:
         child_mb=1,
         agent_mb=1,
         score_difference=0,
-        changed_verdicts=changed,
+        objections=objections,
         rounds=(once,),
     )
 
 
-def test_the_fastest_that_keeps_every_verdict_is_recommended():
-    slow, fast = speed("slow", 1, 0), speed("fast", 2, 0)
-    flips, unknown = speed("flips", 9, 3), speed("unknown", 9, None)
+def test_the_fastest_that_the_gate_has_no_objection_to_is_recommended():
+    slow, fast = speed("slow", 1, ()), speed("fast", 2, ())
+    flips, unknown = speed("flips", 9, ("3 of 9 verdicts change",)), speed("unknown", 9, None)
     assert recommended([slow, flips, fast, unknown]) is fast
     assert recommended([flips, unknown]) is None

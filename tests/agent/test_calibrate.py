@@ -3,6 +3,7 @@
 import json
 import sys
 from collections.abc import Callable
+from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
@@ -14,7 +15,7 @@ from calibration.record import read_calibration
 from calibration.report import REPORT
 from engine.bundle import CALIBRATION, Bundle, pixels_sha256
 from engine.errors import ConfigurationError
-from tests.tiny_bundle import defective_part, good_part, tiny_bundle
+from tests.tiny_bundle import defective_part, good_part, judged, tiny_bundle
 
 Call = Callable[..., tuple[int, str, str]]
 
@@ -68,7 +69,9 @@ def test_the_answer_is_a_promise_and_two_files(
     assert " threshold " in out
     assert "WARNING" not in out
     record = read_calibration(bundle, precision="fp32").calibration
-    assert record.backend == "onnxruntime cpu fp32"
+    runtime = "openvino" if find_spec("openvino") else "onnxruntime"
+    assert record.backend == f"{runtime} cpu fp32"
+    assert f"Scored by {record.backend}, as agent run will." in out
     assert "n=62" in (bundle.path / REPORT).read_text(encoding="utf-8")
 
 
@@ -86,6 +89,24 @@ def test_machines_get_json_and_nothing_else(calibrate: Call, bundle: Bundle, goo
     assert answer["warnings"] == []
     assert Path(answer["record"]).name == CALIBRATION
     assert Path(answer["report"]).name == REPORT
+
+
+@pytest.mark.parametrize(
+    ("asked", "scored_by"),
+    [
+        ((), "onnxruntime cpu int8"),
+        (("--precision", "fp32", "--backend", "onnxruntime"), "onnxruntime cpu fp32"),
+    ],
+)
+def test_the_fastest_that_keeps_the_verdicts_scores_the_parts(
+    calibrate: Call, bundle: Bundle, good: Path, asked: tuple[str, ...], scored_by: str
+) -> None:
+    judged(bundle, onnxruntime_cpu_int8=())
+    options = ("--bundle", bundle.path, "--good", good, "--max-false-reject", "5%", "--json")
+    code, out, err = calibrate(*options, *asked)
+    assert (code, err) == (0, "")
+    assert json.loads(out)["backend"] == scored_by
+    assert json.loads(out)["precision"] == scored_by.rsplit(maxsplit=1)[-1]
 
 
 def test_what_does_not_count_is_warned_of(calibrate: Call, bundle: Bundle, good: Path) -> None:
@@ -195,7 +216,12 @@ def test_options_that_contradict_each_other_are_wrong_use(
     for option, arguments in cases.items():
         code, _, err = calibrate(*arguments)
         assert (code, err.split(":")[1].strip()) == (2, option)
-    for option, value in (("--bundle", bundle.path), ("--good", good), ("--precision", "fp32")):
+    for option, value in (
+        ("--bundle", bundle.path),
+        ("--good", good),
+        ("--backend", "auto"),
+        ("--precision", "fp32"),
+    ):
         code, _, err = calibrate("--config", config, "--frames", 60, option, value)
         assert code == 2
         assert option in err

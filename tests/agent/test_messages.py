@@ -223,6 +223,7 @@ def test_times_are_utc_to_the_millisecond_and_in_order(time_ns):
 def test_health_sums_up():
     snapshot = Health(
         uptime_s=12.3456,
+        backend="openvino cpu int8",
         cameras={
             "top": CameraHealth(triggers=7, counts={State.OK: 5, State.NG: 1}),
             "side": CameraHealth(triggers=3, counts={State.OK: 2, State.NG: 1}, is_removed=True),
@@ -241,6 +242,7 @@ def test_health_sums_up():
         ("top", "ok", 1),
         ("side", "removed", 0),
     ]
+    assert said["backend"] == "openvino cpu int8"
     assert said["lost"] == {"count": 3, "ranges": [{"first": 3, "last": 5}]}
     assert said["let_go"]["picture"] == {"count": 0, "ranges": []}
     # Of many ranges the newest are told, and the number of all.

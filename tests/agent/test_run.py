@@ -227,6 +227,7 @@ def test_a_camera_that_is_away_at_the_start_is_waited_for(place):
     folder = place / "parts"
     configure(place, f"{{type: folder, path: {folder}}}")
     with started("run", "--config", place / "agent.yaml", "--json") as process:
+        assert process.stderr.readline() == "agent: inspects with onnxruntime cpu fp32\n"
         # The broker is away too, and either may be noticed first.
         said = [process.stderr.readline(), process.stderr.readline()]
         away = f"camera main: camera folder {folder} is not there"

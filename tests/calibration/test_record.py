@@ -6,10 +6,17 @@ from typing import Any
 
 import pytest
 
-from calibration.record import Calibration, calibrate, read_calibration, write_calibration
+import calibration.record as record_module
+from calibration.record import (
+    Calibration,
+    calibrate,
+    calibrated_runtime,
+    read_calibration,
+    write_calibration,
+)
 from calibration.scores import Scores
 from engine.bundle import CALIBRATION, Bundle, open_bundle, sha256
-from engine.errors import CalibrationError
+from engine.errors import BackendError, CalibrationError
 from tests.tiny_bundle import tiny_bundle
 
 GOOD = Scores(
@@ -91,6 +98,42 @@ def test_too_few_parts_say_what_was_set_aside(bundle: Bundle) -> None:
 def test_a_picture_in_both_folders_is_refused(bundle: Bundle) -> None:
     with pytest.raises(CalibrationError, match="1 pictures are among the good and the defective"):
         made(bundle, replace(DEFECTIVE, hashes=frozenset({"b", "c"})))
+
+
+@pytest.mark.parametrize(
+    ("backend", "precision", "expected"),
+    [
+        ("onnxruntime cpu fp32", "fp32", "onnxruntime"),
+        ("openvino cpu int8", "int8", "openvino"),
+        ("tensorrt_rtx NVIDIA H100 fp16, all on the device", "fp16", "tensorrt"),
+    ],
+)
+def test_a_threshold_is_run_with_what_made_it(
+    bundle: Bundle, monkeypatch: pytest.MonkeyPatch, backend: str, precision: str, expected: str
+) -> None:
+    monkeypatch.setattr(record_module, "has_openvino", lambda: True)
+    write_calibration(bundle, made(bundle, backend=backend, precision=precision))
+    record = read_calibration(bundle)
+    found = calibrated_runtime(bundle, record)
+    assert (found.backend, found.precision) == (expected, precision)
+    # What is named is taken, and `agent run` warns of it.
+    named = calibrated_runtime(bundle, record, backend="onnxruntime")
+    assert (named.backend, named.precision) == ("onnxruntime", precision)
+
+
+def test_what_made_the_threshold_is_not_replaced_silently(
+    bundle: Bundle, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(record_module, "has_openvino", lambda: False)
+    write_calibration(bundle, made(bundle, backend="openvino cpu fp32"))
+    record = read_calibration(bundle)
+    said = r"openvino cpu fp32, and OpenVINO is not .*atac-agent\[cpu\]', or calibrate again: agent"
+    with pytest.raises(BackendError, match=said):
+        calibrated_runtime(bundle, record)
+    assert calibrated_runtime(bundle, record, fallback="onnxruntime").backend == "openvino"
+    write_calibration(bundle, made(bundle, backend="torch fp32"))
+    with pytest.raises(CalibrationError, match="'torch fp32', which is no backend; calibrate ag"):
+        calibrated_runtime(bundle, read_calibration(bundle))
 
 
 REMEDY = r"agent calibrate --bundle .*bundle --precision fp32 --good DIR"

@@ -10,8 +10,8 @@ import pytest
 from onnx import TensorProto, helper, numpy_helper
 
 from engine.backends.onnxruntime_backend import OnnxRuntimeBackend
-from engine.backends.opening import open_backend
-from engine.backends.openvino_backend import OpenVinoBackend
+from engine.backends.opening import open_backend, open_inspector
+from engine.backends.openvino_backend import OpenVinoBackend, find_openvino
 from engine.bundle import Bundle
 from engine.errors import BackendError
 from engine.inspector import TwoPassInspector
@@ -207,9 +207,25 @@ def test_nothing_of_the_telemetry_package_is_loaded():
     assert done.stdout.strip() == "[]"
 
 
-def test_auto_takes_what_is_proven(bundle):
-    with open_backend(bundle, backend="auto") as backend:
-        assert backend.name == "onnxruntime cpu fp32"
+@needs_openvino
+def test_bf16_is_computed_where_the_processor_can_and_refused_elsewhere(bundle):
+    has = find_openvino().Core().get_property("CPU", "OPTIMIZATION_CAPABILITIES")
+    if "BF16" not in has:
+        with pytest.raises(BackendError, match=r"does not compute in bf16 .*int8 or fp32, and cal"):
+            open_backend(bundle, backend="openvino", precision="bf16")
+        return
+    with open_backend(bundle, backend="openvino", precision="bf16") as backend:
+        assert backend.name == "openvino cpu bf16"
+        found = backend.run(views(2)).score_map
+    with OnnxRuntimeBackend(bundle) as oracle:
+        np.testing.assert_allclose(found, oracle.run(views(2)).score_map, rtol=0.05, atol=0.5)
+
+
+@pytest.mark.parametrize("backend", ["onnxruntime", "tensorrt"])
+def test_bf16_is_openvino_s_alone(bundle, backend):
+    for opened in (open_backend, open_inspector):
+        with pytest.raises(BackendError, match=f"bf16 is OpenVINO's, not {backend}'s: set bundle"):
+            opened(bundle, backend=backend, precision="bf16")
 
 
 def test_without_the_package_the_remedy_is_named(bundle, monkeypatch, caplog):
