@@ -1,6 +1,9 @@
-"""anomalib's models with random weights → OpenVINO files, fp32 and int8.
+"""anomalib's models with random weights → OpenVINO files for one image, fp32 and int8.
 
-Without their post-processing, a few operations that scale scores and maps by what training saw.
+With the pre- and post-processing that anomalib exports with them. What training leaves in a model
+is put there, as it changes what is computed: PatchCore's memory in the size that anomalib's default
+keeps of the good images, and the statistics that scale maps and scores.
+
 Runs in the environment that `benchmarks.peers.set_up` makes; its last line of output is JSON.
 """
 
@@ -9,93 +12,135 @@ import json
 import os
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import cv2
 import numpy as np
+import openvino
+import timm
 import torch
+from torch import nn
 
-# A torchvision with CUDA beside a torch without: its compiled operations do not load. None of them
-# is used here, but two must be declared before the package can be imported.
-for name in ("nms", "qnms"):
-    torch.library.define(
-        f"torchvision::{name}", "(Tensor dets, Tensor scores, float limit) -> Tensor"
-    )
-
-import openvino  # noqa: E402
-import timm  # noqa: E402
-from anomalib.models import EfficientAd, Patchcore, Supersimplenet  # noqa: E402
-from torch import nn  # noqa: E402
-
-PATCHES = 21402  # 10 % of the 32 × 32 patches of 209 images, as anomalib's default keeps
+from benchmarks.peers.importing import anomalib
+from benchmarks.peers.turns import SIDE, told
 
 
 def main() -> None:
     parser = argparse.ArgumentParser()
-    parser.add_argument("--images", type=Path, required=True)
+    parser.add_argument("--good", type=Path, required=True)
     parser.add_argument("--out", type=Path, required=True)
-    parser.add_argument("--side", type=int, required=True)
     options = parser.parse_args()
 
     os.environ["HF_HUB_OFFLINE"] = "1"
     made = timm.create_model
     timm.create_model = lambda *a, **k: made(*a, **(k | {"pretrained": False}))
     torch.manual_seed(0)
+    models = anomalib("models")
+    good = sorted(file for file in options.good.iterdir() if file.suffix in {".jpg", ".png"})
     exported, missing = [], {}
     for name, make in {
-        "PatchCore ResNet-18": lambda: patchcore("resnet18", 384),
-        "PatchCore WideResNet-50": lambda: patchcore("wide_resnet50_2", 1536),
-        "EfficientAD-S": lambda: EfficientAd(model_size="small", post_processor=False),
-        "SuperSimpleNet": lambda: Supersimplenet(post_processor=False),
+        "PatchCore ResNet-18": lambda: patchcore(models, "resnet18", len(good)),
+        "PatchCore WideResNet-50": lambda: patchcore(models, "wide_resnet50_2", len(good)),
+        "EfficientAD-S": lambda: efficientad(models),
+        "SuperSimpleNet": lambda: (models.Supersimplenet(), {}),
     }.items():
-        folder = options.out / name.replace(" ", "-").lower()
         try:
-            side = options.side
-            path = (
-                make()
-                .eval()
-                .to_openvino(folder, input_size=(side, side), onnx_kwargs={"opset_version": 18})
-            )
-            shape = openvino.Core().read_model(path).inputs[0].partial_shape
-            batch = 1 if shape[0].is_dynamic else shape[0].get_length()
-            entry = {"name": name, "batch": batch}
-            file = str(path.relative_to(options.out))
-            exported.append(entry | {"precision": "fp32", "file": file})
+            model, facts = make()
+            path = saved(model, options.out / name.replace(" ", "-").lower())
+            exported.append({"name": name, "precision": "fp32"} | facts)
+            exported[-1] |= checked(path, options.out, good)
         except Exception as error:  # noqa: BLE001 - the others go on, and this one is told
             missing[f"{name}, fp32"] = told(error)
             continue
         try:
             quantised = path.with_name("int8.xml")
-            quantise(path, quantised, options.images, side, batch)
-            file = str(quantised.relative_to(options.out))
-            exported.append(entry | {"precision": "int8", "file": file})
+            quantise(path, quantised, good)
+            entry = {"name": name, "precision": "int8"} | facts
+            exported.append(entry | checked(quantised, options.out, good))
         except Exception as error:  # noqa: BLE001
             missing[f"{name}, int8"] = told(error)
     print(json.dumps({"exported": exported, "missing": missing}))
 
 
-def patchcore(backbone: str, features: int) -> nn.Module:
-    model = Patchcore(backbone=backbone, pre_trained=False, post_processor=False)
-    model.model.memory_bank = torch.rand(PATCHES, features)
-    return model
+def patchcore(models: Any, backbone: str, images: int) -> tuple[nn.Module, dict[str, Any]]:
+    lightning = models.Patchcore(backbone=backbone, pre_trained=False)
+    model = lightning.model
+    cells, features = model.train()(torch.zeros(1, 3, SIDE, SIDE)).shape
+    model.embedding_store.clear()
+    share = lightning.coreset_sampling_ratio
+    patches = int(images * cells * share)
+    model.memory_bank = torch.rand(patches, features)
+    memory = {
+        "patches": patches,
+        "features": features,
+        "of": f"{share:.0%} of {cells} patches each of {images} images",
+        "values": "random",
+    }
+    return lightning, {"memory": memory}
 
 
-def quantise(source: Path, target: Path, images: Path, side: int, batch: int) -> None:
+def efficientad(models: Any) -> tuple[nn.Module, dict[str, Any]]:
+    lightning = models.EfficientAd(model_size="small")
+    model = lightning.model
+    for statistics, values in (
+        (model.mean_std, {"mean": 0.1, "std": 0.9}),
+        (model.quantiles, {"qa_st": 0.1, "qb_st": 0.9, "qa_ae": 0.1, "qb_ae": 0.9}),
+    ):
+        for key, value in values.items():
+            statistics[key].data.fill_(value)
+    return lightning, {}
+
+
+def saved(lightning: nn.Module, folder: Path) -> Path:
+    """Exported for one image. anomalib's default, any number of images, becomes two with PatchCore,
+    which OpenVINO then insists on.
+    """
+    scaled = lightning.post_processor
+    for key, value in {
+        "image_min": 0.0,
+        "pixel_min": 0.0,
+        "image_max": 1.0,
+        "pixel_max": 1.0,
+        "_image_threshold": 0.5,
+        "_pixel_threshold": 0.5,
+    }.items():
+        getattr(scaled, key).fill_(value)
+    path: Path = lightning.eval().to_openvino(
+        folder,
+        input_size=(SIDE, SIDE),
+        onnx_kwargs={"opset_version": 18, "dynamic_axes": None},
+    )
+    return path
+
+
+def checked(path: Path, out: Path, good: list[Path]) -> dict[str, Any]:
+    """A model that has looked at one image, described; raises where it cannot."""
+    compiled = openvino.Core().compile_model(path, "CPU", {"INFERENCE_PRECISION_HINT": "f32"})
+    answer = compiled(next(planes(good)))
+    outputs = {one.any_name: answer[one] for one in compiled.outputs}
+    for key, values in outputs.items():
+        if values.shape[0] != 1 or not np.isfinite(values).all():
+            raise ValueError(f"{key} of one image has shape {values.shape} or is not finite")
+    return {
+        "file": str(path.relative_to(out)),
+        "input": list(compiled.inputs[0].shape),
+        "outputs": {key: list(values.shape) for key, values in outputs.items()},
+    }
+
+
+def quantise(source: Path, target: Path, good: list[Path]) -> None:
     import nncf  # noqa: PLC0415 - may be missing, which is told
 
     model = openvino.Core().read_model(source)
-    dataset = nncf.Dataset([one.repeat(batch, axis=0) for one in planes(images, side)])
+    dataset = nncf.Dataset(list(planes(good[:: -(-len(good) // 32)])))
     openvino.save_model(nncf.quantize(model, dataset, subset_size=32), target)
 
 
-def planes(images: Path, side: int) -> Iterator[np.ndarray]:
-    files = sorted(file for file in images.rglob("*") if file.suffix in {".jpg", ".png"})
-    for file in files[:: -(-len(files) // 32)]:
-        pixels = cv2.resize(cv2.imread(str(file))[..., ::-1], (side, side))
+def planes(files: list[Path]) -> Iterator[np.ndarray]:
+    """Images as float32 `(1, 3, SIDE, SIDE)` in 0 … 1, RGB."""
+    for file in files:
+        pixels = cv2.resize(cv2.imread(str(file))[..., ::-1], (SIDE, SIDE))
         yield np.ascontiguousarray(pixels.transpose(2, 0, 1)[None], dtype=np.float32) / 255
-
-
-def told(error: Exception) -> str:
-    return f"{type(error).__name__}: {' '.join(str(error).split())[:200]}"
 
 
 if __name__ == "__main__":
