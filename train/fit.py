@@ -72,13 +72,14 @@ class Sample:
     `mask` is where it is defective (all False for a good one), None when nobody knows. `index` is
     the same whenever the same pixels are shown, so that a frozen trunk need not look again: the
     place among the training images, or a number beyond for what was painted or moved once. What is
-    made anew each time has none.
+    made anew each time has none. `pseudo` tells a painted or transplanted defect from a real one.
     """
 
     pixels: Pixels
     mask: Mask | None
     defective: bool
     index: int | None
+    pseudo: bool = False
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -241,6 +242,8 @@ def fit(
     if not defects.located:
         # Cells taught by painted defects alone find what is painted (ADR 9).
         profile = replace(profile, cell_weight=0.0)
+    if defects.located or not len(images.defective):
+        profile = replace(profile, pseudo_scored="always")
     steps = max(profile.least_steps, math.ceil(len(images.good) / (profile.batch // 2)))  # D18
     with ThreadPoolExecutor() as pool:
         eyes = Eyes(network, profile, pool)
@@ -322,7 +325,8 @@ def two_pass_loss(
 ) -> Tensor:
     """The loss of one batch: of the scores (Eq 8-12), and of cells where their mask is known.
 
-    A pass is judged by what it was shown: a box beside a painted defect shows a good part.
+    A pass is judged by what it was shown: a box beside a painted defect shows a good part. Where
+    the profile says so, pseudo-defects teach attention and cells only.
     """
     passes = eyes.look(batch, zoom=epoch >= profile.zoom_from)
     device = passes[0].maps.score_map.device
@@ -330,15 +334,18 @@ def two_pass_loss(
     known = torch.tensor([sample.mask is not None for sample in batch], device=device)
     teaches = profile.mask_weight > 0 or profile.cell_weight > 0
     masks = [_map_masks(p, batch) for p in passes] if teaches or profile.loss_of == "each" else []
-    scores = _pass_scores(passes, profile)
+    always = profile.pseudo_scored == "always"
+    judged = torch.tensor([always or not sample.pseudo for sample in batch], device=device)
+    deviations = deviation(_pass_scores(passes, profile), reference)
     if profile.loss_of == "mean":
-        # γ(x)   Eq 10
-        objective = deviation_loss(deviation(scores.mean(dim=0), reference), defective, profile)
+        # γ(x)   Eq 10; the deviation is linear in the score
+        mean = deviations.mean(dim=0)
+        objective = deviation_loss(mean[judged], defective[judged], profile)
     else:
         shown = [defective & (mask.any(dim=2).any(dim=1) | ~known) for mask in masks]
         losses = [
-            deviation_loss(deviation(s, reference), seen, profile)
-            for s, seen in zip(scores, shown, strict=True)
+            deviation_loss(d[judged], seen[judged], profile)
+            for d, seen in zip(deviations, shown, strict=True)
         ]
         objective = torch.stack(losses).mean()
     # Cross-entropy refuses NaN; the caller has a better word for it.
@@ -629,7 +636,7 @@ class Defects:
 
     def _labelled(self, index: int) -> Sample:
         shown = original(self._images, index)
-        return shown if self._profile.known_masks else replace(shown, mask=None)
+        return shown if index in self.located else replace(shown, mask=None)
 
     def _painted(self, rng: np.random.Generator) -> Sample:
         good = self._images.good
@@ -640,12 +647,12 @@ class Defects:
             assert mask is not None
             donor = alike(self._images.frame(index), pixels)
             changed, mask = transplanted(pixels, donor, mask, rng)
-            return Sample(pixels=changed, mask=mask, defective=True, index=None)
+            return Sample(pixels=changed, mask=mask, defective=True, index=None, pseudo=True)
         donor = pixels
         if rng.random() >= _SAME_DONOR:
             donor = alike(self._images.frame(good[int(rng.integers(len(good)))]), pixels)
         changed, mask = paint(self._profile.pseudo_defects, pixels, donor, rng)
-        return Sample(pixels=changed, mask=mask, defective=True, index=None)
+        return Sample(pixels=changed, mask=mask, defective=True, index=None, pseudo=True)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

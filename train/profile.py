@@ -85,6 +85,9 @@ class Profile:
     pseudo_each: Annotated[int, Field(ge=0)]
     known_masks: bool
     transplanted: Share = 0.0  # older bundles do not name it
+    # Whether pseudo-defects teach the score `always`, or only `beside_masks`: where known defects
+    # have none, pseudo-defects then teach attention alone. Without known defects they always do.
+    pseudo_scored: Literal["always", "beside_masks"] = "always"  # older bundles do not name it
 
     # The loop (D18, D21, D24).
     epochs: Count
@@ -139,6 +142,7 @@ PAPER: Final = Profile(
     moved_each=0,
     pseudo_each=0,
     known_masks=False,
+    pseudo_scored="always",
     epochs=30,
     batch=16,
     least_steps=20,
@@ -154,7 +158,7 @@ PAPER: Final = Profile(
 LINE: Final = Profile(
     name="line",
     view=ViewSpec(side=224, equalise="after_resize", crop_from="frame", reducing_gap=3.0),
-    crop=CropSpec(omega=0.40, normalise="max", padding=0.1, min_side=96, square=True),
+    crop=CropSpec(omega=0.40, normalise="max", gate=0.5, padding=0.1, min_side=96, square=True),
     standardise="imagenet",
     architecture="resnet50",
     stages=("layer2", "layer3"),
@@ -182,6 +186,7 @@ LINE: Final = Profile(
     pseudo_each=2,
     known_masks=True,
     transplanted=0.5,
+    pseudo_scored="beside_masks",
     epochs=8,
     batch=16,
     least_steps=25,

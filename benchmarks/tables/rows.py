@@ -60,6 +60,9 @@ OPTIONS = {
     "line-without-zoom": _line(
         "no pass 2", crop=replace(LINE.crop, min_side=LINE.view.side), zoom_from=LINE.epochs
     ),
+    "line-without-gate": _line(
+        "pass 2 whatever attention is worth", crop=replace(LINE.crop, gate=0.0)
+    ),
     "line-zoom-from-view": _line(
         "pass 2 from the view, not the frame", view=replace(LINE.view, crop_from="view")
     ),
@@ -70,6 +73,9 @@ OPTIONS = {
     "line-without-memory": _line("no memory of good features", prototypes=0),
     "line-without-pseudo": _line("known defects only, none painted", real_share=1.0),
     "line-cutmix-only": _line("CutMix the only painted kind", pseudo_defects=("cutmix",)),
+    "line-pseudo-scored": _line(
+        "painted defects teach the score without masks too", pseudo_scored="always"
+    ),
     "line-without-moving": _line("known defects as they are, not moved", moved_each=0),
     "line-without-masks": _line(
         "attention the mean of F, not taught by masks", attention="mean", mask_weight=0.0

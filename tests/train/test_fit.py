@@ -16,8 +16,9 @@ from engine.view import view
 from train import fit as training
 from train.anomalies import cells
 from train.backbone import PretrainedWeights, Trunk, initialise
-from train.datasets import TrainingImages, read_listed, read_mask
+from train.datasets import TrainingImages, draw_split, read_listed, read_mask
 from train.fit import (
+    ATAC_NET,
     CHECKPOINT,
     Pass,
     Sample,
@@ -178,6 +179,51 @@ def test_a_pass_is_judged_by_what_its_box_shows(line):
     assert loss([painted], 10.0, 0.0) == 0
     assert loss([painted], 0.0, 10.0) == pytest.approx(10)
     assert loss([hidden], 10.0, 0.0) == pytest.approx(5)  # nobody knows that it is good
+
+
+@pytest.mark.parametrize("loss_of", ["each", "mean"])
+def test_pseudo_defects_can_teach_attention_alone(source, split, line, loss_of):
+    images = TrainingImages(source, split)
+    profile = replace(
+        line, pseudo_scored="beside_masks", known_masks=False, cell_weight=0.0, loss_of=loss_of
+    )
+    batches = drawn_batches(images, profile, steps=20)
+    batch = next(b for b in batches if any(s.defective and not s.pseudo for s in b))
+    real = [s for s in batch if not s.pseudo]
+    assert len(real) < len(batch)
+    reference = ScoreSpec(top_k=profile.top_k, reference_mean=0.0, reference_std=1.0)
+    with eyes(profile) as (network, pair):
+        network.eval()
+
+        def loss(samples, **changes):
+            return two_pass_loss(pair, samples, replace(profile, **changes), reference, 0).item()
+
+        assert loss(batch, mask_weight=0.0) == pytest.approx(loss(real, mask_weight=0.0))
+        assert loss(batch) != pytest.approx(loss(real))
+        assert loss(batch, mask_weight=0.0, pseudo_scored="always") != pytest.approx(
+            loss(real, mask_weight=0.0)
+        )
+
+
+@pytest.mark.parametrize(
+    ("defects", "known_masks", "scored"),
+    [(4, True, "always"), (4, False, "beside_masks"), (0, False, "always")],
+)
+def test_pseudo_defects_teach_the_score_where_nothing_better_does(
+    source, line, tmp_path, defects, known_masks, scored
+):
+    seen = set()
+
+    def loss(eyes, batch, profile, reference, epoch):
+        seen.add(profile.pseudo_scored)
+        return two_pass_loss(eyes, batch, profile, reference, epoch)
+
+    split = draw_split(source, defects=defects, hold_out=0.25, seed=0)
+    profile = replace(
+        line, epochs=1, least_steps=1, pseudo_scored="beside_masks", known_masks=known_masks
+    )
+    trained(source, split, profile, tmp_path, method=replace(ATAC_NET, loss=loss))
+    assert seen == {scored}
 
 
 def test_without_zoom_the_second_pass_is_the_first(samples, paper):
