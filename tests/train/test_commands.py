@@ -114,7 +114,7 @@ def test_a_calibrated_bundle_counts_errors_and_gates_on_its_threshold(
         "--accept-flips",
         "--json",
     )
-    parity = json.loads(gated.stdout)["parity"]
+    parity = json.loads(gated.stdout)["parity"]["onnxruntime cpu fp16"]
     assert (parity["threshold"], parity["threshold_from"]) == (record.threshold, "calibration")
     assert "fp16" in open_bundle(out).manifest.networks
 

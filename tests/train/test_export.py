@@ -1,4 +1,5 @@
 import shutil
+import sys
 from dataclasses import replace
 from importlib.util import find_spec
 
@@ -7,15 +8,18 @@ import onnx
 import pytest
 import torch
 
+from engine.backends import Runtime
+from engine.backends.choice import fastest
 from engine.backends.onnxruntime_backend import OnnxRuntimeBackend
+from engine.backends.openvino_backend import OpenVinoBackend, has_openvino
 from engine.build import build_plan, find_tensorrt
 from engine.bundle import PARITY, WEIGHTS, open_bundle
 from engine.errors import BackendError, BundleError
 from engine.inspector import TwoPassInspector
+from engine.parity import bundle_parity
 from train.datasets import SPLIT, read_listed, unseen_images
 from train.evaluate import evaluation, scored
 from train.export import (
-    PARITY_JSON,
     PROFILE,
     add_precision,
     fold_batch_norm,
@@ -63,7 +67,7 @@ def test_onnx_and_torch_decide_alike(bundle, source):
     with OnnxRuntimeBackend(bundle) as onnx_backend:
         found = scores(onnx_backend, bundle, source, items)
     np.testing.assert_allclose(found, expected, atol=1e-3)
-    parity = PARITY_JSON.validate_json(bundle.read(PARITY))["fp32"]
+    parity = bundle_parity(bundle)["onnxruntime cpu fp32"]
     assert (parity.flips, parity.images) == ((), 10)
     assert parity.max_score_difference < 1e-3
 
@@ -85,12 +89,14 @@ def test_the_graph_has_one_input_two_outputs_and_any_batch(bundle):
 
 
 def test_int8_and_fp16_join_the_bundle(copy, source):
-    extended, int8 = add_precision(copy, "int8", source)
-    extended, fp16 = add_precision(extended, "fp16", source)
+    extended, of_int8 = add_precision(copy, "int8", source)
+    extended, of_fp16 = add_precision(extended, "fp16", source)
+    int8, fp16 = of_int8["onnxruntime cpu int8"], of_fp16["onnxruntime cpu fp16"]
     assert set(extended.manifest.networks) == {"fp32", "fp16", "int8"}
     assert extended.id != copy.id
     assert extended.manifest.training == copy.manifest.training
-    assert set(PARITY_JSON.validate_json(extended.read(PARITY))) == {"fp32", "fp16", "int8"}
+    judged = {"onnxruntime cpu fp32": bundle_parity(copy)["onnxruntime cpu fp32"]}
+    assert bundle_parity(extended) == judged | of_int8 | of_fp16
     assert (int8.flips, fp16.flips) == ((), ())
     assert int8.threshold_from == "held-out images"
     assert fp16.max_score_difference < 0.05
@@ -109,7 +115,8 @@ def test_int8_and_fp16_join_the_bundle(copy, source):
 def test_a_verdict_that_flips_stops_the_export_unless_accepted(copy, source, split):
     with OnnxRuntimeBackend(copy) as backend:
         before = scores(backend, copy, source, split.held_out_good)
-    _, free = add_precision(copy, "int8", source)
+    _, judged = add_precision(copy, "int8", source)
+    free = judged["onnxruntime cpu int8"]
     with OnnxRuntimeBackend(open_bundle(copy.path), precision="int8") as backend:
         after = scores(backend, copy, source, split.held_out_good)
     widest = int(np.argmax(abs(after - before)))
@@ -118,22 +125,62 @@ def test_a_verdict_that_flips_stops_the_export_unless_accepted(copy, source, spl
 
     with pytest.raises(BundleError, match=r"\d+ of 10 verdicts change.*with --accept-flips"):
         add_precision(open_bundle(copy.path), "int8", source, threshold=between)
-    _, accepted = add_precision(
+    _, judged = add_precision(
         open_bundle(copy.path), "int8", source, threshold=between, accept_flips=True
     )
+    accepted = judged["onnxruntime cpu int8"]
     assert split.held_out_good[widest].path in accepted.flips
     assert accepted.threshold_from == "calibration"
+    # Accepted it may be run by name; `auto` does not take it.
+    assert fastest(open_bundle(copy.path), backend="onnxruntime").precision == "fp32"
+
+
+@pytest.mark.skipif(not has_openvino(), reason="needs OpenVINO: pip install 'atac-agent[cpu]'")
+def test_openvino_is_judged_too_and_objections_to_it_stop_only_auto(copy, source, monkeypatch):
+    extended, judged = add_precision(copy, "int8", source)
+    assert list(judged) == ["onnxruntime cpu int8", "openvino cpu int8"]
+    assert all(each.compared_with == "onnxruntime cpu fp32" for each in judged.values())
+    assert judged["openvino cpu int8"].objections == ()
+    assert fastest(extended) == Runtime(backend="openvino", precision="int8")
+
+    right = OpenVinoBackend.run
+
+    def wrong(backend, views):
+        found = right(backend, views)
+        return replace(found, score_map=-found.score_map)
+
+    monkeypatch.setattr(OpenVinoBackend, "run", wrong)
+    extended, judged = add_precision(extended, "int8", source)
+    assert "verdicts change" in judged["openvino cpu int8"].objections[0]
+    assert fastest(extended) == Runtime(backend="onnxruntime", precision="int8")
+    assert fastest(extended, backend="openvino") == Runtime(backend="openvino", precision="fp32")
+
+
+def test_without_openvino_the_report_says_that_nobody_judged_it(copy, source, monkeypatch):
+    monkeypatch.setitem(sys.modules, "openvino", None)
+    extended, judged = add_precision(copy, "int8", source)
+    assert list(judged) == ["onnxruntime cpu int8"]
+    monkeypatch.undo()
+    assert fastest(extended) == Runtime(backend="onnxruntime", precision="int8")
+    # Exported again where it is installed, it is judged; again without it, that is void.
+    if has_openvino():
+        extended, _ = add_precision(extended, "int8", source)
+        assert "openvino cpu int8" in bundle_parity(extended)
+    monkeypatch.setitem(sys.modules, "openvino", None)
+    extended, _ = add_precision(extended, "int8", source)
+    assert "openvino cpu int8" not in bundle_parity(extended)
 
 
 def test_the_image_that_set_the_threshold_cannot_flip(copy, source, split):
     with OnnxRuntimeBackend(copy) as backend:
         highest = scores(backend, copy, source, split.held_out_good).max()
-    _, parity = add_precision(copy, "fp16", source, threshold=float(highest))
-    assert parity.flips == ()
+    _, judged = add_precision(copy, "fp16", source, threshold=float(highest))
+    assert judged["onnxruntime cpu fp16"].flips == ()
 
 
 def test_fp32_can_be_made_again(copy, source):
-    again, parity = add_precision(copy, "fp32", source)
+    again, judged = add_precision(copy, "fp32", source)
+    (parity,) = judged.values()
     assert parity.compared_with == "torch fp32"
     assert again.network("fp32") == copy.network("fp32")
 
@@ -161,7 +208,8 @@ def test_folding_changes_nothing_but_the_graph(paper):
 
 
 def test_symmetric_int8_is_what_tensorrt_takes(copy, source):
-    extended, parity = add_precision(copy, "int8_symmetric", source)
+    extended, judged = add_precision(copy, "int8_symmetric", source)
+    (parity,) = judged.values()  # it is not for OpenVINO
     assert parity.flips == ()
     graph = onnx.load_model_from_string(extended.network("int8_symmetric")).graph
     constants = {each.name: onnx.numpy_helper.to_array(each) for each in graph.initializer}
