@@ -13,7 +13,7 @@ Each part is one run in which everything that is compared takes turns:
 - `ledger`: a ledger with a million parts beside an empty one, both open at once: a thousand parts
   recorded and committed, one part committed, and what the sender, a replay and a label ask.
 - `hour`: `agent run` as a user starts it, with two conveyors, deadlines and a real broker, at half
-  of the rate that it reached just before; its memory is watched from outside.
+  of the rate that it reached just before, or at `--pace`; its memory is watched from outside.
 
 Without `--full` and `--hour` the runs are short and show no more than that it works. `--only` runs
 some of the parts and keeps the others of an earlier result.
@@ -77,6 +77,7 @@ def main() -> None:
     parser.add_argument("--only", nargs="+", default=list(PARTS), choices=list(PARTS))
     parser.add_argument("--full", action="store_true", help="as long as the figures need")
     parser.add_argument("--hour", action="store_true", help="`hour` takes one")
+    parser.add_argument("--pace", type=float, help="of `hour`: each camera's parts per minute")
     parser.add_argument("--result", type=Path)
     parser.add_argument("--show", action="store_true", help="only print the tables of --result")
     options = parser.parse_args()
@@ -402,7 +403,8 @@ def hour_part(options: argparse.Namespace) -> dict[str, Any]:
             parts = 500 if options.hour else 30
             fast, _ = agent_run(folder, port, options, per_minute=None, parts=parts)
             # Half of what it got through, by two cameras.
-            per_minute = round(60 * fast["parts_per_second"] / 2 / 2, 1)
+            half = round(60 * fast["parts_per_second"] / 2 / 2, 1)
+            per_minute = options.pace or half
             parts = round(2 * per_minute * seconds / 60)
             summary, watched = agent_run(folder, port, options, per_minute=per_minute, parts=parts)
     counts = summary["counts"]
