@@ -32,6 +32,7 @@ import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
+from importlib.metadata import version
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
@@ -157,6 +158,7 @@ def main() -> None:
         ]
     result = {
         "machine": described(),
+        "openvino": version("openvino"),
         "bundle": {
             "id": bundle.id,
             "profile": bundle.manifest.training.profile,

@@ -11,6 +11,7 @@ import argparse
 import json
 import os
 from collections.abc import Iterator
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -59,7 +60,8 @@ def main() -> None:
             exported.append(entry | checked(quantised, options.out, good))
         except Exception as error:  # noqa: BLE001
             missing[f"{name}, int8"] = told(error)
-    print(json.dumps({"exported": exported, "missing": missing}))
+    versions = {name: version(name) for name in ("anomalib", "openvino", "torch")}
+    print(json.dumps({"versions": versions, "exported": exported, "missing": missing}))
 
 
 def patchcore(models: Any, backbone: str, images: int) -> tuple[nn.Module, dict[str, Any]]:
