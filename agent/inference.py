@@ -17,9 +17,8 @@ import signal
 import socket
 import struct
 import subprocess
-import sys
 import threading
-from contextlib import ExitStack, suppress
+from contextlib import suppress
 from dataclasses import asdict
 from pathlib import Path
 from time import monotonic, sleep
@@ -28,6 +27,7 @@ from typing import Any, Final, Self
 
 import numpy as np
 
+from agent.inference_start import StartingChild
 from engine.backends import MAX_PIXELS, BackendName, FallbackName
 from engine.bundle import Precision
 from engine.errors import BackendError, InspectionError, NoAnswerError
@@ -38,7 +38,6 @@ REQUEST: Final = struct.Struct("<QIII")
 """Bytes of shared memory, then the frame's height, width and channels; 0 channels for mono."""
 PACKET: Final = 65_536
 _LOG: Final = logging.getLogger("atac_agent.inference")
-_MOST_LANES: Final = 4
 _LIMIT_S: Final = 2.0
 """After so long without an answer the child is killed, unless its network is known to be slow."""
 _SLOW_S: Final = 1.0
@@ -78,11 +77,18 @@ class ChildInspector:
     new child, but not beyond `deadline_s`. A part beside it that did no harm is inspected again.
     Where no part gets through in between, new children come more and more rarely. `lanes` threads
     may inspect at once, as many as the `backend`, here by its full name, serves; any thread may
-    read `trouble`.
+    read `trouble`. The `first` child may have been started before the recipe was known.
     """
 
-    def __init__(self, recipe: Recipe, *, deadline_s: float | None = None) -> None:
+    def __init__(
+        self,
+        recipe: Recipe,
+        *,
+        deadline_s: float | None = None,
+        first: StartingChild | None = None,
+    ) -> None:
         self._recipe = recipe
+        self._first = first
         self._deadline_s = deadline_s
         self._child: _Child | None = None
         self._failure: str | None = None
@@ -113,7 +119,7 @@ class ChildInspector:
         return None
 
     def __enter__(self) -> Self:
-        self._child = _Child(self._recipe)
+        self._child = _Child(self._recipe, self._first)
         try:
             is_ready = self._child.is_ready(_START_S)
         except BackendError:
@@ -221,7 +227,7 @@ class ChildInspector:
 class _Child:
     """One child process with its connections; made, it is starting."""
 
-    def __init__(self, recipe: Recipe) -> None:
+    def __init__(self, recipe: Recipe, starting: StartingChild | None = None) -> None:
         self._started = monotonic()
         self._is_ready = False
         self._map_shape = (0, 0)
@@ -232,25 +238,10 @@ class _Child:
         self.slow_s = _SLOW_S
         self.lanes = 1
         self.backend = ""
-        with ExitStack() as theirs:
-            pairs = [
-                socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET) for _ in range(_MOST_LANES)
-            ]
-            self._connections = [_Connection(ours) for ours, _ in pairs]
-            ends = [
-                (theirs.enter_context(end).fileno(), connection.memory.file)
-                for (_, end), connection in zip(pairs, self._connections, strict=True)
-            ]
-            self._process = subprocess.Popen(  # noqa: S603 - our own program
-                [
-                    *(sys.executable, "-P", "-m", "agent.inference_process"),
-                    json.dumps(ends),
-                    json.dumps(asdict(recipe), default=str),
-                ],
-                pass_fds=[file for end in ends for file in end],
-                stdin=subprocess.DEVNULL,
-                stdout=subprocess.DEVNULL,
-            )
+        starting = (starting or StartingChild()).taken()
+        self._process = starting.process
+        self._connections = [_Connection(ours, memory) for ours, memory in starting.lanes]
+        self._connections[0].tell(json.dumps(asdict(recipe), default=str).encode())
 
     @property
     def pid(self) -> int:
@@ -337,9 +328,9 @@ class _Child:
 class _Connection:
     """One lane's way to the child: a socket, and the memory where its frame and maps lie."""
 
-    def __init__(self, ours: socket.socket) -> None:
+    def __init__(self, ours: socket.socket, memory: int) -> None:
         self._socket = ours
-        self.memory = Memory(os.memfd_create("atac-frame"))
+        self.memory = Memory(memory)
         self.frame_shape: tuple[int, ...] = ()  # of the last one
 
     def inspect(
@@ -351,8 +342,7 @@ class _Connection:
         self.memory.hold(maps + pixels.nbytes)
         np.copyto(self.memory.pixels(pixels.shape, maps), pixels)
         channels = pixels.shape[2] if pixels.ndim == 3 else 0
-        with suppress(ConnectionError):  # it has just died, as the next line will find
-            self._socket.send(REQUEST.pack(self.memory.size, height, width, channels))
+        self.tell(REQUEST.pack(self.memory.size, height, width, channels))
         told = self._patiently_heard(within_s, pid)
         if told is None:
             raise NoAnswerError(f"did not answer within {within_s:.1f} s")
@@ -385,6 +375,11 @@ class _Connection:
             if queued_ns / 1e9 < within_s / 4:
                 break
         return told
+
+    def tell(self, packet: bytes) -> None:
+        """Send a packet, unless the child has just died, as whoever waits for an answer finds."""
+        with suppress(ConnectionError):
+            self._socket.send(packet)
 
     def hear(self, within_s: float) -> dict[str, Any] | None:
         """The next packet, `None` when there is none in time; `ConnectionError` at the end."""

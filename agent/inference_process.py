@@ -15,6 +15,7 @@ from dataclasses import asdict
 from time import perf_counter
 from typing import Final
 
+import numpy as np
 from pydantic import TypeAdapter
 
 from agent.inference import PACKET, REQUEST, Memory, Recipe
@@ -22,18 +23,28 @@ from agent.process import prepare_process
 from engine.backends.opening import open_inspector
 from engine.bundle import open_bundle
 from engine.errors import AtacError, BackendError
-from engine.frame import Inspection
+from engine.frame import Box, Inspection
 from engine.inspector import Inspector
+from engine.view import ViewSpec, view
 
 _LOG: Final = logging.getLogger("atac_agent.inference")
 _PR_SET_PDEATHSIG: Final = 1
 
 
-def main(lanes: Sequence[tuple[socket.socket, Memory]], recipe: Recipe) -> None:
-    """Serve as many of the `lanes` as the inspector can, until the parent closes them."""
-    begun = perf_counter()
+def main(lanes: Sequence[tuple[socket.socket, Memory]]) -> None:
+    """Serve as many of the `lanes` as the inspector can, until the parent closes them.
+
+    The first packet of the first lane is the recipe.
+    """
     prepare_process()
+    # OpenCV makes its tables of colours with the first view, while the agent is still starting.
+    view(np.zeros((1, 1, 3), np.uint8), Box.whole(1, 1), ViewSpec())
     connection, _ = lanes[0]
+    told = connection.recv(PACKET)
+    if not told:  # the agent has stopped before it knew what to inspect with
+        return
+    recipe = TypeAdapter(Recipe).validate_json(told)
+    begun = perf_counter()
     try:
         bundle = open_bundle(recipe.bundle, signed_by=recipe.signed_by)
         opened = open_inspector(
@@ -121,7 +132,4 @@ if __name__ == "__main__":
     # Also a child that hangs shall not outlive its parent.
     ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
     logging.basicConfig(format="agent: %(message)s", level=logging.WARNING)
-    main(
-        [(socket.socket(fileno=end), Memory(memory)) for end, memory in json.loads(sys.argv[1])],
-        TypeAdapter(Recipe).validate_json(sys.argv[2]),
-    )
+    main([(socket.socket(fileno=end), Memory(memory)) for end, memory in json.loads(sys.argv[1])])

@@ -2,6 +2,7 @@
 
 import os
 import signal
+import socket
 import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
@@ -11,6 +12,7 @@ import numpy as np
 import pytest
 
 from agent.inference import ChildInspector, Recipe, _queued_ns
+from agent.inference_start import StartingChild
 from engine.backends.onnxruntime_backend import OnnxRuntimeBackend
 from engine.errors import BackendError, InspectionError, NoAnswerError
 from engine.inspector import TwoPassInspector
@@ -149,6 +151,28 @@ def test_restarts_leave_nothing_behind(child):
         restart()
     assert open_files() == before
     assert child.restarts == 4
+
+
+def test_a_child_may_be_started_before_its_recipe_is_known(bundle):
+    before = open_files()
+    with (
+        StartingChild() as starting,
+        ChildInspector(Recipe(bundle=bundle.path), first=starting) as child,
+    ):
+        assert child.pid == starting.process.pid
+        assert child.inspect(good_part(1)).score > 0
+    assert open_files() == before
+
+
+def test_a_child_that_gets_no_recipe_ends():
+    before = open_files()
+    with StartingChild() as starting:
+        pass
+    assert starting.process.returncode == -signal.SIGKILL
+    assert open_files() == before
+    with StartingChild() as starting:
+        starting.lanes[0][0].shutdown(socket.SHUT_RDWR)  # as when the agent has died
+        assert starting.process.wait(300) == 0
 
 
 def test_a_child_that_cannot_start_stops_the_agent(tmp_path):
