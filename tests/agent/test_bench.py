@@ -7,7 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from agent.bench import BareNetwork, LineSpeed, Round, Speed, recommended
+from agent.bench import BareNetwork, LineSpeed, Round, Speed, compared, recommended
+from engine.errors import BackendError
 from tests.tiny_bundle import tiny_bundle
 
 AGENT = Path(sys.executable).parent / "agent"
@@ -80,3 +81,19 @@ def test_the_fastest_that_the_gate_has_no_objection_to_is_recommended():
     flips, unknown = speed("flips", 9, ("3 of 9 verdicts change",)), speed("unknown", 9, None)
     assert recommended([slow, flips, fast, unknown]) is fast
     assert recommended([flips, unknown]) is None
+
+
+def test_every_runtime_is_tried_and_what_cannot_run_says_why(tmp_path, monkeypatch):
+    bundle = tiny_bundle(tmp_path / "bundle", precisions=("fp32", "int8"))
+
+    def no_bf16_here(_bundle, _frames, runtime, **_):
+        if runtime.precision == "bf16":
+            raise BackendError("does not compute in bf16")
+        return speed(runtime.cpu_name, 1, None)
+
+    monkeypatch.setattr("agent.bench.measured", no_bf16_here)
+    found, missing = compared(bundle, (), seconds=1, rounds=1)
+    assert [each.backend for each in found] == [
+        "onnxruntime cpu fp32", "onnxruntime cpu int8", "openvino cpu fp32", "openvino cpu int8"
+    ]  # fmt: skip
+    assert missing == ("openvino bf16: does not compute in bf16",)
