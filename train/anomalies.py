@@ -306,9 +306,10 @@ def transplanted(
 def moved(
     pixels: Pixels, mask: Mask | None, rng: np.random.Generator
 ) -> tuple[Pixels, Mask | None]:
-    """A known defect and its mask a little shifted, turned, scaled and brightened.
+    """An image and its mask a little shifted, turned, scaled and brightened.
 
-    So few of them are known that each would otherwise be learnt by heart (spec §6.10).
+    So few defects are known that each would otherwise be learnt by heart (spec §6.10), and what is
+    done to them must not be what tells them from good parts.
     """
     height, width = pixels.shape[:2]
     turn = cv2.getRotationMatrix2D(
