@@ -207,3 +207,11 @@ def test_one_command_measures_all_and_names_no_folder(peers_folder, monkeypatch,
 )
 def test_failures_are_told_without_folders_and_hosts(text, expected):
     assert told(text) == expected
+
+
+def test_without_a_set_up_it_says_so_at_once(tmp_path, monkeypatch, capsys):
+    cv2.imwrite(str(tmp_path / "0.png"), good_part(0))
+    monkeypatch.setattr(sys, "argv", ["peers", "--images", str(tmp_path), "--peers", str(tmp_path)])
+    with pytest.raises(SystemExit):
+        benchmark.main()
+    assert "run benchmarks.peers.set_up first" in capsys.readouterr().err

@@ -145,6 +145,8 @@ def main() -> None:
     cv2.setNumThreads(1)
     files = images_below(options.images)
     frames = [read_image(file) for file in files[:: -(-len(files) // options.frames)]]
+    if not (options.peers / EXPORTS).exists():
+        parser.error(f"{options.peers} has no {EXPORTS}: run benchmarks.peers.set_up first")
     exports = json.loads((options.peers / EXPORTS).read_text(encoding="utf-8"))
     bundle = open_bundle(options.bundle or options.peers / "bundle")
     with ExitStack() as stack:
