@@ -4,7 +4,8 @@ Training, calibration, the line and the benchmark all call `view`, so what was l
 is inspected cannot drift apart.
 """
 
-from typing import Annotated, Literal
+import math
+from typing import Annotated, Final, Literal
 
 import cv2
 import numpy as np
@@ -41,7 +42,13 @@ class ViewSpec:
         return Box.whole(self.side, self.side)
 
 
-_FILTERS = {"bicubic": Image.Resampling.BICUBIC, "bilinear": Image.Resampling.BILINEAR}
+_FILTERS: Final = {"bicubic": Image.Resampling.BICUBIC, "bilinear": Image.Resampling.BILINEAR}
+_SUPPORT: Final = {"bicubic": 2.0, "bilinear": 1.0}
+"""How far a filter reaches from its middle, in pixels of the view or of the frame, the larger."""
+_STRIP: Final = 1_000_000
+"""In pixels: a strip's memory is there for the next one, that of a large frame would not be."""
+_Edges = tuple[float, float]
+"""Where a box begins and ends, across or along, in pixels."""
 
 
 def view(pixels: Pixels, box: Box, spec: ViewSpec) -> Pixels:
@@ -53,18 +60,11 @@ def view(pixels: Pixels, box: Box, spec: ViewSpec) -> Pixels:
     """
     if spec.equalise == "before_resize":
         pixels = equalised(pixels, spec)
-    small = np.asarray(
-        Image.fromarray(pixels).resize(
-            (spec.side, spec.side),
-            _FILTERS[spec.resize],
-            box=(box.left, box.top, box.right, box.bottom),
-            reducing_gap=spec.reducing_gap,
-        )
-    )
+    small = _resized(pixels, box, spec)
     if spec.equalise == "after_resize":
         small = equalised(small, spec)
     if small.ndim == 2:
-        small = cv2.cvtColor(small, cv2.COLOR_GRAY2RGB)
+        small = np.asarray(cv2.cvtColor(small, cv2.COLOR_GRAY2RGB), dtype=np.uint8)
     return small
 
 
@@ -90,3 +90,86 @@ def equalised(pixels: Pixels, spec: ViewSpec) -> Pixels:
     lab = cv2.cvtColor(pixels, cv2.COLOR_RGB2LAB)
     lab[..., 0] = clahe.apply(lab[..., 0])
     return np.asarray(cv2.cvtColor(lab, cv2.COLOR_LAB2RGB), dtype=np.uint8)
+
+
+def _resized(pixels: Pixels, box: Box, spec: ViewSpec) -> Pixels:
+    """What Pillow's `resize` with this box and `reducing_gap` gives, to the bit, in less time.
+
+    Pillow filters rows, then columns, a byte at a time; of an image of four channels it takes four
+    at once. Both are columns here, as the image is turned before, and four neighbours in a row
+    are taken for channels. Only what the filter reaches is copied.
+    """
+    across, along = (float(box.left), float(box.right)), (float(box.top), float(box.bottom))
+    steps = _steps(across, spec), _steps(along, spec)
+    if steps != (1, 1):
+        # As far as Pillow goes, since the steps begin there.
+        reach = _SUPPORT[spec.resize] - 0.5
+        columns = _reached(across, reach * _scale(across, spec), pixels.shape[1])
+        rows = _reached(along, reach * _scale(along, spec), pixels.shape[0])
+        pixels = _reduced(pixels[rows, columns], steps)
+        across = _within(across, columns.start, steps[0])
+        along = _within(along, rows.start, steps[1])
+    height, width = pixels.shape[:2]
+    if height - spec.side > max(0, 2 * (width - spec.side)):
+        # Which axis goes first with tall images differs between Pillow's versions, and is seen.
+        corners = across[0], along[0], across[1], along[1]
+        tall = Image.fromarray(pixels)
+        return np.asarray(tall.resize((spec.side, spec.side), _FILTERS[spec.resize], box=corners))
+    columns = _reached(across, _margin(across, spec), width)
+    rows = _reached(along, _margin(along, spec), height)
+    narrow = _filtered(pixels[rows, columns], across, columns.start, width, spec)
+    return _filtered(narrow, along, rows.start, height, spec)
+
+
+def _filtered(pixels: Pixels, edges: _Edges, start: int, width: int, spec: ViewSpec) -> Pixels:
+    """The columns between `edges`, filtered to `side` columns and turned: `(side, H)`, or × 3.
+
+    `pixels` are columns of an image of this `width`, from `start` on, and keep their places: with
+    others Pillow would round its weights differently. All other columns are not read.
+    """
+    height, count = pixels.shape[:2]
+    turned = np.empty((width, height + -height % 4, *pixels.shape[2:]), np.uint8)
+    cv2.transpose(pixels, dst=turned[start : start + count, :height])
+    fours = turned[0].size // 4
+    image = Image.frombuffer("RGBX", (fours, width), turned, "raw", "RGBX", 0, 1)
+    small = image.resize(
+        (fours, spec.side), _FILTERS[spec.resize], box=(0, edges[0], fours, edges[1])
+    )
+    rows = np.asarray(small).reshape(spec.side, *turned.shape[1:])
+    return np.ascontiguousarray(rows[:, :height])
+
+
+def _reduced(pixels: Pixels, steps: tuple[int, int]) -> Pixels:
+    """The means of `steps` columns by rows, rounded as Pillow does.
+
+    In strips, as Pillow copies what is in colour into pixels of four bytes.
+    """
+    strip = max(1, _STRIP // pixels.shape[1] // steps[1]) * steps[1]
+    return np.concatenate(
+        [
+            np.asarray(Image.fromarray(pixels[top : top + strip]).reduce(steps))
+            for top in range(0, pixels.shape[0], strip)
+        ]
+    )
+
+
+def _steps(edges: _Edges, spec: ViewSpec) -> int:
+    """How many columns, or rows, are taken for one before the filter."""
+    return 1 if spec.reducing_gap is None else int(_scale(edges, spec) / spec.reducing_gap) or 1
+
+
+def _scale(edges: _Edges, spec: ViewSpec) -> float:
+    return (edges[1] - edges[0]) / spec.side
+
+
+def _margin(edges: _Edges, spec: ViewSpec) -> float:
+    """How far beyond the edges the filter reads, and a pixel more."""
+    return _SUPPORT[spec.resize] * max(1.0, _scale(edges, spec)) + 1
+
+
+def _reached(edges: _Edges, margin: float, length: int) -> slice:
+    return slice(max(0, int(edges[0] - margin)), min(length, math.ceil(edges[1] + margin)))
+
+
+def _within(edges: _Edges, start: int, steps: int) -> _Edges:
+    return (edges[0] - start) / steps, (edges[1] - start) / steps

@@ -35,6 +35,60 @@ def test_a_box_reads_beyond_its_border_as_pillow_does() -> None:
     assert np.array_equal(view(pixels, box, PLAIN), pillow(pixels, 64, box))
 
 
+@settings(max_examples=60, deadline=None)
+@given(
+    seed=st.integers(0, 1000),
+    width=st.integers(1, 700),
+    height=st.integers(1, 700),
+    edges=st.tuples(*[st.floats(0, 1)] * 4),
+    side=st.sampled_from((32, 50, 127)),
+    resize=st.sampled_from(("bicubic", "bilinear")),
+    gap=st.sampled_from((None, 1.0, 1.5, 3.0)),
+    mono=st.booleans(),
+)
+def test_every_view_is_pillows_to_the_bit(
+    seed: int,
+    width: int,
+    height: int,
+    edges: tuple[float, ...],
+    side: int,
+    resize: str,
+    gap: float | None,
+    *,
+    mono: bool,
+) -> None:
+    pixels = scene(height, width, seed=seed)
+    if mono:
+        pixels = pixels[..., 0]
+    left, right = sorted(int(edge * (width - 1)) for edge in edges[:2])
+    top, bottom = sorted(int(edge * (height - 1)) for edge in edges[2:])
+    box = Box(left=left, top=top, right=right + 1, bottom=bottom + 1)
+    spec = ViewSpec(side=side, equalise="never", resize=resize, reducing_gap=gap)
+    expected = Image.fromarray(pixels).resize(
+        (side, side),
+        Image.Resampling[resize.upper()],
+        box=(box.left, box.top, box.right, box.bottom),
+        reducing_gap=gap,
+    )
+    found = view(pixels, box, spec)
+    assert np.array_equal(found[..., 0] if mono else found, np.asarray(expected))
+
+
+@pytest.mark.parametrize("box", [(0, 0, 900, 901), (301, 250, 899, 903)])
+def test_a_large_frame_in_colour_is_reduced_in_strips(
+    box: tuple[int, int, int, int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("engine.view._STRIP", 10_000)
+    pixels = scene(903, 900)
+    left, top, right, bottom = box
+    spec = ViewSpec(side=64, equalise="never", reducing_gap=3.0)
+    found = view(pixels, Box(left=left, top=top, right=right, bottom=bottom), spec)
+    expected = Image.fromarray(pixels).resize(
+        (64, 64), Image.Resampling.BICUBIC, box=box, reducing_gap=3.0
+    )
+    assert np.array_equal(found, np.asarray(expected))
+
+
 def test_the_paper_equalises_first_and_the_line_last() -> None:
     pixels = good_part(0, width=300, height=240)
     whole = Box.around(pixels)
