@@ -88,15 +88,14 @@ def test_the_graph_has_one_input_two_outputs_and_any_batch(bundle):
     np.testing.assert_allclose(together.score_map, alone, atol=1e-4)
 
 
-def test_int8_and_fp16_join_the_bundle(copy, source):
+def test_int8_and_fp16_join_the_bundle(bundle, copy, source):
     extended, of_int8 = add_precision(copy, "int8", source)
     extended, of_fp16 = add_precision(extended, "fp16", source)
     int8, fp16 = of_int8["onnxruntime cpu int8"], of_fp16["onnxruntime cpu fp16"]
     assert set(extended.manifest.networks) == {"fp32", "fp16", "int8"}
     assert extended.id != copy.id
     assert extended.manifest.training == copy.manifest.training
-    judged = {"onnxruntime cpu fp32": bundle_parity(copy)["onnxruntime cpu fp32"]}
-    assert bundle_parity(extended) == judged | of_int8 | of_fp16
+    assert bundle_parity(extended) == bundle_parity(bundle) | of_int8 | of_fp16
     assert (int8.flips, fp16.flips) == ((), ())
     assert int8.threshold_from == "held-out images"
     assert fp16.max_score_difference < 0.05
@@ -145,11 +144,11 @@ def test_openvino_is_judged_too_and_objections_to_it_stop_only_auto(copy, source
 
     right = OpenVinoBackend.run
 
-    def wrong(backend, views):
+    def blind(backend, views):
         found = right(backend, views)
-        return replace(found, score_map=-found.score_map)
+        return replace(found, score_map=np.zeros_like(found.score_map))
 
-    monkeypatch.setattr(OpenVinoBackend, "run", wrong)
+    monkeypatch.setattr(OpenVinoBackend, "run", blind)
     extended, judged = add_precision(extended, "int8", source)
     assert "verdicts change" in judged["openvino cpu int8"].objections[0]
     assert fastest(extended) == Runtime(backend="onnxruntime", precision="int8")
