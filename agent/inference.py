@@ -68,6 +68,10 @@ class Recipe:
     max_megapixels: float = MAX_PIXELS / 1e6
 
 
+def _packed(recipe: Recipe) -> bytes:
+    return json.dumps(asdict(recipe), default=str).encode()
+
+
 class ChildInspector:
     """An `Inspector` whose passes run in a child process; a context manager.
 
@@ -77,7 +81,8 @@ class ChildInspector:
     new child, but not beyond `deadline_s`. A part beside it that did no harm is inspected again.
     Where no part gets through in between, new children come more and more rarely. `lanes` threads
     may inspect at once, as many as the `backend`, here by its full name, serves; any thread may
-    read `trouble`. The `first` child may have been started before the recipe was known.
+    read `trouble`. The `first` child may have been started before: it gets the recipe
+    at once, and is this inspector's from entering on.
     """
 
     def __init__(
@@ -89,6 +94,8 @@ class ChildInspector:
     ) -> None:
         self._recipe = recipe
         self._first = first
+        if first is not None:
+            first.give(_packed(recipe))
         self._deadline_s = deadline_s
         self._child: _Child | None = None
         self._failure: str | None = None
@@ -238,10 +245,11 @@ class _Child:
         self.slow_s = _SLOW_S
         self.lanes = 1
         self.backend = ""
-        starting = (starting or StartingChild()).taken()
-        self._process = starting.process
+        if starting is None:
+            starting = StartingChild()
+            starting.give(_packed(recipe))
+        self._process = starting.taken().process
         self._connections = [_Connection(ours, memory) for ours, memory in starting.lanes]
-        self._connections[0].tell(json.dumps(asdict(recipe), default=str).encode())
 
     @property
     def pid(self) -> int:
@@ -342,7 +350,8 @@ class _Connection:
         self.memory.hold(maps + pixels.nbytes)
         np.copyto(self.memory.pixels(pixels.shape, maps), pixels)
         channels = pixels.shape[2] if pixels.ndim == 3 else 0
-        self.tell(REQUEST.pack(self.memory.size, height, width, channels))
+        with suppress(ConnectionError):  # it has just died, as the next line will find
+            self._socket.send(REQUEST.pack(self.memory.size, height, width, channels))
         told = self._patiently_heard(within_s, pid)
         if told is None:
             raise NoAnswerError(f"did not answer within {within_s:.1f} s")
@@ -375,11 +384,6 @@ class _Connection:
             if queued_ns / 1e9 < within_s / 4:
                 break
         return told
-
-    def tell(self, packet: bytes) -> None:
-        """Send a packet, unless the child has just died, as whoever waits for an answer finds."""
-        with suppress(ConnectionError):
-            self._socket.send(packet)
 
     def hear(self, within_s: float) -> dict[str, Any] | None:
         """The next packet, `None` when there is none in time; `ConnectionError` at the end."""

@@ -1,7 +1,7 @@
 """Starts the child of `agent/inference.py`, which imports for as long as the agent itself does.
 
-    agent: start ── imports, configuration, bundle ──▶ recipe ──▶ ledger, cameras …
-    child:   └──── imports, tables ───────────────────────┴──▶ opens its inspector ──▶ ready
+    agent: start ── imports, configuration, bundle ──▶ recipe ── cameras ──┬─▶ ledger, line
+    child:   └──── imports, tables ───────────────────────┴──▶ its inspector ─▶ ready
 
 So that both happen at once, this module imports nothing but Python's own.
 """
@@ -11,7 +11,7 @@ import os
 import socket
 import subprocess
 import sys
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from types import TracebackType
 from typing import Final, Self
 
@@ -42,6 +42,11 @@ class StartingChild:
                 stdout=subprocess.DEVNULL,
                 process_group=0,  # a terminal's Ctrl-C is the agent's, from the first moment
             )
+
+    def give(self, recipe: bytes) -> None:
+        """Tell it what to open; one that has died is found out by whoever takes it over."""
+        with suppress(ConnectionError):
+            self.lanes[0][0].send(recipe)
 
     def taken(self) -> Self:
         """Itself; whoever asks ends the process and closes everything."""

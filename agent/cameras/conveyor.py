@@ -114,9 +114,9 @@ class ConveyorCamera:
         per_minute = settings.parts_per_minute
         self._pace = Pace(60 / per_minute if per_minute else 0.0, self._stop)
         self._number = 0
+        _scene()  # drawn before the first part is due
 
     def __enter__(self) -> Self:
-        _scene()  # drawn before the first part is due
         self._pace.restart()
         return self
 

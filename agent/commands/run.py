@@ -63,19 +63,16 @@ def run(
             max_megapixels=settings.bundle.max_megapixels,
         )
         stop = threading.Event()
-        with (
-            stopping_on_signals(stop),
-            ChildInspector(
-                recipe, deadline_s=settings.longest_deadline_s, first=child
-            ) as inspector,
-        ):
+        starting = ChildInspector(recipe, deadline_s=settings.longest_deadline_s, first=child)
+        cameras = [open_camera(one, stop) for one in settings.cameras]
+        with stopping_on_signals(stop), starting as inspector:
             if (made_with := record.calibration.backend) != inspector.backend:
                 warn_of_another_runtime(made_with, inspector.backend, runtime.precision)
             typer.echo(f"agent: inspects with {inspector.backend}", err=True)
             status = StatusLine()
             summary = run_line(
                 settings,
-                cameras=[open_camera(one, stop) for one in settings.cameras],
+                cameras=cameras,
                 inspector=inspector,
                 threshold=record.calibration.threshold,
                 bundle_id=bundle.id,
