@@ -306,10 +306,9 @@ def transplanted(
 def moved(
     pixels: Pixels, mask: Mask | None, rng: np.random.Generator
 ) -> tuple[Pixels, Mask | None]:
-    """An image and its mask a little shifted, turned, scaled and brightened.
+    """A known defect and its mask a little shifted, turned, scaled and brightened.
 
-    So few defects are known that each would otherwise be learnt by heart (spec §6.10), and what is
-    done to them must not be what tells them from good parts.
+    So few of them are known that each would otherwise be learnt by heart (spec §6.10).
     """
     height, width = pixels.shape[:2]
     turn = cv2.getRotationMatrix2D(

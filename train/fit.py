@@ -238,11 +238,11 @@ def fit(
         on_epoch(past)
 
     images = TrainingImages(source, split)
-    samples = Samples(images, profile, seed=seed)
-    if not samples.located:
+    defects = Defects(images, profile, seed=seed)
+    if not defects.located:
         # Cells taught by painted defects alone find what is painted (ADR 9).
         profile = replace(profile, cell_weight=0.0)
-    if samples.located or not len(images.defective):
+    if defects.located or not len(images.defective):
         profile = replace(profile, pseudo_scored="always")
     steps = max(profile.least_steps, math.ceil(len(images.good) / (profile.batch // 2)))  # D18
     with ThreadPoolExecutor() as pool:
@@ -267,7 +267,7 @@ def fit(
 
             network.train()
             losses = []
-            batches = method.batches(images, samples, profile, rng)
+            batches = method.batches(images, defects, profile, rng)
             for step, batch in enumerate(islice(batches, steps)):
                 for group in optimiser.param_groups:
                     group["lr"] = learning_rate(profile, epoch + step / steps)
@@ -554,7 +554,7 @@ class _Checkpoint:
 
 
 def balanced_batches(
-    images: TrainingImages, samples: "Samples", profile: Profile, rng: np.random.Generator
+    images: TrainingImages, defects: "Defects", profile: Profile, rng: np.random.Generator
 ) -> Iterator[list[Sample]]:
     """Batches without end, half good and half defective (D17).
 
@@ -563,10 +563,10 @@ def balanced_batches(
     good, known = in_turn(images.good, rng), in_turn(images.defective, rng)
     half = profile.batch // 2
     while True:
-        batch = [samples.good(next(good), rng) for _ in range(half)]
+        batch = [original(images, next(good)) for _ in range(half)]
         for _ in range(half):
             real = len(images.defective) > 0 and rng.random() < profile.real_share
-            batch.append(samples.known(next(known), rng) if real else samples.pseudo(rng))
+            batch.append(defects.known(next(known), rng) if real else defects.pseudo(rng))
         yield batch
 
 
@@ -586,8 +586,8 @@ def original(images: TrainingImages, index: int) -> Sample:
     )
 
 
-class Samples:
-    """What batches are made of: good parts and known defects, moved or not, and pseudo-defects.
+class Defects:
+    """The defective half of the batches: known defects, moved or not, and pseudo-defects.
 
     What the profile wants shown again is made from a seed of its own and kept, so that it is the
     same in every epoch and after an interruption. `located` are the known defects whose masks are
@@ -605,37 +605,29 @@ class Samples:
             else []
         )
 
-    def good(self, index: int, rng: np.random.Generator) -> Sample:
-        """Training image `index`, a good part, as it is or in one of its versions."""
-        shown, versions = original(self._images, index), self._profile.moved_good
-        if not versions or (version := int(rng.integers(versions + 1))) == versions:
-            return shown
-        return self._moved(shown, self._key(3 * (index * versions + version) + 2))
-
     def known(self, index: int, rng: np.random.Generator) -> Sample:
         """Training image `index`, a known defect, in one of its versions."""
-        shown, versions = self._labelled(index), self._profile.moved_each
-        if not versions:
-            return shown
-        version = int(rng.integers(versions))
-        return self._moved(shown, self._key(3 * (index * versions + version)))
+        if not self._profile.moved_each:
+            return self._labelled(index)
+        version = int(rng.integers(self._profile.moved_each))
+        key = self._key(2 * (index * self._profile.moved_each + version))
+
+        def make() -> Sample:
+            shown = self._labelled(index)
+            pixels, mask = moved(shown.pixels, shown.mask, np.random.default_rng([self._seed, key]))
+            return replace(shown, pixels=pixels, mask=mask, index=key)
+
+        return self._kept.get(key, make, lambda sample: sample.pixels.nbytes)
 
     def pseudo(self, rng: np.random.Generator) -> Sample:
         """A pseudo-defect: one of those kept, or a new one."""
         if not self._profile.pseudo_each:
             return self._painted(rng)
         number = int(rng.integers(self._profile.pseudo_each * len(self._images.good)))
-        key = self._key(3 * number + 1)
+        key = self._key(2 * number + 1)
 
         def make() -> Sample:
             return replace(self._painted(np.random.default_rng([self._seed, key])), index=key)
-
-        return self._kept.get(key, make, lambda sample: sample.pixels.nbytes)
-
-    def _moved(self, shown: Sample, key: int) -> Sample:
-        def make() -> Sample:
-            pixels, mask = moved(shown.pixels, shown.mask, np.random.default_rng([self._seed, key]))
-            return replace(shown, pixels=pixels, mask=mask, index=key)
 
         return self._kept.get(key, make, lambda sample: sample.pixels.nbytes)
 
@@ -673,7 +665,7 @@ class Method:
 
     network: Callable[[Profile], AtacNet]
     batches: Callable[
-        [TrainingImages, Samples, Profile, np.random.Generator], Iterator[list[Sample]]
+        [TrainingImages, Defects, Profile, np.random.Generator], Iterator[list[Sample]]
     ]
     loss: Callable[[Eyes, Sequence[Sample], Profile, ScoreSpec, int], Tensor]
 

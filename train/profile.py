@@ -73,17 +73,15 @@ class Profile:
     cell_weight: Annotated[float, Field(ge=0)] = 0.0  # older bundles do not name it
     reference_draws: Count  # standard normal draws behind μ_R and σ_R
 
-    # The batches (D17, D19). `real_share` is the chance of a known defect in the defective half.
+    # The defective half of a batch (D17, D19). `real_share` is the chance of a known defect.
     # `moved_each` versions of it are shown, a little shifted, turned and brightened; 0: it is
-    # shown as it is. A good image is shown as it is and in `moved_good` such versions.
-    # `pseudo_each` pseudo-defects are painted on each good image; 0: a new one every time. What is
-    # shown again costs a frozen trunk nothing. `known_masks` lets the masks of known defects teach
-    # where the data has them (image labels alone otherwise); that share of the pseudo-defects are
-    # then known defects `transplanted` onto good parts.
+    # shown as it is. `pseudo_each` pseudo-defects are painted on each good image; 0: a new one
+    # every time. What is shown again costs a frozen trunk nothing. `known_masks` lets the masks
+    # of known defects teach where the data has them (image labels alone otherwise); that share of
+    # the pseudo-defects are then known defects `transplanted` onto good parts.
     pseudo_defects: tuple[Kind, ...]
     real_share: Share
     moved_each: Annotated[int, Field(ge=0)]
-    moved_good: Annotated[int, Field(ge=0)] = 0  # older bundles do not name it
     pseudo_each: Annotated[int, Field(ge=0)]
     known_masks: bool
     transplanted: Share = 0.0  # older bundles do not name it
@@ -142,7 +140,6 @@ PAPER: Final = Profile(
     pseudo_defects=("cutmix",),
     real_share=0.5,
     moved_each=0,
-    moved_good=0,
     pseudo_each=0,
     known_masks=False,
     pseudo_scored="always",
@@ -186,7 +183,6 @@ LINE: Final = Profile(
     pseudo_defects=("cutmix", "patch", "scar", "blotch", "stroke"),
     real_share=0.5,
     moved_each=8,
-    moved_good=3,
     pseudo_each=2,
     known_masks=True,
     transplanted=0.5,

@@ -73,7 +73,6 @@ OPTIONS = {
     "line-without-memory": _line("no memory of good features", prototypes=0),
     "line-without-pseudo": _line("known defects only, none painted", real_share=1.0),
     "line-cutmix-only": _line("CutMix the only painted kind", pseudo_defects=("cutmix",)),
-    "line-without-moved-good": _line("good parts as they are, not moved", moved_good=0),
     "line-pseudo-scored": _line(
         "painted defects teach the score without masks too", pseudo_scored="always"
     ),

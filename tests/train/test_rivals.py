@@ -11,7 +11,7 @@ from engine.inspector import TwoPassInspector
 from engine.score import top_k_mean
 from train.datasets import TrainingImages, read_listed
 from train.evaluate import auroc
-from train.fit import Eyes, Samples, TrainedOptics, fit
+from train.fit import Defects, Eyes, TrainedOptics, fit
 from train.loss import drawn_reference
 from train.network import AtacNet, TorchBackend
 from train.rivals import ablations, devnet, dra, memory_bank
@@ -67,7 +67,7 @@ def test_weighted_cross_entropy_is_that_of_the_probability(source, split):
     network = ablations.WEIGHTED_CE.network(profile).eval()
     batch = next(
         ablations.natural_batches(
-            images, Samples(images, profile, seed=0), profile, np.random.default_rng(0)
+            images, Defects(images, profile, seed=0), profile, np.random.default_rng(0)
         )
     )
     with ThreadPoolExecutor(1) as pool:
@@ -85,7 +85,7 @@ def test_natural_batches_have_defects_as_rarely_as_there_are(source, split):
     images = TrainingImages(source, split)
     profile = tiny(ablations.ONE_PASS)
     batches = ablations.natural_batches(
-        images, Samples(images, profile, seed=0), profile, np.random.default_rng(0)
+        images, Defects(images, profile, seed=0), profile, np.random.default_rng(0)
     )
     epoch = len(images.good) + 2 * len(images.defective)
     shown = [sample for _ in range(epoch) for sample in next(batches)]  # `batch` whole epochs
@@ -134,7 +134,7 @@ def test_dra_judges_each_head_on_its_own_images(source, split):
     network = dra.DRA.network(profile)
     images = TrainingImages(source, split)
     batch = next(
-        dra.thirds(images, Samples(images, profile, seed=0), profile, np.random.default_rng(0))
+        dra.thirds(images, Defects(images, profile, seed=0), profile, np.random.default_rng(0))
     )
     assert [s.defective for s in batch] == [False] * 9 + [True] * 8
     assert [s.mask is not None for s in batch] == [True] * 9 + [False] * 4 + [True] * 4

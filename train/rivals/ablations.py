@@ -21,10 +21,10 @@ from torch import Tensor, nn
 from engine.score import ScoreSpec, top_k_count
 from train.datasets import TrainingImages
 from train.fit import (
+    Defects,
     Eyes,
     Method,
     Sample,
-    Samples,
     balanced_batches,
     in_turn,
     original,
@@ -94,7 +94,7 @@ class GradCam(nn.Module):
 
 
 def natural_batches(
-    images: TrainingImages, samples: Samples, profile: Profile, rng: np.random.Generator
+    images: TrainingImages, defects: Defects, profile: Profile, rng: np.random.Generator
 ) -> Iterator[list[Sample]]:
     """Batches in which good and defective images come as often as there are of them.
 
@@ -111,9 +111,9 @@ def natural_batches(
             if index in images.good:
                 batch.append(original(images, index))
             elif index in images.defective:
-                batch.append(samples.known(index, rng))
+                batch.append(defects.known(index, rng))
             else:
-                batch.append(samples.pseudo(rng))
+                batch.append(defects.pseudo(rng))
         yield batch
 
 

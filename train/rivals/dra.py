@@ -28,7 +28,7 @@ from torch import Tensor, nn
 
 from engine.score import ScoreSpec
 from train.datasets import TrainingImages
-from train.fit import Eyes, Method, Sample, Samples, in_turn, original
+from train.fit import Defects, Eyes, Method, Sample, in_turn, original
 from train.loss import deviation, deviation_loss, top_k_mean
 from train.network import AtacNet, Maps
 from train.profile import Profile
@@ -99,7 +99,7 @@ class DraHead(nn.Module):
 
 
 def thirds(
-    images: TrainingImages, samples: Samples, profile: Profile, rng: np.random.Generator
+    images: TrainingImages, defects: Defects, profile: Profile, rng: np.random.Generator
 ) -> Iterator[list[Sample]]:
     """Batches without end: a third each good, known defects and pseudo-defects.
 
@@ -110,8 +110,8 @@ def thirds(
     while True:
         yield [
             *(original(images, next(good)) for _ in range(_REFERENCES + third)),
-            *(samples.known(next(known), rng) for _ in range(third)),
-            *(samples.pseudo(rng) for _ in range(third)),
+            *(defects.known(next(known), rng) for _ in range(third)),
+            *(defects.pseudo(rng) for _ in range(third)),
         ]
 
 
