@@ -28,6 +28,8 @@ PROFILE = replace(
     # Starting from nothing, it learns most from where the defects are.
     known_masks=True,
     transplanted=0.0,
+    pseudo_scored="always",  # as these have masks
+    memory_weight=1.0,  # of no memory: what is not pretrained has none
     mask_weight=20.0,
     cell_weight=0.0,
     real_share=0.8,

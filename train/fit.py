@@ -252,11 +252,12 @@ def fit(
             views = eyes.good_views(images, np.random.default_rng([seed, 0]))
             norm = remember(network, profile, views, seed=seed)
             # Good parts stay at a deviation of about 0; one standard deviation of their distances
-            # counts as one of the reference.
-            network.memory.scale *= reference.reference_std
+            # counts as `memory_weight` of the reference's.
+            unit = profile.memory_weight * reference.reference_std
+            network.memory.scale *= unit
             scoring = replace(
                 reference,
-                reference_mean=reference.reference_mean + norm.mean * reference.reference_std,
+                reference_mean=reference.reference_mean + norm.mean * unit,
             )
         watch = _Watch(source, split, profile, scoring)
         for epoch in range(len(history), profile.epochs):

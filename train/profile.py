@@ -57,10 +57,11 @@ class Profile:
     start: Literal["he", "fan_in"]
 
     # A memory of good parts: the distance of each cell to the nearest of so many `prototypes` of
-    # good features, in a projection of `prototype_channels`, is added to the score map. It needs a
-    # frozen trunk; 0: none.
+    # good features, in a projection of `prototype_channels`, is added to the score map, where one σ
+    # of good parts' distances counts as `memory_weight` deviations. Needs a frozen trunk; 0: none.
     prototypes: Annotated[int, Field(ge=0)]
     prototype_channels: Count
+    memory_weight: Positive = 1.0  # older bundles do not name it
 
     # Score and loss (D12-D16). The loss judges the mean of both passes' scores, or `each` (D23);
     # Where the mask is known, `mask_weight` is λ of the attention's own loss (spec §5.3) and
@@ -173,6 +174,7 @@ LINE: Final = Profile(
     start="fan_in",
     prototypes=768,
     prototype_channels=128,
+    memory_weight=0.5,
     top_k=0.10,
     loss="hinge",
     loss_of="each",

@@ -71,6 +71,7 @@ OPTIONS = {
     "line-without-residual": _line("no second convolution in σ", refine="none"),
     "line-self-attention": _line("self-attention in σ", refine="self_attention"),
     "line-without-memory": _line("no memory of good features", prototypes=0),
+    "line-whole-memory": _line("a σ of the memory counts as one deviation", memory_weight=1.0),
     "line-without-pseudo": _line("known defects only, none painted", real_share=1.0),
     "line-cutmix-only": _line("CutMix the only painted kind", pseudo_defects=("cutmix",)),
     "line-pseudo-scored": _line(

@@ -8,6 +8,7 @@ from engine.frame import Box
 from engine.score import top_k_mean
 from engine.view import view
 from train.fit import fit
+from train.loss import drawn_reference
 from train.memory import closer_view, remember
 from train.network import AtacNet, TorchBackend
 
@@ -85,6 +86,13 @@ def test_training_ends_with_a_memory_in_the_scores(source, split, remembering, t
     profile = replace(remembering, epochs=1, least_steps=2)
     trained = fit(source, split, profile, weights=None, seed=0, run_folder=tmp_path)
     assert trained.reference.reference_mean > 1
+    half = replace(profile, memory_weight=profile.memory_weight / 2)
+    lighter = fit(source, split, half, weights=None, seed=0, run_folder=tmp_path)
+    assert lighter.network.memory.scale == pytest.approx(trained.network.memory.scale / 2)
+    drawn = drawn_reference(profile, seed=0).reference_mean
+    assert lighter.reference.reference_mean - drawn == pytest.approx(
+        (trained.reference.reference_mean - drawn) / 2
+    )
     with TorchBackend(trained.network) as backend, torch.no_grad():
         side = profile.view.side
         noise = np.random.default_rng(0).integers(0, 256, (1, side, side, 3), dtype=np.uint8)
