@@ -11,6 +11,7 @@ import argparse
 import json
 import os
 from collections.abc import Iterator
+from importlib import import_module
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -18,7 +19,6 @@ from typing import Any
 import cv2
 import numpy as np
 import openvino
-import timm
 import torch
 from torch import nn
 
@@ -33,10 +33,11 @@ def main() -> None:
     options = parser.parse_args()
 
     os.environ["HF_HUB_OFFLINE"] = "1"
+    models = anomalib("models")  # first: it declares what timm's own imports need
+    timm = import_module("timm")
     made = timm.create_model
     timm.create_model = lambda *a, **k: made(*a, **(k | {"pretrained": False}))
     torch.manual_seed(0)
-    models = anomalib("models")
     good = sorted(file for file in options.good.iterdir() if file.suffix in {".jpg", ".png"})
     exported, missing = [], {}
     for name, make in {
