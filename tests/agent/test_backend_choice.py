@@ -1,6 +1,7 @@
 """Which backend runs is the configuration's choice; nothing falls back by itself."""
 
 import json
+import logging
 import sys
 from importlib.util import find_spec
 
@@ -37,7 +38,10 @@ def agent(monkeypatch, capsys):
         printed = capsys.readouterr()
         return end.value.code or 0, printed.out, printed.err
 
-    return call
+    logger = logging.getLogger("atac_agent")
+    level = logger.level
+    yield call
+    logger.setLevel(level)  # some commands are the last of their process, and quiet it
 
 
 @pytest.fixture
