@@ -35,6 +35,7 @@ _RIM: Final = 168.0  # radii of the part, in pixels
 _BORE: Final = 44.0
 _HOLE_CIRCLE: Final = 130.0
 _HOLE: Final = 15.0
+_NEAR: Final = 48
 _HOLES: Final = 6
 _PRINT: Final = 88.0
 _RAIL: Final = 26  # height of the guide rails at the top and bottom of the picture
@@ -274,15 +275,25 @@ def _flange(ink: Map, *, holes: bool) -> Rgba:
     bore = _below(radius, _BORE)
     bright = bright * (1 - bore) + (26 + 14 * toward * _ring(radius, _BORE - 5, 6)) * bore
     if holes:
+        bright = bright.astype(np.float64)
         for hole_x, hole_y in _hole_centres():
-            away = np.hypot(x - hole_x, y - hole_y)
-            side = np.cos(np.arctan2(y - hole_y, x - hole_x) + 2.3)
-            bright -= 55 * side * _ring(away, _HOLE + 2, 2.4)
+            near = _around(hole_x, hole_y)
+            x_off, y_off = x[near] - hole_x, y[near] - hole_y
+            away = np.hypot(x_off, y_off)
+            side = np.cos(np.arctan2(y_off, x_off) + 2.3)
+            rim = bright[near] - 55 * side * _ring(away, _HOLE + 2, 2.4)
             inside = _below(away, _HOLE)
-            bright = bright * (1 - inside) + (30 - 16 * side * _ring(away, _HOLE - 2, 3)) * inside
+            deep = 30 - 16 * side * _ring(away, _HOLE - 2, 3)
+            bright[near] = rim * (1 - inside) + deep * inside
     bright = bright * (1 - 0.74 * ink)
     hides = np.asarray((alpha * 255).round(), dtype=np.uint8)
     return np.dstack([_rgb(bright, (0.985, 1.0, 1.025)), hides])
+
+
+def _around(x: float, y: float) -> tuple[slice, slice]:
+    """The sprite's pixels about a hole here; what it does to others is below any rounding."""
+    left, top = int(x + _CENTRE) - _NEAR, int(y + _CENTRE) - _NEAR
+    return np.s_[top : top + 2 * _NEAR, left : left + 2 * _NEAR]
 
 
 def _hole_centres() -> list[tuple[float, float]]:
