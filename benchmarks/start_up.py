@@ -9,7 +9,7 @@ verdict; the first start, whose files and compiled network may not be in any cac
 are compiled to byte code, is `first_s` and in no median. Byte code lies in a folder of the
 measurement's own, as an installed product has it, whatever the environment says. Memory is the peak
 of the agent and of its child, each with all the pages that it shares with others, sampled every
-20 ms while `--parts` parts run. Without `--images` the frames are the generated parts of the demo.
+0.2 s while `--parts` parts run. Without `--images` the frames are the generated parts of the demo.
 No broker answers.
 """
 
@@ -83,7 +83,7 @@ def started(options: argparse.Namespace, byte_code: str) -> dict[str, Any]:
                 for name, pid in zip(peaks, pids, strict=False):
                     peaks[name] = max(peaks[name], peak_mib(pid))
                 maps = "".join(read(Path(f"/proc/{pid}/maps")) for pid in pids) or maps
-                time.sleep(0.02)
+                time.sleep(0.2)
         if process.returncode:
             raise SystemExit(f"agent run ended with {process.returncode}")
         with closing(sqlite3.connect(ledger)) as database:

@@ -1,5 +1,6 @@
 """`agent run`: inspect the parts of the configured cameras and announce what is wrong."""
 
+import gc
 import json
 import logging
 import sys
@@ -38,6 +39,7 @@ def run(
     started = perf_counter()
 
     with StartingChild() as child:  # it imports meanwhile
+        gc.disable()  # what is imported stays, and need not be looked through again and again
         from agent.cameras import open_camera
         from agent.config import load_config
         from agent.inference import ChildInspector, Recipe
@@ -46,6 +48,8 @@ def run(
         from calibration.record import calibrated_runtime, read_calibration
         from engine.bundle import open_bundle
 
+        gc.freeze()
+        gc.enable()
         logging.basicConfig(format="agent: %(message)s", level=logging.WARNING)
         prepare_process()
         settings = load_config(config)
