@@ -324,7 +324,8 @@ def _share(grey: npt.NDArray[Any]) -> Map:
 
 def _rgb(bright: npt.NDArray[Any], tint: tuple[float, float, float]) -> Pixels:
     coloured = bright[..., None] * np.array(tint, np.float32)
-    return np.asarray(np.clip(coloured, 0, 255).round(), dtype=np.uint8)
+    np.clip(coloured, 0, 255, out=coloured)
+    return np.asarray(coloured.round(out=coloured), dtype=np.uint8)
 
 
 def _belt(rng: Generator) -> Pixels:
