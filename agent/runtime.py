@@ -1,4 +1,6 @@
-"""What commands beside `agent run` run a bundle with: as its threshold says, where it has one."""
+"""What a bundle is run with: as its threshold says, where it has one."""
+
+import logging
 
 from calibration.record import calibrated_runtime, read_calibration
 from engine.backends import BackendChoice, PrecisionChoice, Runtime
@@ -19,3 +21,18 @@ def bundle_runtime(
     except CalibrationError:
         return fastest(bundle, backend=backend, precision=precision)
     return calibrated_runtime(bundle, record, backend=backend)
+
+
+def warn_of_another_runtime(made_with: str, runs_on: str, precision: str) -> None:
+    """Say so, unless both run fp32 on a CPU, where they agree to a hundred-thousandth.
+
+    In less they round differently, and a GPU makes its views itself, in colour not to the bit.
+    """
+    on_cpu = all(name.startswith(("onnxruntime", "openvino")) for name in (made_with, runs_on))
+    if precision != "fp32" or not on_cpu:
+        logging.getLogger("atac_agent.inference").warning(
+            "the threshold was set with %s, but %s inspects: scores may differ; "
+            "calibrate again, or set bundle.backend",
+            made_with,
+            runs_on,
+        )

@@ -36,8 +36,8 @@ AGENT = str(Path(sys.executable).parent / "agent")
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--bundle", type=Path, default=BUNDLE, help="calibrated for --precision")
-    parser.add_argument("--precision", default="fp32")
+    parser.add_argument("--bundle", type=Path, default=BUNDLE, help="calibrated")
+    parser.add_argument("--precision", default="auto")
     parser.add_argument("--backend", default="auto")
     parser.add_argument("--images", type=Path)
     parser.add_argument("--parts", type=int, default=30)
@@ -51,8 +51,7 @@ def main() -> None:
     result = {
         "machine": described(),
         "bundle": options.bundle.parent.name,
-        "backend": options.backend,
-        "precision": options.precision,
+        "backend": starts[0]["backend"],
         "first_s": starts[0]["first_verdict_s"],
         "first_verdict_s": statistics.median(one["first_verdict_s"] for one in later),
         "agent_mib": max(one["agent_mib"] for one in starts),
@@ -73,10 +72,10 @@ def started(options: argparse.Namespace, byte_code: str) -> dict[str, Any]:
         config, ledger = Path(folder) / "agent.yaml", Path(folder) / "ledger.sqlite"
         config.write_text(yaml.safe_dump(settings(options, ledger)), encoding="utf-8")
         began_ns = time.time_ns()
-        command = [AGENT, "run", "--config", config, "--parts", str(options.parts)]
+        command = [AGENT, "run", "--config", config, "--parts", str(options.parts), "--json"]
         peaks = {"agent_mib": 0.0, "child_mib": 0.0}
         maps = ""
-        with subprocess.Popen(command, stdout=subprocess.DEVNULL, env=environment) as process:
+        with subprocess.Popen(command, stdout=subprocess.PIPE, env=environment) as process:
             while process.poll() is None:
                 children = Path(f"/proc/{process.pid}/task/{process.pid}/children")
                 pids = [process.pid, *map(int, read(children).split())]
@@ -84,12 +83,19 @@ def started(options: argparse.Namespace, byte_code: str) -> dict[str, Any]:
                     peaks[name] = max(peaks[name], peak_mib(pid))
                 maps = "".join(read(Path(f"/proc/{pid}/maps")) for pid in pids) or maps
                 time.sleep(0.2)
+            assert process.stdout is not None
+            summary = process.stdout.read()
         if process.returncode:
             raise SystemExit(f"agent run ended with {process.returncode}")
         with closing(sqlite3.connect(ledger)) as database:
             [(first_ns,)] = database.execute("SELECT min(decided_ns) FROM triggers")
     seconds = round((first_ns - began_ns) / 1e9, 3)
-    return {"first_verdict_s": seconds, **peaks, "torch": "libtorch" in maps}
+    return {
+        "first_verdict_s": seconds,
+        **peaks,
+        "torch": "libtorch" in maps,
+        "backend": json.loads(summary)["backend"],
+    }
 
 
 def settings(options: argparse.Namespace, ledger: Path) -> dict[str, Any]:

@@ -80,21 +80,23 @@ def tiny_bundle(
     return write_manifest(folder, manifest)
 
 
+def parity(flips: tuple[str, ...] = ()) -> Parity:
+    """Three images compared, and the verdicts of `flips` found to differ."""
+    return Parity(
+        compared_with="onnxruntime cpu fp32",
+        images=3,
+        threshold=2.0,
+        threshold_from="calibration",
+        max_score_difference=0.5,
+        median_box_iou=1.0,
+        least_box_iou=1.0,
+        flips=flips,
+    )
+
+
 def judged(bundle: Bundle, **flips: tuple[str, ...]) -> Bundle:
     """`bundle` as after a parity gate; `flips` are by runtime: `openvino_cpu_int8=("a.png",)`."""
-    report = {
-        name.replace("_", " "): Parity(
-            compared_with="onnxruntime cpu fp32",
-            images=10,
-            threshold=3.0,
-            threshold_from="held-out images",
-            max_score_difference=0.1,
-            median_box_iou=1.0,
-            least_box_iou=1.0,
-            flips=images,
-        )
-        for name, images in flips.items()
-    }
+    report = {name.replace("_", " "): parity(images) for name, images in flips.items()}
     data = PARITY_JSON.dump_json(report)
     (bundle.path / PARITY).write_bytes(data)
     files = bundle.manifest.files | {PARITY: sha256(data)}

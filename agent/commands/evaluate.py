@@ -42,8 +42,7 @@ def evaluate(
 
     With a calibration, also false rejects and misses at its threshold.
     """
-    from agent.commands.run import warn_of_another_runtime
-    from agent.runtime import bundle_runtime
+    from agent.runtime import bundle_runtime, warn_of_another_runtime
     from engine.backends.opening import open_backend
     from engine.bundle import open_bundle
     from engine.inspector import TwoPassInspector

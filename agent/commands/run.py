@@ -45,6 +45,7 @@ def run(
         from agent.inference import ChildInspector, Recipe
         from agent.line import run_line, stopping_on_signals
         from agent.process import prepare_process
+        from agent.runtime import warn_of_another_runtime
         from calibration.record import calibrated_runtime, read_calibration
         from engine.bundle import open_bundle
 
@@ -91,21 +92,6 @@ def run(
             )
             status.clear()
         typer.echo(json.dumps(asdict(summary), indent=2) if as_json else told(summary))
-
-
-def warn_of_another_runtime(made_with: str, runs_on: str, precision: str) -> None:
-    """Say so, unless both run fp32 on a CPU, where they agree to a hundred-thousandth.
-
-    In less they round differently, and a GPU makes its views itself, in colour not to the bit.
-    """
-    on_cpu = all(name.startswith(("onnxruntime", "openvino")) for name in (made_with, runs_on))
-    if precision != "fp32" or not on_cpu:
-        logging.getLogger("atac_agent.inference").warning(
-            "the threshold was set with %s, but %s inspects: scores may differ; "
-            "calibrate again, or set bundle.backend",
-            made_with,
-            runs_on,
-        )
 
 
 class StatusLine:

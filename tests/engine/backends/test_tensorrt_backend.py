@@ -18,7 +18,6 @@ from engine.build import MAX_BATCH, ensure_plan, find_tensorrt, plans_folder, wr
 from engine.errors import BackendError
 from engine.frame import Box
 from engine.inspector import TwoPassInspector
-from engine.parity import Parity
 from tests.engine.scripted_gpu import (
     GPU,
     Driver,
@@ -29,7 +28,7 @@ from tests.engine.scripted_gpu import (
     RuntimeConfig,
     scripted_tensorrt,
 )
-from tests.tiny_bundle import defective_part, tiny_bundle
+from tests.tiny_bundle import defective_part, parity, tiny_bundle
 
 
 @pytest.fixture
@@ -235,19 +234,6 @@ def test_what_is_missing_is_named_unless_a_fallback_is(bundle, monkeypatch, capl
         assert backend.name == "onnxruntime cpu fp32"
     assert MISSING[take_away] in caplog.text
     assert "as bundle.fallback allows" in caplog.text
-
-
-def parity(flips=()):
-    return Parity(
-        compared_with="onnxruntime cpu fp32",
-        images=3,
-        threshold=2.0,
-        threshold_from="calibration",
-        max_score_difference=0.5,
-        median_box_iou=1.0,
-        least_box_iou=1.0,
-        flips=flips,
-    )
 
 
 def test_a_plan_that_nobody_compared_is_warned_of(bundle, plan, caplog):
