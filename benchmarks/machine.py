@@ -3,10 +3,12 @@
 import os
 import platform
 import subprocess
-from importlib.metadata import version
+from contextlib import suppress
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
 _LIBRARIES = ("numpy", "onnxruntime", "opencv-python-headless", "paho-mqtt", "pillow", "torch")
+_EXTRAS = ("openvino",)
 
 
 def described() -> dict[str, object]:
@@ -21,9 +23,17 @@ def described() -> dict[str, object]:
         "memory_gib": round(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30),
         "system": platform.platform(),
         "python": platform.python_version(),
-        "versions": {name: version(name) for name in _LIBRARIES},
+        "versions": {name: version(name) for name in _LIBRARIES} | extras(),
         "commit": commit(),
     }
+
+
+def extras() -> dict[str, str]:
+    found = {}
+    for name in _EXTRAS:
+        with suppress(PackageNotFoundError):
+            found[name] = version(name)
+    return found
 
 
 def processor() -> str:

@@ -22,6 +22,7 @@ some of the parts and keeps the others of an earlier result.
 import argparse
 import json
 import logging
+import os
 import random
 import statistics
 import subprocess
@@ -169,6 +170,7 @@ def frames_part(options: argparse.Namespace) -> dict[str, Any]:
         inspected_by = {"backend": child.backend, "lanes": child.lanes}
     around = [(before + after) / 2 for before, after in pairwise(bare)]
     least = rows[kinds[0]]
+    cores = len(os.sched_getaffinity(0))
     return inspected_by | {
         "bundle": options.bundle.name,
         "rounds": rounds,
@@ -181,6 +183,11 @@ def frames_part(options: argparse.Namespace) -> dict[str, Any]:
                 "parts_per_second": middle(each.parts_per_second for each in found),
                 "of_bare": middle(
                     each.parts_per_second * each.passes_per_part / passes
+                    for each, passes in zip(found, around, strict=True)
+                ),
+                "of_bound": middle(
+                    each.parts_per_second
+                    / min(passes / each.passes_per_part, 1e3 * cores / each.cpu_ms)
                     for each, passes in zip(found, around, strict=True)
                 ),
                 "to_smallest": middle(
@@ -485,12 +492,12 @@ def grown(samples: Sequence[tuple[float, float]]) -> dict[str, float]:
 
 def frames_table(found: dict[str, Any]) -> str:
     lines = [
-        "| frame | parts/s | of bare | to the smallest | CPU, ms a part | views, ms |",
-        "|---|---|---|---|---|---|",
+        "| frame | parts/s | of bare | of bound | to the smallest | CPU, ms a part | views, ms |",
+        "|---|---|---|---|---|---|---|",
     ]
     lines += [
         f"| {row['megapixels']:g} MP {row['frame']} | {row['parts_per_second']:.1f} "
-        f"| {row['of_bare']:.3f} | {row['to_smallest']:.3f} "
+        f"| {row['of_bare']:.3f} | {row['of_bound']:.3f} | {row['to_smallest']:.3f} "
         f"| {row['cpu_ms']:.1f} | {row['view_ms']:.2f} |"
         for row in found["sizes"]
     ]

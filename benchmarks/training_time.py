@@ -36,12 +36,13 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--weights", type=Path, required=True, help="ImageNet ResNet-50")
     parser.add_argument("--profile", choices=PROFILES, default="line")
     parser.add_argument("--cores", type=int, default=2)
+    parser.add_argument("--out", type=Path, help="keep the bundle here")
     parser.add_argument("--result", type=Path)
     options = parser.parse_args(arguments)
 
     with tempfile.TemporaryDirectory() as folder:
         data = some_of(options.data / options.set, Path(folder) / "data", options.profile)
-        result = measured(data, Path(folder) / "bundle", options)
+        result = measured(data, options.out or Path(folder) / "bundle", options)
     if options.result:
         options.result.parent.mkdir(parents=True, exist_ok=True)
         options.result.write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
