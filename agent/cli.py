@@ -1,13 +1,15 @@
-"""The `agent` command: one function per sub-command lives in `agent/commands/`."""
+"""The `agent` command: one function per sub-command lives in `agent/commands/`.
+
+Imports nothing but Python's own before the child of `agent run` has been started.
+"""
 
 import importlib
 import sys
 from collections.abc import Callable
+from contextlib import nullcontext
 from typing import Final, NoReturn
 
-import typer
-import typer.exceptions
-
+from agent.inference_start import StartingChild
 from engine.errors import AtacError, ConfigurationError
 
 COMMANDS: Final = (
@@ -29,26 +31,41 @@ COMMANDS: Final = (
 
 def main() -> None:
     """Run `agent`; exit code 0: done, 1: failed, 2: wrong arguments or configuration."""
-    app = typer.Typer(
-        help="Visual inspection on the edge: train, calibrate, run, and hear about defects.",
-        no_args_is_help=True,
-        add_completion=False,
-        pretty_exceptions_enable=False,
-        rich_markup_mode="rich",
-    )
-    for name in COMMANDS:
-        app.command(name)(_command(name))
+    inspects = sys.argv[1:2] == ["run"] and "--help" not in sys.argv
     try:
-        code = app(standalone_mode=False)
+        with StartingChild() if inspects else nullcontext() as child:
+            code = _invoke(child)
     except ConfigurationError as error:
         _fail(str(error), code=2)
     except AtacError as error:
         _fail(str(error), code=1)
+    except KeyboardInterrupt:
+        _fail("stopped", code=130)
+    sys.exit(code)
+
+
+def _invoke(child: StartingChild | None) -> int:
+    """Do as the command line says; commands find `child` in typer's context."""
+    import typer
+    import typer.exceptions
+
+    app = typer.Typer(
+        help="Visual inspection on the edge: train, calibrate, run, and hear about defects.",
+        add_completion=False,
+        pretty_exceptions_enable=False,
+        rich_markup_mode="rich",
+    )
+    app.callback()(lambda: None)  # one command alone would not be named on the command line
+    asked = sys.argv[1:2]
+    for name in asked if asked and asked[0] in COMMANDS else COMMANDS:
+        app.command(name)(_command(name))
+    try:
+        code = app(sys.argv[1:] or ["--help"], standalone_mode=False, obj=child)
     except typer.exceptions.TyperException as error:
         _fail(f"{error.format_message()} (agent --help lists commands and options)", code=2)
-    except (KeyboardInterrupt, typer.Abort):
+    except typer.Abort:
         _fail("stopped", code=130)
-    sys.exit(code if isinstance(code, int) else 0)
+    return code if isinstance(code, int) else 0
 
 
 def _command(name: str) -> Callable[..., object]:

@@ -13,8 +13,6 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from agent.inference_start import StartingChild
-
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
@@ -24,6 +22,7 @@ if TYPE_CHECKING:
 
 def run(
     *,
+    context: typer.Context,
     config: Annotated[Path, typer.Option(help="The configuration.")] = Path("agent.yaml"),
     parts: Annotated[
         int | None, typer.Option(min=1, help="Stop after so many parts; else run until stopped.")
@@ -37,61 +36,59 @@ def run(
     A camera or a broker that is away is waited for. Ctrl-C or SIGTERM finishes the part in hand.
     """
     started = perf_counter()
+    gc.disable()  # what is imported stays, and need not be looked through again and again
+    from agent.cameras import open_camera
+    from agent.config import load_config
+    from agent.inference import ChildInspector, Recipe
+    from agent.line import run_line, stopping_on_signals
+    from agent.process import prepare_process
+    from agent.runtime import warn_of_another_runtime
+    from calibration.record import calibrated_runtime, read_calibration
+    from engine.bundle import open_bundle
 
-    with StartingChild() as child:  # it imports meanwhile
-        gc.disable()  # what is imported stays, and need not be looked through again and again
-        from agent.cameras import open_camera
-        from agent.config import load_config
-        from agent.inference import ChildInspector, Recipe
-        from agent.line import run_line, stopping_on_signals
-        from agent.process import prepare_process
-        from agent.runtime import warn_of_another_runtime
-        from calibration.record import calibrated_runtime, read_calibration
-        from engine.bundle import open_bundle
-
-        gc.freeze()
-        gc.enable()
-        logging.basicConfig(format="agent: %(message)s", level=logging.WARNING)
-        prepare_process()
-        settings = load_config(config)
-        bundle = open_bundle(settings.bundle.path, signed_by=settings.bundle.require_signature)
-        record = read_calibration(bundle, precision=settings.bundle.precision)
-        runtime = calibrated_runtime(
-            bundle, record, backend=settings.bundle.backend, fallback=settings.bundle.fallback
+    gc.freeze()
+    gc.enable()
+    logging.basicConfig(format="agent: %(message)s", level=logging.WARNING)
+    prepare_process()
+    settings = load_config(config)
+    bundle = open_bundle(settings.bundle.path, signed_by=settings.bundle.require_signature)
+    record = read_calibration(bundle, precision=settings.bundle.precision)
+    runtime = calibrated_runtime(
+        bundle, record, backend=settings.bundle.backend, fallback=settings.bundle.fallback
+    )
+    recipe = Recipe(
+        bundle=settings.bundle.path,
+        signed_by=settings.bundle.require_signature,
+        backend=runtime.backend,
+        precision=runtime.precision,
+        fallback=settings.bundle.fallback,
+        max_megapixels=settings.bundle.max_megapixels,
+    )
+    stop = threading.Event()
+    starting = ChildInspector(recipe, deadline_s=settings.longest_deadline_s, first=context.obj)
+    cameras = [open_camera(one, stop) for one in settings.cameras]
+    with stopping_on_signals(stop), starting as inspector:
+        if (made_with := record.calibration.backend) != inspector.backend:
+            warn_of_another_runtime(made_with, inspector.backend, runtime.precision)
+        typer.echo(f"agent: inspects with {inspector.backend}", err=True)
+        status = StatusLine()
+        summary = run_line(
+            settings,
+            cameras=cameras,
+            inspector=inspector,
+            threshold=record.calibration.threshold,
+            bundle_id=bundle.id,
+            calibration_id=record.id,
+            parts=parts,
+            stop=stop,
+            started=started,
+            lanes=inspector.lanes,
+            watch=status.show,
+            inference_trouble=lambda: inspector.trouble,
+            backend=lambda: inspector.backend,
         )
-        recipe = Recipe(
-            bundle=settings.bundle.path,
-            signed_by=settings.bundle.require_signature,
-            backend=runtime.backend,
-            precision=runtime.precision,
-            fallback=settings.bundle.fallback,
-            max_megapixels=settings.bundle.max_megapixels,
-        )
-        stop = threading.Event()
-        starting = ChildInspector(recipe, deadline_s=settings.longest_deadline_s, first=child)
-        cameras = [open_camera(one, stop) for one in settings.cameras]
-        with stopping_on_signals(stop), starting as inspector:
-            if (made_with := record.calibration.backend) != inspector.backend:
-                warn_of_another_runtime(made_with, inspector.backend, runtime.precision)
-            typer.echo(f"agent: inspects with {inspector.backend}", err=True)
-            status = StatusLine()
-            summary = run_line(
-                settings,
-                cameras=cameras,
-                inspector=inspector,
-                threshold=record.calibration.threshold,
-                bundle_id=bundle.id,
-                calibration_id=record.id,
-                parts=parts,
-                stop=stop,
-                started=started,
-                lanes=inspector.lanes,
-                watch=status.show,
-                inference_trouble=lambda: inspector.trouble,
-                backend=lambda: inspector.backend,
-            )
-            status.clear()
-        typer.echo(json.dumps(asdict(summary), indent=2) if as_json else told(summary))
+        status.clear()
+    typer.echo(json.dumps(asdict(summary), indent=2) if as_json else told(summary))
 
 
 class StatusLine:

@@ -1,7 +1,9 @@
 """The command line: help, errors as one line, exit codes."""
 
 import inspect
+import os
 import sys
+from pathlib import Path
 
 import pytest
 
@@ -83,3 +85,19 @@ def test_ctrl_c_is_no_traceback(called, monkeypatch):
     code, out, err = called("doctor")
     assert code == 130
     assert "Traceback" not in out + err
+
+
+def test_without_arguments_there_is_help(called):
+    code, out, err = called()
+    assert code == 0
+    assert "Commands" in out
+    assert err == ""
+
+
+def test_run_with_a_wrong_option_leaves_no_child(called):
+    code, _, err = called("run", "--tv")
+    assert code == 2
+    assert "--tv" in err
+    children = Path(f"/proc/self/task/{os.getpid()}/children").read_text(encoding="ascii").split()
+    commands = [Path(f"/proc/{pid}/cmdline").read_bytes() for pid in children]
+    assert not [command for command in commands if b"inference_process" in command]
