@@ -24,8 +24,8 @@ class ViewSpec:
     on the small view `after_resize` (18-124 ms a frame cheaper), or `never`.
     `crop_from` says what pass 2 is cut from: the pass-1 `view` (paper) or the native `frame`,
     where the zoom adds real detail.
-    `reducing_gap` lets Pillow shrink by whole steps first (see `Image.resize`); 3.0 stays within
-    2 grey levels of the exact filter, `None` is exact.
+    `reducing_gap` lets Pillow shrink by whole steps first (see `Image.resize`); on a part 3.0
+    stays within 2 grey levels of the exact filter and 2.0 within 3, `None` is exact.
     """
 
     side: Annotated[int, Field(ge=32, le=1024)] = 224

@@ -19,7 +19,7 @@ from train.profile import LINE
 
 PROFILE = replace(
     LINE,
-    view=replace(LINE.view, side=128),
+    view=replace(LINE.view, side=128, reducing_gap=3.0),  # as it was when it was trained
     crop=replace(LINE.crop, min_side=80, gate=0.3),
     architecture="resnet18",
     stages=("layer2",),

@@ -158,7 +158,7 @@ PAPER: Final = Profile(
 
 LINE: Final = Profile(
     name="line",
-    view=ViewSpec(side=224, equalise="after_resize", crop_from="frame", reducing_gap=3.0),
+    view=ViewSpec(side=224, equalise="after_resize", crop_from="frame", reducing_gap=2.0),
     crop=CropSpec(omega=0.40, normalise="max", gate=0.5, padding=0.1, min_side=96, square=True),
     standardise="imagenet",
     architecture="resnet50",
