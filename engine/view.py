@@ -142,8 +142,18 @@ def _filtered(pixels: Pixels, edges: _Edges, start: int, width: int, spec: ViewS
 def _reduced(pixels: Pixels, steps: tuple[int, int]) -> Pixels:
     """The means of `steps` columns by rows, rounded as Pillow does.
 
-    In strips, as Pillow copies what is in colour into pixels of four bytes.
+    OpenCV rounds the means of two by two alike, in a tenth of the time. Else in strips, as Pillow
+    copies what is in colour into pixels of four bytes.
     """
+    height, width = pixels.shape[:2]
+    if steps == (2, 2):
+        if height % 2 or width % 2:  # a last row or column counts alone, so it may count twice
+            pixels = np.asarray(
+                cv2.copyMakeBorder(pixels, 0, height % 2, 0, width % 2, cv2.BORDER_REPLICATE),
+                dtype=np.uint8,
+            )
+        half = (width + 1) // 2, (height + 1) // 2
+        return np.asarray(cv2.resize(pixels, half, interpolation=cv2.INTER_AREA), dtype=np.uint8)
     strip = max(1, _STRIP // pixels.shape[1] // steps[1]) * steps[1]
     return np.concatenate(
         [

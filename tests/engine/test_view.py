@@ -43,7 +43,7 @@ def test_a_box_reads_beyond_its_border_as_pillow_does() -> None:
     edges=st.tuples(*[st.floats(0, 1)] * 4),
     side=st.sampled_from((32, 50, 127)),
     resize=st.sampled_from(("bicubic", "bilinear")),
-    gap=st.sampled_from((None, 1.0, 1.5, 3.0)),
+    gap=st.sampled_from((None, 1.0, 1.5, 2.0, 3.0)),
     mono=st.booleans(),
 )
 def test_every_view_is_pillows_to_the_bit(
@@ -71,6 +71,17 @@ def test_every_view_is_pillows_to_the_bit(
         reducing_gap=gap,
     )
     found = view(pixels, box, spec)
+    assert np.array_equal(found[..., 0] if mono else found, np.asarray(expected))
+
+
+@pytest.mark.parametrize("mono", [True, False])
+@pytest.mark.parametrize(("width", "height"), [(320, 256), (319, 256), (320, 257), (319, 257)])
+def test_two_by_two_pixels_are_one_as_in_pillow(width: int, height: int, *, mono: bool) -> None:
+    noise = np.random.default_rng(3).integers(0, 256, (height, width, 3), dtype=np.uint8)
+    pixels = noise[..., 0] if mono else noise
+    spec = ViewSpec(side=64, equalise="never", reducing_gap=2.0)
+    expected = Image.fromarray(pixels).resize((64, 64), Image.Resampling.BICUBIC, reducing_gap=2.0)
+    found = view(pixels, Box.around(pixels), spec)
     assert np.array_equal(found[..., 0] if mono else found, np.asarray(expected))
 
 
