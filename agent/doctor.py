@@ -25,6 +25,7 @@ from engine.errors import AtacError, BackendError, ImageError
 DISTRIBUTION: Final = "atac-agent"
 OUR_PACKAGES: Final = ("agent", "calibration", "engine", "train")
 _NEEDED: Final = ("numpy", "onnxruntime", "cv2", "paho", "PIL", "pydantic", "yaml", "typer")
+_EXTRA: Final = ("openvino", "tensorrt")
 _FRAME_S: Final = 5.0
 _LITTLE_SPACE: Final = 1_000_000_000
 _NO_SPACE: Final = 50_000_000
@@ -81,7 +82,8 @@ def _packages(owners: Mapping[str, Sequence[str]]) -> Finding:
     if missing:
         message = f"{', '.join(missing)} missing; install with: pip install {DISTRIBUTION}"
         return Finding(check="packages", level="fail", message=message)
-    distributions = sorted({name for module in _NEEDED for name in owners.get(module, ())})
+    present = (*_NEEDED, *_EXTRA)
+    distributions = sorted({name for module in present for name in owners.get(module, ())})
     return _ok("packages", ", ".join(f"{name} {version(name)}" for name in distributions))
 
 
