@@ -27,6 +27,8 @@ COMMANDS: Final = (
     "verify",
 )
 """Each names the module `agent.commands.<name>` and the function `<name>` in it."""
+_INTERRUPTED: Final = 130
+"""The exit code of what Ctrl-C ended, 128 and the signal's number."""
 
 
 def main() -> None:
@@ -40,7 +42,7 @@ def main() -> None:
     except AtacError as error:
         _fail(str(error), code=1)
     except KeyboardInterrupt:
-        _fail("stopped", code=130)
+        _fail("stopped", code=_INTERRUPTED)
     sys.exit(code)
 
 
@@ -64,7 +66,9 @@ def _invoke(child: StartingChild | None) -> int:
     except typer.exceptions.TyperException as error:
         _fail(f"{error.format_message()} (agent --help lists commands and options)", code=2)
     except typer.Abort:
-        _fail("stopped", code=130)
+        _fail("stopped", code=_INTERRUPTED)
+    if code == _INTERRUPTED:  # typer's answer to Ctrl-C
+        _fail("stopped", code=_INTERRUPTED)
     return code if isinstance(code, int) else 0
 
 
