@@ -1,5 +1,7 @@
 """AUROC as the papers print it: table 1 of ATAC-Net, and its supplement's table 1 (ablation)."""
 
+from benchmarks.tables.rows import cited_as
+
 TEN_AND_ONE = (10, 1)
 
 # set → row → (ten known defects, one); None where the papers have no such cell.
@@ -37,7 +39,7 @@ CITED: dict[str, dict[str, tuple[float | None, float | None]]] = {
 
 def cited(name: str, row: str, defects: int) -> float | None:
     """What the paper has for this cell; `line` is measured against ATAC-Net's own figure."""
-    figures = CITED.get(name, {}).get("paper" if row == "line" else row)
+    figures = CITED.get(name, {}).get(cited_as(row))
     return figures[TEN_AND_ONE.index(defects)] if figures and defects in TEN_AND_ONE else None
 
 

@@ -30,6 +30,28 @@ class Row:
     method: Method | None = ATAC_NET
 
 
+_PAPERS = {
+    "paper": Row(title="ATAC-Net `paper`", profile=PAPER),
+    "devnet": Row(title="DevNet", profile=DEVNET_PROFILE, method=DEVNET),
+    "dra": Row(title="DRA", profile=DRA_PROFILE, method=DRA),
+    "cutmix_ce": Row(title="CutMix + CE", profile=ONE_PASS, method=CUTMIX_CE),
+    "weighted_ce": Row(title="weighted CE 20 / 0.5", profile=ONE_PASS, method=WEIGHTED_CE),
+    "deviation": Row(title="deviation loss, no zoom", profile=ONE_PASS, method=DEVIATION_LOSS),
+    "grad_cam": Row(title="Grad-CAM zoom", profile=PAPER, method=GRAD_CAM),
+}
+_FROZEN = "_frozen"
+
+
+def _frozen(row: Row) -> Row:
+    """`row` on a trunk that stays as it was pretrained: minutes on two cores instead of hours.
+
+    What is learnt then begins near zero (such a head would not come down from He's start in time),
+    and what was painted once is shown again, as `line` does both.
+    """
+    profile = replace(row.profile, freeze=True, start=LINE.start, pseudo_each=LINE.pseudo_each)
+    return replace(row, title=f"{row.title}, trunk frozen", profile=profile)
+
+
 ROWS = {
     "line": Row(title="ATAC-Net `line`", profile=LINE),
     "line_labels": Row(
@@ -39,16 +61,12 @@ ROWS = {
     "memory": Row(
         title="memory of good features", profile=replace(LINE, prototypes=0), method=None
     ),
-    "paper": Row(title="ATAC-Net `paper`", profile=PAPER),
-    "devnet": Row(title="DevNet", profile=DEVNET_PROFILE, method=DEVNET),
-    "dra": Row(title="DRA", profile=DRA_PROFILE, method=DRA),
-    "cutmix_ce": Row(title="CutMix + CE", profile=ONE_PASS, method=CUTMIX_CE),
-    "weighted_ce": Row(title="weighted CE 20 / 0.5", profile=ONE_PASS, method=WEIGHTED_CE),
-    "deviation": Row(title="deviation loss, no zoom", profile=ONE_PASS, method=DEVIATION_LOSS),
-    "grad_cam": Row(title="Grad-CAM zoom", profile=PAPER, method=GRAD_CAM),
+    **{f"{name}{_FROZEN}": _frozen(row) for name, row in _PAPERS.items()},
+    **_PAPERS,
 }
 
-VERSIONS = ("deviation", "grad_cam", "paper", "line", "memory")
+_OF_CELLS = ("deviation", "grad_cam", "paper")
+VERSIONS = (*(f"{name}{_FROZEN}" for name in _OF_CELLS), *_OF_CELLS, "line", "memory")
 """Rows that the figures can show: DRA's and the classifiers' scores are not of cells."""
 
 
@@ -86,6 +104,11 @@ OPTIONS = {
     "line-without-transplants": _line("known defects not set onto good parts", transplanted=0.0),
     "line-loss-of-mean": _line("loss of the mean of both passes", loss_of="mean"),
 }
+
+
+def cited_as(name: str) -> str:
+    """The row whose figures in the papers are also those of row `name`."""
+    return "paper" if name == "line" else name.removesuffix(_FROZEN)
 
 
 def row_of(name: str) -> Row:

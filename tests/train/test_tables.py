@@ -207,6 +207,17 @@ def scored(record, scores, **where):
     return replace(record, scores=tuple(scores), run=replace(record.run, **where))
 
 
+def test_a_frozen_row_is_its_row_but_for_the_trunk():
+    frozen = {name: row for name, row in rows.ROWS.items() if name.endswith("_frozen")}
+    assert len(frozen) == 7
+    for name, row in frozen.items():
+        whole = rows.ROWS[rows.cited_as(name)]
+        profile = replace(whole.profile, freeze=True, start="fan_in", pseudo_each=2)
+        assert (row.profile, row.method) == (profile, whole.method)
+        assert not whole.profile.freeze
+    assert cited.cited("mvtec_pill", "paper_frozen", 10) == 0.921
+
+
 def test_a_paired_difference_sees_what_single_spreads_hide(measured):
     record, labels = measured
     noise = np.random.default_rng(0).normal(0, 3, len(labels))
