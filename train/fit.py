@@ -387,6 +387,7 @@ class Eyes:
         self.network = network
         self._profile = profile
         self._pool = pool
+        self._bf16 = has_bf16(network.mean.device)
         self._views: Kept[int, Pixels] = Kept(limit=_FEATURES_LIMIT // 4)
         self._features: Kept[int, Tensor] = Kept(limit=_FEATURES_LIMIT)
 
@@ -470,8 +471,13 @@ class Eyes:
         return first.index_copy(0, torch.tensor(zooms, device=first.device), closer)
 
     def _seen(self, views: Sequence[Pixels]) -> Tensor:
-        stack = torch.from_numpy(np.stack(views)).to(self.network.mean.device)
-        with torch.set_grad_enabled(not self.network.frozen):
+        device = self.network.mean.device
+        stack = torch.from_numpy(np.stack(views)).to(device)
+        # The trunk is nearly all of the work, and takes bf16 best; head and losses stay in fp32.
+        with (
+            torch.set_grad_enabled(not self.network.frozen),
+            torch.autocast(device.type, torch.bfloat16, enabled=self._bf16),
+        ):
             return self.network.features(stack)
 
 
@@ -676,6 +682,15 @@ ATAC_NET: Final = Method(network=AtacNet, batches=balanced_batches, loss=two_pas
 
 def _described(weights: PretrainedWeights | None) -> str:
     return "none" if weights is None else f"{weights.source} ({weights.form})"
+
+
+def has_bf16(device: torch.device) -> bool:
+    """Whether `device` multiplies in bf16 itself: an emulation would only be slower."""
+    if device.type == "cuda":
+        supported: bool = torch.cuda.is_bf16_supported(including_emulation=False)
+        return supported
+    able = torch.cpu.get_capabilities()
+    return any(able.get(name, False) for name in ("avx512_bf16", "amx_bf16", "bf16"))
 
 
 def deterministic(seed: int) -> torch.device:

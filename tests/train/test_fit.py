@@ -277,6 +277,40 @@ def test_training_and_inspection_score_alike(samples, split, source, paper):
     assert np.array_equal(read_listed(source, split.train_good[0]), images.frame(0))
 
 
+def test_in_bf16_only_the_trunk_changes_and_little(samples, paper, monkeypatch):
+    _, batch = samples
+    found, seen = {}, []
+    for bf16 in (False, True):
+        monkeypatch.setattr(training, "has_bf16", lambda _, answer=bf16: answer)
+        with eyes(paper) as (network, pair):
+            network.eval()
+            network.trunk.register_forward_hook(
+                lambda _, __, out, expected=torch.bfloat16 if bf16 else torch.float32: seen.append(
+                    out[0].dtype == expected
+                )
+            )
+            features = pair.features(batch)
+            assert features.dtype == torch.float32
+            features.sum().backward()
+            assert network.trunk.conv1.weight.grad.dtype == torch.float32
+            found[bf16] = features.detach()
+    assert seen == [True, True]
+    assert not torch.equal(*found.values())
+    # Eight bits of mantissa through all the layers of a trunk.
+    difference = (found[True] - found[False]).norm() / found[False].norm()
+    assert difference < 0.05
+
+
+def test_bf16_is_for_processors_that_have_it(monkeypatch):
+    cpu = torch.device("cpu")
+    for able in ({}, {"avx512_f": True, "avx512_bf16": False}):
+        monkeypatch.setattr(torch.cpu, "get_capabilities", lambda able=able: able)
+        assert not training.has_bf16(cpu)
+    for name in ("avx512_bf16", "amx_bf16", "bf16"):
+        monkeypatch.setattr(torch.cpu, "get_capabilities", lambda name=name: {name: True})
+        assert training.has_bf16(cpu)
+
+
 def test_a_frozen_trunk_is_asked_once_about_an_image(samples, paper):
     _, batch = samples
     with (
