@@ -62,6 +62,14 @@ ROWS = {
         title="memory of good features", profile=replace(LINE, prototypes=0), method=None
     ),
     **{f"{name}{_FROZEN}": _frozen(row) for name, row in _PAPERS.items()},
+    # Its 3×3 convolution of all channels takes hours on ResNet-50's 1 024; DRA's own trunk has 512.
+    f"dra{_FROZEN}": _frozen(
+        replace(
+            _PAPERS["dra"],
+            title="DRA (ResNet-18)",
+            profile=replace(DRA_PROFILE, architecture="resnet18"),
+        )
+    ),
     **_PAPERS,
 }
 

@@ -212,7 +212,10 @@ def test_a_frozen_row_is_its_row_but_for_the_trunk():
     assert len(frozen) == 7
     for name, row in frozen.items():
         whole = rows.ROWS[rows.cited_as(name)]
-        profile = replace(whole.profile, freeze=True, start="fan_in", pseudo_each=2)
+        trunk = "resnet18" if name == "dra_frozen" else "resnet50"
+        profile = replace(
+            whole.profile, freeze=True, start="fan_in", pseudo_each=2, architecture=trunk
+        )
         assert (row.profile, row.method) == (profile, whole.method)
         assert not whole.profile.freeze
     assert cited.cited("mvtec_pill", "paper_frozen", 10) == 0.921
