@@ -22,7 +22,7 @@ import sys
 from pathlib import Path
 
 from benchmarks.tables.report import report
-from benchmarks.tables.rows import OPTIONS, ROWS, VERSIONS
+from benchmarks.tables.rows import FROZEN, OPTIONS, ROWS, VERSIONS
 from benchmarks.tables.runs import (
     append,
     is_done,
@@ -57,7 +57,12 @@ def main(arguments: list[str] | None = None) -> None:
 
     run = commands.add_parser("run", help="train and test what the ledgers do not have")
     _add_training(run)
-    run.add_argument("--rows", nargs="+", choices=[*ROWS, *OPTIONS, "options"], default=list(ROWS))
+    run.add_argument(
+        "--rows",
+        nargs="+",
+        choices=[*ROWS, *OPTIONS, "options"],
+        default=[row for row in ROWS if row not in FROZEN],
+    )
     run.add_argument("--defects", nargs="+", type=int, choices=DEFECTS, default=list(DEFECTS))
     run.add_argument("--draws", nargs="+", type=int, choices=range(DRAWS), default=[*range(DRAWS)])
     run.add_argument("--folds", nargs="+", type=int, choices=range(FOLDS), default=[*range(FOLDS)])

@@ -118,6 +118,8 @@ def _overview(rows: dict[str, Cells], defects: int) -> str:
     ]
     for row, cells in rows.items():
         draws = {name: _aurocs(cells[name, defects]) for name in sets if (name, defects) in cells}
+        if not draws:
+            continue
         texts = []
         for name in sets:
             figure = cited(name, row, defects)
@@ -130,8 +132,6 @@ def _overview(rows: dict[str, Cells], defects: int) -> str:
 
 def _mean_of_sets(draws: Mapping[str, Mapping[int, float]], sets: int) -> str:
     """The mean over sets of the means over draws; its deviation over draws that all sets have."""
-    if not draws:
-        return "–"
     shared = set.intersection(*(set(values) for values in draws.values()))
     if len(shared) > 1 and all(set(values) == shared for values in draws.values()):
         text = counted([fmean(v[draw] for v in draws.values()) for draw in sorted(shared)])

@@ -52,15 +52,7 @@ def _frozen(row: Row) -> Row:
     return replace(row, title=f"{row.title}, trunk frozen", profile=profile)
 
 
-ROWS = {
-    "line": Row(title="ATAC-Net `line`", profile=LINE),
-    "line_labels": Row(
-        title="`line`, labels only: no masks of known defects",
-        profile=replace(LINE, known_masks=False),
-    ),
-    "memory": Row(
-        title="memory of good features", profile=replace(LINE, prototypes=0), method=None
-    ),
+FROZEN = {
     **{f"{name}{_FROZEN}": _frozen(row) for name, row in _PAPERS.items()},
     # Its 3×3 convolution of all channels takes hours on ResNet-50's 1 024; DRA's own trunk has 512.
     f"dra{_FROZEN}": _frozen(
@@ -70,6 +62,19 @@ ROWS = {
             profile=replace(DRA_PROFILE, architecture="resnet18"),
         )
     ),
+}
+"""Run only when they are named: they stand in where the whole trunk cannot be trained."""
+
+ROWS = {
+    "line": Row(title="ATAC-Net `line`", profile=LINE),
+    "line_labels": Row(
+        title="`line`, labels only: no masks of known defects",
+        profile=replace(LINE, known_masks=False),
+    ),
+    "memory": Row(
+        title="memory of good features", profile=replace(LINE, prototypes=0), method=None
+    ),
+    **FROZEN,
     **_PAPERS,
 }
 
