@@ -218,10 +218,11 @@ def _options(rows: dict[str, Folds]) -> str:
         "## Options of `line`, validated",
         "",
         (
-            f"AUROC on validation folds: a fifth of the {max(DEFECTS)} known defects and of the "
-            f"good images of a draw, by a training on the rest ({FOLDS} folds a draw; no test "
-            "image is seen). The last columns are `line` less the row on the folds that both have, "
-            "and its paired bootstrap interval at 95 %: above 0 `line` does better."
+            f"AUROC on validation folds: half of the {max(DEFECTS)} known defects and a third of "
+            f"the good images of a draw, by a training on the rest ({FOLDS} folds a draw; no test "
+            "image is seen; in brackets how many folds). The last columns are `line` less the row "
+            "on the folds that both have, and its paired bootstrap interval at 95 %: above 0 "
+            "`line` does better."
         ),
         "",
         _table_row(
