@@ -9,11 +9,13 @@
     python -m benchmarks.tables figures --data ../shared/data --sets mvtec_pill \
         --weights resnet50_layer3.safetensors
 
-`draw` wrote the splits that are committed; it is there for new sets. `run` trains and tests what
-no ledger in the folder `--ledgers` has yet; interrupted, it goes on where it was. Each shard
-writes a ledger of its own, so that shards can run on different machines. Rows that are options of
-`line`, or all of them as `options`, are validated on folds, and `line` with them. `figures` writes
-one page a set; what `run` has trained of it is not trained again.
+A set is a folder below `--data`: one of the five that the committed results are of, or any other
+that `agent train --data` takes. `draw` wrote the splits that are committed; those of another set
+are drawn before its first run. `run` trains and tests what no ledger in the folder `--ledgers` has
+yet; interrupted, it goes on where it was. Each shard writes a ledger of its own, so that shards
+can run on different machines. Rows that are options of `line`, or all of them as `options`, are
+validated on folds, and `line` with them. `figures` writes one page a set; what `run` has trained
+of it is not trained again.
 """
 
 import argparse
@@ -36,11 +38,11 @@ from benchmarks.tables.sets import (
     DEFECTS,
     DRAWS,
     FOLDS,
-    MANIFEST_JSON,
     SETS,
-    drawn_manifest,
     manifest_path,
+    write_manifest,
 )
+from engine.errors import AtacError
 from train.backbone import PretrainedWeights, read_weights
 
 LEDGERS = Path("benchmarks/results/tables")
@@ -51,8 +53,7 @@ def main(arguments: list[str] | None = None) -> None:
     commands = parser.add_subparsers(required=True)
 
     draw = commands.add_parser("draw", help="write the splits of sets")
-    draw.add_argument("--data", type=Path, required=True)
-    draw.add_argument("--sets", nargs="+", choices=SETS, default=list(SETS))
+    _add_sets(draw)
     draw.set_defaults(does=draw_splits)
 
     run = commands.add_parser("run", help="train and test what the ledgers do not have")
@@ -84,22 +85,28 @@ def main(arguments: list[str] | None = None) -> None:
     figures.set_defaults(does=draw_figures)
 
     options = parser.parse_args(arguments)
-    options.does(options)
+    try:
+        options.does(options)
+    except AtacError as error:
+        parser.exit(2, f"{error}\n")
 
 
 def draw_splits(options: argparse.Namespace) -> None:
     for name in options.sets:
-        manifest = drawn_manifest(SETS[name], options.data / name)
-        path = manifest_path(name)
-        path.parent.mkdir(exist_ok=True)
-        path.write_bytes(MANIFEST_JSON.dump_json(manifest, indent=0) + b"\n")
-        print(f"{path}: {len(manifest.images)} images, {len(manifest.draws)} draws")
+        write_manifest(name, options.data)
+
+
+def _draw_missing(options: argparse.Namespace) -> None:
+    for name in options.sets:
+        if not manifest_path(name).exists():
+            write_manifest(name, options.data)
 
 
 def run_shard(options: argparse.Namespace) -> None:
     number, of = options.shard
     ledger = options.ledgers / f"shard-{number}-of-{of}.jsonl"
     weights = _weights(options)
+    _draw_missing(options)
     chosen = {"line", *OPTIONS} if "options" in options.rows else {*options.rows}
     wanted = runs(
         sets=options.sets,
@@ -131,6 +138,7 @@ def draw_figures(options: argparse.Namespace) -> None:
     from benchmarks.tables.figures import write_figures
 
     weights = _weights(options)
+    _draw_missing(options)
     for name in options.sets:
         page = write_figures(
             options.out,
@@ -143,11 +151,15 @@ def draw_figures(options: argparse.Namespace) -> None:
         print(page)
 
 
+def _add_sets(command: argparse.ArgumentParser) -> None:
+    command.add_argument("--data", type=Path, required=True, help="the sets are folders in it")
+    command.add_argument("--sets", nargs="+", default=list(SETS), metavar="NAME")
+
+
 def _add_training(command: argparse.ArgumentParser) -> None:
-    command.add_argument("--data", type=Path, required=True)
+    _add_sets(command)
     command.add_argument("--weights", type=Path, help="ImageNet ResNet-50; without: from scratch")
     command.add_argument("--form", choices=("v1", "v1.5"), help="default: what the weights say")
-    command.add_argument("--sets", nargs="+", choices=SETS, default=list(SETS))
     command.add_argument("--runs", type=Path, default=Path("runs/tables"), help="for checkpoints")
 
 

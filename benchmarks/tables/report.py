@@ -9,7 +9,7 @@ from benchmarks.tables.cited import cited, goal
 from benchmarks.tables.compare import Pair, auroc_of, paired_difference
 from benchmarks.tables.rows import OPTIONS, ROWS, row_of
 from benchmarks.tables.runs import Record, Run, manifest_sha256
-from benchmarks.tables.sets import DEFECTS, FOLDS, SETS
+from benchmarks.tables.sets import DEFECTS, FOLDS, in_order, manifest_path
 
 Cells = dict[tuple[str, int], dict[int, Record]]  # (set, defects) → draw → record
 Folds = dict[str, dict[tuple[int, int], Record]]  # set → (draw, fold) → record
@@ -44,6 +44,7 @@ def of_today(records: Iterable[Record]) -> list[Record]:
         for record in records
         if record.profile == last[record.run.row].profile
         and record.pretrained == last[record.run.row].pretrained
+        and manifest_path(record.run.set).exists()  # not so of a set that was drawn elsewhere
         and record.manifest_sha256 == manifest_sha256(record.run.set)
     ]
 
@@ -109,7 +110,7 @@ def _provenance(records: Sequence[Record]) -> str:
 
 def _overview(rows: dict[str, Cells], defects: int) -> str:
     """AUROC of every row on every set, the paper's figure beside it."""
-    sets = [name for name in SETS if any((name, defects) in cells for cells in rows.values())]
+    sets = in_order(name for cells in rows.values() for name, known in cells if known == defects)
     lines = [
         f"## AUROC with {defects} known defect{'s' if defects > 1 else ''}",
         "",
@@ -122,12 +123,15 @@ def _overview(rows: dict[str, Cells], defects: int) -> str:
             continue
         texts = []
         for name in sets:
-            figure = cited(name, row, defects)
-            beside = "" if figure is None else f"; cited {figure:.3f}"
             values = list(draws.get(name, {}).values())
-            texts.append((counted(values) if values else "–") + beside)
+            texts.append(_beside_cited(values, cited(name, row, defects)))
         lines.append(_table_row([ROWS[row].title, *texts, _mean_of_sets(draws, len(sets))]))
     return "\n".join(lines)
+
+
+def _beside_cited(values: Sequence[float], figure: float | None) -> str:
+    measured = counted(values) if values else "–"
+    return measured if figure is None else f"{measured}; cited {figure:.3f}"
 
 
 def _mean_of_sets(draws: Mapping[str, Mapping[int, float]], sets: int) -> str:
@@ -184,7 +188,7 @@ def _against(rows: dict[str, Cells]) -> str:
                     for draw, mine in rows.get("line", {}).get((name, defects), {}).items()
                     if draw in cells.get((name, defects), {})
                 ]
-                for name in SETS
+                for name in in_order(name for name, _ in cells)
             }
             pairs = {name: draws for name, draws in pairs.items() if draws}
             if row == "line" or not pairs:
@@ -213,7 +217,7 @@ def _difference(name: str, pairs: Mapping[str, Sequence[Pair]]) -> list[str]:
 
 def _options(rows: dict[str, Folds]) -> str:
     """What each option of `line` is worth, on validation folds alone."""
-    sets = [name for name in SETS if any(name in folds for folds in rows.values())]
+    sets = in_order(name for folds in rows.values() for name in folds)
     lines = [
         "## Options of `line`, validated",
         "",
@@ -318,30 +322,55 @@ def _generalisation(records: Sequence[Record]) -> str:
     """Known defects of one type, tested on the others."""
     rows = [row for row in ROWS if any(record.run.row == row for record in records)]
     cells: dict[Run, list[float]] = defaultdict(list)
-    for record in records:
+    for record in sorted(records, key=lambda record: record.run.draw):
         cells[replace(record.run, draw=0)].append(_auroc(record))
-    places = sorted({replace(run, row="") for run in cells}, key=lambda run: run.key)
     lines = [
         "## Unseen types of defect",
         "",
-        "AUROC of good parts against all types but the one whose images were known.",
+        (
+            "AUROC of good parts against all types but the one whose images were known, as many of "
+            "them as there are."
+        ),
         "",
         _table_row(["set", "known type", "known", *(ROWS[row].title for row in rows)]),
         _table_row(["---"] * (3 + len(rows))),
     ]
-    for place in places:
-        texts = (cells.get(replace(place, row=row)) for row in rows)
-        lines.append(
-            _table_row(
-                [
-                    place.set,
-                    str(place.kind),
-                    str(place.defects),
-                    *(counted(values) if values else "–" for values in texts),
-                ]
-            )
+    for name, defects in _places(cells):
+        kinds = sorted(
+            {str(run.kind) for run in cells if (run.set, run.defects) == (name, defects)}
         )
+        of_rows = {
+            row: {
+                kind: cells[run]
+                for kind in kinds
+                if (run := Run(set=name, row=row, defects=defects, draw=0, kind=kind)) in cells
+            }
+            for row in rows
+        }
+        for kind in kinds:
+            run = Run(set=name, row=rows[0], defects=defects, draw=0, kind=kind)
+            texts = (
+                _beside_cited(found.get(kind, []), cited(name, row, defects, kind=kind))
+                for row, found in of_rows.items()
+            )
+            known = len(run.split().train_defective)
+            lines.append(_table_row([name, kind, str(known), *texts]))
+        means = (
+            f"**{fmean(fmean(values) for values in found.values()):.3f}**"
+            if len(found) == len(kinds)
+            else "–"
+            for found in of_rows.values()
+        )
+        lines.append(_table_row([name, "**mean**", "", *means]))
     return "\n".join(lines)
+
+
+def _places(runs: Iterable[Run]) -> list[tuple[str, int]]:
+    """The sets of `runs`, each with its numbers of known defects, in the order of the tables."""
+    found = {(run.set, run.defects) for run in runs}
+    return [
+        (name, n) for name in in_order(s for s, _ in found) for n in DEFECTS if (name, n) in found
+    ]
 
 
 def _aurocs(draws: Mapping[int, Record]) -> dict[int, float]:

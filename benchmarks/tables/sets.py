@@ -1,12 +1,14 @@
 """The image sets, and who trains and who tests in each draw: written down once, then committed.
 
 A manifest lists every image of a set once, by path and hash, and for each draw who is tested, held
-out or known. All rows read it, so all rows see the same images.
+out or known. All rows read it, so all rows see the same images. Any folder that `agent train` takes
+can be a set: its draws come from its images and the draw's number alone.
 """
 
 import csv
+import sys
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import cache
@@ -16,6 +18,8 @@ from typing import Literal
 import numpy as np
 from pydantic import TypeAdapter
 
+from engine.bundle import replace_file
+from engine.errors import TrainingError
 from engine.spec import spec
 from train.datasets import Dropped, Listed, Source, Split, draw_split, find_source
 
@@ -78,8 +82,23 @@ class Manifest:
 MANIFEST_JSON = TypeAdapter(Manifest)
 
 
+def in_order(names: Iterable[str]) -> list[str]:
+    """Names of sets as the tables list them: those of `SETS` first, then the others."""
+    found = {*names}
+    return [name for name in SETS if name in found] + sorted(found - SETS.keys())
+
+
 def manifest_path(name: str) -> Path:
     return MANIFESTS / f"{name}.json"
+
+
+def write_manifest(name: str, data: Path) -> None:
+    """Draw the splits of the set `data / name` and write them down."""
+    manifest = drawn_manifest(SETS.get(name, ImageSet(name=name)), data / name)
+    path = manifest_path(name)
+    path.parent.mkdir(exist_ok=True)
+    replace_file(path, MANIFEST_JSON.dump_json(manifest, indent=0) + b"\n")
+    print(f"{path}: {len(manifest.images)} images, {len(manifest.draws)} draws", file=sys.stderr)
 
 
 @cache
@@ -170,6 +189,10 @@ def drawn_manifest(one: ImageSet, root: Path) -> Manifest:
                 for defects in DEFECTS
             }
             most = splits[max(DEFECTS)]
+            if not any(image.defective for image in most.test):
+                raise TrainingError(
+                    f"{root} has no defective image beyond the {max(DEFECTS)} known ones to test"
+                )
             images = sorted(
                 (*most.training, *most.held_out_good, *most.test), key=lambda image: image.path
             )
