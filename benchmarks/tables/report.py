@@ -25,9 +25,8 @@ def report(records: Iterable[Record]) -> str:
         "# Detection quality on real images",
         "Written by `python -m benchmarks.tables report`; do not edit.",
         _provenance(known),
-        *(_overview(usual, defects) for defects in DEFECTS),
-        _goals(usual),
-        _against(usual),
+        *(_overview(usual, defects) for defects in DEFECTS if _sets_with(usual, defects)),
+        *([_goals(usual), _against(usual)] if "line" in usual else []),
         _details(usual),
         *([_generalisation(unseen)] if unseen else []),
         *([_options(validated)] if "line" in validated else []),
@@ -110,7 +109,7 @@ def _provenance(records: Sequence[Record]) -> str:
 
 def _overview(rows: dict[str, Cells], defects: int) -> str:
     """AUROC of every row on every set, the paper's figure beside it."""
-    sets = in_order(name for cells in rows.values() for name, known in cells if known == defects)
+    sets = _sets_with(rows, defects)
     lines = [
         f"## AUROC with {defects} known defect{'s' if defects > 1 else ''}",
         "",
@@ -127,6 +126,10 @@ def _overview(rows: dict[str, Cells], defects: int) -> str:
             texts.append(_beside_cited(values, cited(name, row, defects)))
         lines.append(_table_row([ROWS[row].title, *texts, _mean_of_sets(draws, len(sets))]))
     return "\n".join(lines)
+
+
+def _sets_with(rows: Mapping[str, Cells], defects: int) -> list[str]:
+    return in_order(name for cells in rows.values() for name, known in cells if known == defects)
 
 
 def _beside_cited(values: Sequence[float], figure: float | None) -> str:
