@@ -92,21 +92,14 @@ def main(arguments: list[str] | None = None) -> None:
 
 
 def draw_splits(options: argparse.Namespace) -> None:
-    for name in options.sets:
-        write_manifest(name, options.data)
-
-
-def _draw_missing(options: argparse.Namespace) -> None:
-    for name in options.sets:
-        if not manifest_path(name).exists():
-            write_manifest(name, options.data)
+    _draw(options.sets, options.data)
 
 
 def run_shard(options: argparse.Namespace) -> None:
     number, of = options.shard
     ledger = options.ledgers / f"shard-{number}-of-{of}.jsonl"
     weights = _weights(options)
-    _draw_missing(options)
+    _draw([name for name in options.sets if not manifest_path(name).exists()], options.data)
     chosen = {"line", *OPTIONS} if "options" in options.rows else {*options.rows}
     wanted = runs(
         sets=options.sets,
@@ -138,7 +131,7 @@ def draw_figures(options: argparse.Namespace) -> None:
     from benchmarks.tables.figures import write_figures
 
     weights = _weights(options)
-    _draw_missing(options)
+    _draw([name for name in options.sets if not manifest_path(name).exists()], options.data)
     for name in options.sets:
         page = write_figures(
             options.out,
@@ -149,6 +142,13 @@ def draw_figures(options: argparse.Namespace) -> None:
             run_folder=options.runs,
         )
         print(page)
+
+
+def _draw(names: list[str], data: Path) -> None:
+    for name in names:
+        manifest = write_manifest(name, data)
+        said = f"{len(manifest.images)} images, {len(manifest.draws)} draws"
+        print(f"{manifest_path(name)}: {said}", file=sys.stderr, flush=True)
 
 
 def _add_sets(command: argparse.ArgumentParser) -> None:

@@ -6,7 +6,6 @@ can be a set: its draws come from its images and the draw's number alone.
 """
 
 import csv
-import sys
 import tempfile
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
@@ -29,6 +28,7 @@ HOLD_OUT = 0.15
 FOLDS = 2
 """Halves of the known defects: with fewer to validate on, a figure would say next to nothing."""
 GOOD_PARTS = 3
+"""Of the good images a third validates: what is learnt of good parts needs the others."""
 MANIFESTS = Path(__file__).parent / "splits"
 
 
@@ -92,13 +92,13 @@ def manifest_path(name: str) -> Path:
     return MANIFESTS / f"{name}.json"
 
 
-def write_manifest(name: str, data: Path) -> None:
+def write_manifest(name: str, data: Path) -> Manifest:
     """Draw the splits of the set `data / name` and write them down."""
     manifest = drawn_manifest(SETS.get(name, ImageSet(name=name)), data / name)
     path = manifest_path(name)
     path.parent.mkdir(exist_ok=True)
     replace_file(path, MANIFEST_JSON.dump_json(manifest, indent=0) + b"\n")
-    print(f"{path}: {len(manifest.images)} images, {len(manifest.draws)} draws", file=sys.stderr)
+    return manifest
 
 
 @cache
