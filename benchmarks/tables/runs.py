@@ -35,7 +35,7 @@ from train.anomalies import Mask
 from train.backbone import PretrainedWeights
 from train.datasets import SPLIT_JSON, Listed, Source, Split, read_listed, read_mask
 from train.evaluate import PixelRanking, Ranking, Scored, evaluation, pixel_ranking
-from train.fit import Trained, TrainedOptics
+from train.fit import Trained, TrainedOptics, has_bf16
 from train.network import TorchBackend
 from train.profile import PROFILE_JSON, Profile
 
@@ -323,7 +323,8 @@ def _at_threshold(tested: _Inspected, held_out: _Inspected) -> AtThreshold:
 
 def _device(trained: Trained) -> str:
     device = trained.network.mean.device
-    return torch.cuda.get_device_name(device) if device.type == "cuda" else device.type
+    name = torch.cuda.get_device_name(device) if device.type == "cuda" else device.type
+    return f"{name} (trunk in bf16)" if has_bf16(device) else name
 
 
 def _described(profile: Profile) -> dict[str, Any]:
