@@ -4,7 +4,6 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
-from torch import nn
 
 from engine.attention import attention_box
 from engine.inspector import TwoPassInspector
@@ -61,10 +60,12 @@ def test_every_rival_learns_and_scores(name, source, split, tmp_path):
     assert name == "grad_cam" or not any(one.zoomed for one in found)
 
 
-def test_weighted_cross_entropy_is_that_of_the_probability(source, split):
+@pytest.mark.parametrize("bias", [0.0, -200.0])
+def test_weighted_cross_entropy_teaches_however_wrong_the_network_is(bias, source, split):
     profile, images = tiny(ablations.ONE_PASS), TrainingImages(source, split)
     torch.manual_seed(0)
     network = ablations.WEIGHTED_CE.network(profile).eval()
+    network.head.classify[-1].bias.data.fill_(bias)
     batch = next(
         ablations.natural_batches(
             images, Defects(images, profile, seed=0), profile, np.random.default_rng(0)
@@ -73,12 +74,17 @@ def test_weighted_cross_entropy_is_that_of_the_probability(source, split):
     with ThreadPoolExecutor(1) as pool:
         eyes = Eyes(network, profile, pool)
         loss = ablations.WEIGHTED_CE.loss(eyes, batch, profile, None, 0)
-        logits = network.head.classify(network.head.score(eyes.features(batch)).flatten(1))
+        logits = network.head.logits(eyes.features(batch)).flatten().double()
     defective = torch.tensor([sample.defective for sample in batch])
-    expected = nn.functional.binary_cross_entropy_with_logits(
-        logits.flatten(), defective.float(), torch.where(defective, 20.0, 0.5)
-    )
-    torch.testing.assert_close(loss, expected)
+    assert defective.any()
+    missed, rejected = torch.log1p(torch.exp(-logits)), torch.log1p(torch.exp(logits))
+    expected = torch.where(defective, 20.0 * missed, 0.5 * rejected).mean()
+    torch.testing.assert_close(loss.double(), expected)
+    loss.backward()
+    # d(−log P)/d logit = P − 1
+    probability = torch.sigmoid(logits)
+    slope = torch.where(defective, 20.0 * (probability - 1), 0.5 * probability).mean()
+    torch.testing.assert_close(network.head.classify[-1].bias.grad.double().sum(), slope)
 
 
 def test_natural_batches_have_defects_as_rarely_as_there_are(source, split):

@@ -37,7 +37,6 @@ from train.rivals.heads import cells_a_side, nowhere
 WEIGHTS: Final = (20.0, 0.5)
 """What a defective and a good image count in weighted cross-entropy (supplement §3)."""
 _HIDDEN: Final = 64  # width of the classifier; the paper does not say
-_TINY: Final = 1e-30
 
 
 class Classifier(nn.Module):
@@ -53,9 +52,13 @@ class Classifier(nn.Module):
             nn.Linear(cells_a_side(profile) ** 2, _HIDDEN), nn.ReLU(), nn.Linear(_HIDDEN, 1)
         )
 
+    def logits(self, features: Tensor) -> Tensor:
+        """Of P(defective): float32 `(N, 1)`."""
+        logits: Tensor = self.classify(self.score(features).flatten(1))
+        return logits
+
     def forward(self, features: Tensor) -> Maps:
-        logit = self.classify(self.score(features).flatten(1))  # (N, 1)
-        return nowhere(F.softplus(logit)[:, :, None])
+        return nowhere(F.softplus(self.logits(features))[:, :, None])
 
 
 class Plain(nn.Module):
@@ -127,11 +130,14 @@ def cross_entropy(
     weights: tuple[float, float],
 ) -> Tensor:
     """Cross-entropy of `Classifier`; `weights` of a defective and of a good image."""
-    first, _ = eyes.look(batch, zoom=False)
-    scores = first.maps.score_map.flatten().clamp_min(_TINY)  # −log(1 − P)
-    defective = torch.tensor([sample.defective for sample in batch], device=scores.device)
-    missed = -torch.log(-torch.expm1(-scores))  # −log P
-    return torch.where(defective, weights[0] * missed, weights[1] * scores).mean()
+    head = eyes.network.head
+    assert isinstance(head, Classifier)
+    # Of logits: where P has rounded to 0 a missed defect must still teach.
+    logits = head.logits(eyes.features(batch)).flatten()
+    defective = torch.tensor([sample.defective for sample in batch], device=logits.device)
+    return F.binary_cross_entropy_with_logits(
+        logits, defective.to(logits.dtype), torch.where(defective, *weights)
+    )
 
 
 def _classifier(weights: tuple[float, float]) -> Method:
