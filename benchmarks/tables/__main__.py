@@ -99,7 +99,7 @@ def run_shard(options: argparse.Namespace) -> None:
     number, of = options.shard
     ledger = options.ledgers / f"shard-{number}-of-{of}.jsonl"
     weights = _weights(options)
-    _draw([name for name in options.sets if not manifest_path(name).exists()], options.data)
+    _draw(_undrawn(options.sets), options.data)
     chosen = {"line", *OPTIONS} if "options" in options.rows else {*options.rows}
     wanted = runs(
         sets=options.sets,
@@ -131,7 +131,7 @@ def draw_figures(options: argparse.Namespace) -> None:
     from benchmarks.tables.figures import write_figures
 
     weights = _weights(options)
-    _draw([name for name in options.sets if not manifest_path(name).exists()], options.data)
+    _draw(_undrawn(options.sets), options.data)
     for name in options.sets:
         page = write_figures(
             options.out,
@@ -142,6 +142,10 @@ def draw_figures(options: argparse.Namespace) -> None:
             run_folder=options.runs,
         )
         print(page)
+
+
+def _undrawn(names: list[str]) -> list[str]:
+    return [name for name in names if not manifest_path(name).exists()]
 
 
 def _draw(names: list[str], data: Path) -> None:
