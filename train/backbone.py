@@ -136,6 +136,11 @@ class PretrainedWeights:
     form: Form
     fused: bool
 
+    @property
+    def architecture(self) -> Architecture:
+        """Whose blocks these are; `load_pretrained` says what does not fit nevertheless."""
+        return "resnet50" if "layer1.0.conv3.weight" in self.tensors else "resnet18"
+
 
 def read_weights(path: Path, *, form: Form | None = None) -> PretrainedWeights:
     """Read a torchvision checkpoint, `.pth`/`.pt` or `.safetensors`; nothing in it is executed.

@@ -24,7 +24,7 @@ import sys
 from pathlib import Path
 
 from benchmarks.tables.report import report
-from benchmarks.tables.rows import FROZEN, OPTIONS, ROWS, VERSIONS
+from benchmarks.tables.rows import FROZEN, OPTIONS, ROWS, VERSIONS, row_of, weights_of
 from benchmarks.tables.runs import (
     append,
     is_done,
@@ -98,7 +98,7 @@ def draw_splits(options: argparse.Namespace) -> None:
 def run_shard(options: argparse.Namespace) -> None:
     number, of = options.shard
     ledger = options.ledgers / f"shard-{number}-of-{of}.jsonl"
-    weights = _weights(options)
+    offered = _weights(options)
     _draw(_undrawn(options.sets), options.data)
     chosen = {"line", *OPTIONS} if "options" in options.rows else {*options.rows}
     wanted = runs(
@@ -116,7 +116,8 @@ def run_shard(options: argparse.Namespace) -> None:
             folds=options.folds,
         )
     done = read_ledger(options.ledgers)
-    for run in wanted[number::of]:
+    planned = [(run, weights_of(row_of(run.row), offered)) for run in wanted[number::of]]
+    for run, weights in planned:
         if is_done(run, done, weights):
             continue
         print(run.key, file=sys.stderr, flush=True)
@@ -130,7 +131,7 @@ def run_shard(options: argparse.Namespace) -> None:
 def draw_figures(options: argparse.Namespace) -> None:
     from benchmarks.tables.figures import write_figures
 
-    weights = _weights(options)
+    weights = weights_of(ROWS["line"], _weights(options))
     _draw(_undrawn(options.sets), options.data)
     for name in options.sets:
         page = write_figures(
@@ -162,13 +163,19 @@ def _add_sets(command: argparse.ArgumentParser) -> None:
 
 def _add_training(command: argparse.ArgumentParser) -> None:
     _add_sets(command)
-    command.add_argument("--weights", type=Path, help="ImageNet ResNet-50; without: from scratch")
+    command.add_argument(
+        "--weights",
+        type=Path,
+        nargs="+",
+        default=[],
+        help="ImageNet ResNet-50, and ResNet-18 for DRA; without any: from scratch",
+    )
     command.add_argument("--form", choices=("v1", "v1.5"), help="default: what the weights say")
     command.add_argument("--runs", type=Path, default=Path("runs/tables"), help="for checkpoints")
 
 
-def _weights(options: argparse.Namespace) -> PretrainedWeights | None:
-    return read_weights(options.weights, form=options.form) if options.weights else None
+def _weights(options: argparse.Namespace) -> list[PretrainedWeights]:
+    return [read_weights(path, form=options.form) for path in options.weights]
 
 
 def _shard(text: str) -> tuple[int, int]:

@@ -4,11 +4,12 @@
 validated, against `line` on the same folds, and never see a test image.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from engine.errors import ConfigurationError
 from train.backbone import PretrainedWeights
 from train.datasets import Source, Split
 from train.fit import ATAC_NET, Method, Trained, fit, settled
@@ -33,7 +34,7 @@ class Row:
 _PAPERS = {
     "paper": Row(title="ATAC-Net `paper`", profile=PAPER),
     "devnet": Row(title="DevNet", profile=DEVNET_PROFILE, method=DEVNET),
-    "dra": Row(title="DRA", profile=DRA_PROFILE, method=DRA),
+    "dra": Row(title="DRA (ResNet-18)", profile=DRA_PROFILE, method=DRA),
     "cutmix_ce": Row(title="CutMix + CE", profile=ONE_PASS, method=CUTMIX_CE),
     "weighted_ce": Row(title="weighted CE 20 / 0.5", profile=ONE_PASS, method=WEIGHTED_CE),
     "deviation": Row(title="deviation loss, no zoom", profile=ONE_PASS, method=DEVIATION_LOSS),
@@ -52,17 +53,7 @@ def _frozen(row: Row) -> Row:
     return replace(row, title=f"{row.title}, trunk frozen", profile=profile)
 
 
-FROZEN = {
-    **{f"{name}{_FROZEN}": _frozen(row) for name, row in _PAPERS.items()},
-    # Its 3×3 convolution of all channels takes hours on ResNet-50's 1 024; DRA's own trunk has 512.
-    f"dra{_FROZEN}": _frozen(
-        replace(
-            _PAPERS["dra"],
-            title="DRA (ResNet-18)",
-            profile=replace(DRA_PROFILE, architecture="resnet18"),
-        )
-    ),
-}
+FROZEN = {f"{name}{_FROZEN}": _frozen(row) for name, row in _PAPERS.items()}
 """Run only when they are named: they stand in where the whole trunk cannot be trained."""
 
 ROWS = {
@@ -126,6 +117,23 @@ def cited_as(name: str) -> str:
 
 def row_of(name: str) -> Row:
     return (ROWS | OPTIONS)[name]
+
+
+def weights_of(row: Row, offered: Sequence[PretrainedWeights]) -> PretrainedWeights | None:
+    """Those of `offered` that are of the row's architecture, or None where none are offered.
+
+    Raises `ConfigurationError` where only others are.
+    """
+    architecture = row.profile.architecture
+    fitting = [weights for weights in offered if weights.architecture == architecture]
+    if offered and not fitting:
+        raise ConfigurationError(
+            "--weights",
+            ", ".join(weights.source for weights in offered),
+            f"{row.title!r} has a trunk of {architecture}: give such weights as well, "
+            "or leave the row out with --rows",
+        )
+    return fitting[0] if fitting else None
 
 
 def settled_profile(row: Row, weights: PretrainedWeights | None) -> Profile:

@@ -5,9 +5,11 @@ from xml.etree import ElementTree as ET
 import numpy as np
 import pytest
 import torch
+from safetensors.torch import save_file
 
 from benchmarks.tables import __main__ as tables
 from benchmarks.tables import cited, compare, figures, report, rows, runs, sets
+from train.backbone import Trunk
 from train.datasets import draw_split, find_source
 from train.evaluate import auroc
 from train.rivals.ablations import DEVIATION_LOSS
@@ -109,6 +111,23 @@ def test_any_folder_can_be_a_set(small_tables, parts, monkeypatch, capsys):
     (small_tables / "splits/screw.json").unlink()
     tables.main(report_of)  # a ledger from elsewhere, its splits left behind
     assert "screw" not in capsys.readouterr().out
+
+
+def test_a_row_takes_the_weights_of_its_architecture(small_tables, parts, capsys):
+    resnet18, resnet50 = (small_tables / f"{name}.safetensors" for name in ("r18", "r50"))
+    trunk = Trunk("resnet18", ("layer3",), "v1.5").state_dict()
+    save_file(trunk | {"bn1.running_mean": torch.ones(64)}, resnet18)  # not folded
+    save_file({"layer1.0.conv3.weight": torch.zeros(1)}, resnet50)
+    both = run(small_tables, parts, "--rows", "memory", "--weights", str(resnet50), str(resnet18))
+    assert [record.pretrained for record in both.values()] == [resnet18.name]
+    capsys.readouterr()
+    with pytest.raises(SystemExit) as stopped:
+        run(small_tables, parts, "--rows", "memory", "--weights", str(resnet50))
+    assert stopped.value.code == 2
+    said = capsys.readouterr().err
+    assert "r50.safetensors" in said
+    assert "a trunk of resnet18" in said
+    assert "Traceback" not in said
 
 
 def test_a_set_that_is_not_there_is_one_line(small_tables, parts, capsys):
@@ -251,10 +270,7 @@ def test_a_frozen_row_is_its_row_but_for_the_trunk():
     assert len(rows.FROZEN) == 7
     for name, row in rows.FROZEN.items():
         whole = rows.ROWS[rows.cited_as(name)]
-        trunk = "resnet18" if name == "dra_frozen" else "resnet50"
-        profile = replace(
-            whole.profile, freeze=True, start="fan_in", pseudo_each=2, architecture=trunk
-        )
+        profile = replace(whole.profile, freeze=True, start="fan_in", pseudo_each=2)
         assert (row.profile, row.method) == (profile, whole.method)
         assert not whole.profile.freeze
     assert cited.cited("mvtec_pill", "paper_frozen", 10) == 0.921
