@@ -1,6 +1,6 @@
 """φ: a ResNet trunk (He et al. 2016) with torchvision's parameter names, and its weights."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
@@ -128,7 +128,7 @@ class PretrainedWeights:
     """A checkpoint read from `source`: tensors by torchvision name, fp32.
 
     `form` is where its strides sit. `fused` says that its BatchNorm had been folded into the
-    convolutions, so that it must stay frozen.
+    convolutions: `unfold` it before training.
     """
 
     source: str
@@ -222,6 +222,38 @@ def load_pretrained(trunk: Trunk, weights: PretrainedWeights) -> None:
             f"does not fit this backbone ({'; '.join(faults)}); is --backbone right?",
         )
     trunk.load_state_dict(offered, strict=False)
+
+
+def unfold(trunk: Trunk, look: Callable[[], object]) -> None:
+    """Give every BatchNorm of `trunk` the statistics of what it sees in `look`, a run of the trunk.
+
+    γ and β change with them, so that the trunk computes what it did, up to rounding. Where
+    BatchNorm was folded into the convolutions its mean is 0 and its variance 1 whatever comes, and
+    the first batch that trains would put its own in their place: another network.
+    """
+    norms = [part for part in trunk.modules() if isinstance(part, nn.BatchNorm2d)]
+    seen: dict[nn.Module, Tensor] = {}
+
+    def keep(norm: nn.Module, inputs: tuple[Tensor, ...]) -> None:
+        seen[norm] = torch.stack([f(inputs[0], dim=(0, 2, 3)) for f in (torch.mean, torch.var)])
+
+    hooks = [norm.register_forward_pre_hook(keep) for norm in norms]
+    training = trunk.training
+    trunk.eval()
+    with torch.no_grad():
+        look()
+        for norm in norms:
+            mean, variance = seen[norm]
+            assert norm.running_mean is not None
+            assert norm.running_var is not None
+            gain = norm.weight / torch.sqrt(norm.running_var + norm.eps)
+            norm.bias.add_(gain * (mean - norm.running_mean))
+            norm.weight.copy_(gain * torch.sqrt(variance + norm.eps))
+            norm.running_mean.copy_(mean)
+            norm.running_var.copy_(variance)
+    trunk.train(training)
+    for hook in hooks:
+        hook.remove()
 
 
 def initialise(module: nn.Module) -> None:

@@ -34,7 +34,7 @@ from engine.inspector import TwoPassInspector
 from engine.score import ScoreSpec
 from engine.view import ViewSpec, view, zoomed
 from train.anomalies import Mask, alike, cells, moved, paint, transplanted
-from train.backbone import PretrainedWeights, load_pretrained
+from train.backbone import PretrainedWeights, load_pretrained, unfold
 from train.datasets import (
     SPLIT_JSON,
     Kept,
@@ -62,6 +62,7 @@ CHECKPOINT: Final = "checkpoint.safetensors"
 _CHECKPOINT_FORM: Final = b"2"  # another one is another training's
 _SAME_DONOR: Final = 0.5  # chance that a pseudo-defect is made of the image itself (D19)
 _FEATURES_LIMIT: Final = 2 << 30  # bytes of a frozen trunk's features kept in memory
+_UNFOLDED_ON: Final = 32  # good images, for the statistics of a folded BatchNorm
 _WATCHED: Final = 16  # held-out good images looked at now and then
 
 
@@ -180,19 +181,9 @@ def train_bundle(
 
 
 def settled(profile: Profile, weights: PretrainedWeights | None) -> Profile:
-    """`profile` with what the weights decide: nothing to freeze without any, and their form.
-
-    Raises `ConfigurationError` for weights without a BatchNorm of their own that would be trained.
-    """
+    """`profile` with what the weights decide: nothing to freeze without any, and their form."""
     if weights is None:
         return replace(profile, freeze=False, prototypes=0)
-    if weights.fused and not profile.freeze:
-        raise ConfigurationError(
-            "--backbone-weights",
-            weights.source,
-            "its BatchNorm is folded into the convolutions, so it can only be used frozen: "
-            "choose --profile line",
-        )
     return replace(profile, form=weights.form)
 
 
@@ -221,6 +212,9 @@ def fit(
     if weights is not None:
         load_pretrained(network.trunk, weights)
     network.to(device)
+    if weights is not None and weights.fused and not network.frozen:
+        good = torch.from_numpy(_first_views(source, split, profile)).to(device)
+        unfold(network.trunk, lambda: network.features(good))
     reference = drawn_reference(profile, seed=seed)
     parameters = [p for p in network.parameters() if p.requires_grad]
     optimiser = torch.optim.Adam(parameters, profile.learning_rate)
@@ -305,6 +299,12 @@ def fit(
         final_loss=history[-1].loss,
         seconds=history[-1].seconds,
     )
+
+
+def _first_views(source: Source, split: Split, profile: Profile) -> Pixels:
+    """Whole views of some good training images: uint8 RGB `(N, H, W, 3)`."""
+    frames = (read_listed(source, item) for item in split.train_good[:_UNFOLDED_ON])
+    return np.stack([view(frame, Box.around(frame), profile.view) for frame in frames])
 
 
 def learning_rate(profile: Profile, epochs: float) -> float:

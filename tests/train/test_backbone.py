@@ -5,7 +5,7 @@ import safetensors.torch
 import torch
 
 from engine.errors import ConfigurationError
-from train.backbone import Trunk, initialise, load_pretrained, read_weights
+from train.backbone import Trunk, initialise, load_pretrained, read_weights, unfold
 
 
 class Intruder:
@@ -115,6 +115,27 @@ def test_the_file_the_option_then_torchvision_decide_the_form(tmp_path):
     assert read_weights(plain).form == "v1.5"
     assert read_weights(stated).form == "v1"
     assert read_weights(stated, form="v1.5").form == "v1.5"
+
+
+@pytest.mark.parametrize("architecture", ["resnet18", "resnet50"])
+def test_an_unfolded_trunk_computes_what_it_did_and_normalises_by_what_it_saw(architecture):
+    torch.manual_seed(2)
+    trunk = Trunk(architecture, ("layer3",), "v1.5").eval()
+    initialise(trunk)
+    for name, tensor in trunk.state_dict().items():
+        if name.endswith(("running_mean", "bias")):
+            tensor.normal_(std=0.2)
+    views = 3 * torch.randn(4, 3, 64, 64) + 1
+    other = torch.randn(2, 3, 64, 64)
+    with torch.inference_mode():
+        before = trunk(views)[0], trunk(other)[0]
+        unfold(trunk, lambda: trunk(views))
+        assert not trunk.training
+        for was, now in zip(before, (trunk(views)[0], trunk(other)[0]), strict=True):
+            torch.testing.assert_close(now, was, rtol=1e-3, atol=1e-3 * was.std().item())
+        in_training = trunk.train()(views)[0]
+    # By the variance of n values where `views` gave that of a sample, n - 1.
+    assert (in_training - before[0]).norm() < 0.02 * before[0].norm()
 
 
 @pytest.mark.data

@@ -64,7 +64,6 @@ def test_the_twin_without_clahe_has_the_same_recipe_and_split(
 ) -> None:
     trunk = Trunk("resnet18", ("layer2",), "v1.5")
     initialise(trunk)
-    trunk.bn1.running_mean.fill_(0.1)  # its own, not folded into the convolutions
     weights = tmp_path / "weights.safetensors"
     save_file(trunk.state_dict(), weights)
     twin = robustness.without_clahe(bundle, source, tmp_path / "twin", weights)

@@ -13,9 +13,9 @@ def deviation_network(*, epochs: int) -> Profile:
     """The settings that DevNet and DRA have in common in their papers' code (spec §3).
 
     Different from both: the trunk is the other rows' (theirs is ResNet-18 to layer4; `dra` keeps
-    the ResNet-18), and so are the views, 224 px after CLAHE, where theirs are 448 px without; images are not turned at random;
-    weights do not decay (1e-5); μ_R and σ_R are drawn once, not in each step. A part of the good
-    images is held out, for the threshold.
+    the ResNet-18), and so are the views, 224 px after CLAHE, where theirs are 448 px without;
+    images are not turned at random; weights do not decay (1e-5); μ_R and σ_R are drawn once, not
+    in each step. A part of the good images is held out, for the threshold.
     """
     return replace(
         PAPER,
