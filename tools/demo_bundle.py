@@ -30,6 +30,7 @@ PROFILE = replace(
     transplanted=0.0,
     pseudo_scored="always",  # as these have masks
     memory_weight=1.0,  # of no memory: what is not pretrained has none
+    unit_cells=False,
     mask_weight=20.0,
     cell_weight=0.0,
     real_share=0.8,

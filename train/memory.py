@@ -44,12 +44,15 @@ def remember(network: AtacNet, profile: Profile, views: list[Tensor], *, seed: i
     if memory is None:
         raise AssertionError("only a profile with prototypes has a memory")
     rng = np.random.default_rng(seed)
-    spread = torch.stack([v.float().std(dim=(1, 2)) for v in views]).mean(dim=0)
-    width = profile.prototype_channels
-    random = torch.from_numpy(rng.standard_normal((width, len(spread)), dtype=np.float32))
-    project = random.to(spread.device) / (spread + 1e-3) / width**0.5  # (d, C)
+    width, channels = profile.prototype_channels, len(views[0])
+    random = torch.from_numpy(rng.standard_normal((width, channels), dtype=np.float32))
+    project = random.to(views[0].device) / width**0.5  # (d, C)
+    if not memory.unit_cells:
+        spread = torch.stack([v.float().std(dim=(1, 2)) for v in views]).mean(dim=0)
+        project = project / (spread + 1e-3)
     projected = [
-        np.ascontiguousarray((project @ v.float().flatten(1)).T.cpu().numpy()) for v in views
+        np.ascontiguousarray((project @ cells.flatten(1)).T.cpu().numpy())
+        for cells in (memory.compared(v.float()[None])[0] for v in views)
     ]
 
     scores: list[float] = []

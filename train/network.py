@@ -129,11 +129,16 @@ class Memory(nn.Module):
         # |c|² − 2 x·c for each prototype c of a projected cell x
         self.compare = nn.Conv2d(width, count, 1)
         self.register_buffer("scale", torch.zeros(1))
+        self.unit_cells = profile.unit_cells
         self.requires_grad_(requires_grad=False)
+
+    def compared(self, features: Tensor) -> Tensor:
+        """Features `(N, C, h, w)` as the memory compares them, before they are projected."""
+        return F.normalize(features, dim=1) if self.unit_cells else features
 
     def forward(self, features: Tensor) -> Tensor:
         """Distances `(N, h, w)` of features `(N, C, h, w)`, scaled; not negative."""
-        x = self.project(features)  # (N, d, h, w)
+        x = self.project(self.compared(features))  # (N, d, h, w)
         nearest = self.compare(x).amin(dim=1) + (x * x).sum(dim=1)  # |x − c|²: (N, h, w)
         y: Tensor = self.scale * torch.sqrt(torch.relu(nearest))
         return y

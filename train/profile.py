@@ -58,9 +58,11 @@ class Profile:
 
     # A memory of good parts: the distance of each cell to the nearest of so many `prototypes` of
     # good features, in a projection of `prototype_channels`, is added to the score map, where one σ
-    # of good parts' distances counts as `memory_weight` deviations. Needs a frozen trunk; 0: none.
+    # of good parts' distances counts as `memory_weight` deviations. With `unit_cells` cells are of
+    # one length, so that they differ by direction, not by contrast. Needs a frozen trunk; 0: none.
     prototypes: Annotated[int, Field(ge=0)]
     prototype_channels: Count
+    unit_cells: bool = False  # older bundles do not name it
     memory_weight: Positive = 1.0  # older bundles do not name it
 
     # Score and loss (D12-D16). The loss judges the mean of both passes' scores, or `each` (D23);
@@ -174,6 +176,7 @@ LINE: Final = Profile(
     start="fan_in",
     prototypes=768,
     prototype_channels=128,
+    unit_cells=True,
     memory_weight=0.5,
     top_k=0.10,
     loss="hinge",

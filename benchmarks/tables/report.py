@@ -7,7 +7,7 @@ from statistics import fmean, stdev
 
 from benchmarks.tables.cited import cited, goal
 from benchmarks.tables.compare import Pair, auroc_of, paired_difference
-from benchmarks.tables.rows import OPTIONS, ROWS, row_of
+from benchmarks.tables.rows import OPTIONS, ROWS, changed_by, row_of
 from benchmarks.tables.runs import Record, Run, manifest_sha256
 from benchmarks.tables.sets import DEFECTS, FOLDS, in_order, manifest_path
 
@@ -58,12 +58,18 @@ def by_row(records: Iterable[Record]) -> dict[str, Cells]:
 
 
 def by_option(records: Iterable[Record]) -> dict[str, Folds]:
-    """Row → set → (draw, fold) → record, in the order of the table."""
+    """Row → set → (draw, fold) → record, in the order of the table.
+
+    Of an option only what differs from `line` in that option alone: `line` may have changed since.
+    """
+    records = list(records)
     found: dict[str, Folds] = {row: defaultdict(dict) for row in ("line", *OPTIONS)}
+    today = next((record.profile for record in records if record.run.row == "line"), {})
     for record in records:
         run = record.run
         assert run.fold is not None
-        found[run.row][run.set][run.draw, run.fold] = record
+        if record.profile == today | {name: record.profile[name] for name in changed_by(run.row)}:
+            found[run.row][run.set][run.draw, run.fold] = record
     return {row: folds for row, folds in found.items() if folds}
 
 

@@ -5,7 +5,7 @@ validated, against `line` on the same folds, and never see a test image.
 """
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -63,7 +63,9 @@ ROWS = {
         profile=replace(LINE, known_masks=False),
     ),
     "memory": Row(
-        title="memory of good features", profile=replace(LINE, prototypes=0), method=None
+        title="memory of good features",
+        profile=replace(LINE, prototypes=0, memory_weight=1.0),  # whose weight is of no use
+        method=None,
     ),
     **FROZEN,
     **_PAPERS,
@@ -93,6 +95,7 @@ OPTIONS = {
     "line-without-residual": _line("no second convolution in σ", refine="none"),
     "line-self-attention": _line("self-attention in σ", refine="self_attention"),
     "line-without-memory": _line("no memory of good features", prototypes=0),
+    "line-without-unit-cells": _line("memory of cells as long as they are", unit_cells=False),
     "line-whole-memory": _line("a σ of the memory counts as one deviation", memory_weight=1.0),
     "line-without-pseudo": _line("known defects only, none painted", real_share=1.0),
     "line-cutmix-only": _line("CutMix the only painted kind", pseudo_defects=("cutmix",)),
@@ -108,6 +111,14 @@ OPTIONS = {
     "line-without-transplants": _line("known defects not set onto good parts", transplanted=0.0),
     "line-loss-of-mean": _line("loss of the mean of both passes", loss_of="mean"),
 }
+
+
+def changed_by(option: str) -> list[str]:
+    """The settings in which a row of `OPTIONS` differs from `line`."""
+    line, row = ROWS["line"].profile, row_of(option).profile
+    return [
+        one.name for one in fields(Profile) if getattr(row, one.name) != getattr(line, one.name)
+    ]
 
 
 def cited_as(name: str) -> str:

@@ -3,7 +3,7 @@
 import sys
 import time
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import MISSING, dataclass, fields, replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -118,6 +118,9 @@ class Record:
 
 RECORD_JSON = TypeAdapter(Record)
 
+# What records from before such a setting do not name.
+_UNNAMED = {one.name: one.default for one in fields(Profile) if one.default is not MISSING}
+
 
 def runs(
     *,
@@ -164,9 +167,9 @@ def validations(
 def read_ledger(folder: Path) -> dict[Run, Record]:
     """The records of all ledgers in `folder`; of one run, the last one finished counts."""
     records = [
-        RECORD_JSON.validate_json(line)
+        replace(record, profile=_UNNAMED | record.profile)
         for file in folder.glob("*.jsonl")
-        for line in file.read_bytes().splitlines()
+        for record in map(RECORD_JSON.validate_json, file.read_bytes().splitlines())
     ]
     return {record.run: record for record in sorted(records, key=lambda record: record.finished)}
 

@@ -27,14 +27,17 @@ def features():
     return [torch.from_numpy(c.T.reshape(128, 6, 6)).half() for c in cells]
 
 
-def test_a_memory_measures_the_distance_to_the_nearest_prototype(remembering, features):
+@pytest.mark.parametrize("unit_cells", [True, False])
+def test_a_memory_measures_the_distance_to_the_nearest_prototype(remembering, features, unit_cells):
     torch.manual_seed(0)
-    network = AtacNet(remembering)
-    remember(network, remembering, features, seed=0)
+    profile = replace(remembering, unit_cells=unit_cells)
+    network = AtacNet(profile)
+    remember(network, profile, features, seed=0)
     memory = network.memory
     x = torch.randn(2, 128, 4, 5)
     prototypes = memory.compare.weight[:, :, 0, 0] / -2
-    projected = memory.project(x).flatten(2).transpose(1, 2)
+    cells = x / x.square().sum(dim=1, keepdim=True).sqrt() if unit_cells else x
+    projected = memory.project(cells).flatten(2).transpose(1, 2)
     expected = torch.cdist(projected, prototypes.expand(2, -1, -1)).amin(dim=2)
     torch.testing.assert_close(
         memory(x), memory.scale * expected.reshape(2, 4, 5), rtol=1e-3, atol=1e-3
@@ -53,6 +56,16 @@ def test_good_views_are_near_and_others_far(remembering, features):
     odd = features[0].clone()
     odd[:, 2:4, 2:4] = 1.5
     assert score(odd) > norm.mean + 10 * norm.std
+
+
+def test_cells_of_one_length_are_as_far_whatever_their_contrast(remembering, features):
+    for unit_cells in (True, False):
+        profile = replace(remembering, unit_cells=unit_cells)
+        network = AtacNet(profile)
+        remember(network, profile, features, seed=0)
+        x = torch.randn(1, 128, 6, 6)
+        same = torch.allclose(network.memory(x), network.memory(3 * x), rtol=1e-4)
+        assert same == unit_cells
 
 
 def test_the_same_seed_remembers_the_same(remembering, features):

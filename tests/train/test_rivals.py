@@ -166,7 +166,9 @@ def test_dra_ranks_by_the_sum_of_its_heads():
     assert (scores > 0).all()
 
 
-def test_a_memory_of_all_good_cells_measures_the_nearest(source, split, line):
+@pytest.mark.parametrize("unit_cells", [True, False])
+def test_a_memory_of_all_good_cells_measures_the_nearest(source, split, line, unit_cells):
+    line = replace(line, unit_cells=unit_cells)
     trained = memory_bank.remembered(source, split, line, weights=None, seed=0)
     bank = trained.network.head.good
     assert bank.shape == (18 * 36, 128)  # fewer cells than it would keep
@@ -174,7 +176,10 @@ def test_a_memory_of_all_good_cells_measures_the_nearest(source, split, line):
     (seen,) = inspected(trained, line, source, [known])
     assert seen.score == pytest.approx(0, abs=1e-2)
     x = torch.randn(1, 128, 2, 3)
-    expected = torch.cdist(x.flatten(2).transpose(1, 2), bank[None]).amin(dim=2).reshape(1, 2, 3)
+    cells = x / x.norm(dim=1, keepdim=True) if unit_cells else x
+    expected = (
+        torch.cdist(cells.flatten(2).transpose(1, 2), bank[None]).amin(dim=2).reshape(1, 2, 3)
+    )
     torch.testing.assert_close(trained.network.head(x).score_map, expected)
 
 

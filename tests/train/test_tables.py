@@ -226,6 +226,23 @@ def test_options_are_validated_on_folds_that_no_test_image_is_in(small_tables, p
     assert "| `line-without-zoom` | no pass 2 |" in page
 
 
+def test_an_option_stands_beside_the_line_that_it_is_an_option_of(small_tables, parts):
+    done = run(small_tables, parts, "--rows", "options", "--folds", "0")
+    option = next(record for found, record in done.items() if found.row != "line")
+    other = replace(option, profile=option.profile | {"local_mean": False})
+    line = next(record for found, record in done.items() if found.row == "line")
+    assert set(report.by_option([line, option])) == {"line", "line-without-zoom"}
+    assert set(report.by_option([line, other])) == {"line"}
+
+
+def test_a_ledger_from_before_a_setting_says_what_it_was(small_tables, drawn):
+    old = drawn[1]
+    profile = {name: old.profile[name] for name in old.profile if name != "unit_cells"}
+    runs.append(small_tables / "ledgers" / "old.jsonl", replace(old, profile=profile))
+    (found,) = runs.read_ledger(small_tables / "ledgers").values()
+    assert found.profile == old.profile | {"unit_cells": False}
+
+
 def test_folds_part_what_a_split_knows(small_tables, parts):
     whole = sets.split_of(sets.read_manifest(parts.name), 0, defects=4)
     known = {*whole.training, *whole.held_out_good}
