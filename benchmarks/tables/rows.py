@@ -63,9 +63,7 @@ ROWS = {
         profile=replace(LINE, known_masks=False),
     ),
     "memory": Row(
-        title="memory of good features",
-        profile=replace(LINE, prototypes=0, memory_weight=1.0),  # whose weight is of no use
-        method=None,
+        title="memory of good features", profile=replace(LINE, prototypes=0), method=None
     ),
     **FROZEN,
     **_PAPERS,
@@ -96,7 +94,7 @@ OPTIONS = {
     "line-self-attention": _line("self-attention in σ", refine="self_attention"),
     "line-without-memory": _line("no memory of good features", prototypes=0),
     "line-without-unit-cells": _line("memory of cells as long as they are", unit_cells=False),
-    "line-whole-memory": _line("a σ of the memory counts as one deviation", memory_weight=1.0),
+    "line-half-memory": _line("a σ of the memory counts as half a deviation", memory_weight=0.5),
     "line-without-pseudo": _line("known defects only, none painted", real_share=1.0),
     "line-cutmix-only": _line("CutMix the only painted kind", pseudo_defects=("cutmix",)),
     "line-pseudo-scored": _line(
