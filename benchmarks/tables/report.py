@@ -35,8 +35,14 @@ def report(records: Iterable[Record]) -> str:
 
 
 def of_today(records: Iterable[Record]) -> list[Record]:
-    """The records of each row's last profile, and of today's splits: others do not compare."""
-    records = sorted(records, key=lambda record: record.finished)
+    """The records of each row's last profile, and of today's splits: others do not compare.
+
+    Nor do those of rows that are no more.
+    """
+    records = sorted(
+        (record for record in records if record.run.row in ROWS | OPTIONS),
+        key=lambda record: record.finished,
+    )
     last = {record.run.row: record for record in records}
     return [
         record

@@ -202,6 +202,8 @@ def test_a_report_shows_one_profile_a_row(small_tables, drawn):
     assert report.of_today([new, old]) == [new]
     elsewhere = replace(new, manifest_sha256="0" * 64)
     assert report.of_today([elsewhere]) == []
+    gone = replace(new, run=replace(new.run, row="line-with-wheels"))
+    assert report.of_today([new, gone]) == [new]
 
 
 def test_options_are_validated_on_folds_that_no_test_image_is_in(small_tables, parts, capsys):
