@@ -58,8 +58,8 @@ class Profile:
 
     # A memory of good parts: the distance of each cell to the nearest of so many `prototypes` of
     # good features, in a projection of `prototype_channels`, is added to the score map, where one σ
-    # of good parts' distances counts as `memory_weight` deviations. With `unit_cells` cells are of
-    # one length, so that they differ by direction, not by contrast. Needs a frozen trunk; 0: none.
+    # of good parts' distances counts as `memory_weight` deviations. Needs a frozen trunk; 0: none.
+    # With `unit_cells` cells are of one length, so that they differ by direction, not by contrast.
     prototypes: Annotated[int, Field(ge=0)]
     prototype_channels: Count
     unit_cells: bool = False  # older bundles do not name it
