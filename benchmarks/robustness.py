@@ -234,7 +234,7 @@ def without_clahe(bundle: Bundle, source: Source, folder: Path, weights: Path) -
     profile = PROFILE_JSON.validate_json(bundle.read(PROFILE))
     split = SPLIT_JSON.validate_json(bundle.read(SPLIT))
     held = len(split.held_out_good)
-    pretrained: PretrainedWeights = read_weights(weights, form=profile.form)
+    pretrained: PretrainedWeights = read_weights(weights, form=profile.form, option="--weights")
     made = train_bundle(
         source,
         folder,

@@ -142,11 +142,14 @@ class PretrainedWeights:
         return "resnet50" if "layer1.0.conv3.weight" in self.tensors else "resnet18"
 
 
-def read_weights(path: Path, *, form: Form | None = None) -> PretrainedWeights:
+def read_weights(
+    path: Path, *, form: Form | None = None, option: str = "--backbone-weights"
+) -> PretrainedWeights:
     """Read a torchvision checkpoint, `.pth`/`.pt` or `.safetensors`; nothing in it is executed.
 
     `form=None` believes the `stride_in` that a safetensors header may carry, else assumes
     torchvision's v1.5: shapes are the same in both forms, so the tensors themselves cannot tell.
+    Raises `ConfigurationError` in the name of the `option` that gave the path.
     """
     metadata: dict[str, str] = {}
     try:
@@ -158,14 +161,14 @@ def read_weights(path: Path, *, form: Form | None = None) -> PretrainedWeights:
             tensors = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # the two readers share no base class
         raise ConfigurationError(
-            "--backbone-weights",
+            option,
             str(path),
             f"cannot be read as a checkpoint ({str(error).splitlines()[0]}); "
             "give a .pth or .safetensors file with torchvision's parameter names",
         ) from error
     if not (isinstance(tensors, dict) and all(isinstance(t, Tensor) for t in tensors.values())):
         raise ConfigurationError(
-            "--backbone-weights", str(path), "holds no plain dictionary of tensors (a state_dict)"
+            option, str(path), "holds no plain dictionary of tensors (a state_dict)"
         )
     stated: Form = "v1" if metadata.get("stride_in", "").startswith("conv1") else "v1.5"
     return PretrainedWeights(

@@ -212,9 +212,6 @@ def fit(
     if weights is not None:
         load_pretrained(network.trunk, weights)
     network.to(device)
-    if weights is not None and weights.fused and not network.frozen:
-        good = torch.from_numpy(_first_views(source, split, profile)).to(device)
-        unfold(network.trunk, lambda: network.features(good))
     reference = drawn_reference(profile, seed=seed)
     parameters = [p for p in network.parameters() if p.requires_grad]
     optimiser = torch.optim.Adam(parameters, profile.learning_rate)
@@ -230,6 +227,9 @@ def fit(
     history = checkpoint.load(network, optimiser) if resume else []
     for past in history:
         on_epoch(past)
+    if not history and weights is not None and weights.fused and not network.frozen:
+        good = torch.from_numpy(_first_views(source, split, profile)).to(device)
+        unfold(network.trunk, lambda: network.features(good))
 
     images = TrainingImages(source, split)
     defects = Defects(images, profile, seed=seed)

@@ -16,7 +16,7 @@ from torch import Tensor
 from engine.frame import Box, Pixels
 from engine.score import top_k_mean
 from engine.view import ViewSpec, zoomed
-from train.network import AtacNet
+from train.network import AtacNet, compared
 from train.profile import Profile
 
 Features = npt.NDArray[np.float32]
@@ -52,7 +52,7 @@ def remember(network: AtacNet, profile: Profile, views: list[Tensor], *, seed: i
         project = project / (spread + 1e-3)
     projected = [
         np.ascontiguousarray((project @ cells.flatten(1)).T.cpu().numpy())
-        for cells in (memory.compared(v.float()[None])[0] for v in views)
+        for cells in (compared(v.float()[None], unit_cells=memory.unit_cells)[0] for v in views)
     ]
 
     scores: list[float] = []

@@ -132,13 +132,9 @@ class Memory(nn.Module):
         self.unit_cells = profile.unit_cells
         self.requires_grad_(requires_grad=False)
 
-    def compared(self, features: Tensor) -> Tensor:
-        """Features `(N, C, h, w)` as the memory compares them, before they are projected."""
-        return F.normalize(features, dim=1) if self.unit_cells else features
-
     def forward(self, features: Tensor) -> Tensor:
         """Distances `(N, h, w)` of features `(N, C, h, w)`, scaled; not negative."""
-        x = self.project(self.compared(features))  # (N, d, h, w)
+        x = self.project(compared(features, unit_cells=self.unit_cells))  # (N, d, h, w)
         nearest = self.compare(x).amin(dim=1) + (x * x).sum(dim=1)  # |x − c|²: (N, h, w)
         y: Tensor = self.scale * torch.sqrt(torch.relu(nearest))
         return y
@@ -203,6 +199,11 @@ class AtacNet(nn.Module):
         if self.frozen:
             self.trunk.eval()
         return self
+
+
+def compared(features: Tensor, *, unit_cells: bool) -> Tensor:
+    """Features `(N, C, h, w)` as a memory compares their cells: of length 1, or as they are."""
+    return F.normalize(features, dim=1) if unit_cells else features
 
 
 def local_mean(feature: Tensor) -> Tensor:

@@ -175,7 +175,7 @@ def _add_training(command: argparse.ArgumentParser) -> None:
 
 
 def _weights(options: argparse.Namespace) -> list[PretrainedWeights]:
-    return [read_weights(path, form=options.form) for path in options.weights]
+    return [read_weights(path, form=options.form, option="--weights") for path in options.weights]
 
 
 def _shard(text: str) -> tuple[int, int]:

@@ -128,6 +128,11 @@ def test_a_row_takes_the_weights_of_its_architecture(small_tables, parts, capsys
     assert "a trunk of resnet18" in said
     assert "Traceback" not in said
 
+    with pytest.raises(SystemExit) as stopped:
+        run(small_tables, parts, "--rows", "memory", "--weights", str(parts / "absent.pth"))
+    assert stopped.value.code == 2
+    assert "--weights" in capsys.readouterr().err
+
 
 def test_a_set_that_is_not_there_is_one_line(small_tables, parts, capsys):
     with pytest.raises(SystemExit) as stopped:

@@ -12,7 +12,6 @@ from typing import Final
 
 import numpy as np
 import torch
-import torch.nn.functional as F  # noqa: N812  (PyTorch's own custom)
 from torch import Tensor, nn
 
 from engine.frame import Box
@@ -21,7 +20,7 @@ from engine.view import view
 from train.backbone import PretrainedWeights, load_pretrained
 from train.datasets import Source, Split, read_listed
 from train.fit import Trained, deterministic
-from train.network import AtacNet, Maps
+from train.network import AtacNet, Maps, compared
 from train.profile import Profile
 from train.rivals.heads import nowhere
 
@@ -39,13 +38,13 @@ class MemoryBank(nn.Module):
         self.register_buffer("good", torch.zeros(0, channels))
         self._unit_cells = profile.unit_cells
 
-    def compared(self, features: Tensor) -> Tensor:
+    def cells(self, features: Tensor) -> Tensor:
         """The cells of features `(N, C, h, w)`, as the memory compares them: `(N·h·w, C)`."""
-        cells = features.permute(0, 2, 3, 1).flatten(0, 2)
-        return F.normalize(cells, dim=1) if self._unit_cells else cells
+        seen = compared(features, unit_cells=self._unit_cells)
+        return seen.permute(0, 2, 3, 1).flatten(0, 2)
 
     def forward(self, features: Tensor) -> Maps:
-        cells = self.compared(features)
+        cells = self.cells(features)
         nearest = torch.stack(
             [torch.cdist(cells, part).amin(dim=1) for part in torch.split(self.good, _AT_ONCE)]
         ).amin(dim=0)
@@ -76,7 +75,7 @@ def remembered(
         for item in split.train_good:
             pixels = read_listed(source, item)
             seen = torch.from_numpy(view(pixels, Box.around(pixels), profile.view)[None]).to(device)
-            cells = head.compared(network.features(seen))
+            cells = head.cells(network.features(seen))
             kept.append(cells[torch.from_numpy(rng.permutation(len(cells))[:each]).to(device)])
     head.register_buffer("good", torch.cat(kept).clone())
     return Trained(
