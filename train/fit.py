@@ -55,7 +55,7 @@ from train.loss import (
     top_k_mean,
 )
 from train.memory import closer_view, remember
-from train.network import AtacNet, Maps, TorchBackend
+from train.network import AtacNet, AttentionHead, Maps, TorchBackend
 from train.profile import PROFILE_JSON, Profile
 
 CHECKPOINT: Final = "checkpoint.safetensors"
@@ -315,7 +315,10 @@ def learning_rate(profile: Profile, epochs: float) -> float:
 
 
 class Pass(NamedTuple):
-    """What one pass says of a batch, and the box of each frame that it saw."""
+    """What one pass says of a batch of N, and the box of each frame that it saw.
+
+    `maps` are `(heads · N, h, w)`, head after head: each head learns as if it were alone.
+    """
 
     maps: Maps
     boxes: list[Box]
@@ -330,13 +333,18 @@ def two_pass_loss(
     the profile says so, pseudo-defects teach attention and cells only.
     """
     passes = eyes.look(batch, zoom=epoch >= profile.zoom_from)
-    device = passes[0].maps.score_map.device
-    defective = torch.tensor([sample.defective for sample in batch], device=device)
-    known = torch.tensor([sample.mask is not None for sample in batch], device=device)
+    answers = passes[0].maps.score_map
+    heads = len(answers) // len(batch)
+
+    def of_each(values: list[bool]) -> Tensor:
+        return torch.tensor(values * heads, device=answers.device)
+
+    defective = of_each([sample.defective for sample in batch])
+    known = of_each([sample.mask is not None for sample in batch])
     teaches = profile.mask_weight > 0 or profile.cell_weight > 0
     masks = [_map_masks(p, batch) for p in passes] if teaches or profile.loss_of == "each" else []
     always = profile.pseudo_scored == "always"
-    judged = torch.tensor([always or not sample.pseudo for sample in batch], device=device)
+    judged = of_each([always or not sample.pseudo for sample in batch])
     deviations = deviation(_pass_scores(passes, profile), reference)
     if profile.loss_of == "mean":
         # γ(x)   Eq 10; the deviation is linear in the score
@@ -362,18 +370,18 @@ def two_pass_loss(
 
 
 def _pass_scores(passes: tuple[Pass, Pass], profile: Profile) -> Tensor:
-    """s_1 and s_2 of every sample: float32 `(2, N)` (Eq 8 and 9); their mean is γ(x)."""
+    """s_1 and s_2 of every sample: float32 `(2, heads · N)` (Eq 8, 9); their mean is γ(x)."""
     return torch.stack([top_k_mean(p.maps.score_map, profile.top_k) for p in passes])
 
 
 def _map_masks(seen: Pass, batch: Sequence[Sample]) -> Tensor:
-    """The masks of the frames as the maps of one pass show them: `(N, h, w)` of 0 and 1."""
+    """The masks of the frames as the maps of one pass show them, 0 and 1: as `attention` is."""
     attention = seen.maps.attention
-    masks = torch.zeros(attention.shape)
+    masks = torch.zeros(len(batch), *attention.shape[1:])
     for row, sample, box in zip(masks, batch, seen.boxes, strict=True):
         if sample.mask is not None:
             row.copy_(torch.from_numpy(cells(sample.mask, box, *row.shape)))
-    return masks.to(attention.device)
+    return masks.repeat(len(attention) // len(batch), 1, 1).to(attention.device)
 
 
 class Eyes:
@@ -395,12 +403,14 @@ class Eyes:
         """Both passes over `batch` (Eq 3-7); without `zoom` the second repeats the first (D24)."""
         spec, crop = self._profile.view, self._profile.crop
         wholes, features = self._first_look(batch)
-        maps: Maps = self.network.head(features)
+        maps = self._maps(features)
         first = Pass(maps, [Box.around(sample.pixels) for sample in batch])
         if not zoom:
             return first, first
 
-        attention = maps.attention.detach().cpu().numpy()
+        # All heads look where they point together.
+        each = maps.attention.detach().cpu().numpy()  # (heads · N, h, w)
+        attention = each.reshape(-1, len(batch), *each.shape[1:]).mean(axis=0)
         boxes = [attention_box(a, spec.box, crop) for a in attention]  # Eq 4 and 5
         closer = list(
             self._pool.map(
@@ -416,7 +426,7 @@ class Eyes:
         )  # Eq 6
         zooms = [i for i, box in enumerate(boxes) if box != spec.box]
         features = self._second_features(features, [view for view, _ in closer], zooms)
-        return first, Pass(self.network.head(features), [box for _, box in closer])
+        return first, Pass(self._maps(features), [box for _, box in closer])
 
     def features(self, batch: Sequence[Sample]) -> Tensor:
         """What the trunk says of the whole views of `batch`: `(N, C, h, w)`."""
@@ -471,14 +481,19 @@ class Eyes:
         return first.index_copy(0, torch.tensor(zooms, device=first.device), closer)
 
     def _seen(self, views: Sequence[Pixels]) -> Tensor:
-        device = self.network.mean.device
-        stack = torch.from_numpy(np.stack(views)).to(device)
-        # The trunk is nearly all of the work, and takes bf16 best; head and losses stay in fp32.
-        with (
-            torch.set_grad_enabled(not self.network.frozen),
-            torch.autocast(device.type, torch.bfloat16, enabled=self._bf16),
-        ):
+        stack = torch.from_numpy(np.stack(views)).to(self.network.mean.device)
+        with torch.set_grad_enabled(not self.network.frozen), self._quickly():
             return self.network.features(stack)
+
+    def _maps(self, features: Tensor) -> Maps:
+        with self._quickly():
+            head = self.network.head
+            maps = head.each(features) if isinstance(head, AttentionHead) else head(features)
+        return Maps(*(one.float() for one in maps))
+
+    def _quickly(self) -> torch.autocast:
+        """Trunk and head multiply in bf16 where the hardware has it; losses stay in fp32."""
+        return torch.autocast(self.network.mean.device.type, torch.bfloat16, enabled=self._bf16)
 
 
 class _Watch:

@@ -64,11 +64,11 @@ class SelfAttention(nn.Module):
 
 
 class CellResidual(nn.Module):
-    """One more 1×1 convolution of each cell of a map, rectified, as a residual."""
+    """One more 1×1 convolution of each cell of a map, rectified, as a residual; by `heads`."""
 
-    def __init__(self, channels: int) -> None:
+    def __init__(self, channels: int, heads: int = 1) -> None:
         super().__init__()
-        self.convolve = nn.Conv2d(channels, channels, 1)
+        self.convolve = nn.Conv2d(channels, channels, 1, groups=heads)
 
     def forward(self, x: Tensor) -> Tensor:
         y: Tensor = x + torch.relu(self.convolve(x))
@@ -76,22 +76,27 @@ class CellResidual(nn.Module):
 
 
 def _refinement(profile: Profile) -> nn.Module:
-    width = profile.attention_channels
+    width = profile.heads * profile.attention_channels
     match profile.refine:
         case "none":
             return nn.Identity()
         case "residual":
-            return CellResidual(width)
+            return CellResidual(width, profile.heads)
         case "self_attention":
             return SelfAttention(width, profile.query_channels)
 
 
 class AttentionHead(nn.Module):
-    """σ and τ of the paper: trunk features → score map and attention map."""
+    """σ and τ of the paper: trunk features → score map and attention map.
+
+    Several heads lie beside each other in the channels and share nothing but what they see. They
+    answer by the mean of their magnitudes, and of their attentions.
+    """
 
     def __init__(self, channels: int, profile: Profile) -> None:
         super().__init__()
-        width = profile.attention_channels
+        heads = profile.heads
+        width = heads * profile.attention_channels
         # σ(·; θ_a): "convolution layers and self-attention layers" of 64 channels (D10)
         self.convolve = nn.Conv2d(
             channels, width, profile.kernel, padding=profile.kernel // 2, bias=False
@@ -99,19 +104,33 @@ class AttentionHead(nn.Module):
         self.normalise = nn.BatchNorm2d(width)
         self.refine = _refinement(profile)
         # τ(·; θ_s) (D11)
-        self.score = nn.Conv2d(width, 1, 1)
+        self.score = nn.Conv2d(width, heads, 1, groups=heads)
         # S of spec §5.3, in place of the mean of F
-        self.locate = nn.Conv2d(width, 1, 1) if profile.attention == "supervised" else None
+        supervised = profile.attention == "supervised"
+        self.locate = nn.Conv2d(width, heads, 1, groups=heads) if supervised else None
 
     def forward(self, features: Tensor) -> Maps:
-        x = torch.relu(self.normalise(self.convolve(features)))  # (N, 64, h, w)
-        f = self.refine(x)  # F = σ(φ(x)): (N, 64, h, w)
-        score_map = self.score(f).flatten(0, 1)  # a_mp = τ(F): (N, h, w)   Eq 3 and 7
-        if self.locate is None:
-            attention = torch.relu(f).mean(dim=1)  # C_attn: (N, h, w)   Eq 4; rectified, D2
+        score_maps, attentions = self._answers(features)
+        if score_maps.shape[1] > 1:
+            score_maps = score_maps.abs().mean(dim=1, keepdim=True)
+            attentions = attentions.mean(dim=1, keepdim=True)
+        return Maps(score_maps.squeeze(1), attentions.squeeze(1))
+
+    def each(self, features: Tensor) -> Maps:
+        """What every head says of N views: `(heads · N, h, w)`, head after head."""
+        return Maps(*(maps.transpose(0, 1).flatten(0, 1) for maps in self._answers(features)))
+
+    def _answers(self, features: Tensor) -> tuple[Tensor, Tensor]:
+        """Score maps and attentions, both `(N, heads, h, w)`."""
+        x = torch.relu(self.normalise(self.convolve(features)))  # (N, heads · 64, h, w)
+        f = self.refine(x)  # F = σ(φ(x)): (N, heads · 64, h, w)
+        score_maps = self.score(f)  # a_mp = τ(F)   Eq 3 and 7
+        if self.locate is None:  # C_attn   Eq 4; rectified, D2
+            of_heads = torch.relu(f).chunk(score_maps.shape[1], dim=1)
+            attentions = torch.cat([part.mean(dim=1, keepdim=True) for part in of_heads], dim=1)
         else:
-            attention = torch.sigmoid(self.locate(f)).flatten(0, 1)  # S: (N, h, w)
-        return Maps(score_map, attention)
+            attentions = torch.sigmoid(self.locate(f).float())  # S
+        return score_maps, attentions
 
 
 class Memory(nn.Module):

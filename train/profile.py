@@ -40,14 +40,17 @@ class Profile:
     form: Form
     freeze: bool
 
-    # σ and τ (D10, D11). `local_mean` averages each feature with its eight neighbours first;
-    # `kernel` is the side of σ's convolution. The `attention` map is the mean of σ's rectified
-    # features, or has an output of its own, `supervised` by the known masks (spec §5.3). Between
-    # the convolution and the outputs the features are refined by SAGAN's self-attention (D10), by
-    # one more convolution of each cell, added to what it saw (`residual`), or not at all.
+    # σ and τ (D10, D11). So many `heads` learn side by side, each with its own start, and answer by
+    # their mean: what few known defects leave to chance is less of it. `local_mean` averages each
+    # feature with its eight neighbours first; `kernel` is the side of σ's convolution. The
+    # `attention` map is the mean of σ's rectified features, or has an output of its own,
+    # `supervised` by the known masks (spec §5.3). Between the convolution and the outputs the
+    # features are refined by SAGAN's self-attention (D10), by one more convolution of each cell,
+    # added to what it saw (`residual`), or not at all.
     local_mean: bool
     kernel: Literal[1, 3]
-    attention_channels: Count
+    attention_channels: Count  # of each head
+    heads: Count = 1  # older bundles do not name it
     refine: Literal["none", "residual", "self_attention"]
     query_channels: Count  # of the self-attention
     attention: Literal["mean", "supervised"]
@@ -114,6 +117,12 @@ class Profile:
             raise ValueError("prototypes of good features need a frozen trunk: set freeze")
         return self
 
+    @model_validator(mode="after")
+    def _heads_keep_apart(self) -> Self:
+        if self.heads > 1 and self.refine == "self_attention":
+            raise ValueError("self-attention would mix the heads: set heads to 1")
+        return self
+
 
 PAPER: Final = Profile(
     name="paper",
@@ -170,6 +179,7 @@ LINE: Final = Profile(
     local_mean=True,
     kernel=1,
     attention_channels=64,
+    heads=4,
     refine="residual",
     query_channels=8,
     attention="supervised",
@@ -177,7 +187,7 @@ LINE: Final = Profile(
     prototypes=768,
     prototype_channels=128,
     unit_cells=True,
-    memory_weight=1.0,
+    memory_weight=0.5,
     top_k=0.10,
     loss="hinge",
     loss_of="each",

@@ -90,11 +90,14 @@ OPTIONS = {
     ),
     "line-layer2-only": _line("layer2 only", stages=("layer2",)),
     "line-layer3-only": _line("layer3 only", stages=("layer3",)),
+    "line-one-head": _line("one head instead of four", heads=1),
     "line-without-residual": _line("no second convolution in σ", refine="none"),
-    "line-self-attention": _line("self-attention in σ", refine="self_attention"),
+    "line-self-attention": _line(
+        "self-attention in σ, and one head", refine="self_attention", heads=1
+    ),
     "line-without-memory": _line("no memory of good features", prototypes=0),
     "line-without-unit-cells": _line("memory of cells as long as they are", unit_cells=False),
-    "line-half-memory": _line("a σ of the memory counts as half a deviation", memory_weight=0.5),
+    "line-whole-memory": _line("a σ of the memory counts as a deviation", memory_weight=1.0),
     "line-without-pseudo": _line("known defects only, none painted", real_share=1.0),
     "line-cutmix-only": _line("CutMix the only painted kind", pseudo_defects=("cutmix",)),
     "line-pseudo-scored": _line(

@@ -252,7 +252,7 @@ def test_gradient_reaches_the_trunk_through_both_passes(samples, paper):
     _, batch = samples
     with eyes(replace(paper, crop=CropSpec(omega=0.9))) as (network, pair):
         fed = []
-        network.head.register_forward_hook(lambda _, inputs, __: fed.append(inputs[0][0]))
+        network.head.convolve.register_forward_hook(lambda _, inputs, __: fed.append(inputs[0][0]))
         scores(pair, batch)
     first, second = fed
     assert not torch.equal(first, second)
