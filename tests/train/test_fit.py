@@ -182,6 +182,34 @@ def test_a_pass_is_judged_by_what_its_box_shows(line):
 
 
 @pytest.mark.parametrize("loss_of", ["each", "mean"])
+def test_each_head_learns_as_if_it_were_alone(samples, line, loss_of):
+    _, batch = samples
+    profile = replace(line, heads=3, loss_of=loss_of)
+    reference = ScoreSpec(top_k=profile.top_k, reference_mean=0.0, reference_std=1.0)
+    with eyes(profile) as (network, pair):
+        network.eval()
+        together = two_pass_loss(pair, batch, profile, reference, profile.zoom_from).item()
+        first, second = pair.look(batch)
+
+    def alone(head):
+        rows = slice(head * len(batch), (head + 1) * len(batch))
+
+        class Seen:
+            def look(self, _, *, zoom):
+                assert zoom
+                return tuple(
+                    Pass(Maps(*(maps[rows] for maps in one.maps)), one.boxes)
+                    for one in (first, second)
+                )
+
+        return two_pass_loss(Seen(), batch, profile, reference, profile.zoom_from).item()
+
+    losses = [alone(head) for head in range(3)]
+    assert len(set(losses)) == 3
+    assert together == pytest.approx(np.mean(losses), rel=1e-4)
+
+
+@pytest.mark.parametrize("loss_of", ["each", "mean"])
 def test_pseudo_defects_can_teach_attention_alone(source, split, line, loss_of):
     images = TrainingImages(source, split)
     profile = replace(

@@ -26,6 +26,31 @@ def test_the_head_has_the_size_that_the_spec_names():
     assert sum(p.numel() for p in head.parameters()) == 1_184_977 + 65  # σ and τ
 
 
+def test_heads_share_nothing_but_what_they_see_and_answer_by_their_mean(line):
+    torch.manual_seed(0)
+    head = AttentionHead(32, replace(line, heads=3)).eval()
+    seen = torch.randn(2, 32, 4, 5)
+    each = head.each(seen)
+    assert each.score_map.min() < 0  # magnitudes would hide that signs cancel
+    for name, of_one in (("score_map", each.score_map.abs()), ("attention", each.attention)):
+        expected = of_one.reshape(3, 2, 4, 5).mean(dim=0)
+        torch.testing.assert_close(getattr(head(seen), name), expected)
+
+    with torch.no_grad():
+        head.convolve.weight[: line.attention_channels] *= 2  # the first head's
+    for before, after in zip(each, head.each(seen), strict=True):
+        moved = (before != after).flatten(1).any(dim=1)
+        assert moved.tolist() == [True, True, False, False, False, False]
+
+
+def test_one_head_keeps_its_sign(paper):
+    torch.manual_seed(0)
+    head = AttentionHead(32, paper).eval()
+    seen = torch.randn(2, 32, 4, 5)
+    assert torch.equal(head(seen).score_map, head.each(seen).score_map)
+    assert head(seen).score_map.min() < 0
+
+
 def test_self_attention_starts_as_the_identity_and_then_mixes_all_cells():
     torch.manual_seed(0)
     block = SelfAttention(64, 8)

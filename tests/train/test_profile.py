@@ -40,6 +40,12 @@ def test_the_deepest_stage_cuts_and_extends():
     assert stages_up_to(("layer4",), "layer3") == ("layer3",)
 
 
+def test_self_attention_would_mix_several_heads():
+    text = PROFILE_JSON.dump_json(PAPER).replace(b'"heads":1', b'"heads":2')
+    with pytest.raises(ValidationError, match="would mix the heads"):
+        PROFILE_JSON.validate_json(text)
+
+
 def test_a_memory_of_features_that_change_is_refused():
     text = PROFILE_JSON.dump_json(LINE).replace(b'"freeze":true', b'"freeze":false')
     with pytest.raises(ValidationError, match="need a frozen trunk"):
