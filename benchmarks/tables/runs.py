@@ -327,7 +327,7 @@ def _at_threshold(tested: _Inspected, held_out: _Inspected) -> AtThreshold:
 def _device(trained: Trained) -> str:
     device = trained.network.mean.device
     name = torch.cuda.get_device_name(device) if device.type == "cuda" else device.type
-    return f"{name} (trunk in bf16)" if has_bf16(device) else name
+    return f"{name} (trunk and heads in bf16)" if has_bf16(device) else name
 
 
 def _described(profile: Profile) -> dict[str, Any]:
