@@ -29,6 +29,7 @@ PROFILE = replace(
     known_masks=True,
     transplanted=0.0,
     pseudo_scored="always",  # as these have masks
+    heads=1,
     memory_weight=1.0,  # of no memory: what is not pretrained has none
     unit_cells=False,
     mask_weight=20.0,
