@@ -482,16 +482,16 @@ class Eyes:
 
     def _seen(self, views: Sequence[Pixels]) -> Tensor:
         stack = torch.from_numpy(np.stack(views)).to(self.network.mean.device)
-        with torch.set_grad_enabled(not self.network.frozen), self._quickly():
+        with torch.set_grad_enabled(not self.network.frozen), self._autocast():
             return self.network.features(stack)
 
     def _maps(self, features: Tensor) -> Maps:
-        with self._quickly():
+        with self._autocast():
             head = self.network.head
             maps = head.each(features) if isinstance(head, AttentionHead) else head(features)
         return Maps(*(one.float() for one in maps))
 
-    def _quickly(self) -> torch.autocast:
+    def _autocast(self) -> torch.autocast:
         """Trunk and head multiply in bf16 where the hardware has it; losses stay in fp32."""
         return torch.autocast(self.network.mean.device.type, torch.bfloat16, enabled=self._bf16)
 

@@ -64,7 +64,10 @@ class SelfAttention(nn.Module):
 
 
 class CellResidual(nn.Module):
-    """One more 1×1 convolution of each cell of a map, rectified, as a residual; by `heads`."""
+    """One more 1×1 convolution of each cell of a map, rectified, as a residual.
+
+    Each of `heads` equal parts of the channels is convolved alone.
+    """
 
     def __init__(self, channels: int, heads: int = 1) -> None:
         super().__init__()

@@ -307,7 +307,7 @@ def test_training_and_inspection_score_alike(samples, split, source, paper, monk
     assert np.array_equal(read_listed(source, split.train_good[0]), images.frame(0))
 
 
-def test_in_bf16_only_the_trunk_changes_and_little(samples, paper, monkeypatch):
+def test_in_bf16_features_change_and_little(samples, paper, monkeypatch):
     _, batch = samples
     found, seen = {}, []
     for bf16 in (False, True):
