@@ -151,7 +151,8 @@ def weights_of(row: Row, offered: Sequence[PretrainedWeights]) -> PretrainedWeig
 def settled_profile(row: Row, weights: PretrainedWeights | None) -> Profile:
     """The row's profile with what the weights decide: form, and how deep the trunk can be."""
     profile = settled(row.profile, weights)
-    if weights is not None and not any(name.startswith("layer4.") for name in weights.tensors):
+    shallow = weights and not any(name.startswith("layer4.") for name in weights.tensors)
+    if shallow and "layer4" in profile.stages:
         profile = replace(profile, stages=stages_up_to(profile.stages, "layer3"))
     return profile
 

@@ -9,7 +9,7 @@ from safetensors.torch import save_file
 
 from benchmarks.tables import __main__ as tables
 from benchmarks.tables import cited, compare, figures, report, rows, runs, sets
-from train.backbone import Trunk
+from train.backbone import PretrainedWeights, Trunk
 from train.datasets import draw_split, find_source
 from train.evaluate import auroc
 from train.rivals.ablations import DEVIATION_LOSS
@@ -53,6 +53,12 @@ def small_tables(monkeypatch, tmp_path, drawn, parts, line, paper):
     patched(monkeypatch, drawn[0], parts, line, paper)
     yield tmp_path
     sets.read_manifest.cache_clear()
+
+
+def weights_to(stage):
+    """ResNet-50 weights whose deepest stage this is."""
+    tensors = Trunk("resnet50", (stage,), "v1.5").state_dict()
+    return PretrainedWeights(source="resnet50.pth", tensors=tensors, form="v1.5", fused=False)
 
 
 def run(small_tables, parts, *options):
@@ -274,6 +280,15 @@ def test_every_option_is_line_but_for_what_its_name_says():
             if value != vars_of(rows.LINE)[field]
         }
         assert len(changed) <= 2
+
+
+def test_every_option_is_another_with_weights_that_end_at_layer3_too():
+    weights = weights_to("layer3")
+    line = rows.settled_profile(rows.ROWS["line"], weights)
+    assert line.stages == ("layer2", "layer3")
+    for option in rows.OPTIONS.values():
+        assert rows.settled_profile(option, weights) != line
+    assert rows.settled_profile(rows.ROWS["paper"], weights).stages == ("layer3",)
 
 
 def vars_of(profile):
