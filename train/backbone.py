@@ -1,7 +1,9 @@
 """φ: a ResNet trunk (He et al. 2016) with torchvision's parameter names, and its weights."""
 
+import hashlib
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Final
 
@@ -123,7 +125,7 @@ class Trunk(nn.Module):
         return features
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True)
 class PretrainedWeights:
     """A checkpoint read from `source`: tensors by torchvision name, fp32.
 
@@ -140,6 +142,15 @@ class PretrainedWeights:
     def architecture(self) -> Architecture:
         """Whose blocks these are; `load_pretrained` says what does not fit nevertheless."""
         return "resnet50" if "layer1.0.conv3.weight" in self.tensors else "resnet18"
+
+    @cached_property
+    def sha256(self) -> str:
+        """A hash of the tensors by name, whatever file format held them."""
+        seen = hashlib.sha256()
+        for name, tensor in sorted(self.tensors.items()):
+            seen.update(f"{name} {tuple(tensor.shape)} ".encode())
+            seen.update(tensor.contiguous().numpy().tobytes())
+        return seen.hexdigest()
 
 
 def read_weights(

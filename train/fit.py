@@ -222,6 +222,7 @@ def fit(
             + PROFILE_JSON.dump_json(profile)
             + SPLIT_JSON.dump_json(split)
             + str(seed).encode()
+            + (b"" if weights is None else weights.sha256.encode())
         ),
     )
     history = checkpoint.load(network, optimiser) if resume else []
@@ -557,7 +558,8 @@ class _Checkpoint:
             raise ConfigurationError(
                 "--resume",
                 str(self._path),
-                "was left by a training with other images, another profile or another seed; "
+                "was left by a training with other images, other weights, another profile or "
+                "another seed; "
                 "repeat its options, or start again without --resume",
             )
         prefix = "network."
@@ -696,7 +698,9 @@ ATAC_NET: Final = Method(network=AtacNet, batches=balanced_batches, loss=two_pas
 
 
 def _described(weights: PretrainedWeights | None) -> str:
-    return "none" if weights is None else f"{weights.source} ({weights.form})"
+    if weights is None:
+        return "none"
+    return f"{weights.source} ({weights.form}, tensors' SHA-256 {weights.sha256[:16]})"
 
 
 def has_bf16(device: torch.device) -> bool:

@@ -8,7 +8,7 @@ from statistics import fmean, stdev
 from benchmarks.tables.cited import cited, goal
 from benchmarks.tables.compare import Pair, auroc_of, paired_difference
 from benchmarks.tables.rows import OPTIONS, ROWS, changed_by, row_of
-from benchmarks.tables.runs import Record, Run, manifest_sha256
+from benchmarks.tables.runs import Record, Run, is_of_today
 from benchmarks.tables.sets import DEFECTS, FOLDS, in_order, manifest_path
 
 Cells = dict[tuple[str, int], dict[int, Record]]  # (set, defects) → draw → record
@@ -49,8 +49,9 @@ def of_today(records: Iterable[Record]) -> list[Record]:
         for record in records
         if record.profile == last[record.run.row].profile
         and record.pretrained == last[record.run.row].pretrained
+        and record.pretrained_sha256 in (None, last[record.run.row].pretrained_sha256)
         and manifest_path(record.run.set).exists()  # not so of a set that was drawn elsewhere
-        and record.manifest_sha256 == manifest_sha256(record.run.set)
+        and is_of_today(record)
     ]
 
 

@@ -110,6 +110,7 @@ class Record:
     test_seconds: float
     profile: dict[str, Any]
     pretrained: str
+    pretrained_sha256: str | None = None  # older records do not have it
     manifest_sha256: str
     split_sha256: str
     finished: str
@@ -187,8 +188,20 @@ def is_done(run: Run, done: dict[Run, Record], weights: PretrainedWeights | None
     return record is not None and (
         record.profile == _described(settled_profile(row_of(run.row), weights))
         and record.pretrained == _source(weights)
-        and record.manifest_sha256 == manifest_sha256(run.set)
+        and record.pretrained_sha256 in (None, _sha256(weights))
+        and is_of_today(record)
     )
+
+
+def is_of_today(record: Record) -> bool:
+    """Whether a record's scores are of the images that its run has today."""
+    return record.manifest_sha256 == manifest_sha256(
+        record.run.set
+    ) and record.split_sha256 == split_sha256(record.run.split())
+
+
+def split_sha256(split: Split) -> str:
+    return sha256(SPLIT_JSON.dump_json(split))
 
 
 def manifest_sha256(name: str) -> str:
@@ -196,9 +209,10 @@ def manifest_sha256(name: str) -> str:
 
 
 def state_folder(run: Run, weights: PretrainedWeights | None) -> str:
-    """The name of the folder for the state of a training; another profile has another."""
+    """The name of the folder for the state of a training; other profiles or weights, another."""
     profile = PROFILE_JSON.dump_json(settled_profile(row_of(run.row), weights))
-    return f"{run.key}-{sha256(profile + manifest_sha256(run.set).encode())[:8]}"
+    begun = f"{manifest_sha256(run.set)} {_sha256(weights)}".encode()
+    return f"{run.key}-{sha256(profile + begun)[:8]}"
 
 
 def trained_for(
@@ -255,10 +269,11 @@ def measured(run: Run, data: Path, weights: PretrainedWeights | None, run_folder
         test_seconds=round(seconds, 1),
         profile=_described(profile),
         pretrained=_source(weights),
+        pretrained_sha256=_sha256(weights),
         manifest_sha256=manifest_sha256(run.set),
-        split_sha256=sha256(SPLIT_JSON.dump_json(split)),
+        split_sha256=split_sha256(split),
         finished=datetime.now(UTC).isoformat(timespec="seconds"),
-        machine=described() | {"torch_device": _device(trained)},
+        machine=described() | {"torch_device": _device(trained, row_of(run.row))},
     )
 
 
@@ -337,3 +352,7 @@ def _described(profile: Profile) -> dict[str, Any]:
 
 def _source(weights: PretrainedWeights | None) -> str:
     return "nothing" if weights is None else weights.source
+
+
+def _sha256(weights: PretrainedWeights | None) -> str | None:
+    return None if weights is None else weights.sha256

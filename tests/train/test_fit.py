@@ -418,6 +418,14 @@ def test_a_checkpoint_serves_its_own_training_only(source, split, line, tmp_path
     trained(source, split, profile, tmp_path)
     with pytest.raises(ConfigurationError, match="another seed"):
         trained(source, split, profile, tmp_path, seed=1, resume=True)
+    other = PretrainedWeights(
+        source="weights.pth",
+        tensors=Trunk("resnet18", ("layer2",), "v1.5").state_dict(),
+        form=profile.form,
+        fused=False,
+    )
+    with pytest.raises(ConfigurationError, match="other weights"):
+        trained(source, split, profile, tmp_path, weights=other, resume=True)
     (tmp_path / CHECKPOINT).write_bytes(b"damaged")
     with pytest.raises(TrainingError, match="start again without --resume"):
         trained(source, split, profile, tmp_path, resume=True)

@@ -119,6 +119,20 @@ def test_any_folder_can_be_a_set(small_tables, parts, monkeypatch, capsys):
     assert "screw" not in capsys.readouterr().out
 
 
+def test_weights_of_the_same_name_are_not_the_same_weights(small_tables, parts):
+    file = small_tables / "weights.safetensors"
+    given = "--rows", "deviation", "--weights", str(file)
+    trunk = Trunk("resnet18", ("layer3",), "v1.5").state_dict()
+    save_file(trunk, file)
+    before = run(small_tables, parts, *given)
+    assert run(small_tables, parts, *given) == before
+    save_file(trunk | {"conv1.weight": trunk["conv1.weight"] + 0.01}, file)
+    after = run(small_tables, parts, *given)
+    ((where, record),) = after.items()
+    assert record.scores != before[where].scores
+    assert record.pretrained_sha256 != before[where].pretrained_sha256
+
+
 def test_a_row_takes_the_weights_of_its_architecture(small_tables, parts, capsys):
     resnet18, resnet50 = (small_tables / f"{name}.safetensors" for name in ("r18", "r50"))
     save_file(Trunk("resnet18", ("layer3",), "v1.5").state_dict(), resnet18)
@@ -209,8 +223,18 @@ def test_what_changed_is_measured_again(small_tables, parts, monkeypatch):
 
 def test_a_report_shows_one_profile_a_row(small_tables, drawn):
     old = drawn[1]
-    new = replace(old, run=replace(old.run, draw=1), finished="2999", profile={"changed": True})
+    later = replace(old.run, draw=1)
+    new = replace(
+        old,
+        run=later,
+        split_sha256=runs.split_sha256(later.split()),
+        finished="2999",
+        profile={"changed": True},
+    )
     assert report.of_today([new, old]) == [new]
+    assert report.of_today([replace(new, split_sha256=old.split_sha256)]) == []
+    other = replace(old, profile=new.profile, pretrained_sha256="0" * 64)
+    assert report.of_today([new, other]) == [new]
     elsewhere = replace(new, manifest_sha256="0" * 64)
     assert report.of_today([elsewhere]) == []
     gone = replace(new, run=replace(new.run, row="line-with-wheels"))
