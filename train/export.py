@@ -12,7 +12,6 @@ refused, and the bundle stays as it was, unless the user accepts it
 import io
 import logging
 import platform
-import shutil
 import tempfile
 import warnings
 from collections.abc import Iterator, Sequence
@@ -103,7 +102,7 @@ def write_bundle(
     *,
     accept_flips: bool = False,
 ) -> Bundle:
-    """Write the fp32 bundle of a trained `network` to folder `out`, which must not be a bundle.
+    """Write the fp32 bundle of a trained `network` to folder `out`, which must be new or empty.
 
     `record.held_out_scores` is filled in here. The folder appears only when it is complete.
     Raises `BundleError` when ONNX and torch do not agree.
@@ -118,7 +117,8 @@ def write_bundle(
 
     out.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(prefix=f".{out.name}.", dir=out.parent) as staging:
-        folder = Path(staging)
+        folder = Path(staging) / out.name
+        folder.mkdir()
         files = {
             _FILES["fp32"]: onnx_graph(network, profile),
             WEIGHTS: _weights(network),
@@ -142,9 +142,7 @@ def write_bundle(
             _require_parity(out, "fp32", parity, "--resume --accept-flips")
         files[PARITY] = PARITY_JSON.dump_json({_ORACLE.cpu_name: parity}, indent=2)
         _written(folder, profile, reference, network, record, files)
-        out.mkdir(exist_ok=True)
-        for file in sorted(folder.iterdir(), key=lambda file: file.suffix == ".json"):
-            shutil.copyfile(file, out / file.name)
+        folder.replace(out)
     return open_bundle(out)
 
 
@@ -432,7 +430,7 @@ def _written(
     files: dict[str, bytes],
 ) -> Bundle:
     for name, data in files.items():
-        (folder / name).write_bytes(data)
+        replace_file(folder / name, data)
     hashes = {name: sha256(data) for name, data in files.items()}
     networks: dict[Precision, str] = {"fp32": _FILES["fp32"]}
     return write_manifest(folder, _manifest(profile, reference, network, record, networks, hashes))

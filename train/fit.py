@@ -11,10 +11,10 @@ was interrupted ends in the same weights as one that was not.
 import json
 import math
 import os
-import shutil
 import time
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Executor, ThreadPoolExecutor
+from contextlib import suppress
 from dataclasses import asdict, dataclass, replace
 from itertools import islice
 from pathlib import Path
@@ -59,6 +59,7 @@ from train.network import AtacNet, AttentionHead, Maps, TorchBackend
 from train.profile import PROFILE_JSON, Profile
 
 CHECKPOINT: Final = "checkpoint.safetensors"
+_UNFINISHED: Final = (CHECKPOINT, f"{CHECKPOINT}.partial")
 _CHECKPOINT_FORM: Final = b"2"  # another one is another training's
 _SAME_DONOR: Final = 0.5  # chance that a pseudo-defect is made of the image itself (D19)
 _FEATURES_LIMIT: Final = 2 << 30  # bytes of a frozen trunk's features kept in memory
@@ -134,50 +135,82 @@ def train_bundle(
     """Draw a split of `source`, train on it, and write the bundle to the new folder `out`.
 
     Unfinished work waits in the folder `out.training` beside it and goes when the bundle stands.
+    Raises `ConfigurationError` where one of the two cannot be made or holds something else.
     """
+    if out.name in {"", ".."}:  # "." and the like have no name to put a folder beside
+        out = out.resolve()
+    run_folder = _begun(out)
+    try:
+        profile = settled(profile, weights)
+        split = draw_split(source, defects=defects, hold_out=profile.hold_out, seed=seed)
+        on_split(split)
+        trained = fit(
+            source,
+            split,
+            profile,
+            weights=weights,
+            seed=seed,
+            run_folder=run_folder,
+            resume=resume,
+            on_epoch=on_epoch,
+        )
+        record = TrainingRecord(
+            profile=profile.name,
+            backbone=f"{profile.architecture} {'+'.join(profile.stages)}",
+            pretrained=_described(weights),
+            seed=seed,
+            epochs=profile.epochs,
+            good=len(split.train_good),
+            defective=len(split.train_defective),
+            split_sha256=sha256(SPLIT_JSON.dump_json(split, indent=1)),
+            training_sha256=tuple(item.sha256 for item in split.training),
+            held_out_scores=(),
+            final_loss=trained.final_loss,
+            seconds=round(trained.seconds, 1),
+            versions=library_versions(),
+        )
+        bundle = write_bundle(
+            out,
+            trained.network,
+            profile,
+            trained.reference,
+            record,
+            source,
+            split,
+            accept_flips=accept_flips,
+        )
+        for name in _UNFINISHED:
+            (run_folder / name).unlink(missing_ok=True)
+        return bundle
+    finally:
+        with suppress(OSError):
+            run_folder.rmdir()  # refused while an unfinished training waits in it
+
+
+def _begun(out: Path) -> Path:
+    """The folder for unfinished work beside `out`, which must be new or empty."""
     if (out / MANIFEST).exists():
         raise ConfigurationError("--out", str(out), "is a bundle already; name a new folder")
-    profile = settled(profile, weights)
-    split = draw_split(source, defects=defects, hold_out=profile.hold_out, seed=seed)
-    on_split(split)
     run_folder = out.with_name(out.name + ".training")
-    trained = fit(
-        source,
-        split,
-        profile,
-        weights=weights,
-        seed=seed,
-        run_folder=run_folder,
-        resume=resume,
-        on_epoch=on_epoch,
-    )
-    record = TrainingRecord(
-        profile=profile.name,
-        backbone=f"{profile.architecture} {'+'.join(profile.stages)}",
-        pretrained=_described(weights),
-        seed=seed,
-        epochs=profile.epochs,
-        good=len(split.train_good),
-        defective=len(split.train_defective),
-        split_sha256=sha256(SPLIT_JSON.dump_json(split, indent=1)),
-        training_sha256=tuple(item.sha256 for item in split.training),
-        held_out_scores=(),
-        final_loss=trained.final_loss,
-        seconds=round(trained.seconds, 1),
-        versions=library_versions(),
-    )
-    bundle = write_bundle(
-        out,
-        trained.network,
-        profile,
-        trained.reference,
-        record,
-        source,
-        split,
-        accept_flips=accept_flips,
-    )
-    shutil.rmtree(run_folder)
-    return bundle
+    try:
+        if out.exists() and any(out.iterdir()):
+            raise ConfigurationError("--out", str(out), "is not empty; name a new folder")
+        run_folder.mkdir(parents=True, exist_ok=True)
+        foreign = {file.name for file in run_folder.iterdir()} - {*_UNFINISHED}
+    except OSError as error:
+        raise ConfigurationError(
+            "--out",
+            str(out),
+            f"cannot be made ({error.strerror}: {error.filename}); name a folder that can",
+        ) from error
+    if foreign:
+        raise ConfigurationError(
+            "--out",
+            str(out),
+            f"has no place for unfinished work: {run_folder} holds {min(foreign)}; "
+            "name another folder",
+        )
+    return run_folder
 
 
 def settled(profile: Profile, weights: PretrainedWeights | None) -> Profile:
@@ -533,14 +566,18 @@ class _Checkpoint:
         for index, state in optimiser.state_dict()["state"].items():
             tensors |= {f"optimiser.{index}.{name}": value for name, value in state.items()}
         told = json.dumps([asdict(epoch) for epoch in history])
-        self._path.parent.mkdir(parents=True, exist_ok=True)
-        replace_file(
-            self._path,
-            safetensors.torch.save(
-                {name: tensor.contiguous() for name, tensor in tensors.items()},
-                {"identity": self._identity, "history": told},
-            ),
+        data = safetensors.torch.save(
+            {name: tensor.contiguous() for name, tensor in tensors.items()},
+            {"identity": self._identity, "history": told},
         )
+        try:
+            self._path.parent.mkdir(parents=True, exist_ok=True)
+            replace_file(self._path, data)
+        except OSError as error:
+            raise TrainingError(
+                f"epoch {len(history)} cannot be saved ({error.strerror}: {self._path}); "
+                "make room, then go on with --resume"
+            ) from error
 
     def load(self, network: AtacNet, optimiser: torch.optim.Optimizer) -> list[Epoch]:
         """Restore both; returns the whole epochs so far."""

@@ -16,7 +16,7 @@ from engine.view import view
 from train import fit as training
 from train.anomalies import cells
 from train.backbone import PretrainedWeights, Trunk, initialise
-from train.datasets import TrainingImages, draw_split, read_listed, read_mask
+from train.datasets import TrainingImages, draw_split, find_source, read_listed, read_mask
 from train.fit import (
     ATAC_NET,
     CHECKPOINT,
@@ -486,3 +486,51 @@ def test_a_bundle_is_never_overwritten(source, line, tmp_path):
     (tmp_path / "manifest.json").write_text("{}")
     with pytest.raises(ConfigurationError, match=r"--out.*is a bundle already"):
         train_bundle(source, tmp_path, line, weights=None)
+
+
+def test_a_place_that_cannot_hold_the_bundle_is_told_before_anything_is_read(line, tmp_path):
+    nothing = find_source(None, tmp_path, None)  # a folder without images
+    (tmp_path / "file").touch()
+    for out, said in (
+        (tmp_path / "file", "cannot be made .Not a directory"),
+        (tmp_path / "file/below", "cannot be made .Not a directory"),
+        (tmp_path, "is not empty"),
+        (tmp_path / "..", "is not empty"),
+    ):
+        with pytest.raises(ConfigurationError, match=rf"--out: .*{said}"):
+            train_bundle(nothing, out, line, weights=None)
+    with pytest.raises(TrainingError):
+        train_bundle(nothing, tmp_path / "out", line, weights=None)
+    assert [path.name for path in tmp_path.iterdir()] == ["file"]
+
+
+def test_only_its_own_unfinished_work_is_removed(source, line, tmp_path):
+    mine = tmp_path / "bundle.training" / "mine.png"
+    mine.parent.mkdir()
+    mine.touch()
+    with pytest.raises(ConfigurationError, match=r"bundle\.training holds mine\.png"):
+        train_bundle(source, tmp_path / "bundle", line, weights=None)
+    mine.rename(mine.with_name(CHECKPOINT))  # left by an interrupted training
+    profile = replace(line, least_steps=1)
+    train_bundle(source, tmp_path / "bundle", profile, weights=None, accept_flips=True)
+    assert [path.name for path in tmp_path.iterdir()] == ["bundle"]
+
+
+def test_an_epoch_that_cannot_be_saved_says_what_to_do(source, split, line, tmp_path):
+    (tmp_path / f"{CHECKPOINT}.partial").mkdir()  # in its way, as a full disk would be
+    with pytest.raises(TrainingError, match=r"epoch 1 cannot be saved .*--resume"):
+        trained(source, split, replace(line, least_steps=1), tmp_path)
+
+
+def test_a_memory_is_made_of_some_of_many_good_images(source, split, line, monkeypatch):
+    monkeypatch.setattr(training, "_REMEMBERED", 5)
+    images = TrainingImages(source, split)
+
+    def looked_at(seed):
+        with eyes(replace(line, freeze=True)) as (_, pair):
+            return [*pair.good_views(images, np.random.default_rng(seed))]
+
+    views = looked_at(0)
+    assert len(views) == 2 * 5
+    assert all(torch.equal(*pair) for pair in zip(views, looked_at(0), strict=True))
+    assert not all(torch.equal(*pair) for pair in zip(views, looked_at(1), strict=True))
