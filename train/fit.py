@@ -64,6 +64,7 @@ _CHECKPOINT_FORM: Final = b"2"  # another one is another training's
 _SAME_DONOR: Final = 0.5  # chance that a pseudo-defect is made of the image itself (D19)
 _FEATURES_LIMIT: Final = 2 << 30  # bytes of a frozen trunk's features kept in memory
 _UNFOLDED_ON: Final = 32  # good images, for the statistics of a folded BatchNorm
+_REMEMBERED: Final = 1000  # good images at most that the memory is made of
 _WATCHED: Final = 16  # held-out good images looked at now and then
 
 
@@ -277,8 +278,11 @@ def fit(
         eyes = Eyes(network, profile, pool)
         scoring = reference
         if network.memory is not None:
-            views = eyes.good_views(images, np.random.default_rng([seed, 0]))
-            norm = remember(network, profile, views, seed=seed)
+
+            def good_views() -> Iterator[Tensor]:
+                return eyes.good_views(images, np.random.default_rng([seed, 0]))
+
+            norm = remember(network, profile, good_views, seed=seed)
             # Good parts stay at a deviation of about 0; one standard deviation of their distances
             # counts as `memory_weight` of the reference's.
             unit = profile.memory_weight * reference.reference_std
@@ -466,15 +470,20 @@ class Eyes:
         """What the trunk says of the whole views of `batch`: `(N, C, h, w)`."""
         return self._first_look(batch)[1]
 
-    def good_views(self, images: TrainingImages, rng: np.random.Generator) -> list[Tensor]:
-        """Features `(C, h, w)` of every good image, whole and closer, one after the other."""
-        views = []
-        for index in images.good:
+    def good_views(self, images: TrainingImages, rng: np.random.Generator) -> Iterator[Tensor]:
+        """Features `(C, h, w)` of good images, each whole and closer, one after the other.
+
+        Of more than a memory needs, so many drawn by `rng`.
+        """
+        chosen: Sequence[int] = images.good
+        if len(chosen) > _REMEMBERED:
+            chosen = sorted(rng.permutation(len(images.good))[:_REMEMBERED].tolist())
+        for index in chosen:
             good = original(images, index)
             whole = self._whole(good)
             closer = closer_view(good.pixels, whole, self._profile, rng)
-            views += [self._remembered(index, whole), self._seen([closer])[0].half()]
-        return views
+            yield self._remembered(index, whole)
+            yield self._seen([closer])[0].half()
 
     def _whole(self, sample: Sample) -> Pixels:
         def make() -> Pixels:

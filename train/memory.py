@@ -5,6 +5,7 @@ scores by. Here k-means makes few prototypes of many, in a random projection tha
 (Johnson and Lindenstrauss 1984), so that a pass costs a few percent more.
 """
 
+from collections.abc import Callable, Iterable
 from typing import Final, NamedTuple
 
 import cv2
@@ -32,11 +33,14 @@ class Norm(NamedTuple):
     std: float
 
 
-def remember(network: AtacNet, profile: Profile, views: list[Tensor], *, seed: int) -> Norm:
+def remember(
+    network: AtacNet, profile: Profile, views: Callable[[], Iterable[Tensor]], *, seed: int
+) -> Norm:
     """Fill `network.memory` from the features of good views; returns its norm in its own units.
 
-    `views` are float `(C, h, w)`, two of each good image one after the other: the whole view and a
-    closer one, since pass 2 asks the same memory. A view the memory was made of is nearer to it
+    `views` gives the same ones each time: float `(C, h, w)`, two of each good image one after the
+    other, the whole view and a closer one, since pass 2 asks the same memory. They are looked at
+    one by one, so that all of them need not be kept. A view the memory was made of is nearer to it
     than any other, so that the distances of good views are measured against the prototypes of the
     other half of the images. The memory is scaled so that they spread by 1.
     """
@@ -44,15 +48,14 @@ def remember(network: AtacNet, profile: Profile, views: list[Tensor], *, seed: i
     if memory is None:
         raise AssertionError("only a profile with prototypes has a memory")
     rng = np.random.default_rng(seed)
-    width, channels = profile.prototype_channels, len(views[0])
-    random = torch.from_numpy(rng.standard_normal((width, channels), dtype=np.float32))
-    project = random.to(views[0].device) / width**0.5  # (d, C)
+    random = rng.standard_normal(memory.project.weight.shape[:2], dtype=np.float32)
+    project = torch.from_numpy(random).to(memory.scale.device) / len(random) ** 0.5  # (d, C)
     if not memory.unit_cells:
-        spread = torch.stack([v.float().std(dim=(1, 2)) for v in views]).mean(dim=0)
+        spread = torch.stack([v.float().std(dim=(1, 2)) for v in views()]).mean(dim=0)
         project = project / (spread + 1e-3)
     projected = [
         np.ascontiguousarray((project @ cells.flatten(1)).T.cpu().numpy())
-        for cells in (compared(v.float()[None], unit_cells=memory.unit_cells)[0] for v in views)
+        for cells in (compared(v.float()[None], unit_cells=memory.unit_cells)[0] for v in views())
     ]
 
     scores: list[float] = []

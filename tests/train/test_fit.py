@@ -391,8 +391,9 @@ def test_the_learning_rate_falls_in_steps_or_along_half_a_cosine(line):
     assert rates == pytest.approx([1, 0.853553, 0.5, 0.146447, 0], abs=1e-6)
 
 
-def test_an_interrupted_training_ends_in_the_same_weights(source, split, line, tmp_path):
-    profile = replace(line, epochs=3, least_steps=2)
+@pytest.mark.parametrize("frozen", [False, True])
+def test_an_interrupted_training_ends_in_the_same_weights(source, split, line, tmp_path, frozen):
+    profile = replace(line, epochs=3, least_steps=2, freeze=frozen, prototypes=8 * frozen)
     told = []
     straight = trained(source, split, profile, tmp_path / "straight", on_epoch=told.append)
 

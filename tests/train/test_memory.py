@@ -32,7 +32,7 @@ def test_a_memory_measures_the_distance_to_the_nearest_prototype(remembering, fe
     torch.manual_seed(0)
     profile = replace(remembering, unit_cells=unit_cells)
     network = AtacNet(profile)
-    remember(network, profile, features, seed=0)
+    remember(network, profile, lambda: features, seed=0)
     memory = network.memory
     x = torch.randn(2, 128, 4, 5)
     prototypes = memory.compare.weight[:, :, 0, 0] / -2
@@ -46,7 +46,7 @@ def test_a_memory_measures_the_distance_to_the_nearest_prototype(remembering, fe
 
 def test_good_views_are_near_and_others_far(remembering, features):
     network = AtacNet(remembering)
-    norm = remember(network, remembering, features[:32], seed=0)
+    norm = remember(network, remembering, lambda: features[:32], seed=0)
 
     def score(feature):
         return top_k_mean(network.memory(feature[None].float())[0].numpy(), remembering.top_k)
@@ -62,7 +62,7 @@ def test_cells_of_one_length_are_as_far_whatever_their_contrast(remembering, fea
     for unit_cells in (True, False):
         profile = replace(remembering, unit_cells=unit_cells)
         network = AtacNet(profile)
-        remember(network, profile, features, seed=0)
+        remember(network, profile, lambda: features, seed=0)
         x = torch.randn(1, 128, 6, 6)
         same = torch.allclose(network.memory(x), network.memory(3 * x), rtol=1e-4)
         assert same == unit_cells
@@ -70,10 +70,10 @@ def test_cells_of_one_length_are_as_far_whatever_their_contrast(remembering, fea
 
 def test_the_same_seed_remembers_the_same(remembering, features):
     one, other, third = (AtacNet(remembering) for _ in range(3))
-    assert remember(one, remembering, features, seed=3) == remember(
-        other, remembering, features, seed=3
+    assert remember(one, remembering, lambda: features, seed=3) == remember(
+        other, remembering, lambda: iter(features), seed=3
     )
-    remember(third, remembering, features, seed=4)
+    remember(third, remembering, lambda: features, seed=4)
     for name, tensor in one.memory.state_dict().items():
         assert torch.equal(tensor, other.memory.state_dict()[name])
     assert not torch.equal(one.memory.project.weight, third.memory.project.weight)
@@ -82,7 +82,7 @@ def test_the_same_seed_remembers_the_same(remembering, features):
 def test_few_cells_are_repeated(remembering, features):
     profile = replace(remembering, prototypes=400)
     network = AtacNet(profile)
-    remember(network, profile, features[:8], seed=0)
+    remember(network, profile, lambda: features[:8], seed=0)
     assert len(torch.unique(network.memory.compare.weight, dim=0)) == 8 * 36
 
 
