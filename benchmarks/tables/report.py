@@ -270,7 +270,7 @@ def _options(rows: dict[str, Folds]) -> str:
                     f"`{row}`",
                     "" if row == "line" else row_of(row).title,
                     *texts,
-                    f"{fmean(fmean(values.values()) for values in draws.values()):.3f}",
+                    _mean_of_sets(draws, len(sets)),
                     "" if worth is None else f"{worth.mean:+.3f}",
                     "" if worth is None else f"{worth.low:+.3f} … {worth.high:+.3f}",
                     f"{fmean(seconds):.0f}",

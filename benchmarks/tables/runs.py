@@ -15,7 +15,7 @@ import torch
 from pydantic import TypeAdapter
 
 from benchmarks.machine import described
-from benchmarks.tables.rows import learnt, row_of, settled_profile
+from benchmarks.tables.rows import Row, learnt, row_of, settled_profile
 from benchmarks.tables.sets import (
     DEFECTS,
     fold_of,
@@ -339,10 +339,11 @@ def _at_threshold(tested: _Inspected, held_out: _Inspected) -> AtThreshold:
     )
 
 
-def _device(trained: Trained) -> str:
+def _device(trained: Trained, row: Row) -> str:
     device = trained.network.mean.device
     name = torch.cuda.get_device_name(device) if device.type == "cuda" else device.type
-    return f"{name} (trunk and heads in bf16)" if has_bf16(device) else name
+    in_bf16 = row.method is not None and has_bf16(device)
+    return f"{name} (trunk and heads in bf16)" if in_bf16 else name
 
 
 def _described(profile: Profile) -> dict[str, Any]:

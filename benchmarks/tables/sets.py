@@ -58,8 +58,8 @@ SETS = {
 class Draw:
     """One draw, by path: who is not trained with, and the known defects.
 
-    `known` has an entry for each number of defects, and one for each type of defect: images of
-    that type in the order in which they become known.
+    `known` has an entry for each number of defects, and one for each type of defect (`_key`):
+    images of that type in the order in which they become known.
     """
 
     test_good: tuple[str, ...]
@@ -118,7 +118,7 @@ def split_of(manifest: Manifest, draw: int, *, defects: int, kind: str | None = 
     tested: what is tested is unseen (spec §4.3, S2).
     """
     drawn = manifest.draws[draw]
-    known = drawn.known[str(defects)] if kind is None else drawn.known[kind][:defects]
+    known = drawn.known[str(defects) if kind is None else _key(kind)][:defects]
     places = {
         **dict.fromkeys(drawn.test_good, "test"),
         **dict.fromkeys(drawn.held_out, "held out"),
@@ -193,6 +193,8 @@ def drawn_manifest(one: ImageSet, root: Path) -> Manifest:
                 raise TrainingError(
                     f"{root} has no defective image beyond the {max(DEFECTS)} known ones to test"
                 )
+            if all(image.defective for image in most.test):
+                raise TrainingError(f"{root} has no good image to test, in test/good")
             images = sorted(
                 (*most.training, *most.held_out_good, *most.test), key=lambda image: image.path
             )
@@ -215,8 +217,13 @@ def _known_by_kind(images: list[Listed], seed: int) -> dict[str, tuple[str, ...]
     for number, kind in enumerate(kinds if len(kinds) > 1 else ()):
         of_kind = _paths(image for image in images if image.kind == kind)
         order = np.random.default_rng([seed, 3, number]).permutation(len(of_kind))
-        known[kind] = tuple(of_kind[i] for i in order[: max(DEFECTS)])
+        known[_key(kind)] = tuple(of_kind[i] for i in order[: max(DEFECTS)])
     return known
+
+
+def _key(kind: str) -> str:
+    """What a draw calls the known defects of a type; a type may be named as a number is."""
+    return f"type {kind}" if kind.isdecimal() else kind
 
 
 def _paths(images: "Iterator[Listed] | tuple[Listed, ...]") -> tuple[str, ...]:

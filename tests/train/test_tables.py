@@ -1,4 +1,5 @@
 import json
+import shutil
 from dataclasses import replace
 from xml.etree import ElementTree as ET
 
@@ -98,6 +99,30 @@ def test_unseen_kinds_have_a_table_with_a_mean(small_tables, parts, capsys):
     for kind, value in values.items():
         assert f"| {parts.name} | {kind} | 1 | {value:.3f} (1) |" in page
     assert f"| {parts.name} | **mean** |  | **{np.mean(list(values.values())):.3f}** |" in page
+
+
+def test_types_may_be_named_as_numbers_are(small_tables, parts, monkeypatch):
+    shutil.copytree(parts, small_tables / "data/coded")
+    for number, kind in enumerate(("scratch", "spot"), start=1):
+        for folder in ("test", "ground_truth"):
+            place = small_tables / "data/coded" / folder
+            (place / kind).rename(place / str(number))
+    monkeypatch.setattr(sets, "MANIFESTS", small_tables / "splits")
+    manifest = sets.write_manifest("coded", small_tables / "data")
+    for draw in range(sets.DRAWS):
+        assert len(sets.split_of(manifest, draw, defects=1).train_defective) == 1
+        of_one = sets.split_of(manifest, draw, defects=4, kind="1")
+        assert {item.kind for item in of_one.train_defective} == {"1"}
+        assert {item.kind for item in of_one.test if item.defective} == {"2"}
+
+
+def test_a_set_without_good_images_to_test_is_refused(small_tables, parts, monkeypatch, capsys):
+    shutil.copytree(parts, small_tables / "data/untested")
+    shutil.rmtree(small_tables / "data/untested/test/good")
+    monkeypatch.setattr(sets, "MANIFESTS", small_tables / "splits")
+    with pytest.raises(SystemExit):
+        tables.main(["draw", "--data", str(small_tables / "data"), "--sets", "untested"])
+    assert "no good image to test" in capsys.readouterr().err
 
 
 def test_any_folder_can_be_a_set(small_tables, parts, monkeypatch, capsys):
