@@ -10,6 +10,7 @@ from safetensors.torch import save_file
 
 from benchmarks import robustness
 from engine.bundle import Bundle, open_bundle, sha256, write_manifest
+from engine.errors import ConfigurationError
 from tests.tiny_bundle import tiny_bundle
 from train.backbone import Trunk, initialise
 from train.datasets import SPLIT, SPLIT_JSON, Source, Split
@@ -74,6 +75,16 @@ def test_the_twin_without_clahe_has_the_same_recipe_and_split(
     )
     again = robustness.without_clahe(bundle, source, tmp_path / "twin", tmp_path / "gone")
     assert again.id == twin.id == open_bundle(tmp_path / "twin").id
+
+    later = replace(profile, epochs=profile.epochs + 1)
+    text = PROFILE_JSON.dump_json(later)
+    (bundle.path / PROFILE).write_bytes(text)
+    changed = write_manifest(
+        bundle.path,
+        replace(bundle.manifest, files={**bundle.manifest.files, PROFILE: sha256(text)}),
+    )
+    with pytest.raises(ConfigurationError, match=r"--out: .*was not trained as"):
+        robustness.without_clahe(changed, source, tmp_path / "twin", weights)
 
 
 def test_moves_are_told_in_units_of_the_room_below_the_threshold() -> None:
