@@ -111,6 +111,8 @@ SPLIT_JSON: Final = TypeAdapter(Split)
 
 def find_source(data: Path | None, good: Path | None, defective: Path | None) -> Source:
     """What `--data`, `--good` and `--defective` mean; raises `ConfigurationError`."""
+    if good is not None and data is not None:
+        raise ConfigurationError("--good", str(good), "does not go with --data; give one of them")
     if good is not None:
         return Source(
             layout="plain",
@@ -312,11 +314,30 @@ def _mask_of(root: Path, name: str, kind: str) -> str | None:
     return mask if kind != GOOD and (root / mask).is_file() else None
 
 
+def _is_text(name: str) -> bool:
+    try:
+        name.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
+
+
 def _is_for_training(item: Listed) -> bool:
     return not item.defective and not item.path.startswith("test/")
 
 
 def _hashed(source: Source, rows: Sequence[tuple[str, str, str | None]]) -> list[Listed]:
+    unwritable = [name for name, _, _ in rows if not _is_text(name)]
+    if unwritable:
+        raise TrainingError(
+            f"{len(unwritable)} of {len(rows)} images have names that are no UTF-8 (an archive "
+            "from another system often makes such); rename them:\n  "
+            + "\n  ".join(
+                name.encode(errors="surrogateescape").decode(errors="backslashreplace")
+                for name in unwritable
+            )
+        )
+
     def digest(row: tuple[str, str, str | None]) -> str | ImageError:
         try:
             return pixels_sha256(read_image(source.path(row[0])))

@@ -1,3 +1,4 @@
+import os
 import shutil
 from pathlib import Path
 
@@ -165,6 +166,18 @@ def test_folders_that_do_not_fit_are_named(tmp_path):
     (tmp_path / "good").mkdir()
     with pytest.raises(TrainingError, match="leaves 0 different good images"):
         draw_split(find_source(tmp_path, None, None), defects=0, hold_out=0.0, seed=0)
+
+
+def test_good_images_are_named_once(parts):
+    with pytest.raises(ConfigurationError, match=r"--good: .*does not go with --data"):
+        find_source(parts, parts / "train/good", None)
+
+
+def test_names_that_are_no_text_are_told(copy):
+    image = copy / "train/good/003.png"
+    image.rename(os.fsdecode(os.fsencode(image.parent) + b"/gr\xfcn.png"))
+    with pytest.raises(TrainingError, match=r"(?s)1 of 40 .*rename.*gr\\xfcn\.png"):
+        drawn(copy)
 
 
 def test_an_image_that_changed_since_is_refused(copy):
