@@ -41,6 +41,8 @@ def main() -> None:
         _fail(str(error), code=2)
     except AtacError as error:
         _fail(str(error), code=1)
+    except OSError as error:  # a disk or a device that failed where no command foresaw it
+        _fail(str(error), code=1)
     except KeyboardInterrupt:
         _fail("stopped", code=_INTERRUPTED)
     sys.exit(code)

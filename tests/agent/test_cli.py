@@ -1,5 +1,6 @@
 """The command line: help, errors as one line, exit codes."""
 
+import errno
 import inspect
 import os
 import sys
@@ -102,3 +103,13 @@ def test_run_with_a_wrong_option_leaves_no_child(called):
     children = Path(f"/proc/self/task/{os.getpid()}/children").read_text(encoding="ascii").split()
     commands = [Path(f"/proc/{pid}/cmdline").read_bytes() for pid in children]
     assert not [command for command in commands if b"inference_process" in command]
+
+
+def test_a_disk_that_fails_is_one_line(called, monkeypatch):
+    def fails(_child):
+        raise OSError(errno.ENOSPC, "No space left on device", "bundle/network.onnx")
+
+    monkeypatch.setattr(cli, "_invoke", fails)
+    code, _, err = called("export")
+    assert code == 1
+    assert err == "agent: [Errno 28] No space left on device: 'bundle/network.onnx'\n"
