@@ -151,7 +151,26 @@ def test_dra_judges_each_head_on_its_own_images(source, split):
         loss = dra.four_losses(eyes, batch, profile, reference, 0)
         assert network.head.reference.any()
         loss.backward()
+        with torch.no_grad():
+            features = eyes.features(batch)
+            found = network.head.heads(features[5:], network.head.refer(features[:5]))
     assert all(p.grad is not None for p in network.head.parameters())
+    good, known, painted = range(4), range(4, 8), range(8, 12)
+
+    def pulled(scores, near, far):
+        """Eq 12, spelt out: the ones to 0, the others beyond the margin."""
+        z = (scores.double() - reference.reference_mean) / reference.reference_std
+        errors = [abs(float(z[i])) for i in near]
+        errors += [max(0.0, profile.margin - float(z[i])) for i in far]
+        return np.mean(errors)
+
+    expected = (
+        pulled(found.holistic, [*known, *painted], good)
+        + pulled(found.seen, good, known)
+        + pulled(found.pseudo, good, painted)
+        + pulled(found.composite, good, [*known, *painted])
+    )
+    assert loss.item() == pytest.approx(expected, rel=1e-3)
 
 
 def test_dra_ranks_by_the_sum_of_its_heads():

@@ -4,8 +4,9 @@ A 1×1 convolution scores each cell, the mean of the top 10 % of |scores| is an 
 mean over two scales counts. Hinge at a margin of 5, known defects only, no pseudo-defects, half of
 each batch good; all of the trunk is trained, and the last epoch counts.
 
-Different here: what `deviation_network` says, and that the smaller scale is made with antialiasing
-(the original takes every second pixel).
+Different here: what `deviation_network` says; that the smaller scale is made with antialiasing
+(the original takes every second pixel); and that its features are enlarged to the grid of the
+larger one before they are scored.
 """
 
 from dataclasses import replace

@@ -133,8 +133,7 @@ def four_losses(
     judged = batch[_REFERENCES:]
     device = features.device
     defective = torch.tensor([sample.defective for sample in judged], device=device)
-    # Only whoever painted a defect knows its mask (`known_masks` is off).
-    painted = defective & torch.tensor([s.mask is not None for s in judged], device=device)
+    painted = torch.tensor([sample.pseudo for sample in judged], device=device)
 
     def loss(scores: Tensor, far: Tensor, among: Tensor) -> Tensor:
         return deviation_loss(deviation(scores[among], reference), far[among], profile)
