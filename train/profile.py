@@ -68,7 +68,7 @@ class Profile:
     unit_cells: bool = False  # older bundles do not name it
     memory_weight: Positive = 1.0  # older bundles do not name it
 
-    # Score and loss (D12-D16). The loss judges the mean of both passes' scores, or `each` (D23);
+    # Score and loss (D12-D16). The loss judges the mean of both passes' scores, or `each` (D23).
     # Where the mask is known, `mask_weight` is λ of the attention's own loss (spec §5.3) and
     # `cell_weight` that of the score map's: Eq 12 for each cell.
     top_k: Share

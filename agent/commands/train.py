@@ -200,7 +200,7 @@ def _weights(
     if not given:
         raise ConfigurationError(
             "--backbone-weights",
-            given,
+            None,
             f"give an ImageNet checkpoint of {profile.architecture}, for example "
             f"{TORCHVISION_FILES[profile.architecture]}, or 'none' to start from nothing "
             "(that takes more images and epochs, and finds less)",
