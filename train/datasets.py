@@ -3,7 +3,7 @@
     DATA/train/good   DATA/test/good   DATA/test/<type>   DATA/ground_truth/<type>/<stem>_mask.png
 
 is MVTec's layout. Plain folders work as well: DATA/good and DATA/defective (sub-folders name the
-types), or any two folders of good and defective parts.
+types) with masks in DATA/ground_truth, or any two folders of good and defective parts.
 
 The split lists every image by path and content hash. It is drawn from sorted paths with a seed,
 so it is the same on every file system.
@@ -295,23 +295,31 @@ def _listing(source: Source) -> list[tuple[str, str, str | None]]:
                 *folders, _ = PurePosixPath(name).parts
                 kind = folders[0] if folders and folders[0] != GOOD else DEFECTIVE
                 rows.append((f"{DEFECTIVE}/{name}", kind))
-        return [(name, kind, None) for name, kind in rows]
+        return _with_masks(source, rows)
     rows = [(f"train/{GOOD}/{name}", GOOD) for name in _names(source.root / "train" / GOOD)]
     test = source.root / "test"
     kinds = (
         sorted(folder.name for folder in test.iterdir() if folder.is_dir()) if test.is_dir() else []
     )
     rows += [(f"test/{kind}/{name}", kind) for kind in kinds for name in _names(test / kind)]
-    return [(name, kind, _mask_of(source.root, name, kind)) for name, kind in rows]
+    return _with_masks(source, rows)
 
 
 def _names(folder: Path) -> list[str]:
     return [path.relative_to(folder).as_posix() for path in images_below(folder)]
 
 
-def _mask_of(root: Path, name: str, kind: str) -> str | None:
-    mask = f"ground_truth/{kind}/{PurePosixPath(name).stem}_mask.png"
-    return mask if kind != GOOD and (root / mask).is_file() else None
+def _with_masks(
+    source: Source, rows: Sequence[tuple[str, str]]
+) -> list[tuple[str, str, str | None]]:
+    """Rows (name, kind) with the masks there are: `ground_truth` has the folders of the defects."""
+
+    def mask_of(name: str) -> str | None:
+        _, *folders, file = PurePosixPath(name).parts
+        mask = PurePosixPath("ground_truth", *folders, f"{PurePosixPath(file).stem}_mask.png")
+        return mask.as_posix() if (source.root / mask).is_file() else None
+
+    return [(name, kind, None if kind == GOOD else mask_of(name)) for name, kind in rows]
 
 
 def _is_text(name: str) -> bool:

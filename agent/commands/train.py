@@ -213,9 +213,11 @@ def _say_split(split: "Split") -> None:
         sys.stderr.write(f"{dropped.path} shows the same as {dropped.same_as}: left out\n")
     if sys.stderr.isatty():
         defective = sum(item.defective for item in split.test)
+        masked = sum(item.mask is not None for item in split.train_defective)
         sys.stderr.write(
-            f"{len(split.train_good)} good and {len(split.train_defective)} defective images to "
-            f"train on, {len(split.held_out_good)} good held out, "
+            f"{len(split.train_good)} good and {len(split.train_defective)} defective images "
+            f"({masked} of them with a mask) to train on, "
+            f"{len(split.held_out_good)} good held out, "
             f"{len(split.test) - defective} good and {defective} defective to test.\n"
         )
 

@@ -130,6 +130,32 @@ def test_plain_folders_give_a_quarter_of_the_good_to_the_test(parts, tmp_path):
         assert read_listed(source, item).shape == (80, 80, 3)
 
 
+@pytest.mark.parametrize("by_type", [True, False])
+def test_plain_folders_have_their_masks_in_ground_truth(parts, tmp_path, by_type):
+    shutil.copytree(parts / "train/good", tmp_path / "good")
+    defects, masks = tmp_path / "defective", tmp_path / "ground_truth"
+    if by_type:
+        shutil.copytree(parts / "test/spot", defects / "spot")
+        shutil.copytree(parts / "ground_truth/spot", masks / "spot")
+        (masks / "spot/004_mask.png").unlink()
+    else:
+        shutil.copytree(parts / "test/spot", defects)
+        shutil.copytree(parts / "ground_truth/spot", masks)
+        (masks / "004_mask.png").unlink()
+    split = drawn(tmp_path, defects=5)
+    source = find_source(tmp_path, None, None)
+    of_mask = {
+        item.path: read_mask(source, item, read_listed(source, item))
+        for item in split.train_defective
+    }
+    missing = [path for path, mask in of_mask.items() if mask is None]
+    assert [Path(path).name for path in missing] == ["004.png"]
+    assert all(mask.any() for mask in of_mask.values() if mask is not None)
+    two = find_source(None, tmp_path / "good", defects)
+    apart = draw_split(two, defects=5, hold_out=0.25, seed=0)
+    assert not any(item.mask for item in apart.train_defective)
+
+
 def test_without_any_defect_only_good_images_are_split(parts, tmp_path):
     shutil.copytree(parts / "train/good", tmp_path / "good")
     split = drawn(tmp_path, defects=None)
