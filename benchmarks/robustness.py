@@ -32,7 +32,7 @@ from calibration.record import read_calibration
 from engine.backends import Backend
 from engine.backends.opening import open_backend
 from engine.bundle import MANIFEST, Bundle, open_bundle
-from engine.errors import CalibrationError, ConfigurationError
+from engine.errors import AtacError, CalibrationError, ConfigurationError
 from engine.frame import Box, Inspection, Pixels
 from engine.inspector import TwoPassInspector
 from engine.parity import box_iou
@@ -72,6 +72,14 @@ def main(arguments: list[str] | None = None) -> None:
     if options.show:
         print(table(json.loads(options.result.read_text(encoding="utf-8"))))
         return
+    try:
+        print(table(compare(options)))
+    except AtacError as error:
+        parser.exit(2, f"{error}\n")
+
+
+def compare(options: argparse.Namespace) -> dict[str, Any]:
+    """What is written to `--result`: the figures of every bundle's set."""
     result: dict[str, Any] = {
         "machine": described(),
         "precision": options.precision,
@@ -88,7 +96,7 @@ def main(arguments: list[str] | None = None) -> None:
         if options.result:  # what is known so far outlives an interruption
             options.result.parent.mkdir(parents=True, exist_ok=True)
             options.result.write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
-    print(table(result))
+    return result
 
 
 def measured(bundle: Bundle, data: Path, options: argparse.Namespace) -> dict[str, Any]:
