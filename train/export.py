@@ -125,7 +125,9 @@ def write_bundle(
             SPLIT: SPLIT_JSON.dump_json(split, indent=1),
             PROFILE: PROFILE_JSON.dump_json(profile, indent=2),
         }
-        bundle = _written(folder, profile, reference, network, record, files)
+        for name, data in files.items():
+            replace_file(folder / name, data)
+        bundle = _sealed(folder, profile, reference, network, record, files)
         threshold = provisional_threshold(scores[:unseen], scores[unseen:])
         with OnnxRuntimeBackend(bundle) as backend:
             found = _inspections(backend, optics, source, items)
@@ -141,7 +143,8 @@ def write_bundle(
         if not accept_flips:
             _require_parity(out, "fp32", parity, "--resume --accept-flips")
         files[PARITY] = PARITY_JSON.dump_json({_ORACLE.cpu_name: parity}, indent=2)
-        _written(folder, profile, reference, network, record, files)
+        replace_file(folder / PARITY, files[PARITY])
+        _sealed(folder, profile, reference, network, record, files)
         folder.replace(out)
     return open_bundle(out)
 
@@ -421,7 +424,7 @@ def _require_parity(path: Path, precision: Precision, parity: Parity, options: s
         )
 
 
-def _written(
+def _sealed(
     folder: Path,
     profile: Profile,
     reference: ScoreSpec,
@@ -429,8 +432,7 @@ def _written(
     record: TrainingRecord,
     files: dict[str, bytes],
 ) -> Bundle:
-    for name, data in files.items():
-        replace_file(folder / name, data)
+    """The bundle of `files`, which lie in `folder`: its manifest is written."""
     hashes = {name: sha256(data) for name, data in files.items()}
     networks: dict[Precision, str] = {"fp32": _FILES["fp32"]}
     return write_manifest(folder, _manifest(profile, reference, network, record, networks, hashes))

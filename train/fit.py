@@ -140,7 +140,7 @@ def train_bundle(
     """
     if out.name in {"", ".."}:  # "." and the like have no name to put a folder beside
         out = out.resolve()
-    run_folder = _begun(out)
+    run_folder = _run_folder(out)
     try:
         profile = settled(profile, weights)
         split = draw_split(source, defects=defects, hold_out=profile.hold_out, seed=seed)
@@ -188,8 +188,8 @@ def train_bundle(
             run_folder.rmdir()  # refused while an unfinished training waits in it
 
 
-def _begun(out: Path) -> Path:
-    """The folder for unfinished work beside `out`, which must be new or empty."""
+def _run_folder(out: Path) -> Path:
+    """Make the folder for unfinished work beside `out`, which must be new or empty."""
     if (out / MANIFEST).exists():
         raise ConfigurationError("--out", str(out), "is a bundle already; name a new folder")
     run_folder = out.with_name(out.name + ".training")
@@ -605,8 +605,7 @@ class _Checkpoint:
                 "--resume",
                 str(self._path),
                 "was left by a training with other images, other weights, another profile or "
-                "another seed; "
-                "repeat its options, or start again without --resume",
+                "another seed; repeat its options, or start again without --resume",
             )
         prefix = "network."
         network.load_state_dict(
