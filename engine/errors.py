@@ -10,6 +10,7 @@
     ├── CalibrationError        the parts at hand cannot support the promise asked for
     ├── TrainingError           the images at hand, or their numbers, cannot be learnt from
     ├── CameraError             a camera is not ready or has gone; the line retries
+    ├── TriggerError            a trigger source is not ready or has gone; the line retries
     ├── BrokerError             an MQTT broker is away or refuses; the sender retries
     └── LedgerError             the ledger's file cannot be read or written
 
@@ -76,6 +77,10 @@ class TrainingError(AtacError):
 
 class CameraError(AtacError):
     """A camera is not ready or has gone away; worth retrying."""
+
+
+class TriggerError(AtacError):
+    """A trigger source is not ready or has gone away; worth retrying."""
 
 
 class BrokerError(AtacError):

@@ -1,0 +1,80 @@
+"""A part on its way through the agent: announced, seen, inspected, decided."""
+
+from dataclasses import dataclass
+from enum import StrEnum
+
+from engine.frame import Frame, Inspection
+
+
+class State(StrEnum):
+    """How a trigger ended. The counts of all states sum to the number of triggers."""
+
+    OK = "OK"
+    NG = "NG"
+    TIMEOUT = "TIMEOUT"
+    """The verdict came after the deadline; the part is treated as the fail-safe says."""
+    DROPPED = "DROPPED"
+    """The part was seen but not inspected, because the line was faster than the agent."""
+    NO_FRAME = "NO_FRAME"
+    """The camera gave no frame for this part."""
+    ERROR = "ERROR"
+    """Inspection failed; never taken for OK."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Trigger:
+    """A part has arrived at a camera, which is known by its name.
+
+    `sequence` counts the triggers of this ledger, of all cameras, from 1 and without gaps. `count`
+    is the trigger source's own count, where it has one. Times are UTC in nanoseconds since 1970;
+    `deadline_ns` is `None` on lines without a deadline.
+    """
+
+    sequence: int
+    camera: str
+    triggered_ns: int
+    deadline_ns: int | None = None
+    count: int | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Verdict:
+    """The one state in which a trigger ended.
+
+    `reason` says in one line why a state other than OK and NG. A TIMEOUT whose result was still
+    found has the state that came too late as `late_state`. `threshold` is NaN where none applied.
+    """
+
+    state: State
+    decided_ns: int
+    threshold: float
+    reason: str = ""
+    late_state: State | None = None
+
+
+@dataclass(slots=True, kw_only=True, eq=False)
+class Part:
+    """One part, filled as it goes; one thread has it at a time.
+
+    `received` is `Clock.now()` of the trigger: the deadline counts from there. `part_id` is `None`
+    while nobody knows it. `frame` is there wherever there was one, `inspection` for OK and NG and
+    for a late result, `verdict` at the end.
+    """
+
+    trigger: Trigger
+    received: float
+    part_id: str | None = None
+    frame: Frame | None = None
+    begun: float | None = None
+    inspection: Inspection | None = None
+    verdict: Verdict | None = None
+
+    @property
+    def camera(self) -> str:
+        """The name of the camera that sees the part."""
+        return self.trigger.camera
+
+
+def decide(inspection: Inspection, threshold: float) -> State:
+    """NG when the score is above the threshold: the threshold itself still passes."""
+    return State.NG if inspection.score > threshold else State.OK

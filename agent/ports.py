@@ -1,0 +1,182 @@
+"""The ports of the agent: what a camera, a trigger source, a sink, a service and a clock must do.
+
+    trigger ─┐
+    camera ──┴▶ Part ─▶ method ─▶ Verdict ─▶ record ─▶ sinks
+                                               └─────▶ feed ─▶ services
+
+Each kind is one module of `agent/cameras`, `agent/triggers`, `agent/sinks` or `agent/services`. It
+exports its settings class, with `type: Literal[...]`, and `open`; `agent/registry.py` finds it.
+Settings import no vendor library; `open` does, and touches neither device nor network.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Protocol, Self
+
+from engine.frame import Frame
+
+if TYPE_CHECKING:
+    import threading
+
+    from agent.part import Part
+    from agent.record.rows import Delivery, Event
+    from agent.station.status import Status
+
+
+class Clock(Protocol):
+    """The time, and the only way to wait for it. Tests drive one of their own."""
+
+    def now(self) -> float:
+        """Steady seconds from an arbitrary start; nobody sets this clock."""
+        ...
+
+    def utc_ns(self) -> int:
+        """UTC in nanoseconds since 1970; may jump."""
+        ...
+
+    def wait(self, event: "threading.Event", timeout_s: float) -> bool:
+        """Wait until `event` is set or `timeout_s` have passed; says whether it is set."""
+        ...
+
+
+class Camera(Protocol):
+    """Gives frames; a context manager.
+
+    Lifecycle: made (touches nothing) → entered (connects; raises `CameraError` when the camera is
+    not ready) → `read` by one thread, again and again → left. After any `CameraError` the camera is
+    left and may be entered again. Code of a vendor runs in a child process, never here. Frames are
+    RGB or mono, uint8; their numbers count from 0 and a gap means that the camera lost some. After
+    re-entry they may start again.
+    """
+
+    @property
+    def triggered(self) -> bool:
+        """True: every frame is a part. False: the camera runs freely and the newest frame wins."""
+        ...
+
+    @property
+    def silence_s(self) -> float | None:
+        """A `read` that takes longer is a fault; `None`: frames come when they come."""
+        ...
+
+    @property
+    def is_live(self) -> bool:
+        """Whether frames have a sensor's noise, so that two equal ones mean a frozen camera."""
+        ...
+
+    def renewed(self) -> "Camera":
+        """A camera, not entered, that continues where this one is and shares nothing with it."""
+        ...
+
+    def read(self) -> Frame | None:
+        """The next frame, waited for; `None` when the source has ended or is told to stop.
+
+        Raises `ImageError` when one frame cannot be used (it has taken a frame number and the
+        camera continues), `CameraError` when the camera has gone.
+        """
+        ...
+
+    def part_id(self, number: int) -> str | None:
+        """The id of the part in the recent frame `number`, where the camera knows one."""
+        ...
+
+    def __enter__(self) -> Self: ...
+
+    def __exit__(self, *_: object) -> None: ...
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Announcement:
+    """What a trigger source has heard.
+
+    `at` is `Clock.now()` of that moment. `count` is the source's own count of triggers, where it
+    has one. With `is_trigger` False only the id of an earlier part comes: the part of `count`, or
+    of the newest trigger where there is no count.
+    """
+
+    at: float
+    part_id: str | None = None
+    count: int | None = None
+    is_trigger: bool = True
+
+
+class TriggerSource(Protocol):
+    """Announces parts; a context manager. It never guesses which frame belongs to a part.
+
+    Lifecycle: made (touches nothing) → entered (connects; raises `TriggerError` when the source is
+    not ready) → `read` by one thread, again and again → left. After `TriggerError` it is left and
+    entered again with back-off.
+    """
+
+    def read(self) -> Announcement | None:
+        """The next announcement, waited for; `None` when told to stop."""
+        ...
+
+    def __enter__(self) -> Self: ...
+
+    def __exit__(self, *_: object) -> None: ...
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Receipt:
+    """What became of one delivery. `refused` is the receiver's reason in words; `None`: taken.
+
+    `code` is the receiver's own code for the reason, 0 where it has none.
+    """
+
+    delivery: int
+    refused: str | None = None
+    code: int = 0
+
+
+class Sink(Protocol):
+    """Delivers recorded events to one receiver and says what came of each.
+
+    `items` is asked when a part is recorded; everything else is called by the one thread of
+    `agent/sinks/delivery.py`, which owns window, order, retry and back-off for all sinks:
+
+    `connect` → `send` and `receipts`, again and again → `disconnect`. A broken connection raises
+    `SinkError` from any of them; the sink is then disconnected and connected again with back-off,
+    and what has no receipt is sent once more, marked as `resent`. Nothing waits inside a sink.
+    """
+
+    @property
+    def name(self) -> str:
+        """Names the sink in the ledger, in status and in logs; it never changes."""
+        ...
+
+    def items(self, part: "Part") -> tuple[str, ...]:
+        """What this sink wants to deliver of an ended part, such as `("alarm", "thumbnail")`."""
+        ...
+
+    def connect(self) -> int:
+        """Connect and give the window: how many deliveries may wait for their receipt."""
+        ...
+
+    def send(self, delivery: "Delivery", event: "Event") -> Receipt | None:
+        """Encode and send one item; a receipt at once where the receiver cannot take it."""
+        ...
+
+    def receipts(self, timeout_s: float) -> Sequence[Receipt]:
+        """Wait at most `timeout_s` for receipts; all that have come."""
+        ...
+
+    def report(self, status: "Status") -> None:
+        """Say how the agent is now, where the receiver has a place for it; may do nothing."""
+        ...
+
+    def disconnect(self, *, is_stopping: bool) -> None:
+        """Leave the receiver; with `is_stopping` it is told that the agent goes."""
+        ...
+
+
+class Service(Protocol):
+    """Reads status and feed while the line runs: terminal, watchdog, page, metrics.
+
+    A context manager around the run. It has a thread or process of its own, may be slow or die
+    without harm to inspection, and changes nothing except by requests.
+    """
+
+    def __enter__(self) -> Self: ...
+
+    def __exit__(self, *_: object) -> None: ...

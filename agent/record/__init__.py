@@ -1,0 +1,1 @@
+"""What has happened to every part, in one SQLite file: written, kept, delivered, rescued."""

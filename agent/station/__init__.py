@@ -1,0 +1,1 @@
+"""The station: parts of all cameras are inspected in turns, and every one is accounted for."""

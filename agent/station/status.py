@@ -1,0 +1,105 @@
+"""How the agent is now, as one frozen value that any number of readers share.
+
+Counters only grow; rates are the reader's business. A new `Status` is made once a second, and at
+once when a fault comes or goes.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Final
+
+from agent.part import State
+
+BOUNDS_S: Final = (
+    *(0.001, 0.002, 0.005, 0.01, 0.02, 0.03, 0.05, 0.075),
+    *(0.1, 0.15, 0.2, 0.3, 0.5, 0.75, 1.0, 2.0, 5.0, 10.0),
+)
+"""Upper bounds of the buckets of every latency histogram, in seconds; the last bucket is open."""
+
+Span = tuple[int, int]
+"""A range of sequences, first and last inclusive."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Histogram:
+    """Latencies of one stage since the start: `counts` by bucket (one more than `BOUNDS_S`)."""
+
+    counts: tuple[int, ...]
+    total_s: float
+
+    @property
+    def count(self) -> int:
+        """How many were timed."""
+        return sum(self.counts)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CameraStatus:
+    """One camera: triggers that have begun and how those that ended did; `fault` is one line.
+
+    `is_removed`: it is no longer configured, but has parts in this epoch. `unexpected_frames`
+    came without a trigger and were given to no part.
+    """
+
+    triggers: int
+    counts: Mapping[State, int]
+    fault: str | None = None
+    is_removed: bool = False
+    unexpected_frames: int = 0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SinkStatus:
+    """One sink: deliveries of this run that were taken or refused, and those that wait.
+
+    `requests` and `requests_refused` count what others asked of the agent through it.
+    """
+
+    is_connected: bool
+    fault: str | None = None
+    pending: int = 0
+    delivered: int = 0
+    refused: int = 0
+    requests: int = 0
+    requests_refused: int = 0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LedgerStatus:
+    """The ledger: verdicts that could not be kept, and deliveries discarded to make room."""
+
+    fault: str | None = None
+    lost: tuple[Span, ...] = ()
+    discarded: Mapping[str, tuple[Span, ...]] = field(default_factory=dict)
+    is_discarding: bool = False
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Status:
+    """The running agent at `time_ns` (UTC). `faults` has one line for each thing that is wrong."""
+
+    time_ns: int
+    uptime_s: float
+    agent_id: str
+    epoch: str
+    bundle_id: str
+    calibration_id: str
+    backend: str
+    threshold: float
+    calibrated_threshold: float
+    cameras: Mapping[str, CameraStatus]
+    latencies: Mapping[str, Histogram]
+    sinks: Mapping[str, SinkStatus]
+    ledger: LedgerStatus
+    faults: tuple[str, ...] = ()
+    is_paused: bool = False
+
+    @property
+    def is_degraded(self) -> bool:
+        """Whether anything is wrong."""
+        return bool(self.faults)
+
+    @property
+    def ended(self) -> int:
+        """Triggers of this epoch that have ended, of all cameras."""
+        return sum(sum(camera.counts.values()) for camera in self.cameras.values())
