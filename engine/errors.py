@@ -2,6 +2,7 @@
 
     AtacError
     ├── ConfigurationError      a value the user wrote cannot work (exit code 2)
+    ├── KindError               no such camera, sink, method, …, or its package cannot be used
     ├── ImageError              one image cannot be used; others may
     ├── BundleError             a model bundle is missing, damaged, too new or of another make
     ├── BackendError            a runtime, its driver or its device cannot be used
@@ -35,6 +36,10 @@ class ConfigurationError(AtacError):
         self.remedy = remedy
         written = "" if value is None else f"{value!r}: "
         super().__init__(_one_line(f"{key}: {written}{remedy}"))
+
+
+class KindError(AtacError):
+    """There is no kind of this type, or the package that adds it cannot be used."""
 
 
 class ImageError(AtacError):
