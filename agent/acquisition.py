@@ -23,7 +23,8 @@ from typing import Final, Self
 import numpy as np
 
 from agent.cameras import Camera
-from agent.verdict import State, Trigger
+from agent.part import State
+from agent.verdict import Trigger
 from engine.errors import CameraError, ImageError
 from engine.frame import Frame, Pixels
 from engine.image import MAX_PIXELS

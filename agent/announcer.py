@@ -15,7 +15,8 @@ from typing import Final, Self
 from agent.cameras.settings import FailSafe
 from agent.ledger import Ledger
 from agent.messages import THUMBNAIL_MAX_BYTES, Message, Origin, outgoing, summary
-from agent.verdict import State, Verdict
+from agent.part import State
+from agent.verdict import Verdict
 from engine.errors import ImageError
 from engine.picture import annotated, jpeg, reduced
 

@@ -23,9 +23,10 @@ from agent.config import AgentSettings, BundleSettings, Config, LedgerSettings
 from agent.inference import ChildInspector, Recipe
 from agent.line import run_line
 from agent.mqtt import MqttSettings, Subscriber
+from agent.part import State
 from agent.process import prepare_process
 from agent.tally import Latency
-from agent.verdict import State, Verdict
+from agent.verdict import Verdict
 from calibration.record import calibrated_runtime, read_calibration
 from engine.bundle import open_bundle
 

@@ -20,8 +20,9 @@ from typing import Annotated, Final, Self
 from pydantic import Field
 
 from agent.messages import Origin, with_comment
+from agent.part import State
 from agent.retention import AgeClock
-from agent.verdict import State, Verdict
+from agent.verdict import Verdict
 from engine.picture import jpeg
 from engine.spec import spec
 

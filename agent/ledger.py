@@ -56,6 +56,7 @@ from agent.ledger_file import (
     write_tally,
 )
 from agent.messages import LetGo, Message
+from agent.part import State
 from agent.retention import (
     KINDS,
     AgeClock,
@@ -69,7 +70,7 @@ from agent.retention import (
     step,
     stop_growth,
 )
-from agent.verdict import State, Trigger, Verdict
+from agent.verdict import Trigger, Verdict
 from engine.errors import ConfigurationError
 
 _LOG: Final = logging.getLogger("atac_agent.ledger")

@@ -18,7 +18,8 @@ from pathlib import Path
 from typing import Final, Literal
 
 from agent.messages import Message, chained, utc
-from agent.verdict import State, Trigger, Verdict
+from agent.part import State
+from agent.verdict import Trigger, Verdict
 from engine.errors import ConfigurationError, LedgerError
 from engine.frame import Inspection
 

@@ -29,10 +29,11 @@ from agent.lanes import through_lanes
 from agent.ledger import Ledger
 from agent.messages import Origin, health, outgoing
 from agent.mqtt import Publisher, check_settings
+from agent.part import State, decide
 from agent.requests import Requests
 from agent.tally import Summary, Tally, Timing, Troubles
 from agent.threshold import Threshold
-from agent.verdict import State, Trigger, Verdict, decide
+from agent.verdict import Trigger, Verdict
 from engine.errors import AtacError, NoAnswerError
 from engine.frame import Inspection
 from engine.inspector import Inspector

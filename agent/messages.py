@@ -23,7 +23,8 @@ from functools import cache
 from importlib.metadata import PackageNotFoundError, version
 from typing import Final, Literal, get_args
 
-from agent.verdict import State, Verdict
+from agent.part import State
+from agent.verdict import Verdict
 from engine.errors import ConfigurationError
 from engine.frame import Box, Frame, StageTimes
 

@@ -12,9 +12,10 @@ import numpy as np
 from agent.ledger import Account, Ledger
 from agent.messages import CameraHealth, Health
 from agent.mqtt import BrokerStatus
+from agent.part import State
 from agent.requests import Requests
 from agent.threshold import Thresholds
-from agent.verdict import State, Trigger, Verdict
+from agent.verdict import Trigger, Verdict
 from engine.frame import Inspection
 
 STAGES: Final = (

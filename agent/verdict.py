@@ -1,24 +1,9 @@
 """A trigger and the one state it ends in."""
 
 from dataclasses import dataclass
-from enum import StrEnum
 
+from agent.part import State
 from engine.frame import Frame, Inspection
-
-
-class State(StrEnum):
-    """How a trigger ended. The counts of all states sum to the number of triggers."""
-
-    OK = "OK"
-    NG = "NG"
-    TIMEOUT = "TIMEOUT"
-    """The verdict came after the deadline; the part is treated as the fail-safe says."""
-    DROPPED = "DROPPED"
-    """The part was seen but not inspected, because the line was faster than the agent."""
-    NO_FRAME = "NO_FRAME"
-    """The camera gave no frame for this part."""
-    ERROR = "ERROR"
-    """Inspection failed; never taken for OK."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -53,8 +38,3 @@ class Verdict:
     inspection: Inspection | None = None
     reason: str = ""
     late_state: State | None = None
-
-
-def decide(inspection: Inspection, threshold: float) -> State:
-    """NG when the score is above the threshold: the threshold itself still passes."""
-    return State.NG if inspection.score > threshold else State.OK

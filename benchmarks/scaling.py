@@ -50,8 +50,9 @@ from agent.ledger import Ledger
 from agent.line import run_line
 from agent.messages import Origin, outgoing
 from agent.mqtt import MqttSettings
+from agent.part import State
 from agent.process import prepare_process
-from agent.verdict import State, Trigger, Verdict
+from agent.verdict import Trigger, Verdict
 from benchmarks.broker import mosquitto
 from benchmarks.machine import cpu_s, described, resident_mb
 from engine.backends.opening import open_backend

@@ -16,8 +16,9 @@ import typer
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
+    from agent.part import State
     from agent.tally import Summary
-    from agent.verdict import State, Verdict
+    from agent.verdict import Verdict
 
 
 def run(

@@ -13,10 +13,10 @@ from agent.ledger import Ledger
 from agent.line import run_line
 from agent.messages import Origin
 from agent.mqtt import MqttSettings
+from agent.part import State
 from agent.requests import Asked, Requests, request_json
 from agent.retention import AgeClock
 from agent.threshold import Threshold
-from agent.verdict import State
 from tests.agent.test_line import BrightnessInspector, ScriptedCamera, rows
 
 S = 1_000_000_000

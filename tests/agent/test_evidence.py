@@ -12,7 +12,8 @@ from PIL import Image
 
 from agent.evidence import Evidence, EvidenceSettings
 from agent.messages import Origin, comment_of
-from agent.verdict import State, Trigger, Verdict
+from agent.part import State
+from agent.verdict import Trigger, Verdict
 from engine.frame import Box, Frame, Inspection, StageTimes
 from tests.tiny_bundle import good_part
 

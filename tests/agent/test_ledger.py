@@ -21,7 +21,8 @@ from agent.cameras.settings import UNNAMED
 from agent.ledger import Account, Ledger
 from agent.ledger_file import _SCHEMAS, ABANDONED, with_span, write_tally
 from agent.messages import Message, chained
-from agent.verdict import State, Trigger, Verdict
+from agent.part import State
+from agent.verdict import Trigger, Verdict
 from engine.errors import ConfigurationError
 from engine.frame import Box, Frame, Inspection, StageTimes
 
@@ -201,7 +202,8 @@ import itertools, sys, time
 from pathlib import Path
 from agent.ledger import Ledger
 from agent.messages import Message, chained
-from agent.verdict import State, Trigger, Verdict
+from agent.part import State
+from agent.verdict import Trigger, Verdict
 
 with Ledger(Path(sys.argv[1]), agent_id="line1") as ledger:
     for n in itertools.count():

@@ -23,8 +23,9 @@ from agent.cameras.folder import FolderCamera, FolderSettings
 from agent.cameras.video import VideoCamera, VideoSettings
 from agent.config import Config, load_config
 from agent.line import run_line
+from agent.part import State
 from agent.tally import Summary
-from agent.verdict import State, Trigger, Verdict
+from agent.verdict import Trigger, Verdict
 from engine.errors import CameraError, ImageError, InspectionError
 from engine.frame import Box, Frame, Inspection, Pixels, StageTimes
 

@@ -29,7 +29,8 @@ from agent.messages import (
     with_comment,
 )
 from agent.mqtt import Publisher
-from agent.verdict import State, Trigger, Verdict
+from agent.part import State
+from agent.verdict import Trigger, Verdict
 from engine.errors import ConfigurationError
 from engine.frame import Box, Frame, Inspection, StageTimes
 

@@ -14,7 +14,8 @@ from agent.broker import EmbeddedBroker
 from agent.ledger import Ledger
 from agent.messages import CameraHealth, Health, Message, Origin, health, outgoing
 from agent.mqtt import MqttSettings, Publisher, Subscriber, TlsSettings, probe
-from agent.verdict import State, Trigger, Verdict
+from agent.part import State
+from agent.verdict import Trigger, Verdict
 from engine.errors import BrokerError, ConfigurationError
 
 pytestmark = pytest.mark.broker

@@ -6,8 +6,9 @@ import agent.outbox
 from agent.ledger import Ledger
 from agent.messages import Message
 from agent.outbox import Outbox
+from agent.part import State
 from agent.requests import RequestError
-from agent.verdict import State, Trigger, Verdict
+from agent.verdict import Trigger, Verdict
 
 
 @pytest.fixture

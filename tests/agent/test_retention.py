@@ -11,8 +11,9 @@ import pytest
 import agent.ledger
 from agent.ledger import Ledger
 from agent.messages import Message
+from agent.part import State
 from agent.retention import Limits
-from agent.verdict import State, Trigger, Verdict
+from agent.verdict import Trigger, Verdict
 
 DAY_NS = 86_400 * 10**9
 MB = 1_000_000

@@ -22,7 +22,8 @@ from agent.heartbeat import Progress
 from agent.lanes import through_lanes
 from agent.line import run_line
 from agent.mqtt import MqttSettings
-from agent.verdict import State, Trigger
+from agent.part import State
+from agent.verdict import Trigger
 from engine.errors import CameraError
 from engine.frame import Frame
 from tests.agent.test_line import BrightnessInspector, ScriptedCamera

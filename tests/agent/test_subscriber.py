@@ -13,8 +13,9 @@ import pytest
 from agent.ledger import Ledger
 from agent.messages import Origin, outgoing
 from agent.mqtt import Publisher
+from agent.part import State
 from agent.requests import Requests
-from agent.verdict import State, Trigger, Verdict
+from agent.verdict import Trigger, Verdict
 
 pytestmark = pytest.mark.broker
 

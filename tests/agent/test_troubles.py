@@ -13,7 +13,7 @@ from agent.config import AgentSettings, BundleSettings, Config, LedgerSettings
 from agent.inference import ChildInspector, Recipe
 from agent.line import run_line
 from agent.mqtt import ask
-from agent.verdict import State
+from agent.part import State
 from engine.errors import CameraError
 from tests.tiny_bundle import tiny_bundle
 

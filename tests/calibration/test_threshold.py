@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from agent.verdict import State, decide
+from agent.part import State, decide
 from calibration.threshold import band, choose_threshold, p_value, percent, require_enough
 from engine.errors import CalibrationError
 

@@ -14,7 +14,8 @@ import pytest
 from agent.ledger import Ledger
 from agent.ledger_file import ABANDONED
 from agent.messages import Origin, outgoing
-from agent.verdict import State, Trigger, Verdict
+from agent.part import State
+from agent.verdict import Trigger, Verdict
 from tests.faults.power_cut_disk import PowerCutDisk, mount, unmount, why_not
 
 ROOT = Path(__file__).parents[2]

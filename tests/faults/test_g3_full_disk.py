@@ -20,8 +20,9 @@ from agent.ledger import Ledger
 from agent.line import run_line
 from agent.messages import Message
 from agent.mqtt import Publisher
+from agent.part import State
 from agent.retention import Limits
-from agent.verdict import State, Trigger, Verdict
+from agent.verdict import Trigger, Verdict
 from tests.faults.belt import Belt, Eye, configured
 
 DISK_MB = 32

@@ -12,7 +12,8 @@ import pytest
 from agent.ledger import Ledger
 from agent.messages import Origin, outgoing
 from agent.mqtt import MqttSettings, Publisher
-from agent.verdict import State, Trigger, Verdict
+from agent.part import State
+from agent.verdict import Trigger, Verdict
 from tests.faults.wire import Wire
 
 pytestmark = pytest.mark.broker

@@ -9,7 +9,8 @@ import pytest
 from agent.ledger import Ledger
 from agent.messages import Message
 from agent.mqtt import MqttSettings, Publisher, TlsSettings
-from agent.verdict import State, Trigger, Verdict
+from agent.part import State
+from agent.verdict import Trigger, Verdict
 
 pytestmark = pytest.mark.broker
 

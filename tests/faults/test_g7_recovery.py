@@ -23,8 +23,8 @@ from agent.demo import BUNDLE
 from agent.inference import ChildInspector, Recipe
 from agent.line import run_line
 from agent.mqtt import Subscriber
+from agent.part import State
 from agent.process import prepare_process
-from agent.verdict import State
 from calibration.record import read_calibration
 from engine.bundle import open_bundle
 from engine.errors import CameraError

@@ -22,7 +22,7 @@ import pytest
 from agent.config import AgentSettings, BundleSettings, Config, LedgerSettings
 from agent.line import run_line
 from agent.mqtt import MqttSettings
-from agent.verdict import State
+from agent.part import State
 from engine.backends.onnxruntime_backend import OnnxRuntimeBackend
 from engine.frame import Frame
 from engine.inspector import TwoPassInspector
