@@ -268,10 +268,10 @@ def _line(
         nonlocal passes
         if verdict.inspection is None:
             return
-        stages = [getattr(verdict.inspection.times, stage) for stage in _STAGES]
+        stages = [verdict.inspection.stages.get(stage, 0.0) for stage in _STAGES]
         whole = (verdict.decided_ns - verdict.trigger.triggered_ns) / 1e9
         times.append([*stages, whole])
-        passes += 1 + verdict.inspection.zoomed
+        passes += len(verdict.inspection.passes)
 
     cpu = _cpu_s(child.pid)
     with tempfile.TemporaryDirectory(prefix="atac-bench-") as folder:

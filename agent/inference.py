@@ -31,7 +31,7 @@ from agent.inference_start import StartingChild
 from engine.backends import MAX_PIXELS, BackendName, FallbackName
 from engine.bundle import Precision
 from engine.errors import BackendError, InspectionError, NoAnswerError
-from engine.frame import Box, Inspection, Map, Pixels, StageTimes
+from engine.frame import Box, Inspection, Map, Pass, Pixels
 from engine.spec import spec
 
 REQUEST: Final = struct.Struct("<QIII")
@@ -362,13 +362,11 @@ class _Connection:
         attention, score_map = self.memory.maps(map_shape)
         return Inspection(
             score=told["score"],
-            pass_scores=(told["pass_scores"][0], told["pass_scores"][1]),
             deviation=told["deviation"],
-            box=Box(**told["box"]),
-            zoomed=told["zoomed"],
+            passes=tuple(Pass(**each | {"box": Box(**each["box"])}) for each in told["passes"]),
             attention=attention.copy(),
             score_map=score_map.copy(),
-            times=StageTimes(**told["times"]),
+            attention_s=told["attention_s"],
         )
 
     def _patiently_heard(self, within_s: float, pid: int) -> dict[str, Any] | None:

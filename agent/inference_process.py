@@ -114,11 +114,9 @@ def _answer(
 def _packed(found: Inspection) -> dict[str, object]:
     return {
         "score": found.score,
-        "pass_scores": found.pass_scores,
         "deviation": found.deviation,
-        "box": asdict(found.box),
-        "zoomed": found.zoomed,
-        "times": asdict(found.times),
+        "passes": [asdict(each) for each in found.passes],
+        "attention_s": found.attention_s,
     }
 
 

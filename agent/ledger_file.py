@@ -814,22 +814,22 @@ def _outbox_message(
 
 
 def _found(found: Inspection) -> tuple[Value, ...]:
-    box, times = found.box, found.times
+    box, stages = found.box, found.stages
     return (
         float(found.score),
-        float(found.pass_scores[0]),
-        float(found.pass_scores[1]),
+        float(found.passes[0].score),
+        float(found.passes[-1].score),
         float(found.deviation),
         int(box.left),
         int(box.top),
         int(box.right),
         int(box.bottom),
         int(found.zoomed),
-        times.view_1,
-        times.pass_1,
-        times.attention,
-        times.view_2,
-        times.pass_2,
+        stages["view_1"],
+        stages["pass_1"],
+        found.attention_s,
+        stages.get("view_2", 0.0),
+        stages.get("pass_2", 0.0),
     )
 
 

@@ -26,7 +26,7 @@ from typing import Final, Literal, get_args
 from agent.part import State
 from agent.verdict import Verdict
 from engine.errors import ConfigurationError
-from engine.frame import Box, Frame, StageTimes
+from engine.frame import Box, Frame, Inspection
 
 What = Literal["state", "health", "alarm", "thumbnail", "verdict", "request", "response"]
 LetGo = Literal["picture", "message"]
@@ -337,13 +337,13 @@ def _part(origin: Origin, verdict: Verdict) -> dict[str, object]:
         "reason": verdict.reason or None,
         "late_state": verdict.late_state,
         "score": found and found.score,
-        "pass_scores": found and list(found.pass_scores),
+        "pass_scores": found and [found.passes[0].score, found.passes[-1].score],
         "deviation": found and found.deviation,
         "threshold": verdict.threshold if math.isfinite(verdict.threshold) else None,
         "box": found and _box(found.box),
         "zoomed": found and found.zoomed,
         "frame": verdict.frame and _frame(verdict.frame),
-        "latency_ms": _latency(verdict, found.times if found else None),
+        "latency_ms": _latency(verdict, found),
         "bundle_id": origin.bundle_id or None,
         "calibration_id": origin.calibration_id or None,
         "software": software(),
@@ -385,16 +385,19 @@ def _frame(frame: Frame) -> dict[str, object]:
     }
 
 
-def _latency(verdict: Verdict, times: StageTimes | None) -> dict[str, float | None]:
+def _latency(verdict: Verdict, found: Inspection | None) -> dict[str, float | None]:
     """Milliseconds by a steady clock, which nobody sets."""
     stages = ("view_1", "pass_1", "attention", "view_2", "pass_2", "total")
+    seconds = {} if found is None else found.stages | {"total": found.seconds}
+    skipped = None if found is None else 0.0
     return {
         "trigger_to_verdict": round((verdict.decided_ns - verdict.trigger.triggered_ns) / 1e6, 3),
-        **{
-            stage: None if times is None else round(getattr(times, stage) * 1e3, 3)
-            for stage in stages
-        },
+        **{stage: _milliseconds(seconds.get(stage, skipped)) for stage in stages},
     }
+
+
+def _milliseconds(seconds: float | None) -> float | None:
+    return None if seconds is None else round(seconds * 1e3, 3)
 
 
 def _rounded(value: float | None) -> float | None:

@@ -105,17 +105,12 @@ class Timing:
 
     def add(self, inspection: Inspection, *, wait: float, end_to_end: float) -> None:
         """Note one part; all in seconds."""
-        times = inspection.times
-        self._seconds[self._count % _KEPT] = (
-            wait,
-            times.view_1,
-            times.pass_1,
-            times.attention,
-            times.view_2,
-            times.pass_2,
-            times.total,
-            end_to_end,
-        )
+        seconds = inspection.stages | {
+            "wait": wait,
+            "inspect": inspection.seconds,
+            "end_to_end": end_to_end,
+        }
+        self._seconds[self._count % _KEPT] = [seconds.get(stage, 0.0) for stage in STAGES]
         self._count += 1
 
     def latencies(self, *, newest: int = _KEPT) -> dict[str, Latency]:

@@ -57,7 +57,7 @@ from benchmarks.broker import mosquitto
 from benchmarks.machine import cpu_s, described, resident_mb
 from engine.backends.opening import open_backend
 from engine.bundle import open_bundle
-from engine.frame import Box, Frame, Inspection, Pixels, StageTimes
+from engine.frame import Box, Frame, Inspection, Pass, Pixels
 
 MEGAPIXELS = (0.3, 1.2, 5.0, 20.0)
 CAMERAS = (2, 4, 8)
@@ -120,9 +120,10 @@ def saturated(child: ChildInspector, frames: Sequence[Sequence[Pixels]], seconds
 
     def note(verdict: Verdict) -> None:
         assert verdict.inspection is not None, verdict.reason
-        times = verdict.inspection.times
+        passes = verdict.inspection.passes
         whole = (verdict.decided_ns - verdict.trigger.triggered_ns) / 1e6
-        seen.append(((times.view_1 + times.view_2) * 1e3, whole, verdict.inspection.zoomed))
+        views_s = sum(each.view_s for each in passes)
+        seen.append((views_s * 1e3, whole, len(passes) > 1))
 
     cpu = cpu_s("self", child.pid)
     with tempfile.TemporaryDirectory(prefix="atac-scaling-") as folder:
@@ -390,13 +391,11 @@ def timed(work: Callable[[], object]) -> float:
 FRAME = Frame(pixels=np.zeros((4, 4), np.uint8), number=1, captured_ns=1)
 FOUND = Inspection(
     score=2.0,
-    pass_scores=(2.0, 2.0),
     deviation=1.0,
-    box=Box(left=0, top=0, right=4, bottom=4),
-    zoomed=True,
+    passes=(Pass(box=Box.whole(4, 4), score=2.0, view_s=0.001, network_s=0.01),) * 2,
     attention=np.zeros((2, 2), np.float32),
     score_map=np.zeros((2, 2), np.float32),
-    times=StageTimes(view_1=0.001, pass_1=0.01, attention=0.001, view_2=0.001, pass_2=0.01),
+    attention_s=0.001,
 )
 
 

@@ -2,7 +2,7 @@
 
 import heapq
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Final, Literal
 
@@ -119,5 +119,5 @@ def pictures_of(files: Sequence[Path]) -> Iterator[Picture | ImageError]:
 
 def _exhibit(picture: Picture, inspection: Inspection) -> Exhibit:
     small = reduced(picture.pixels, MAX_SIDE)
-    box = inspection.box.scaled(of=Box.around(picture.pixels), to=Box.around(small))
-    return Exhibit(name=picture.name, pixels=small, inspection=replace(inspection, box=box))
+    shown = inspection.scaled(of=Box.around(picture.pixels), to=Box.around(small))
+    return Exhibit(name=picture.name, pixels=small, inspection=shown)

@@ -1,6 +1,6 @@
 """The things that travel through the rooms: a frame, a box in it, and what inspection found."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import numpy.typing as npt
@@ -61,43 +61,75 @@ class Frame:
     """One picture from a camera.
 
     `number` is the camera's own frame number, counting from 0; a gap means lost frames.
-    `captured_ns` is UTC, in nanoseconds since 1970.
+    `captured_ns` is UTC, in nanoseconds since 1970. The rest is what a camera may know besides:
+    `device_ns` is the time on its own clock, `trigger_count` counts the triggers it has seen, and
+    `is_complete` is False where a part of the pixels was lost on the way.
     """
 
     pixels: Pixels
     number: int
     captured_ns: int
+    device_ns: int | None = None
+    exposure_us: float | None = None
+    trigger_count: int | None = None
+    is_complete: bool = True
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class StageTimes:
-    """Wall time of each stage of one inspection, in seconds; 0 for a pass that was skipped."""
+class Pass:
+    """One run of the network over one view: the `box` of the frame that it showed, and its score.
 
-    view_1: float
-    pass_1: float
-    attention: float
-    view_2: float
-    pass_2: float
+    `view_s` and `network_s` are wall times in seconds; 0 where a device does not tell them apart.
+    """
 
-    @property
-    def total(self) -> float:
-        return self.view_1 + self.pass_1 + self.attention + self.view_2 + self.pass_2
+    box: Box
+    score: float
+    view_s: float
+    network_s: float
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class Inspection:
-    """What the two passes found in one frame.
+    """What a method found in one frame.
 
-    `score` is γ(x) (Eq 10), the mean of `pass_scores`; `deviation` is Eq 11. `box` is in frame
-    pixels and covers the whole frame when there was nothing to zoom into (`zoomed` is False and
-    pass 2, which would repeat pass 1 exactly, was skipped). The maps are those of pass 1, raw.
+    `passes` has at least one pass; the first saw the whole frame. `score` is the mean of their
+    scores, γ(x) of Eq 10; `deviation` is Eq 11. The maps are those of the first pass, raw.
+    `attention_s` is the wall time from there to the next box.
     """
 
     score: float
-    pass_scores: tuple[float, float]
     deviation: float
-    box: Box
-    zoomed: bool
+    passes: tuple[Pass, ...]
     attention: Map
     score_map: Map
-    times: StageTimes
+    attention_s: float
+
+    @property
+    def box(self) -> Box:
+        """What the last pass looked at, in frame pixels."""
+        return self.passes[-1].box
+
+    @property
+    def zoomed(self) -> bool:
+        """Whether a part of the frame was looked at more closely."""
+        return len(self.passes) > 1
+
+    @property
+    def stages(self) -> dict[str, float]:
+        """Seconds of each stage, in order: `view_1`, `pass_1`, `attention`, `view_2`, `pass_2`."""
+        found: dict[str, float] = {}
+        for number, each in enumerate(self.passes, 1):
+            found |= {f"view_{number}": each.view_s, f"pass_{number}": each.network_s}
+            if number == 1:
+                found["attention"] = self.attention_s
+        return found
+
+    @property
+    def seconds(self) -> float:
+        """Wall time of the whole inspection."""
+        return sum(self.stages.values())
+
+    def scaled(self, *, of: Box, to: Box) -> "Inspection":
+        """The same with the boxes of image `to`, which shows the frame `of` at another size."""
+        passes = (replace(each, box=each.box.scaled(of=of, to=to)) for each in self.passes)
+        return replace(self, passes=tuple(passes))

@@ -10,7 +10,7 @@ import numpy as np
 from engine.attention import CropSpec, attention_box
 from engine.backends import Backend
 from engine.errors import InspectionError
-from engine.frame import Box, Inspection, Pixels, StageTimes
+from engine.frame import Box, Inspection, Pass, Pixels
 from engine.score import ScoreSpec, deviation, top_k_mean
 from engine.view import ViewSpec, view, zoomed
 
@@ -102,8 +102,8 @@ class TwoPassInspector:
     def inspect(self, pixels: Pixels) -> Inspection:
         """Inspect uint8 `pixels`, `(H, W)` mono or `(H, W, 3)` RGB, of any size.
 
-        A box that covers the whole frame would repeat pass 1 exactly, so pass 2 is skipped and
-        its score is that of pass 1. Raises `InspectionError` when a score is not finite.
+        A box that covers the whole frame would repeat pass 1 exactly, so pass 2 is skipped.
+        Raises `InspectionError` when a score is not finite.
         """
         spec, crop, scoring = self._optics.view, self._optics.crop, self._optics.score
         frame_box = Box.around(pixels)
@@ -114,18 +114,19 @@ class TwoPassInspector:
         first = self._backend.run(whole[None])
         t2 = perf_counter()
         attention = first.attention[0]
-        score_1 = top_k_mean(first.score_map[0], scoring.top_k)
+        score = score_1 = top_k_mean(first.score_map[0], scoring.top_k)
+        passes = [Pass(box=frame_box, score=score_1, view_s=t1 - t0, network_s=t2 - t1)]
         box = attention_box(attention, spec.box, crop)
-        t3 = t4 = t5 = perf_counter()
-        score_2 = score_1
+        t3 = perf_counter()
         if box != spec.box:
             closer, frame_box = zoomed(pixels, whole, box, spec)
             t4 = perf_counter()
             second = self._backend.run(closer[None])
             score_2 = top_k_mean(second.score_map[0], scoring.top_k)
             t5 = perf_counter()
+            passes.append(Pass(box=frame_box, score=score_2, view_s=t4 - t3, network_s=t5 - t4))
+            score = (score_1 + score_2) / 2
 
-        score = (score_1 + score_2) / 2
         if not math.isfinite(score):
             raise InspectionError(
                 f"{self._backend.name} answered a score of {score}: the network or its runtime "
@@ -133,17 +134,9 @@ class TwoPassInspector:
             )
         return Inspection(
             score=score,
-            pass_scores=(score_1, score_2),
             deviation=deviation(score, scoring),
-            box=frame_box,
-            zoomed=box != spec.box,
+            passes=tuple(passes),
             attention=attention,
             score_map=first.score_map[0],
-            times=StageTimes(
-                view_1=t1 - t0,
-                pass_1=t2 - t1,
-                attention=t3 - t2,
-                view_2=t4 - t3,
-                pass_2=t5 - t4,
-            ),
+            attention_s=t3 - t2,
         )

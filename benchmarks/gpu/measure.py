@@ -344,7 +344,7 @@ def kernels(bench: Bench) -> Results:
                 "view_2": _apart(second, closer),
                 "zoomed": said.zoomed,
                 "box_equal": said.box == box.scaled(of=manifest.view.box, to=Box.around(pixels)),
-                "score_difference": abs(said.pass_scores[0] - score),
+                "score_difference": abs(said.passes[0].score - score),
             }
         raw = bench.frame(next(iter(bench.frames.values())), "bayer_rggb", bench.shown)
         rgb = cv2.cvtColor(raw, cv2.COLOR_BayerRGGB2RGB)
@@ -354,7 +354,7 @@ def kernels(bench: Bench) -> Results:
         alone = [inspector.inspect(blank) for _ in range(2)]
         found["repeatable"] = alone[0].score == alone[1].score
         found["skipped_pass_2_is_pass_1"] = [
-            each.pass_scores[0] == each.pass_scores[1] for each in alone if not each.zoomed
+            each.score == each.passes[0].score for each in alone if not each.zoomed
         ]
     return found
 

@@ -207,7 +207,7 @@ def two_passes(
     name: str, precision: str, inspector: TwoPassInspector, frames: list[Pixels]
 ) -> Contender:
     def look(pixels: Pixels) -> int:
-        return 1 + inspector.inspect(pixels).zoomed
+        return len(inspector.inspect(pixels).passes)
 
     def take(seconds: float) -> Turn:
         return turn(look, frames, lanes=inspector.lanes, seconds=seconds)

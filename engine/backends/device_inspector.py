@@ -4,8 +4,7 @@
     └────────────── one CUDA graph for each set of frame sizes, nobody waits in between ──────────┘
 
 The kernels are those of `cuda/`. Both passes always run, since the host does not hear of the box
-before the end: where it covers the whole frame, the score of pass 1 counts for both, as in
-`engine.inspector`.
+before the end: where it covers the whole frame, pass 1 alone counts, as in `engine.inspector`.
 """
 
 import math
@@ -31,7 +30,7 @@ from engine.backends.lab import lab_tables
 from engine.build import MAX_BATCH
 from engine.bundle import NetworkSpec
 from engine.errors import BackendError, InspectionError
-from engine.frame import Box, Inspection, Pixels, StageTimes
+from engine.frame import Box, Inspection, Pass, Pixels
 from engine.inspector import Optics
 from engine.score import deviation, top_k_count
 
@@ -194,7 +193,7 @@ class DeviceInspector:
             raise BackendError(f"{self.name} cannot start: {error}") from error
 
     def inspect(self, pixels: Pixels) -> Inspection:
-        """As `TwoPassInspector.inspect`; all of `times` is under `pass_1`."""
+        """As `TwoPassInspector.inspect`; all of its time is under `pass_1`."""
         return self.inspect_all([pixels])[0]
 
     def inspect_all(
@@ -267,24 +266,26 @@ class DeviceInspector:
         answer = program.answers
         zooms = bool(answer["zooms"][slot])
         score_1, score_2 = (float(answer["scores"][each, slot]) for each in (0, 1))
-        if not zooms:
-            score_2 = score_1
-        score = (score_1 + score_2) / 2
+        score = (score_1 + score_2) / 2 if zooms else score_1
         if not math.isfinite(score):
             raise InspectionError(
                 f"{self.name} answered a score of {score}: the network or its runtime is broken; "
                 "check with: agent doctor"
             )
         left, top, right, bottom = (int(place) for place in answer["boxes"][slot])
+        geometry = program.geometries[slot]
+        whole = Box.whole(geometry.width, geometry.height)
+        passes = [Pass(box=whole, score=score_1, view_s=0.0, network_s=seconds)]
+        if zooms:
+            box = Box(left=left, top=top, right=right, bottom=bottom)
+            passes.append(Pass(box=box, score=score_2, view_s=0.0, network_s=0.0))
         return Inspection(
             score=score,
-            pass_scores=(score_1, score_2),
             deviation=deviation(score, self._optics.score),
-            box=Box(left=left, top=top, right=right, bottom=bottom),
-            zoomed=zooms,
+            passes=tuple(passes),
             attention=answer["attention"][slot].copy(),
             score_map=answer["score_map"][slot].copy(),
-            times=StageTimes(view_1=0.0, pass_1=seconds, attention=0.0, view_2=0.0, pass_2=0.0),
+            attention_s=0.0,
         )
 
     def _program(self, geometries: tuple[Geometry, ...]) -> "_Program":
@@ -363,7 +364,7 @@ class _Program:
         self._optics = optics
         self._cells = spec.map_height, spec.map_width
         self._constants = constants
-        self._geometries = geometries
+        self.geometries = geometries
         with ExitStack() as stack:
             self._allocate(stack)
             # First of all when it closes: nothing may still be running over what is given back.
@@ -388,7 +389,7 @@ class _Program:
             self._resources.close()
 
     def _allocate(self, stack: ExitStack) -> None:
-        optics, count = self._optics, len(self._geometries)
+        optics, count = self._optics, len(self.geometries)
         side, tiles = optics.view.side, optics.view.clahe_tiles
         maps = (count, *self._cells)
         self._frames: list[Any] = []
@@ -396,7 +397,7 @@ class _Program:
         # Freed pinned memory must not stay reachable as an array.
         stack.callback(self._frames.clear)
         stack.callback(self.answers.clear)
-        for each in self._geometries:
+        for each in self.geometries:
             self._frames.append(self._gpu.pinned(stack, each.shape, np.uint8))
         for name, shape, kind in (
             ("scores", (2, count), np.dtype(np.float64)),
@@ -407,8 +408,8 @@ class _Program:
         ):
             self.answers[name] = self._gpu.pinned(stack, shape, kind)
         # The frames are seen one after the other, so what a view needs beside its frame they share.
-        longest = max(max(each.width, each.height, side) for each in self._geometries)
-        largest = max(max(each.size, 3 * side * side) for each in self._geometries)
+        longest = max(max(each.width, each.height, side) for each in self.geometries)
+        largest = max(max(each.size, 3 * side * side) for each in self.geometries)
         taps = 2 * math.ceil(2 * max(1.0, longest / side)) + 1
         cells = int(np.prod(maps))
         sizes = {
@@ -435,7 +436,7 @@ class _Program:
             },
             **{f"views_{each}": count * 3 * side * side for each in (1, 2)},
         }
-        for slot, geometry in enumerate(self._geometries):
+        for slot, geometry in enumerate(self.geometries):
             sizes[f"raw_{slot}"] = self._frames[slot].nbytes
             if self._is_changed(geometry):
                 sizes[f"frame_{slot}"] = geometry.size
@@ -454,7 +455,7 @@ class _Program:
             for number in (1, 2)
         ]
         stack.callback(self._passes.clear)
-        for slot, geometry in enumerate(self._geometries):
+        for slot, geometry in enumerate(self.geometries):
             whole = np.array((0, 0, geometry.width, geometry.height), np.int32)
             self._gpu.cuda.memcpy_htod(self._device[f"whole_{slot}"], whole)
 
@@ -488,14 +489,14 @@ class _Program:
 
     def _view_1(self) -> None:
         pixels = 3 * self._optics.view.side**2
-        for slot, geometry in enumerate(self._geometries):
+        for slot, geometry in enumerate(self.geometries):
             self._prepare_frame(slot, geometry)
             whole, views = self._at(f"whole_{slot}"), self._at("views_1", slot * pixels)
             self._view(slot, geometry, whole, views)
 
     def _view_2(self) -> None:
         pixels = 3 * self._optics.view.side**2
-        for slot, geometry in enumerate(self._geometries):
+        for slot, geometry in enumerate(self.geometries):
             views = self._at("views_2", slot * pixels)
             if self._optics.view.crop_from == "frame":
                 self._view(slot, geometry, self._at("in_frame", slot * _BOX_BYTES), views)
@@ -660,7 +661,7 @@ class _Program:
 
     def _pass(self, number: int) -> None:
         """The network on all views of pass `number`, and their scores."""
-        count = len(self._geometries)
+        count = len(self.geometries)
         cells = self._cells[0] * self._cells[1]
         k = np.int32(top_k_count(cells, self._optics.score.top_k))
         self._passes[number - 1](count, self._stream)
@@ -670,7 +671,7 @@ class _Program:
 
     def _boxes(self) -> None:
         """`engine.attention.attention_box` of all maps of pass 1."""
-        side, count = self._optics.view.side, len(self._geometries)
+        side, count = self._optics.view.side, len(self.geometries)
         attention, crop = self._at("attention_1"), np.uintp(self._constants["crop"])
         peaks, extents = self._at("peaks"), self._at("extents")
         height, width = self._cells
@@ -696,7 +697,7 @@ class _Program:
             peaks,
             extents,
         )
-        for slot, geometry in enumerate(self._geometries):
+        for slot, geometry in enumerate(self.geometries):
             self._launch(
                 "boxes",
                 1,

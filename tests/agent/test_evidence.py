@@ -14,7 +14,8 @@ from agent.evidence import Evidence, EvidenceSettings
 from agent.messages import Origin, comment_of
 from agent.part import State
 from agent.verdict import Trigger, Verdict
-from engine.frame import Box, Frame, Inspection, StageTimes
+from engine.frame import Box, Frame
+from tests.inspections import inspection
 from tests.tiny_bundle import good_part
 
 ORIGIN = Origin(agent_id="line-3", epoch="0123456789ab")
@@ -33,16 +34,7 @@ class Ages:
 
 def verdict(sequence, state=State.NG, score=3.0, pixels=None):
     pixels = good_part(sequence) if pixels is None else pixels
-    found = Inspection(
-        score=score,
-        pass_scores=(score, score),
-        deviation=score,
-        box=Box.around(pixels),
-        zoomed=False,
-        attention=np.zeros((2, 2), np.float32),
-        score_map=np.zeros((2, 2), np.float32),
-        times=StageTimes(view_1=0, pass_1=0, attention=0, view_2=0, pass_2=0),
-    )
+    found = inspection(score, Box.around(pixels))
     return Verdict(
         trigger=Trigger(sequence=sequence, camera="main", part_id=f"p{sequence}", triggered_ns=0),
         state=state,

@@ -24,7 +24,7 @@ from agent.messages import Message, chained
 from agent.part import State
 from agent.verdict import Trigger, Verdict
 from engine.errors import ConfigurationError
-from engine.frame import Box, Frame, Inspection, StageTimes
+from engine.frame import Box, Frame, Inspection, Pass
 
 
 @pytest.fixture
@@ -123,13 +123,14 @@ def test_another_agent_id_counts_for_itself(path):
 def test_a_row_holds_all_that_was_found(path):
     found = Inspection(
         score=2.5,
-        pass_scores=(2.0, 3.0),
         deviation=2.25,
-        box=Box(left=1, top=2, right=30, bottom=40),
-        zoomed=True,
+        passes=(
+            Pass(box=Box.whole(64, 48), score=2.0, view_s=0.1, network_s=0.2),
+            Pass(box=Box(left=1, top=2, right=30, bottom=40), score=3.0, view_s=0.4, network_s=0.5),
+        ),
         attention=np.zeros((2, 2), np.float32),
         score_map=np.zeros((2, 2), np.float32),
-        times=StageTimes(view_1=0.1, pass_1=0.2, attention=0.3, view_2=0.4, pass_2=0.5),
+        attention_s=0.3,
     )
     frame = Frame(pixels=np.zeros((48, 64), np.uint8), number=7, captured_ns=11)
     with Ledger(path, agent_id="line1", bundle_id="b", calibration_id="c") as ledger:

@@ -27,7 +27,8 @@ from agent.part import State
 from agent.tally import Summary
 from agent.verdict import Trigger, Verdict
 from engine.errors import CameraError, ImageError, InspectionError
-from engine.frame import Box, Frame, Inspection, Pixels, StageTimes
+from engine.frame import Box, Frame, Inspection, Pixels
+from tests import inspections
 
 THRESHOLD = 0.5
 PIXELS = np.zeros((8, 10, 3), np.uint8)
@@ -36,16 +37,7 @@ VIDEO = DATA / "video" / "bottle-detection.mp4"
 
 
 def inspection(score: float) -> Inspection:
-    return Inspection(
-        score=score,
-        pass_scores=(score, score),
-        deviation=score,
-        box=Box.around(PIXELS),
-        zoomed=False,
-        attention=np.zeros((2, 2), np.float32),
-        score_map=np.full((2, 2), score, np.float32),
-        times=StageTimes(view_1=1e-4, pass_1=1e-3, attention=1e-5, view_2=0, pass_2=0),
-    )
+    return inspections.inspection(score, Box.around(PIXELS))
 
 
 class BrightnessInspector:

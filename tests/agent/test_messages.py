@@ -32,7 +32,7 @@ from agent.mqtt import Publisher
 from agent.part import State
 from agent.verdict import Trigger, Verdict
 from engine.errors import ConfigurationError
-from engine.frame import Box, Frame, Inspection, StageTimes
+from engine.frame import Box, Frame, Inspection, Pass
 
 ROOT = Path(__file__).parents[2]
 SCHEMAS = {file.name: json.loads(file.read_text()) for file in ROOT.glob("agent/schemas/*.json")}
@@ -60,13 +60,19 @@ def jpeg():
 def verdict(state=State.NG, sequence=7, **changes):
     found = Inspection(
         score=2.5,
-        pass_scores=(2.0, 3.0),
         deviation=2.25,
-        box=Box(left=10, top=20, right=30, bottom=40),
-        zoomed=True,
+        passes=(
+            Pass(box=Box.whole(64, 48), score=2.0, view_s=0.001, network_s=0.02),
+            Pass(
+                box=Box(left=10, top=20, right=30, bottom=40),
+                score=3.0,
+                view_s=0.001,
+                network_s=0.02,
+            ),
+        ),
         attention=np.zeros((2, 2), np.float32),
         score_map=np.zeros((2, 2), np.float32),
-        times=StageTimes(view_1=0.001, pass_1=0.02, attention=0.0005, view_2=0.001, pass_2=0.02),
+        attention_s=0.0005,
     )
     frame = Frame(pixels=np.zeros((48, 64), np.uint8), number=7, captured_ns=NOON_NS - 50_000_000)
     trigger = Trigger(

@@ -18,22 +18,19 @@ from calibration.report import (
 from calibration.scores import Exhibit, Scores
 from engine.bundle import Bundle
 from engine.errors import CalibrationError
-from engine.frame import Box, Inspection, StageTimes
+from engine.frame import Box
+from tests.inspections import inspection
 from tests.tiny_bundle import good_part, tiny_bundle
 
 
 def exhibit(name: str, score: float) -> Exhibit:
-    inspection = Inspection(
-        score=score,
-        pass_scores=(score, score),
-        deviation=score,
-        box=Box(left=10, top=10, right=40, bottom=30),
-        zoomed=True,
-        attention=np.zeros((8, 8), np.float32),
+    found = inspection(
+        score,
+        Box.whole(96, 80),
+        Box(left=10, top=10, right=40, bottom=30),
         score_map=np.full((8, 8), score, np.float32),
-        times=StageTimes(view_1=0, pass_1=0, attention=0, view_2=0, pass_2=0),
     )
-    return Exhibit(name=name, pixels=good_part(0), inspection=inspection)
+    return Exhibit(name=name, pixels=good_part(0), inspection=found)
 
 
 def scores(values: tuple[float, ...], *exhibits: Exhibit, digest: str = "a") -> Scores:

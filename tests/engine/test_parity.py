@@ -1,25 +1,16 @@
 """Verdicts, boxes and scores of two ways, compared."""
 
-import numpy as np
 import pytest
 
-from engine.frame import Box, Inspection, StageTimes
+from engine.frame import Box
 from engine.parity import box_iou, compared, provisional_threshold
+from tests import inspections
 
 BOX = Box(left=0, top=0, right=4, bottom=2)
 
 
 def inspection(score, box=BOX):
-    return Inspection(
-        score=score,
-        pass_scores=(score, score),
-        deviation=0.0,
-        box=box,
-        zoomed=True,
-        attention=np.zeros((1, 1), np.float32),
-        score_map=np.zeros((1, 1), np.float32),
-        times=StageTimes(view_1=0, pass_1=0, attention=0, view_2=0, pass_2=0),
-    )
+    return inspections.inspection(score, Box.whole(20, 20), box)
 
 
 def test_a_verdict_that_differs_is_named():

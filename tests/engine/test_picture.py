@@ -1,34 +1,25 @@
 import base64
 import io
-from dataclasses import replace
 
 import numpy as np
 import pytest
 from PIL import Image
 
 from engine.errors import ImageError
-from engine.frame import Box, Inspection, Pixels, StageTimes
+from engine.frame import Box, Inspection, Pixels
 from engine.picture import annotated, attended, data_uri, heatmap, jpeg, reduced
+from tests.inspections import inspection
 from tests.tiny_bundle import good_part
 
-TIMES = StageTimes(view_1=0, pass_1=0, attention=0, view_2=0, pass_2=0)
-CALM = Inspection(
-    score=1.0,
-    pass_scores=(1.0, 1.0),
-    deviation=1.0,
-    box=Box.whole(96, 80),
-    zoomed=False,
-    attention=np.zeros((8, 8), np.float32),
-    score_map=np.zeros((8, 8), np.float32),
-    times=TIMES,
-)
+FRAME = Box.whole(96, 80)
+CALM = inspection(1.0, FRAME)
 
 
-def hot(value: float) -> Inspection:
+def hot(value: float, *closer: Box) -> Inspection:
     """Heat in the top left corner."""
     score_map = np.zeros((8, 8), np.float32)
     score_map[:2, :2] = value
-    return replace(CALM, score_map=score_map)
+    return inspection(1.0, FRAME, *closer, score_map=score_map)
 
 
 def noise(height: int, width: int) -> Pixels:
@@ -70,7 +61,7 @@ def test_any_threshold_and_any_map_give_a_picture(threshold: float, value: float
 def test_the_box_is_drawn_in_its_place_and_red_above_the_threshold() -> None:
     pixels = np.full((480, 640), 128, np.uint8)
     box = Box(left=100, top=50, right=300, bottom=200)
-    seen = replace(CALM, box=box, zoomed=True, score=3.0)
+    seen = inspection(3.0, FRAME, box)
     red, green = annotated(pixels, seen, 2.0), annotated(pixels, seen, 3.0)
     for row, column in ((50, 200), (199, 200), (120, 100), (120, 299)):
         assert red[row, column, 0] > 200 > red[row, column, 1]
@@ -83,7 +74,7 @@ def test_the_box_is_drawn_in_its_place_and_red_above_the_threshold() -> None:
 def test_a_large_frame_is_reduced_and_its_box_with_it() -> None:
     pixels = np.full((1000, 2000, 3), 128, np.uint8)
     box = Box(left=1000, top=500, right=2000, bottom=1000)
-    found = annotated(pixels, replace(CALM, box=box, zoomed=True), 2.0, max_side=500)
+    found = annotated(pixels, inspection(1.0, FRAME, box), 2.0, max_side=500)
     assert found.shape == (250, 500, 3)
     changed = np.argwhere((found != 128).any(axis=2))
     assert changed.min(axis=0) == pytest.approx([125, 250], abs=4)
@@ -94,7 +85,7 @@ def test_attention_is_brightest_where_the_network_looked_and_has_its_box() -> No
     attention = np.zeros((8, 8), np.float32)
     attention[1, 6] = 0.01  # however little: the box is cut relative to the most
     box = Box(left=400, top=20, right=600, bottom=160)
-    found = attended(pixels, replace(CALM, attention=attention, box=box, zoomed=True))
+    found = attended(pixels, inspection(1.0, FRAME, box, attention=attention))
     yellow, violet = found[90, 520].astype(int), found[400, 100].astype(int)
     assert yellow[0] > yellow[2] + 40
     assert violet[2] > violet[1] + 20
@@ -105,22 +96,22 @@ def test_attention_is_brightest_where_the_network_looked_and_has_its_box() -> No
 @pytest.mark.parametrize("value", [0.0, -1.0, np.inf, np.nan])
 def test_attention_that_says_nothing_still_has_a_picture(value: float) -> None:
     empty = np.full((8, 8), value, np.float32)
-    assert attended(good_part(0), replace(CALM, attention=empty)).shape == (80, 96, 3)
+    assert attended(good_part(0), inspection(1.0, FRAME, attention=empty)).shape == (80, 96, 3)
 
 
 def test_the_frame_itself_is_not_drawn_on() -> None:
     pixels = good_part(0)
     before = pixels.copy()
     box = Box(left=10, top=10, right=30, bottom=30)
-    annotated(pixels, replace(hot(9.0), box=box, zoomed=True), 2.0)
-    attended(pixels, replace(hot(9.0), box=box, zoomed=True))
+    annotated(pixels, hot(9.0, box), 2.0)
+    attended(pixels, hot(9.0, box))
     assert np.array_equal(pixels, before)
 
 
 @pytest.mark.parametrize("shape", [(1, 1), (1, 700, 3), (700, 1), (3, 5, 3)])
 def test_odd_frames_have_pictures(shape: tuple[int, ...]) -> None:
     pixels = np.full(shape, 9, np.uint8)
-    seen = replace(hot(9.0), box=Box(left=0, top=0, right=1, bottom=1), zoomed=True)
+    seen = hot(9.0, Box.whole(1, 1))
     for found in (annotated(pixels, seen, 2.0), attended(pixels, seen)):
         assert found.ndim == 3
         assert max(found.shape[:2]) <= 640

@@ -22,15 +22,14 @@ from agent.cameras.folder import FolderSettings
 from agent.config import AgentSettings, BundleSettings, Config, LedgerSettings
 from agent.line import run_line, stopping_on_signals
 from agent.mqtt import MqttSettings
-from engine.frame import Box, Frame, Inspection, StageTimes
+from engine.frame import Box, Frame, Inspection
+from tests.inspections import inspection
 
 AGENT = "line1"
 EVERY = 5
 """Each fifth part is NG."""
 PICTURE = np.random.default_rng(0).integers(0, 256, (48, 64, 3), np.uint8)
 """Noise, so that a thumbnail of it is larger than an alarm."""
-_MAPS = np.zeros((8, 8), np.float32)
-_TIMES = StageTimes(view_1=1e-4, pass_1=1e-4, attention=1e-4, view_2=0.0, pass_2=0.0)
 
 
 def configured(folder: Path, port: int, **mqtt: object) -> Config:
@@ -93,17 +92,7 @@ class Eye:
     """Sees at once whether a part is the fifth."""
 
     def inspect(self, pixels: np.ndarray) -> Inspection:
-        score = 0.0 if pixels[0, 0, 0] else 2.0
-        return Inspection(
-            score=score,
-            pass_scores=(score, score),
-            deviation=score,
-            box=Box(left=0, top=0, right=64, bottom=48),
-            zoomed=False,
-            attention=_MAPS,
-            score_map=_MAPS,
-            times=_TIMES,
-        )
+        return inspection(0.0 if pixels[0, 0, 0] else 2.0, Box.around(pixels))
 
 
 def seen(folder: Path) -> int:

@@ -11,7 +11,8 @@ import pytest
 from agent.commands.train import _report
 from engine.bundle import Bundle, sha256, write_manifest
 from engine.errors import TrainingError
-from engine.frame import Box, Inspection, StageTimes
+from engine.frame import Box
+from tests.inspections import inspection
 from tests.tiny_bundle import tiny_bundle
 from train.datasets import SPLIT, SPLIT_JSON, Dropped, Listed, Source, Split, find_source
 from train.export import PROFILE
@@ -63,17 +64,14 @@ def listed(kind: str, number: int) -> Listed:
 
 
 def seen(kind: str, score: float, number: int = 0) -> Seen:
-    inspection = Inspection(
-        score=score,
-        pass_scores=(score, score),
-        deviation=score,
-        box=Box(left=10, top=10, right=40, bottom=30),
-        zoomed=True,
+    found = inspection(
+        score,
+        Box.whole(96, 80),
+        Box(left=10, top=10, right=40, bottom=30),
         attention=np.eye(8, dtype=np.float32),
         score_map=np.full((8, 8), score, np.float32),
-        times=StageTimes(view_1=0, pass_1=0, attention=0, view_2=0, pass_2=0),
     )
-    return Seen(item=listed(kind, number), inspection=inspection)
+    return Seen(item=listed(kind, number), inspection=found)
 
 
 def outcome(

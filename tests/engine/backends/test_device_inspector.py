@@ -81,7 +81,9 @@ def assert_same(found, wanted):
         assert one.zoomed == other.zoomed
         assert one.box == other.box
         assert one.score == pytest.approx(other.score, abs=1e-4)
-        assert one.pass_scores == pytest.approx(other.pass_scores, abs=1e-4)
+        for each, wanted_pass in zip(one.passes, other.passes, strict=True):
+            assert each.box == wanted_pass.box
+            assert each.score == pytest.approx(wanted_pass.score, abs=1e-4)
         assert one.deviation == pytest.approx(other.deviation, abs=1e-4)
         np.testing.assert_allclose(one.attention, other.attention, atol=1e-4)
         np.testing.assert_allclose(one.score_map, other.score_map, atol=1e-3)
@@ -234,7 +236,7 @@ def test_a_box_that_covers_the_frame_scores_the_same_bits_twice(opened, view):
         found = inspector.inspect(defective_part(0))
     assert not found.zoomed
     assert found.box == Box.around(defective_part(0))
-    assert found.score == found.pass_scores[0] == found.pass_scores[1]
+    assert found.score == found.passes[0].score
 
 
 def test_everything_is_given_back(opened, cuda):
