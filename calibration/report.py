@@ -1,24 +1,21 @@
 """A calibration in words, on a terminal and as one HTML page."""
 
-from collections.abc import Iterator
-from html import escape
 from pathlib import Path
 from typing import Final
 
 from calibration.bound import upper_bound
 from calibration.record import Calibration
-from calibration.scores import Exhibit, Scores
-from calibration.threshold import percent
+from calibration.scores import Scores
+from calibration.threshold import choose_threshold
 from engine.bundle import replace_file
 from engine.errors import CalibrationError
-from engine.page import bins, counts, histogram_svg, page
-from engine.picture import annotated, data_uri
+from engine.pages.charts import bins, counts, histogram_svg
+from engine.pages.rendering import render
+from engine.pages.text import counted, listed, percent, short
+from engine.picture import annotated
 
 REPORT: Final = "calibration.html"
 """The page's name, beside `calibration.json` in the bundle's folder."""
-
-_NAMED: Final = 5
-"""How many files a warning names; all are in the counts."""
 
 
 def promise(calibration: Calibration) -> str:
@@ -28,6 +25,45 @@ def promise(calibration: Calibration) -> str:
         f"{percent(calibration.confidence)} confidence: {calibration.exceedances} of "
         f"n={calibration.good} good parts scored above the threshold {calibration.threshold:.4g}."
     )
+
+
+def misses(calibration: Calibration) -> str:
+    """What of the given defects the threshold lets pass, in one sentence; empty without defects."""
+    missed, of = calibration.defective - calibration.detected, calibration.defective
+    if not of:
+        return ""
+    if not missed:
+        return f"None of your {counted(of, 'defect')} would pass."
+    return f"{missed} of your {counted(of, 'defect')} would pass."
+
+
+def deciding(calibration: Calibration, good: Scores) -> str:
+    """Which good part sets the threshold, and what the threshold would be without it.
+
+    `good` are the scores of the calibration. Empty where that part is not among the exhibits.
+    """
+    rank = calibration.allowed_exceedances
+    if rank >= len(good.exhibits):
+        return ""
+    name = short(good.exhibits[rank].name)
+    others = list(calibration.good_scores)
+    others.remove(calibration.threshold)
+    try:
+        without = choose_threshold(
+            others,
+            max_false_reject=calibration.max_false_reject,
+            confidence=calibration.confidence,
+        ).value
+    except CalibrationError:
+        effect = "there would be too few good parts for this promise"
+    else:
+        effect = f"the threshold would be {without:.4g}"
+    alone = (
+        f"{name} alone sets the threshold"
+        if not rank
+        else (f"{name} sets the threshold; {counted(rank, 'good part')} may score higher")
+    )
+    return f"{alone}. If it is not really good, remove it: {effect}."
 
 
 def detection(calibration: Calibration) -> str:
@@ -52,8 +88,8 @@ def warnings(calibration: Calibration, good: Scores, defective: Scores | None) -
     found = []
     if training:
         found.append(
-            f"{_pictures(len(training))} set aside: training images, whose scores say nothing "
-            f"about new parts ({_names(training)})."
+            f"{counted(len(training), 'picture')} set aside: training images, whose scores say "
+            f"nothing about new parts ({listed(training)})."
         )
     if good.look_alikes:
         distinct = calibration.good - good.look_alikes
@@ -67,13 +103,13 @@ def warnings(calibration: Calibration, good: Scores, defective: Scores | None) -
         )
     if duplicates:
         found.append(
-            f"{_pictures(len(duplicates))} set aside: the same pixels as another one "
-            f"({_names(duplicates)})."
+            f"{counted(len(duplicates), 'picture')} set aside: the same pixels as another one "
+            f"({listed(duplicates)})."
         )
     if unreadable:
         found.append(
-            f"{_pictures(len(unreadable))} could not be read and did not count "
-            f"({_names(unreadable)})."
+            f"{counted(len(unreadable), 'picture')} could not be read and did not count "
+            f"({listed(unreadable)})."
         )
     return found
 
@@ -102,65 +138,51 @@ def write_report(
     path: Path, calibration: Calibration, good: Scores, defective: Scores | None
 ) -> None:
     """Write the calibration as one HTML file that needs no other file, atomically."""
-    html = page("Calibration report", "\n".join(_body(calibration, good, defective)))
+    good_scores, defective_scores = calibration.good_scores, calibration.defective_scores
+    threshold = calibration.threshold
+    html = render(
+        "calibration.html.j2",
+        title="Calibration report",
+        calibration=calibration,
+        promise=promise(calibration),
+        misses=misses(calibration),
+        missed=calibration.defective - calibration.detected,
+        detection=detection(calibration),
+        deciding=deciding(calibration, good),
+        warnings=warnings(calibration, good, defective),
+        histograms=[
+            histogram_svg(good_scores, shown, threshold)
+            for shown in ([defective_scores, ()] if defective_scores else [()])
+        ],
+        figures=_figures(calibration),
+        facts=_facts(calibration),
+        good=_shown(good, threshold, good=True),
+        defective=[] if defective is None else _shown(defective, threshold, good=False),
+    )
     try:
-        replace_file(path, html.encode())
+        replace_file(path, html)
     except OSError as error:
         raise CalibrationError(f"{path}: cannot be written ({error.strerror})") from error
 
 
-def _body(calibration: Calibration, good: Scores, defective: Scores | None) -> Iterator[str]:
-    yield f"<h1>Calibration of bundle {calibration.bundle_id[:12]}, {calibration.precision}</h1>"
-    yield f'<p class="statement">{escape(promise(calibration))}</p>'
-    yield f"<p>{escape(detection(calibration))}</p>"
-    for warning in warnings(calibration, good, defective):
-        yield f'<p class="warning">{escape(warning)}</p>'
-    good_scores, defective_scores = calibration.good_scores, calibration.defective_scores
-    yield "<h2>Scores</h2>"
-    histogram = histogram_svg(good_scores, defective_scores, calibration.threshold)
-    yield f'<div class="card">{histogram}</div>'
-    if defective_scores:
-        yield "<h2>Scores of the good parts alone</h2>"
-        histogram = histogram_svg(good_scores, (), calibration.threshold)
-        yield f'<div class="card">{histogram}</div>'
-    yield "<h2>Figures</h2>"
-    yield f'<div class="card"><dl>{"".join(_figures(calibration))}</dl></div>'
-    yield "<h2>Good parts with the highest scores</h2>"
-    yield f'<div class="pictures">{"".join(_gallery(calibration, good, "good"))}</div>'
-    if defective is not None and defective.values:
-        missed = calibration.defective - calibration.detected
-        yield f"<h2>Defective parts with the lowest scores ({missed} missed)</h2>"
-        gallery = "".join(_gallery(calibration, defective, "defective"))
-        yield f'<div class="pictures">{gallery}</div>'
-    yield (
-        '<p class="soft">Colours show where the network sees a deviation, on one scale for all '
-        "pictures: none below three quarters of the threshold, the hottest at twice the threshold. "
-        "The box is where the second pass looked closer.</p>"
-        '<p class="soft">The promise rests on counting alone, not on the shape of the '
-        "distribution. It holds for good parts like these: same product, camera, lens and light. "
-        "When one of them changes, calibrate again.</p>"
-    )
-
-
-def _figures(calibration: Calibration) -> Iterator[str]:
-    figures = [
-        ("Threshold (NG above)", f"{calibration.threshold:.6g}"),
-        ("Good parts", f"{calibration.good}"),
-        (
-            f"False rejects, with {percent(calibration.confidence)} confidence",
-            f"≤ {percent(calibration.guaranteed_false_reject, digits=3)}",
+def _figures(calibration: Calibration) -> dict[str, str]:
+    sure = percent(calibration.confidence)
+    figures = {
+        "Threshold (NG above)": f"{calibration.threshold:.6g}",
+        "Good parts": f"{calibration.good}",
+        f"False rejects, with {sure} confidence": (
+            f"≤ {percent(calibration.guaranteed_false_reject, digits=3)}"
         ),
-    ]
+    }
     if calibration.detection_interval is not None:
-        low, high = calibration.detection_interval
-        figures.append(
-            (
-                f"Defects detected ({percent(low, digits=3)} to {percent(high, digits=3)})",
-                percent(calibration.detected / calibration.defective, digits=3),
-            )
-        )
-    yield from (f'<div><dt>{dt}</dt><dd class="figure">{dd}</dd></div>' for dt, dd in figures)
-    facts = {
+        low, high = (percent(end, digits=3) for end in calibration.detection_interval)
+        detected = percent(calibration.detected / calibration.defective, digits=3)
+        figures[f"Defects detected ({low} to {high})"] = detected
+    return figures
+
+
+def _facts(calibration: Calibration) -> dict[str, str]:
+    return {
         "Asked for": f"≤ {percent(calibration.max_false_reject)} false rejects",
         "Good parts above the threshold": f"{calibration.exceedances} "
         f"({calibration.allowed_exceedances} allowed)",
@@ -171,36 +193,20 @@ def _figures(calibration: Calibration) -> Iterator[str]:
         "Bundle": calibration.bundle_id,
         "Versions": ", ".join(f"{name} {v}" for name, v in calibration.versions.items()),
     }
-    yield from (f"<div><dt>{dt}</dt><dd>{escape(dd)}</dd></div>" for dt, dd in facts.items())
 
 
-def _gallery(calibration: Calibration, scores: Scores, label: str) -> Iterator[str]:
-    for exhibit in scores.exhibits:
-        above = exhibit.inspection.score > calibration.threshold
-        wrong = above == (label == "good")
-        verdict = {"good": "would be rejected", "defective": "missed"}[label] if wrong else ""
-        yield _figure(calibration, exhibit, verdict)
-
-
-def _figure(calibration: Calibration, exhibit: Exhibit, verdict: str) -> str:
-    picture = annotated(exhibit.pixels, exhibit.inspection, calibration.threshold, max_side=480)
-    name = escape("/".join(Path(exhibit.name).parts[-2:]))
-    height, width = picture.shape[:2]
-    return (
-        f"<figure{' class=wrong' if verdict else ''}>"
-        f'<img src="{data_uri(picture)}" alt="{name}" width="{width}" height="{height}">'
-        f"<figcaption><b>{exhibit.inspection.score:.4g}</b> {verdict}"
-        f'<br><span class="soft">{name}</span></figcaption></figure>'
-    )
-
-
-def _pictures(count: int) -> str:
-    return "1 picture" if count == 1 else f"{count} pictures"
-
-
-def _names(names: list[str]) -> str:
-    more = f" and {len(names) - _NAMED} more" if len(names) > _NAMED else ""
-    return ", ".join(names[:_NAMED]) + more
+def _shown(scores: Scores, threshold: float, *, good: bool) -> list[dict[str, object]]:
+    """The pictures of the page; a remark says what the threshold gets wrong, or nothing."""
+    remark = "would be rejected" if good else "missed"
+    return [
+        {
+            "picture": annotated(one.pixels, one.inspection, threshold, max_side=480),
+            "score": one.inspection.score,
+            "name": short(one.name),
+            "remark": remark if (one.inspection.score > threshold) == good else "",
+        }
+        for one in scores.exhibits
+    ]
 
 
 def _bar(block: str, count: int, longest: int, room: int) -> str:

@@ -1,7 +1,6 @@
 """Scores of good parts → the threshold that keeps a promise about rejecting them."""
 
 import math
-from bisect import bisect_left
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -12,6 +11,10 @@ from calibration.bound import (
     upper_bound,
 )
 from engine.errors import CalibrationError
+from engine.pages.text import percent
+
+_USEFUL = 0.05
+"""A higher false-reject rate is not offered: few lines could bear it."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -83,20 +86,9 @@ def require_enough(parts: int, *, max_false_reject: float, confidence: float) ->
     )
     if parts:
         possible = math.ceil(1000 * upper_bound(0, parts, confidence=confidence)) / 1000
-        message += f", or ask for what {parts} can carry: --max-false-reject {100 * possible:g}%"
+        message += (
+            f", or ask for what {parts} can carry: --max-false-reject {100 * possible:g}%"
+            if possible <= _USEFUL
+            else f" ({parts} are too few for a useful promise)"
+        )
     raise CalibrationError(message)
-
-
-def p_value(score: float, good_scores: Sequence[float]) -> float:
-    """How unusual `score` is for a good part: (1 + #{good ≥ score}) / (n + 1) (spec §6.1).
-
-    `good_scores` are the calibration's, ascending. For a good part, P(p ≤ α) ≤ α for every α;
-    with n parts p is never below 1 / (n + 1).
-    """
-    parts = len(good_scores)
-    return (1 + parts - bisect_left(good_scores, score)) / (parts + 1)
-
-
-def percent(rate: float, *, digits: int = 6) -> str:
-    """`rate` as people write it: 0.01 is `1 %`; measured rates deserve fewer digits."""
-    return f"{100 * rate:.{digits}g} %"

@@ -15,6 +15,8 @@ MAX_SIDE: Final = 640
 _NG_COLOUR: Final = (255, 80, 40)
 _OK_COLOUR: Final = (60, 200, 120)
 _BOX_COLOUR: Final = (255, 255, 255)
+_DIMMED: Final = 0.25
+"""How bright the frame stays where pass 1 attends to nothing."""
 _HEAT_SHARE: Final = 0.65
 """How much of the frame the hottest colour may cover; the part must stay visible below it."""
 
@@ -29,23 +31,31 @@ def annotated(
     green; `heatmap` says what the colours mean.
     """
     picture = heatmap(reduced(pixels, max_side), inspection, threshold)
-    colour = _NG_COLOUR if inspection.score > threshold else _OK_COLOUR
-    return _boxed(picture, pixels, inspection, colour)
+    return _boxed(picture, pixels, inspection, _verdict_colour(inspection, threshold))
+
+
+def boxed(
+    pixels: Pixels, inspection: Inspection, threshold: float, *, max_side: int = MAX_SIDE
+) -> Pixels:
+    """As `annotated`, without the heat map."""
+    picture = _rgb(reduced(pixels, max_side)).copy()
+    return _boxed(picture, pixels, inspection, _verdict_colour(inspection, threshold))
 
 
 def attended(pixels: Pixels, inspection: Inspection, *, max_side: int = MAX_SIDE) -> Pixels:
-    """The frame under pass 1's attention and, when pass 2 zoomed in, the box that follows from it.
+    """The frame as pass 1 attends to it and, when pass 2 zoomed in, the box that follows from it.
 
-    Shapes are those of `annotated`. Violet is no attention, yellow the most in this frame: the box
-    is cut relative to that, so each picture has its own scale.
+    Shapes are those of `annotated`. The frame is brightest where attention is highest in this
+    frame, and dark where there is none: the box is cut relative to the highest, so each picture has
+    its own scale. No colours, since attention is no finding: good parts have it too.
     """
     small = _rgb(reduced(pixels, max_side))
     attention = np.nan_to_num(inspection.attention, posinf=0.0).clip(0)
     share = attention / max(float(attention.max()), 1e-30)
     height, width = small.shape[:2]
     levels = cv2.resize(share.astype(np.float32), (width, height), interpolation=cv2.INTER_LINEAR)
-    shown = cv2.applyColorMap(cv2.convertScaleAbs(levels, alpha=255), cv2.COLORMAP_VIRIDIS)
-    picture = cv2.addWeighted(small, 0.5, cv2.cvtColor(shown, cv2.COLOR_BGR2RGB), 0.5, 0)
+    brightness = _DIMMED + (1 - _DIMMED) * levels
+    picture = cv2.blendLinear(small, np.zeros_like(small), brightness, 1 - brightness)
     return _boxed(np.asarray(picture, dtype=np.uint8), pixels, inspection, _BOX_COLOUR)
 
 
@@ -53,8 +63,8 @@ def heatmap(pixels: Pixels, inspection: Inspection, threshold: float) -> Pixels:
     """`pixels` under the heat of pass 1's score map: `(H, W, 3)` uint8 RGB, same size.
 
     `pixels` shows the whole inspected frame, at any size. The scale is absolute, so pictures
-    compare: a cell at three quarters of the threshold or below adds no colour, one at twice the
-    threshold is the hottest. Cells count by magnitude, as in the score (D12).
+    compare: a patch at three quarters of the threshold or below adds no colour, one at twice the
+    threshold is the hottest. Patches count by magnitude, as in the score (docs/method.md, Scores).
     """
     height, width = pixels.shape[:2]
     magnitudes = np.abs(inspection.score_map.astype(np.float64))
@@ -63,7 +73,7 @@ def heatmap(pixels: Pixels, inspection: Inspection, threshold: float) -> Pixels:
     heat = cv2.resize(heat, (width, height), interpolation=cv2.INTER_LINEAR)
     picture = pixels.copy() if pixels.ndim == 3 else _rgb(pixels)
     left, top, across, down = cv2.boundingRect((heat > 0).astype(np.uint8))
-    if across:  # most of most parts is calm
+    if across:  # usually only a small region is above the lowest heat
         here = slice(top, top + down), slice(left, left + across)
         # From yellow to dark red: blue and green would speak of cold and of good.
         levels = cv2.convertScaleAbs(heat[here], alpha=90, beta=155)
@@ -104,6 +114,10 @@ def data_uri(pixels: Pixels, *, max_bytes: int = 65_536, quality: int = 85) -> s
     """`pixels` as a `data:` URI for a page that needs no other file; see `jpeg`."""
     data = jpeg(pixels, max_bytes=max_bytes, quality=quality)
     return "data:image/jpeg;base64," + base64.b64encode(data).decode("ascii")
+
+
+def _verdict_colour(inspection: Inspection, threshold: float) -> tuple[int, int, int]:
+    return _NG_COLOUR if inspection.score > threshold else _OK_COLOUR
 
 
 def _boxed(

@@ -63,6 +63,18 @@ def test_every_package_is_shipped_and_no_other():
     assert set(PYPROJECT["tool"]["setuptools"]["packages"]) == found
 
 
+def test_every_file_beside_the_code_is_shipped():
+    data = PYPROJECT["tool"]["setuptools"]["package-data"]
+    shipped = {
+        path
+        for package, patterns in data.items()
+        for pattern in patterns
+        for path in (ROOT / package.replace(".", "/")).glob(pattern)
+    }
+    files = {path for name in PACKAGES for path in (ROOT / name).rglob("*.*") if path.is_file()}
+    assert {path for path in files if path.suffix not in {".py", ".pyc"}} <= shipped
+
+
 def test_no_module_is_named_like_a_package_or_an_attic():
     names = {path.stem for path in MODULES if path.name != "__init__.py"}
     names -= {path.stem for path in MODULES if path.parent.name == "commands"}

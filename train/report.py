@@ -8,24 +8,26 @@ import math
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from html import escape
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 from typing import Final
 
 import cv2
 import numpy as np
+from markupsafe import Markup
 
 from engine.backends.onnxruntime_backend import OnnxRuntimeBackend
 from engine.bundle import Bundle, TrainingRecord, replace_file
 from engine.errors import AtacError, ImageError, TrainingError
-from engine.frame import Inspection
+from engine.frame import Inspection, Pixels
 from engine.image import read_image
 from engine.inspector import TwoPassInspector
 from engine.likeness import fingerprint, look_alikes
-from engine.page import Curve, curves_svg, histogram_svg, page
+from engine.pages.charts import Curve, curves_svg, histogram_svg
+from engine.pages.rendering import render
+from engine.pages.text import counted, listed, percent, short
 from engine.parity import provisional_threshold
-from engine.picture import annotated, attended, data_uri, reduced
-from train.datasets import SPLIT, SPLIT_JSON, Listed, Source, Split, read_listed
+from engine.picture import annotated, attended, reduced
+from train.datasets import DEFAULT_DEFECTS, SPLIT, SPLIT_JSON, Listed, Source, Split, read_listed
 from train.evaluate import auroc
 from train.export import PROFILE
 from train.fit import Epoch, learning_rate
@@ -40,15 +42,13 @@ ADVISABLE_GOOD: Final = 50
 _PROMISES: Final = (0.05, 0.01)
 _CONFIDENCE: Final = 0.95
 _FAR: Final = 3.0
-"""So many interquartile ranges above the upper quartile a score is far out (Tukey 1977)."""
+"""A score this many interquartile ranges above the upper quartile is far out (Tukey 1977)."""
 _LEAST_FOR_QUARTERS: Final = 12
 _INSTEAD: Final = 64
-"""So many training images are looked at when no good image was held out."""
+"""How many training images are inspected when no good image was held out."""
 _DOUBTFUL: Final = 6
 _CLEAR: Final = 2
-_SIDE: Final = 320
-_NAMED: Final = 5
-"""How many files or types a sentence names; all are counted."""
+_SIDE: Final = 480
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -98,6 +98,10 @@ class Outcome:
         labels = [False] * len(self.good) + [True] * len(defective)
         return auroc(np.array(scores), np.array(labels))
 
+    def above_good(self, defective: Sequence[Seen]) -> list[Seen]:
+        """Those of `defective` that score above every good image."""
+        return [seen for seen in defective if seen.score > self.good[0].score]
+
 
 def examine(bundle: Bundle, source: Source, epochs: Sequence[Epoch]) -> Outcome:
     """Look at the images that `bundle` may be judged by, with its fp32 network.
@@ -132,25 +136,29 @@ def examine(bundle: Bundle, source: Source, epochs: Sequence[Epoch]) -> Outcome:
 
 
 def summary(outcome: Outcome) -> str:
-    """What was trained and how well it separates, in one or two sentences."""
+    """What was trained, what that says of it, and what to do next."""
     record = outcome.record
     trained = (
-        f"Trained on {_images(record.good, 'good')} and {_images(record.defective, 'defective')} "
+        f"Trained on {record.good} good and {counted(record.defective, 'defective image')} "
         f"in {_duration(record.seconds)}."
     )
-    if outcome.separation is None:
-        return f"{trained} Without a known defect nobody can say how well it separates."
-    kind = "held-out good" if outcome.split.held_out_good else "good training"
-    return (
-        f"{trained} A known defect scores above a {kind} image "
-        f"in {_percent(outcome.separation)} of all pairs."
+    if not outcome.defective:
+        return f"{trained} Without a known defect, nobody can say how well it separates."
+    of, above = len(outcome.defective), len(outcome.above_good(outcome.defective))
+    learnt = (
+        f"The {counted(of, 'defect')} it learnt {'is' if of == 1 else 'are'} told apart."
+        if above == of
+        else f"{above} of the {counted(of, 'defect')} it learnt {'is' if above == 1 else 'are'} "
+        "told apart."
     )
+    return f"{trained} {learnt} That is no test. Next: agent evaluate, then agent calibrate."
 
 
 def advice(outcome: Outcome) -> list[str]:
     """What to collect next, most telling first; each sentence follows from a number."""
     return [
         *_about_overlap(outcome),
+        *_about_defects(outcome),
         *_about_types(outcome),
         *_about_promise(outcome),
         *_about_good(outcome),
@@ -163,9 +171,26 @@ def write_report(path: Path, outcome: Outcome, source: Source) -> None:
     A picture that cannot be drawn is replaced by the reason. Raises `TrainingError` when the file
     cannot be written.
     """
-    html = page("Training report", "\n".join(_body(outcome, source)))
+    html = render(
+        "training.html.j2",
+        title="Training report",
+        bundle_id=outcome.bundle_id,
+        profile=outcome.profile,
+        summary=summary(outcome),
+        warnings=list(_warnings(outcome)),
+        advice=advice(outcome),
+        histogram=histogram_svg(
+            [seen.score for seen in outcome.good],
+            [seen.score for seen in outcome.defective],
+            outcome.threshold,
+        ),
+        rows=_rows(outcome),
+        galleries=_galleries(outcome, source),
+        curves=_curves(outcome),
+        facts=_facts(outcome),
+    )
     try:
-        replace_file(path, html.encode())
+        replace_file(path, html)
     except OSError as error:
         raise TrainingError(f"{path}: cannot be written ({error.strerror})") from error
 
@@ -197,66 +222,74 @@ def _look_alikes(source: Source, items: Sequence[Listed]) -> int:
 def _about_overlap(outcome: Outcome) -> Iterator[str]:
     highest = outcome.good[0]
     for kind, seen in _by_kind(outcome.defective).items():
-        low = [one for one in seen if one.score <= highest.score]
+        low = len(seen) - len(outcome.above_good(seen))
         if low:
             yield (
-                f"{len(low)} of {_examples(len(seen), kind)} "
-                f"{'scores' if len(low) == 1 else 'score'} no higher than the good image "
-                f"{_name(highest.item)} ({highest.score:.3g}). Look at both below: if that good "
-                f"part has a flaw, take it out; else photograph more defects of type {kind}."
+                f"Type {kind}: {low} of {len(seen)} known defects did not score above the good "
+                f"image {short(highest.item.path)} ({highest.score:.3g}). Look at both below: if "
+                "that good part has a flaw, remove it; else photograph more defects of this type."
             )
     scores = [seen.score for seen in outcome.good]
     lower, upper = (float(quarter) for quarter in np.quantile(scores, (0.25, 0.75)))
     fence = upper + _FAR * (upper - lower)
-    apart = [seen for seen in outcome.good if seen.score > fence]
+    apart = [short(seen.item.path) for seen in outcome.good if seen.score > fence]
     if apart and len(scores) >= _LEAST_FOR_QUARTERS:
-        stand, them = ("stands", "it") if len(apart) == 1 else ("stand", "them")
         yield (
-            f"{_images(len(apart), 'good')} {stand} apart, with scores above {fence:.3g} where "
-            f"three quarters of the good ones stay below {upper:.3g} "
-            f"({_listed([_name(seen.item) for seen in apart])}). Where one shows a flaw or dust, "
-            f"take it out; where it shows a variant of the part, photograph more like {them}."
+            f"Good images far above the others: {listed(apart)} (scores above {fence:.3g}; three "
+            f"quarters of the good ones are below {upper:.3g}). If an image shows a flaw or dust, "
+            "remove it; if it shows a variant of the part, photograph more of that variant."
+        )
+
+
+def _about_defects(outcome: Outcome) -> Iterator[str]:
+    known = len(outcome.split.train_defective)
+    kept = sum(item.defective for item in outcome.split.test)
+    sort = "sort them into parts/defective/TYPE"
+    if not known:
+        yield (
+            "No known defect was learnt from: the network knows synthetic defects only. Bring "
+            f"{2 * DEFAULT_DEFECTS} real ones or more, several of each type, and {sort}. Half of "
+            "them are kept for the test."
+        )
+    elif known < DEFAULT_DEFECTS:
+        more = DEFAULT_DEFECTS - known
+        yield f"{counted(more, 'more defect')} would help most; {sort}." + (
+            f" {kept} of yours were kept for the test; a larger --defects learns from some of them."
+            if kept
+            else ""
         )
 
 
 def _about_types(outcome: Outcome) -> Iterator[str]:
     known = Counter(item.kind for item in outcome.split.train_defective)
     spare = Counter(item.kind for item in outcome.split.test if item.defective)
-    if not known:
-        yield (
-            "No known defect was learnt from: what the network takes for a defect is only painted. "
-            "Bring real ones, ten or more, a few of each type."
-        )
-        return
     single = sorted(kind for kind, count in known.items() if count == 1)
     if single:
         yield (
-            f"Only one example each was learnt from: {_listed(single)}. Bring several more, at "
+            f"Only one example each was learnt from: {listed(single)}. Bring several more, at "
             f"other places of the part{_spare(single, spare)}."
         )
-    unknown = sorted(set(spare) - set(known))
+    unknown = sorted(set(spare) - set(known)) if known else []
     if unknown:
-        yield f"These types were not learnt from: {_listed(unknown)}{_spare(unknown, spare)}."
+        yield f"These types were not learnt from: {listed(unknown)}{_spare(unknown, spare)}."
 
 
 def _about_promise(outcome: Outcome) -> Iterator[str]:
     held = len(outcome.split.held_out_good)
     least, most = (_parts_needed(rate) for rate in _PROMISES)
-    if held >= most:
-        return
-    low, high = (_percent(rate) for rate in _PROMISES)
-    sure = f"with {_percent(_CONFIDENCE)} confidence"
-    have = f"{_images(held, 'good') if held else 'No good image'} {'were' if held > 1 else 'was'}"
+    low, high = (percent(rate) for rate in _PROMISES)
+    sure = f"with {percent(_CONFIDENCE)} confidence"
     if held < least:
         yield (
-            f"{have} held out. For a threshold that rejects at most {low} of good parts {sure}, "
-            f"agent calibrate needs {least} that training has not seen: photograph "
+            f"Good images held out: {held}. For a threshold that rejects at most {low} of good "
+            f"parts {sure}, agent calibrate needs {least} that training has not seen: photograph "
             f"{least - held} more. For {high} it needs {most}: {most - held} more."
         )
-    else:
+    elif held < most:
         yield (
-            f"{have} held out: enough for agent calibrate to promise that at most {low} of good "
-            f"parts are rejected, {sure}. For {high} photograph {most - held} more ({most})."
+            f"Good images held out: {held}. That is enough for agent calibrate to promise that at "
+            f"most {low} of good parts are rejected, {sure}. For {high} photograph {most - held} "
+            f"more ({most})."
         )
 
 
@@ -264,7 +297,7 @@ def _about_good(outcome: Outcome) -> Iterator[str]:
     good = outcome.record.good
     if good < ADVISABLE_GOOD:
         yield (
-            f"Training had {_images(good, 'good')}; {ADVISABLE_GOOD} or more are advisable. "
+            f"Training had {counted(good, 'good image')}; {ADVISABLE_GOOD} or more are advisable. "
             "Photograph parts of other days, batches and variants."
         )
     total = good + len(outcome.split.held_out_good)
@@ -273,79 +306,46 @@ def _about_good(outcome: Outcome) -> Iterator[str]:
             f"{outcome.look_alikes} of the {total} good images look like another one. If they show "
             "the same parts again, they teach nothing new: photograph other parts instead."
         )
-    if outcome.split.dropped:
-        dropped = outcome.split.dropped
+    dropped = [one.path for one in outcome.split.dropped]
+    if dropped:
         yield (
-            f"{_images(len(dropped), '')} repeated the pixels of another one and did not count "
-            f"({_listed([one.path for one in dropped])})."
+            f"Left out, since their pixels repeat those of another image: "
+            f"{counted(len(dropped), 'image')} ({listed(dropped)})."
         )
 
 
-def _body(outcome: Outcome, source: Source) -> Iterator[str]:
-    held_out = bool(outcome.split.held_out_good)
-    yield f"<h1>Training of bundle {outcome.bundle_id[:12]}, profile {outcome.profile.name}</h1>"
-    yield f'<p class="statement">{escape(summary(outcome))}</p>'
-    if not held_out:
+def _warnings(outcome: Outcome) -> Iterator[str]:
+    if not outcome.split.held_out_good:
         yield (
-            '<p class="warning">No good image was held out, so the good ones on this page are '
-            "training images. Their scores are too low to speak of new parts; use "
-            "--hold-out 0.15.</p>"
+            "No good image was held out, so the good ones on this page are training images. Their "
+            "scores are lower than those of new parts; use --hold-out 0.15."
         )
     if outcome.unreadable:
-        reasons = _listed(outcome.unreadable)
         yield (
-            f'<p class="warning">{_images(len(outcome.unreadable), "")} could not be read again '
-            f"and did not count ({escape(reasons)}).</p>"
+            f"{counted(len(outcome.unreadable), 'image')} could not be read again and did not "
+            f"count ({listed(outcome.unreadable)})."
         )
-    yield "<h2>What to collect next</h2>"
-    found = "".join(f"<li>{escape(sentence)}</li>" for sentence in advice(outcome))
-    yield f"<ul>{found}</ul>" if found else "<p>Nothing stands out.</p>"
-    yield "<h2>Scores</h2>"
-    histogram = histogram_svg(
-        [seen.score for seen in outcome.good],
-        [seen.score for seen in outcome.defective],
-        outcome.threshold,
-    )
-    yield f'<div class="card">{histogram}</div>'
-    learnt = (
-        "Known defects were learnt from: new ones may score lower. " if outcome.defective else ""
-    )
-    yield (
-        f'<p class="soft">{learnt}The threshold is provisional; agent calibrate sets the one that '
-        "counts. What the network makes of images it has never seen is for agent evaluate to "
-        "say.</p>"
-    )
-    if outcome.defective:
-        yield "<h2>Types of defects</h2>"
-        yield f'<div class="card">{_table(outcome)}</div>'
-    yield "<h2>Loss and learning rate</h2>"
-    yield f'<div class="card">{_curves(outcome)}</div>'
-    yield "<h2>Figures</h2>"
-    yield f'<div class="card"><dl>{"".join(_figures(outcome))}</dl></div>'
-    yield from _galleries(outcome, source)
 
 
-def _table(outcome: Outcome) -> str:
-    highest = outcome.good[0].score
+def _rows(outcome: Outcome) -> list[dict[str, object]]:
+    """The table of types, with a row of all where there are several."""
     kinds = _by_kind(outcome.defective)
-    rows = {**kinds, "all": list(outcome.defective)} if len(kinds) > 1 else kinds
-    cells = []
-    for kind, seen in rows.items():
-        scores = [one.score for one in seen]
-        above = sum(score > highest for score in scores)
-        wrong = ' class="wrong"' if above < len(seen) else ""
-        cells.append(
-            f"<tr><td>{escape(kind)}</td><td>{len(seen)}</td><td>{min(scores):.3g}</td>"
-            f"<td>{float(np.median(scores)):.3g}</td><td{wrong}>{above}</td>"
-            f"<td>{outcome.separation_of(seen):.3f}</td></tr>"
-        )
-    return (
-        "<table><tr><th>type</th><th>learnt from</th><th>lowest score</th><th>median</th>"
-        f"<th>above all good</th><th>AUROC</th></tr>{''.join(cells)}</table>"
-    )
+    if len(kinds) > 1:
+        kinds["all"] = list(outcome.defective)
+    return [
+        {
+            "kind": kind,
+            "count": len(seen),
+            "lowest": min(one.score for one in seen),
+            "median": float(np.median([one.score for one in seen])),
+            "above": len(outcome.above_good(seen)),
+            "auroc": outcome.separation_of(seen),
+        }
+        for kind, seen in kinds.items()
+    ]
 
 
-def _curves(outcome: Outcome) -> str:
+def _curves(outcome: Outcome) -> Markup:
     profile = outcome.profile
     loss = [(float(epoch.number), epoch.loss) for epoch in outcome.epochs]
     steps = 200  # enough for a smooth line and for upright steps
@@ -365,27 +365,24 @@ def _curves(outcome: Outcome) -> str:
     )
 
 
-def _figures(outcome: Outcome) -> Iterator[str]:
+def _facts(outcome: Outcome) -> dict[str, str]:
     record, split, profile = outcome.record, outcome.split, outcome.profile
-    separation = outcome.separation
-    figures = [
-        ("Learnt from", f"{record.good} good, {record.defective} defective"),
-        ("Held out", f"{len(split.held_out_good)} good"),
-        ("AUROC on this page", "–" if separation is None else f"{separation:.4f}"),
-        ("Last loss", f"{record.final_loss:.3g}"),
-        ("Time", _duration(record.seconds)),
-    ]
-    yield from (f'<div><dt>{dt}</dt><dd class="figure">{dd}</dd></div>' for dt, dd in figures)
     watched = [
         f"{epoch.separation:.3f} after {epoch.number}"
         for epoch in outcome.epochs
         if not math.isnan(epoch.separation)
     ]
-    facts = {
+    separation = outcome.separation
+    return {
+        "Learnt from": f"{record.good} good, {record.defective} defective",
+        "Held out": f"{len(split.held_out_good)} good",
+        "AUROC on this page": "–" if separation is None else f"{separation:.4f}",
+        "AUROC seen on the way (epochs)": ", ".join(watched) or "–",
+        "Last loss": f"{record.final_loss:.3g}",
+        "Time": _duration(record.seconds),
         "Profile": profile.name,
         "Seed": f"{record.seed}",
         "Epochs, batch": f"{record.epochs}, {profile.batch}",
-        "AUROC seen on the way (epochs)": ", ".join(watched) or "–",
         "Backbone": f"{record.backbone}, {'frozen' if profile.freeze else 'trained'}",
         "Pretrained": record.pretrained,
         "Kept for the test": f"{sum(not item.defective for item in split.test)} good, "
@@ -393,54 +390,47 @@ def _figures(outcome: Outcome) -> Iterator[str]:
         "Bundle": outcome.bundle_id,
         "Versions": ", ".join(f"{name} {v}" for name, v in record.versions.items()),
     }
-    yield from (f"<div><dt>{dt}</dt><dd>{escape(dd)}</dd></div>" for dt, dd in facts.items())
 
 
-def _galleries(outcome: Outcome, source: Source) -> Iterator[str]:
+def _galleries(outcome: Outcome, source: Source) -> list[dict[str, object]]:
     kind = "Held-out good" if outcome.split.held_out_good else "Good training"
-    galleries: list[tuple[str, Sequence[Seen]]] = [
-        (f"{kind} images with the highest scores", outcome.good[:_DOUBTFUL]),
-        ("Known defects with the lowest scores", outcome.defective[::-1][:_DOUBTFUL]),
-        (
-            "The clearest of both, to compare",
-            (
-                *outcome.good[_DOUBTFUL:][-_CLEAR:],
-                *outcome.defective[: max(0, len(outcome.defective) - _DOUBTFUL)][:_CLEAR],
-            ),
+    galleries: dict[str, Sequence[Seen]] = {
+        f"{kind} images with the highest scores": outcome.good[:_DOUBTFUL],
+        "Known defects with the lowest scores": outcome.defective[::-1][:_DOUBTFUL],
+        "The clearest of both, to compare": (
+            *outcome.good[_DOUBTFUL:][-_CLEAR:],
+            *outcome.defective[: max(0, len(outcome.defective) - _DOUBTFUL)][:_CLEAR],
         ),
+    }
+    return [
+        {"title": title, "shown": [_figure(outcome, source, seen) for seen in chosen]}
+        for title, chosen in galleries.items()
+        if chosen
     ]
-    yield "<h2>How to read the pictures</h2>"
-    yield (
-        '<p class="soft">Each part is shown as it was photographed; under the attention of pass 1, '
-        "from violet to yellow, with the box that follows from it; under its deviations, on one "
-        "scale for all pictures (none below three quarters of the provisional threshold, the "
-        "hottest at twice that); and as pass 2 saw it, closer. The number is the score.</p>"
-    )
-    for title, chosen in galleries:
-        if chosen:
-            shown = "".join(_figure(outcome, source, seen) for seen in chosen)
-            yield f'<h2>{title}</h2><div class="pictures wide">{shown}</div>'
 
 
-def _figure(outcome: Outcome, source: Source, seen: Seen) -> str:
-    item, inspection = seen.item, seen.inspection
-    highest = outcome.good[0].score
-    wrong = item.defective and seen.score <= highest
+def _figure(outcome: Outcome, source: Source, seen: Seen) -> dict[str, object]:
+    wrong = seen.item.defective and not outcome.above_good([seen])
+    remarks = ["no higher than a good part"] if wrong else []
+    if not seen.inspection.zoomed:
+        remarks.append("no region for pass 2")
+    views: dict[str, Pixels] = {}
+    problem = ""
     try:
-        views = "".join(_views(outcome, source, seen))
+        views = _views(outcome, source, seen)
     except (AtacError, cv2.error) as error:
-        views = f"<span>cannot be shown: {escape(str(error))}</span>"
-    remark = " no higher than a good part" if wrong else ""
-    if not inspection.zoomed:
-        remark += " pass 2 had nothing to look closer at"
-    return (
-        f'<figure{" class=wrong" if wrong else ""}><div class="views">{views}</div>'
-        f"<figcaption><b>{seen.score:.4g}</b>{escape(remark)}"
-        f'<br><span class="soft">{escape(_name(item))}</span></figcaption></figure>'
-    )
+        problem = str(error)
+    return {
+        "score": seen.score,
+        "name": short(seen.item.path),
+        "wrong": wrong,
+        "remark": ", ".join(remarks),
+        "views": views,
+        "problem": problem,
+    }
 
 
-def _views(outcome: Outcome, source: Source, seen: Seen) -> Iterator[str]:
+def _views(outcome: Outcome, source: Source, seen: Seen) -> dict[str, Pixels]:
     pixels, inspection = read_listed(source, seen.item), seen.inspection
     box = inspection.box
     pictures = {
@@ -451,12 +441,7 @@ def _views(outcome: Outcome, source: Source, seen: Seen) -> Iterator[str]:
     if inspection.zoomed:
         closer = pixels[box.top : box.bottom, box.left : box.right]
         pictures["closer"] = reduced(closer, _SIDE)
-    for name, picture in pictures.items():
-        height, width = picture.shape[:2]
-        yield (
-            f'<div><span>{name}</span><img src="{data_uri(picture)}" alt="{name}" '
-            f'width="{width}" height="{height}"></div>'
-        )
+    return pictures
 
 
 def _parts_needed(rate: float) -> int:
@@ -476,29 +461,7 @@ def _spare(kinds: Sequence[str], spare: Counter[str]) -> str:
     kept = [f"{spare[kind]} more of {kind}" for kind in kinds if spare[kind]]
     if not kept:
         return ""
-    return f"; the data holds {_listed(kept)}, kept for the test: a larger --defects takes some"
-
-
-def _examples(count: int, kind: str) -> str:
-    return f"{count} known {'example' if count == 1 else 'examples'} of {kind}"
-
-
-def _images(count: int, label: str) -> str:
-    return f"{count} {label} ".rstrip() + (" image" if count == 1 else " images")
-
-
-def _listed(names: Sequence[str]) -> str:
-    more = f" and {len(names) - _NAMED} more" if len(names) > _NAMED else ""
-    return ", ".join(names[:_NAMED]) + more
-
-
-def _name(item: Listed) -> str:
-    """A file as a caption has room for it: its folder and its name."""
-    return "/".join(PurePosixPath(item.path).parts[-2:])
-
-
-def _percent(rate: float) -> str:
-    return f"{100 * rate:.4g} %"
+    return f"; the data holds {listed(kept)}, kept for the test: a larger --defects takes some"
 
 
 def _duration(seconds: float) -> str:

@@ -19,7 +19,8 @@ from benchmarks.tables.runs import Run, calibrated, optics_of, trained_for
 from benchmarks.tables.sets import DEFECTS, read_manifest, source_of
 from engine.frame import Inspection
 from engine.inspector import TwoPassInspector
-from engine.page import COLOURS, bins, counts, histogram_svg, page
+from engine.pages.charts import bins, counts, histogram_svg
+from engine.pages.rendering import colours, plain_page
 from engine.picture import attended, data_uri, reduced
 from engine.score import top_k_count
 from train.backbone import PretrainedWeights
@@ -98,7 +99,7 @@ def write_figures(
         body += (f"<h2>{escape(title)}</h2>", f'<div class="card">{svg}</div>')
     body += (*_whole_frames(versions), *_overlays(versions, source))
     path = out / f"{name}.html"
-    path.write_text(page(f"Figures of {name}", "\n".join(body)), encoding="utf-8")
+    path.write_bytes(plain_page(f"Figures of {name}", "\n".join(body)))
     return path
 
 
@@ -134,7 +135,9 @@ def standalone(svg: str) -> str:
     """An `<svg>` element of a page as a file of its own, with the page's colours."""
     start, _, rest = svg.partition(">")
     look = "svg { background: var(--ground); } svg text { font: 14px sans-serif; }"
-    return f'{start} xmlns="http://www.w3.org/2000/svg">\n<style>{COLOURS}{look}</style>\n{rest}\n'
+    return (
+        f'{start} xmlns="http://www.w3.org/2000/svg">\n<style>{colours()}{look}</style>\n{rest}\n'
+    )
 
 
 def _version(

@@ -6,6 +6,7 @@ import signal
 import subprocess
 import sys
 import threading
+from dataclasses import replace
 from time import perf_counter
 
 import pytest
@@ -71,6 +72,20 @@ def test_the_page_shows_pictures_and_needs_nothing_else(ended, tmp_path):
     assert path.stat().st_size < 8_000_000
     for part in comparison.shown:
         assert part.verdict.trigger.part_id in html
+
+
+@pytest.mark.parametrize("hostile", ["<script>alert(1)</script>", '"><iframe src=x>'])
+def test_names_on_the_page_are_text(ended, tmp_path, hostile):
+    summary, comparison, _, _ = ended
+    part = comparison.shown[0]
+    trigger = replace(part.verdict.trigger, part_id=hostile)
+    odd = replace(part, verdict=replace(part.verdict, trigger=trigger), truth=hostile)
+    path = tmp_path / "demo.html"
+    write_demo_report(path, summary, replace(comparison, shown=[odd]))
+    html = path.read_text()
+    assert "<script" not in html
+    assert "<iframe" not in html
+    assert html.count("&gt;") >= 2
 
 
 def test_a_page_that_cannot_be_written_is_said_so(ended, tmp_path):

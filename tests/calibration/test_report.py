@@ -9,8 +9,10 @@ import pytest
 from calibration.record import Calibration, calibrate
 from calibration.report import (
     REPORT,
+    deciding,
     detection,
     histogram_text,
+    misses,
     promise,
     warnings,
     write_report,
@@ -89,6 +91,29 @@ def test_detection_comes_with_its_interval(bundle: Bundle) -> None:
     assert "not known" in detection(made(bundle, defective=None))
 
 
+def test_what_would_pass_is_the_headline(bundle: Bundle) -> None:
+    assert misses(made(bundle)) == "1 of your 20 defects would pass."
+    assert misses(made(bundle, defective=scores((5.0, 6.0), digest="b"))) == (
+        "None of your 2 defects would pass."
+    )
+    assert misses(made(bundle, defective=None)) == ""
+
+
+def test_the_part_that_sets_the_threshold_is_named(bundle: Bundle) -> None:
+    assert deciding(made(bundle), GOOD) == (
+        "good/2.png sets the threshold; 1 good part may score higher. "
+        "If it is not really good, remove it: the threshold would be 1.485."
+    )
+    few = scores((*([1.0] * 58), 9.25), exhibit("parts/good/021.jpg", 9.25))
+    assert deciding(made(bundle, few), few) == (
+        "good/021.jpg alone sets the threshold. If it is not really good, remove it: "
+        "there would be too few good parts for this promise."
+    )
+    enough = scores((*([1.0] * 59), 9.25), exhibit("parts/good/021.jpg", 9.25))
+    assert deciding(made(bundle, enough), enough).endswith("remove it: the threshold would be 1.")
+    assert deciding(made(bundle, scores(GOOD.values)), scores(GOOD.values)) == ""
+
+
 def test_nothing_to_warn_of_gives_no_warning(bundle: Bundle) -> None:
     assert warnings(made(bundle), GOOD, DEFECTIVE) == []
 
@@ -164,9 +189,31 @@ def test_the_page_stands_alone(bundle: Bundle) -> None:
     words = " ".join(found.words)
     assert promise(calibration) in words
     assert detection(calibration) in words
+    assert misses(calibration) in words
+    assert deciding(calibration, GOOD) in words
     assert "<good>/1.png" in words
     assert words.count("would be rejected") == 1
     assert words.count("missed") >= 2
+
+
+@pytest.mark.parametrize("hostile", ["<script>alert(1)</script>", '"><img src=x onerror=alert(1)>'])
+def test_names_from_outside_are_text(bundle: Bundle, hostile: str) -> None:
+    good = replace(
+        scores(GOOD.values, exhibit(f"good/{hostile}", 9.0), exhibit(hostile, 1.49)),
+        training=(hostile,),
+        duplicates=(hostile,),
+        unreadable=(f"{hostile}: is damaged",),
+    )
+    calibration = replace(
+        made(bundle, good), backend=hostile, versions={hostile: hostile}, created_at=hostile
+    )
+    path = bundle.path / REPORT
+    write_report(path, calibration, good, DEFECTIVE)
+    found = Links()
+    found.feed(path.read_text(encoding="utf-8"))
+    assert "script" not in found.tags
+    assert found.tags.count("img") == 4
+    assert " ".join(found.words).count(hostile) >= 8
 
 
 def test_the_page_without_defects(bundle: Bundle) -> None:

@@ -109,7 +109,7 @@ def outcome(
     return replace(plain, **changes)
 
 
-CLEAR = [seen(kind, 5.0 + i, i) for kind in ("crack", "spot") for i in range(3)]
+CLEAR = [seen(kind, 5.0 + i, i) for kind in ("crack", "spot") for i in range(5)]
 PLENTY = [2 - i / 300 for i in range(299)]
 
 
@@ -120,10 +120,10 @@ def test_nothing_to_collect_when_nothing_is_missing(bundle: Bundle) -> None:
 @pytest.mark.parametrize(
     ("held_out", "told"),
     [
-        (0, "No good image was held out."),
-        (1, "1 good image was held out."),
+        (0, "Good images held out: 0."),
+        (1, "Good images held out: 1."),
         (58, "needs 59 that training has not seen: photograph 1 more. For 1 % it needs 299: 241"),
-        (59, "59 good images were held out: enough for agent calibrate to promise that at most 5 "),
+        (59, "held out: 59. That is enough for agent calibrate to promise that at most 5 "),
         (298, "For 1 % photograph 1 more (299)."),
     ],
 )
@@ -139,18 +139,19 @@ def test_a_type_that_scores_like_a_good_part_is_named_with_both_pictures(bundle:
     weak = [*CLEAR, seen("scratch", 2.0, 1), seen("scratch", 6.0, 2)]
     [sentence] = advice(outcome(bundle, good=PLENTY, defective=weak))
     assert sentence.startswith(
-        "1 of 2 known examples of scratch scores no higher than the good image good/000.png (2)."
+        "Type scratch: 1 of 2 known defects did not score above the good image good/000.png (2)."
     )
-    assert "photograph more defects of type scratch" in sentence
+    assert "photograph more defects of this type" in sentence
 
 
 def test_good_images_that_stand_apart_are_worth_a_look(bundle: Bundle) -> None:
     [one] = advice(outcome(bundle, good=[4.5, *PLENTY[1:]], defective=CLEAR))
-    assert one.startswith("1 good image stands apart, with scores above 3.24 where three quarters")
-    assert "stay below 1.75 (good/000.png)" in one
+    assert one.startswith(
+        "Good images far above the others: good/000.png (scores above 3.24; three quarters of the "
+        "good ones are below 1.75)."
+    )
     [two] = advice(outcome(bundle, good=[4.5, 4.0, *PLENTY[2:]], defective=CLEAR))
-    assert two.startswith("2 good images stand apart")
-    assert "(good/000.png, good/001.png)" in two
+    assert two.startswith("Good images far above the others: good/000.png, good/001.png (")
 
 
 def test_types_with_one_example_or_none_are_named_with_what_the_data_still_has(
@@ -168,6 +169,17 @@ def test_types_with_one_example_or_none_are_named_with_what_the_data_still_has(
 def test_without_known_defects_real_ones_are_asked_for(bundle: Bundle) -> None:
     [sentence] = advice(outcome(bundle, good=PLENTY, defective=[]))
     assert sentence.startswith("No known defect was learnt from")
+    assert "Bring 20 real ones or more" in sentence
+
+
+def test_few_known_defects_are_what_to_collect_first(bundle: Bundle) -> None:
+    five = [seen("crack", 5.0 + i, i) for i in range(5)]
+    kept = tuple(listed("crack", i) for i in range(4))
+    [sentence] = advice(outcome(bundle, good=PLENTY, defective=five, spare=kept))
+    assert sentence == (
+        "5 more defects would help most; sort them into parts/defective/TYPE. "
+        "4 of yours were kept for the test; a larger --defects learns from some of them."
+    )
 
 
 def test_few_and_repeated_good_images_are_told(bundle: Bundle) -> None:
@@ -177,15 +189,18 @@ def test_few_and_repeated_good_images_are_told(bundle: Bundle) -> None:
     few, alike, repeated = advice(found)
     assert few.startswith("Training had 20 good images; 50 or more")
     assert alike.startswith("7 of the 319 good images look like another one.")
-    assert repeated.startswith("6 images repeated the pixels")
+    assert repeated.startswith("Left out, since their pixels repeat those of another image: 6 ima")
     assert "4.png and 1 more" in repeated
 
 
 def test_the_summary_has_every_number(bundle: Bundle) -> None:
     weak = [seen("crack", 1.5), seen("crack", 9.0)]
-    assert summary(outcome(bundle, good=[1.0, 2.0], defective=weak)) == (
-        "Trained on 60 good images and 2 defective images in 4 min. "
-        "A known defect scores above a held-out good image in 75 % of all pairs."
+    assert summary(outcome(bundle, good=[2.0, 1.0], defective=weak)) == (
+        "Trained on 60 good and 2 defective images in 4 min. 1 of the 2 defects it learnt is told "
+        "apart. That is no test. Next: agent evaluate, then agent calibrate."
+    )
+    assert "The 10 defects it learnt are told apart. That is no test." in summary(
+        outcome(bundle, good=PLENTY, defective=CLEAR)
     )
     assert "nobody can say" in summary(outcome(bundle, good=[1.0], defective=[]))
 
@@ -248,11 +263,20 @@ def test_scores_are_those_of_the_line(bundle: Bundle, source: Source) -> None:
     assert all(one.item.defective for one in found.defective)
 
 
-def test_names_from_outside_are_text(bundle: Bundle, source: Source) -> None:
-    odd = [replace(one, item=replace(one.item, kind="<b>&")) for one in CLEAR]
-    shown = written(bundle, outcome(bundle, good=[7.0, 1.0], defective=odd), source)
-    assert "b" not in shown.tags[: shown.tags.index("figure")]
-    assert "<b>&" in shown.text
+@pytest.mark.parametrize("hostile", ["<script>alert(1)</script>", '"><iframe src=x>'])
+def test_names_from_outside_are_text(bundle: Bundle, source: Source, hostile: str) -> None:
+    item = Listed(path=f"test/{hostile}/{hostile}.png", sha256="0" * 64, kind=hostile)
+    odd = [replace(one, item=item) for one in CLEAR[:2]]
+    found = outcome(bundle, good=[7.0, 1.0], defective=odd, spare=(item,))
+    record = replace(
+        found.record, backbone=hostile, pretrained=hostile, versions={hostile: hostile}
+    )
+    dropped = (Dropped(path=hostile, same_as=hostile),)
+    split = replace(found.split, held_out_good=(), dropped=dropped)
+    found = replace(found, record=record, split=split, unreadable=(hostile,), bundle_id=hostile)
+    shown = written(bundle, found, source)
+    assert not {"script", "iframe"} & set(shown.tags)
+    assert shown.text.count(hostile) >= 10
 
 
 def test_a_picture_that_cannot_be_drawn_leaves_its_reason(

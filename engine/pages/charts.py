@@ -1,82 +1,11 @@
-"""Reports as one HTML file: no script, no other file, light and dark, phone and screen."""
+"""Charts of the pages, as `<svg>` elements whose colours are those of `colours.css`."""
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from html import escape
-from typing import Final
 
 import numpy as np
-
-COLOURS: Final = """
-:root { color-scheme: light dark; --ink: #1c2430; --soft: #5c6675; --faint: #b9c0ca;
-  --ground: #f6f7f9; --card: #fff; --edge: #dfe3e8; --good: #2f6db5; --defective: #c07a16;
-  --wrong: #cf2e2e; --warn: #fff4d6; --warn-edge: #d9a521; }
-@media (prefers-color-scheme: dark) { :root { --ink: #e6e9ee; --soft: #9aa4b2; --faint: #4b5563;
-  --ground: #12161c; --card: #1b2129; --edge: #2d3540; --good: #6aa5ea; --defective: #e2a548;
-  --wrong: #ff6b61; --warn: #362c12; --warn-edge: #b58a1c; } }
-"""
-"""CSS: the names of all colours, for light and dark."""
-
-_STYLE: Final = """
-* { box-sizing: border-box; }
-body { margin: 0; background: var(--ground); color: var(--ink);
-  font: 16px/1.5 system-ui, "Segoe UI", Roboto, "DejaVu Sans", sans-serif; }
-main { max-width: 60rem; margin: 0 auto; padding: 1.5rem 1rem 4rem; }
-h1 { font-size: 1.1rem; font-weight: 600; color: var(--soft); margin: 0 0 .5rem; }
-h2 { font-size: 1.15rem; margin: 2.2rem 0 .6rem; }
-.statement { font-size: 1.35rem; line-height: 1.4; margin: 0 0 1rem; }
-.warning { background: var(--warn); border-left: 4px solid var(--warn-edge); margin: .6rem 0;
-  padding: .6rem .9rem; border-radius: 4px; }
-.card { background: var(--card); border: 1px solid var(--edge); border-radius: 8px;
-  padding: 1rem; overflow-x: auto; }
-dl { display: grid; grid-template-columns: repeat(auto-fit, minmax(13rem, 1fr)); gap: .8rem 1.2rem;
-  margin: 0; }
-dt { color: var(--soft); font-size: .85rem; }
-dd { margin: 0; font-variant-numeric: tabular-nums; overflow-wrap: anywhere; }
-dd.figure { font-size: 1.3rem; font-weight: 600; }
-.pictures { display: grid; grid-template-columns: repeat(auto-fill, minmax(11rem, 1fr));
-  gap: .8rem; }
-figure { margin: 0; background: var(--card); border: 1px solid var(--edge); border-radius: 8px;
-  overflow: hidden; }
-figure.wrong { border: 2px solid var(--wrong); }
-figure img { display: block; width: 100%; height: auto; }
-figcaption { padding: .45rem .6rem; font-size: .85rem; overflow-wrap: anywhere; }
-figcaption b { font-variant-numeric: tabular-nums; }
-figure.wrong figcaption b { color: var(--wrong); }
-.views { display: grid; grid-template-columns: repeat(4, 1fr); gap: 1px; align-items: end;
-  font-size: .85rem; color: var(--soft); }
-.views span { display: block; padding: .3rem .6rem 0; }
-.pictures.wide { grid-template-columns: 1fr; }
-table { width: 100%; border-collapse: collapse; font-variant-numeric: tabular-nums; }
-th, td { padding: .35rem .6rem; text-align: right; border-bottom: 1px solid var(--edge); }
-th { color: var(--soft); font-size: .85rem; font-weight: 400; vertical-align: bottom; }
-th:first-child, td:first-child { text-align: left; padding-left: 0; }
-tr:last-child td { border-bottom: 0; }
-td.wrong { color: var(--wrong); font-weight: 600; }
-li { margin: .4rem 0; }
-@media (max-width: 38rem) { .views { grid-template-columns: repeat(2, 1fr); }
-  table, th { font-size: .75rem; } th, td { padding: .35rem .2rem; } }
-.soft { color: var(--soft); font-size: .9rem; }
-svg text { font-size: 14px; }
-@media (max-width: 38rem) { svg text { font-size: 24px; } }
-@media print { body { background: none; } .card, figure { break-inside: avoid; } }
-"""
-
-
-def page(title: str, body: str) -> str:
-    """A whole HTML document; `title` is text, `body` is HTML.
-
-    Classes with a look: `statement`, `warning`, `card`, `pictures` (of `figure`, `figure.wrong`),
-    `pictures wide` (of figures that hold `views`, four beside each other), `soft`, `dl` with
-    `dd.figure`, and `table` with `td.wrong`.
-    """
-    return (
-        '<!doctype html>\n<html lang="en"><head><meta charset="utf-8">'
-        '<meta name="viewport" content="width=device-width, initial-scale=1">'
-        f"<title>{escape(title)}</title><style>{COLOURS}{_STYLE}</style></head>\n"
-        f"<body><main>\n{body}\n</main></body></html>\n"
-    )
+from markupsafe import Markup, escape
 
 
 def bins(values: Sequence[float], threshold: float, *, about: int) -> list[float]:
@@ -112,7 +41,7 @@ def histogram_svg(
     *,
     learnt: Sequence[float] = (),
     about: int = 48,
-) -> str:
+) -> Markup:
     """Scores of good parts above those of defective ones, on one axis, cut by the threshold.
 
     An `<svg>` element that scales with the page. Each row has its own height scale, written at
@@ -149,10 +78,7 @@ def histogram_svg(
             _text(at, bottom + 26, f"{tick:g}", "middle"),
         )
     parts.append(_text((_LEFT + _RIGHT) / 2, bottom + 54, "score", "middle"))
-    return (
-        f'<svg viewBox="0 0 800 {bottom + 62}" width="100%" role="img" '
-        f'fill="var(--ink)">{"".join(parts)}</svg>'
-    )
+    return _svg(parts, bottom + 62)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -166,7 +92,7 @@ class Curve:
 
 def curves_svg(
     curves: Sequence[Curve], *, end: float, axis: str, mark: tuple[float, str] | None = None
-) -> str:
+) -> Markup:
     """Curves above each other over one axis from 0 to `end` of whole numbers, called `axis`.
 
     An `<svg>` element that scales with the page. Each row has its own height scale, from 0 to its
@@ -191,7 +117,7 @@ def curves_svg(
         if curve.dots:
             parts += (
                 f'<circle cx="{x:.1f}" cy="{y:.1f}" r="4" fill="var(--good)">'
-                f"<title>{axis} {at:g}: {value:.4g}</title></circle>"
+                f"<title>{escape(axis)} {at:g}: {value:.4g}</title></circle>"
                 for (x, y), (at, value) in zip(places, curve.points, strict=True)
             )
     if mark is not None:
@@ -207,8 +133,13 @@ def curves_svg(
             _text(at, bottom + 26, f"{tick:g}", "middle"),
         )
     parts.append(_text((_LEFT + _RIGHT) / 2, bottom + 54, axis, "middle"))
-    return (
-        f'<svg viewBox="0 0 800 {bottom + 62}" width="100%" role="img" '
+    return _svg(parts, bottom + 62)
+
+
+def _svg(parts: Iterable[str], height: int) -> Markup:
+    """Safe, since every text in `parts` was escaped by `_text` or is a number."""
+    return Markup(  # noqa: S704
+        f'<svg viewBox="0 0 800 {height}" width="100%" role="img" '
         f'fill="var(--ink)">{"".join(parts)}</svg>'
     )
 

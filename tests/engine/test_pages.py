@@ -4,7 +4,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from engine.page import Curve, bins, counts, curves_svg, histogram_svg, page
+from engine.pages.charts import Curve, bins, counts, curves_svg, histogram_svg
+from engine.pages.rendering import plain_page
+from engine.pages.text import counted, listed, percent, short
 
 SCORES = st.lists(st.floats(-1e9, 1e9), max_size=40)
 
@@ -104,8 +106,24 @@ def test_a_curve_begins_and_ends_where_its_axes_do() -> None:
 
 @pytest.mark.parametrize("title", ["plain", "<script>alert('x')</script>", 'a & "b"'])
 def test_a_page_is_whole_and_its_title_is_text(title: str) -> None:
-    html = page(title, "<p>body</p>")
+    html = plain_page(title, "<p>body</p>").decode()
     assert html.startswith("<!doctype html>")
     assert "<script" not in html
     assert "<p>body</p>" in html
     assert 'name="viewport"' in html
+
+
+@pytest.mark.parametrize(
+    ("rate", "text"),
+    [(0.01, "1 %"), (0.07, "7 %"), (0.001, "0.1 %"), (0.9995, "99.95 %"), (1.0, "100 %")],
+)
+def test_rates_are_written_as_percentages(rate: float, text: str) -> None:
+    assert percent(rate) == text
+
+
+def test_names_are_short_and_the_others_are_counted() -> None:
+    assert counted(1, "picture") == "1 picture"
+    assert counted(0, "picture") == "0 pictures"
+    assert listed(list("abc")) == "a, b, c"
+    assert listed(list("abcdefg")) == "a, b, c, d, e and 2 more"
+    assert short("some/where/good/1.png") == "good/1.png"
