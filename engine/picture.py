@@ -15,7 +15,7 @@ MAX_SIDE: Final = 640
 _NG_COLOUR: Final = (255, 80, 40)
 _OK_COLOUR: Final = (60, 200, 120)
 _BOX_COLOUR: Final = (255, 255, 255)
-_DIMMED: Final = 0.25
+_DIMMED: Final = 0.4
 """How bright the frame stays where pass 1 attends to nothing."""
 _HEAT_SHARE: Final = 0.65
 """How much of the frame the hottest colour may cover; the part must stay visible below it."""

@@ -66,8 +66,10 @@ def calibrate(
     from calibration.record import read_calibration, write_calibration
     from calibration.report import (
         REPORT,
+        deciding,
         detection,
         histogram_text,
+        misses,
         promise,
         warnings,
         write_report,
@@ -122,7 +124,13 @@ def calibrate(
         typer.echo(json.dumps(answer, indent=2))
         return
     typer.echo(promise(calibration))
-    typer.echo(detection(calibration))
+    for sentence in (
+        misses(calibration),
+        detection(calibration),
+        deciding(calibration, good_scores),
+    ):
+        if sentence:
+            typer.echo(sentence)
     typer.echo(f"\n{histogram_text(calibration)}\n")
     for warning in found:
         typer.echo(f"WARNING: {warning}")

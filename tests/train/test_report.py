@@ -370,4 +370,9 @@ def test_a_phone_shows_the_whole_page(bundle: Bundle, source: Source, phone) -> 
         "return getComputedStyle(document.querySelector('.views')).gridTemplateColumns"
     )
     assert len(re.findall(r"px", columns)) == 2
+    wide = phone.execute_script(
+        "const label = document.querySelector('.zoom'); label.click();"
+        "return label.querySelector('img').getBoundingClientRect().width"
+    )
+    assert wide == 390, "a picture fills the screen"
     assert phone.get_log("browser") == []
