@@ -137,7 +137,7 @@ def test_the_readme_table_names_every_command_and_no_other():
 
 def test_the_readme_and_the_makefile_agree():
     readme, makefile = (ROOT / "README.md").read_text(), (ROOT / "Makefile").read_text()
-    for target in ("demo", "test", "check"):
+    for target in ("demo", "install", "test", "check"):
         assert f"make {target}" in readme
         assert f"\n{target}:" in makefile
     assert "make test" in (ROOT / ".ci" / "run").read_text()
