@@ -17,7 +17,6 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from time import perf_counter, process_time, time_ns
-from types import TracebackType
 from typing import Final, Self
 
 import numpy as np
@@ -193,7 +192,7 @@ def recommended(speeds: Sequence[Speed]) -> Speed | None:
 
 def bare_network(backend: Backend, manifest: Manifest, *, seconds: float) -> BareNetwork:
     """Run the network alone for `seconds`, with all its lanes."""
-    side = manifest.view.side
+    side = manifest.method.network.side
     view = np.random.default_rng(0).integers(0, 256, (1, side, side, 3), dtype=np.uint8)
     backend.run(view)  # the first run allocates
     began, cpu = perf_counter(), process_time()
@@ -234,12 +233,7 @@ class FramesCamera:
         self._pace.restart()
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None: ...
+    def __exit__(self, *_: object) -> None: ...
 
     def read(self) -> Frame | None:
         self._pace.wait()

@@ -10,6 +10,7 @@ child is `agent/inference_process.py`. Why a process: `docs/adr/0012-inference-i
 
 import json
 import logging
+import math
 import mmap
 import os
 import queue
@@ -18,11 +19,11 @@ import socket
 import struct
 import subprocess
 import threading
+from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import asdict
 from pathlib import Path
 from time import monotonic, sleep
-from types import TracebackType
 from typing import Any, Final, Self
 
 import numpy as np
@@ -37,6 +38,7 @@ from engine.spec import spec
 REQUEST: Final = struct.Struct("<QIII")
 """Bytes of shared memory, then the frame's height, width and channels; 0 channels for mono."""
 PACKET: Final = 65_536
+_ALIGNMENT: Final = 64
 _LOG: Final = logging.getLogger("atac_agent.inference")
 _LIMIT_S: Final = 2.0
 """After so long without an answer the child is killed, unless its network is known to be slow."""
@@ -138,12 +140,7 @@ class ChildInspector:
         self.lanes, self.backend = self._child.lanes, self._child.backend
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         self._close()
 
     def inspect(self, pixels: Pixels) -> Inspection:
@@ -237,7 +234,6 @@ class _Child:
     def __init__(self, recipe: Recipe, starting: StartingChild | None = None) -> None:
         self._started = monotonic()
         self._is_ready = False
-        self._map_shape = (0, 0)
         self._closing = threading.Lock()
         self._is_closed = False
         self._free: queue.SimpleQueue[_Connection] = queue.SimpleQueue()
@@ -278,7 +274,6 @@ class _Child:
         if "error" in told:
             raise BackendError(told["error"])
         self._is_ready = True
-        self._map_shape = (told["map_height"], told["map_width"])
         self._start_s = told["start_s"]
         self.slow_s = max(_SLOW_S, _PATIENCE * told["pass_s"])
         self.lanes, self.backend = told["lanes"], told["backend"]
@@ -297,7 +292,7 @@ class _Child:
             connection.frame_shape = pixels.shape
             within_s = max(within_s, self._start_s)
         try:
-            return connection.inspect(pixels, self._map_shape, within_s, self.pid)
+            return connection.inspect(pixels, within_s, self.pid)
         except ConnectionError as error:
             raise self._ended() from error
         finally:
@@ -341,14 +336,11 @@ class _Connection:
         self.memory = Memory(memory)
         self.frame_shape: tuple[int, ...] = ()  # of the last one
 
-    def inspect(
-        self, pixels: Pixels, map_shape: tuple[int, int], within_s: float, pid: int
-    ) -> Inspection:
+    def inspect(self, pixels: Pixels, within_s: float, pid: int) -> Inspection:
         """Raises `ConnectionError` when the child `pid` has ended, `BackendError` when it must."""
         height, width = pixels.shape[:2]
-        maps = 2 * map_shape[0] * map_shape[1] * 4
-        self.memory.hold(maps + pixels.nbytes)
-        np.copyto(self.memory.pixels(pixels.shape, maps), pixels)
+        self.memory.hold(pixels.nbytes)
+        np.copyto(self.memory.pixels(pixels.shape), pixels)
         channels = pixels.shape[2] if pixels.ndim == 3 else 0
         with suppress(ConnectionError):  # it has just died, as the next line will find
             self._socket.send(REQUEST.pack(self.memory.size, height, width, channels))
@@ -359,7 +351,8 @@ class _Connection:
             raise BackendError(told["failed"])
         if "error" in told:
             raise InspectionError(told["error"])
-        attention, score_map = self.memory.maps(map_shape)
+        self.memory.map(told["size"])
+        attention, score_map = self.memory.maps(pixels.nbytes, told["shapes"])
         return Inspection(
             score=told["score"],
             deviation=told["deviation"],
@@ -416,7 +409,7 @@ def _queued_ns(pid: int) -> dict[str, int]:
 
 
 class Memory:
-    """The shared memory behind `file`: two maps, then a frame. It grows with the frames."""
+    """The shared memory behind `file`: a frame, then the maps of its inspection; it grows."""
 
     def __init__(self, file: int) -> None:
         self.file: Final = file
@@ -434,18 +427,25 @@ class Memory:
         if size != self.size:
             self._mapped, self.size = mmap.mmap(self.file, size), size
 
-    def maps(self, shape: tuple[int, int]) -> tuple[Map, Map]:
-        """Attention and score map, float32 of `shape`, as they lie there."""
-        assert self._mapped is not None
-        count = shape[0] * shape[1]
-        both = np.frombuffer(self._mapped, np.float32, 2 * count).reshape(2, *shape)
-        return both[0], both[1]
-
-    def pixels(self, shape: tuple[int, ...], offset: int) -> Pixels:
+    def pixels(self, shape: tuple[int, ...]) -> Pixels:
         """The frame, uint8 of `shape`, as it lies there."""
         assert self._mapped is not None
-        count = int(np.prod(shape))
-        return np.frombuffer(self._mapped, np.uint8, count, offset).reshape(shape)
+        return np.frombuffer(self._mapped, np.uint8, math.prod(shape)).reshape(shape)
+
+    def maps(self, after: int, shapes: Sequence[Sequence[int]]) -> list[Map]:
+        """Float32 arrays of `shapes` as they lie there, behind a frame of `after` bytes."""
+        assert self._mapped is not None
+        found, offset = [], after + -after % _ALIGNMENT
+        for shape in shapes:
+            count = math.prod(shape)
+            found.append(np.frombuffer(self._mapped, np.float32, count, offset).reshape(shape))
+            offset += 4 * count
+        return found
+
+    @staticmethod
+    def needed(after: int, maps: Sequence[Map]) -> int:
+        """Bytes for a frame of `after` bytes and these maps."""
+        return after + -after % _ALIGNMENT + sum(each.nbytes for each in maps)
 
     def close(self) -> None:
         """Give the memory back; the mapping goes with the last array over it."""

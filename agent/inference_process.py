@@ -60,7 +60,6 @@ def main(lanes: Sequence[tuple[socket.socket, Memory]]) -> None:
     with opened as inspector:
         ready = perf_counter()
         inspector.warm_up()
-        network = bundle.manifest.network
         served = lanes[: inspector.lanes]
         _tell(
             connection,
@@ -69,32 +68,25 @@ def main(lanes: Sequence[tuple[socket.socket, Memory]]) -> None:
                 "pass_s": perf_counter() - ready,
                 "lanes": len(served),
                 "backend": inspector.name,
-                "map_height": network.map_height,
-                "map_width": network.map_width,
             },
         )
-        shape = (network.map_height, network.map_width)
         with ThreadPoolExecutor(len(served), thread_name_prefix="atac-lane") as pool:
             for each, memory in served:
-                pool.submit(_serve, inspector, each, memory, shape)
+                pool.submit(_serve, inspector, each, memory)
 
 
-def _serve(
-    inspector: Inspector, connection: socket.socket, memory: Memory, map_shape: tuple[int, int]
-) -> None:
+def _serve(inspector: Inspector, connection: socket.socket, memory: Memory) -> None:
     # Closed with whatever ends this lane, so that the parent knows at once.
     with connection:
         while request := connection.recv(REQUEST.size):
-            _tell(connection, _answer(inspector, memory, map_shape, request))
+            _tell(connection, _answer(inspector, memory, request))
 
 
-def _answer(
-    inspector: Inspector, memory: Memory, map_shape: tuple[int, int], request: bytes
-) -> dict[str, object]:
+def _answer(inspector: Inspector, memory: Memory, request: bytes) -> dict[str, object]:
     size, height, width, channels = REQUEST.unpack(request)
     memory.map(size)
     frame_shape = (height, width, channels) if channels else (height, width)
-    pixels = memory.pixels(frame_shape, 2 * map_shape[0] * map_shape[1] * 4)
+    pixels = memory.pixels(frame_shape)
     try:
         found = inspector.inspect(pixels)
     except BackendError as error:
@@ -106,9 +98,12 @@ def _answer(
     except Exception as error:  # noqa: BLE001 - one part must never stop the line
         _LOG.exception("an inspection failed")
         return {"error": f"{type(error).__name__}: {error}"}
-    attention, score_map = memory.maps(map_shape)
-    attention[:], score_map[:] = found.attention, found.score_map
-    return _packed(found)
+    maps = found.attention, found.score_map
+    memory.hold(memory.needed(pixels.nbytes, maps))
+    shapes = [each.shape for each in maps]
+    for ours, each in zip(memory.maps(pixels.nbytes, shapes), maps, strict=True):
+        ours[:] = each
+    return _packed(found) | {"size": memory.size, "shapes": shapes}
 
 
 def _packed(found: Inspection) -> dict[str, object]:

@@ -12,7 +12,6 @@ import socket
 import subprocess
 import sys
 from contextlib import ExitStack, suppress
-from types import TracebackType
 from typing import Final, Self
 
 MOST_LANES: Final = 4
@@ -56,12 +55,7 @@ class StartingChild:
     def __enter__(self) -> Self:
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         if self._is_taken:
             return
         self.process.kill()

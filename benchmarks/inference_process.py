@@ -29,7 +29,8 @@ from calibration.record import read_calibration
 from engine.backends.onnxruntime_backend import OnnxRuntimeBackend
 from engine.bundle import open_bundle
 from engine.frame import Pixels
-from engine.inspector import Inspector, TwoPassInspector
+from engine.inspector import Inspector
+from engine.methods import open_method
 
 _TURN = 20
 
@@ -47,7 +48,7 @@ def main() -> None:
     small = [part(0, number, 0.1).pixels for number in range(_TURN)]
     large = [cv2.resize(pixels, (1280, 1024), interpolation=cv2.INTER_CUBIC) for pixels in small]
     with OnnxRuntimeBackend(bundle) as backend:
-        within = TwoPassInspector(backend, bundle.manifest)
+        within = open_method(bundle.manifest.method, backend)
         starts = []
         for _ in range(5):
             begun = time.perf_counter()

@@ -35,7 +35,7 @@ from engine.backends import BackendName
 from engine.backends.opening import open_backend
 from engine.bundle import Bundle, Precision, open_bundle
 from engine.frame import Inspection
-from engine.inspector import TwoPassInspector
+from engine.methods import open_method
 from engine.parity import LEAST_BOX_IOU, MOST_AUROC_LOSS, box_iou
 from train.datasets import (
     SPLIT,
@@ -135,9 +135,9 @@ def inspections(
     """What each runtime finds in each image."""
     with ExitStack() as stack:
         inspectors = [
-            TwoPassInspector(
+            open_method(
+                bundle.manifest.method,
                 stack.enter_context(open_backend(bundle, backend=name, precision=precision)),
-                bundle.manifest,
             )
             for name, precision in runtimes
         ]

@@ -45,7 +45,7 @@ from engine.backends.onnxruntime_backend import OnnxRuntimeBackend
 from engine.backends.opening import open_backend
 from engine.bundle import Bundle, open_bundle
 from engine.image import read_image
-from engine.inspector import TwoPassInspector
+from engine.methods import open_method
 from train.datasets import SPLIT, SPLIT_JSON, find_source, unseen_images
 from train.evaluate import auroc, scored
 from train.export import load_network
@@ -142,7 +142,7 @@ def measured(one: Set, bundle: Bundle, folder: Path, options: argparse.Namespace
     }
     for name, backend in by_precision.items():
         with backend:
-            found = scored(TwoPassInspector(backend, bundle.manifest), source, items)
+            found = scored(open_method(bundle.manifest.method, backend), source, items)
         ranked[name] = auroc(np.array([image.score for image in found]), defective)
 
     camera = linked(folder / "camera", [source.path(item.path) for item in items])

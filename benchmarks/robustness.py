@@ -34,7 +34,8 @@ from engine.backends.opening import open_backend
 from engine.bundle import MANIFEST, Bundle, open_bundle
 from engine.errors import AtacError, CalibrationError, ConfigurationError
 from engine.frame import Box, Inspection, Pixels
-from engine.inspector import TwoPassInspector
+from engine.methods import open_method
+from engine.methods.atac import atac_of
 from engine.parity import box_iou
 from engine.score import top_k_mean
 from engine.view import view
@@ -164,7 +165,7 @@ def threshold_of(bundle: Bundle, precision: str) -> tuple[float, str]:
 
 
 def inspected(backend: Backend, bundle: Bundle, frames: Sequence[Pixels]) -> list[Inspection]:
-    inspector = TwoPassInspector(backend, bundle.manifest)
+    inspector = open_method(bundle.manifest.method, backend)
     return [inspector.inspect(frame) for frame in frames]
 
 
@@ -207,18 +208,18 @@ def moved(
 
 def batched(backend: Backend, bundle: Bundle, frames: Sequence[Pixels]) -> dict[str, float]:
     """The largest difference between views one by one and `BATCH` at a time."""
-    spec, share = bundle.manifest.view, bundle.manifest.score.top_k
+    spec, share = atac_of(bundle).view, atac_of(bundle).score.top_k
     views = np.stack([view(frame, Box.around(frame), spec) for frame in frames[:BATCH]])
     together = backend.run(views)
     worst = {"views": float(len(views)), "score_map": 0.0, "attention": 0.0, "score": 0.0}
     for index, one in enumerate(views):
         alone = backend.run(one[None])
-        score_map, attention = alone.score_map[0], alone.attention[0]
+        score_map, attention = alone["score_map"][0], alone["attention"][0]
         differences = {
-            "score_map": np.abs(score_map - together.score_map[index]).max(),
+            "score_map": np.abs(score_map - together["score_map"][index]).max(),
             "attention": np.abs(attention - together.attention[index]).max(),
             "score": abs(
-                top_k_mean(score_map, share) - top_k_mean(together.score_map[index], share)
+                top_k_mean(score_map, share) - top_k_mean(together["score_map"][index], share)
             ),
         }
         worst |= {name: max(worst[name], float(value)) for name, value in differences.items()}

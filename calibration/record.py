@@ -7,7 +7,7 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Annotated, Final
 
-from pydantic import Field, TypeAdapter, ValidationError
+from pydantic import Field, TypeAdapter
 
 from calibration.bound import interval
 from calibration.scores import Scores
@@ -16,7 +16,7 @@ from engine.backends import BACKENDS, BackendChoice, FallbackName, PrecisionChoi
 from engine.backends.openvino_backend import has_openvino
 from engine.bundle import CALIBRATION, Bundle, Precision, Sha256, replace_file, sha256
 from engine.errors import BackendError, CalibrationError
-from engine.spec import spec
+from engine.spec import SchemaError, parse, spec
 
 SCHEMA_VERSION: Final = 1
 
@@ -161,19 +161,9 @@ def read_calibration(bundle: Bundle, *, precision: PrecisionChoice = "auto") -> 
     except OSError as error:
         raise CalibrationError(f"{path}: cannot be read ({error.strerror})") from error
     try:
-        found = TypeAdapter(dict[str, object]).validate_json(data).get("schema_version")
-        if isinstance(found, int) and found > SCHEMA_VERSION:
-            raise CalibrationError(
-                f"{path}: has schema version {found}, newer than {SCHEMA_VERSION}; "
-                f"update atac-agent or {remedy}"
-            )
-        calibration = _CALIBRATION.validate_json(data)
-    except ValidationError as error:
-        first = error.errors()[0]
-        where = ".".join(str(part) for part in first["loc"]) or "JSON"
-        raise CalibrationError(
-            f"{path}: is not a valid calibration ({where}: {first['msg']}); {remedy}"
-        ) from error
+        calibration = parse(_CALIBRATION, data, version=SCHEMA_VERSION, noun="calibration")
+    except SchemaError as error:
+        raise CalibrationError(f"{path}: {error}; {remedy}") from error
     if calibration.bundle_id != bundle.id:
         raise CalibrationError(
             f"{path}: belongs to another bundle ({calibration.bundle_id[:12]}, "

@@ -1,6 +1,6 @@
 """The model bundle: a folder that training ends in and running starts from.
 
-    manifest.json          what is here, how views, boxes and scores are made, and every file's hash
+    manifest.json          what is here, which method makes scores of it and how, every file's hash
     network.onnx           the fp32 network; network.fp16.onnx, network.int8.onnx beside it
     weights.safetensors    the trained parameters, for further training
     parity.json            how far the precisions agree, in decisions
@@ -16,17 +16,15 @@ from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import Annotated, Final, Literal
 
-from pydantic import Field, TypeAdapter, ValidationError
+from pydantic import Field, TypeAdapter
 
 from engine import signature
-from engine.attention import CropSpec
 from engine.errors import BundleError
 from engine.frame import Pixels
-from engine.score import ScoreSpec
-from engine.spec import spec
-from engine.view import ViewSpec
+from engine.methods import METHODS, AnyMethod
+from engine.spec import SchemaError, parse, spec
 
-SCHEMA_VERSION: Final = 1
+SCHEMA_VERSION: Final = 2
 MANIFEST: Final = "manifest.json"
 CALIBRATION: Final = "calibration.json"
 WEIGHTS: Final = "weights.safetensors"
@@ -37,18 +35,6 @@ Precision = Literal["fp32", "bf16", "fp16", "int8", "int8_symmetric"]
 """`int8` is for CPUs, `int8_symmetric` for TensorRT; docs/adr/0015. `bf16` is no network of its
 own, but the fp32 one as OpenVINO computes it on CPUs that can; docs/adr/0013."""
 Sha256 = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
-
-
-@spec
-class NetworkSpec:
-    """The network's one input and two outputs, the same in every precision.
-
-    `views` is uint8 `(N, side, side, 3)` RGB; `score_map` and `attention` are float32 `(N, h, w)`.
-    """
-
-    side: int
-    map_height: Annotated[int, Field(ge=1)]
-    map_width: Annotated[int, Field(ge=1)]
 
 
 @spec
@@ -80,10 +66,7 @@ class Manifest:
 
     schema_version: int
     created_at: str
-    view: ViewSpec
-    crop: CropSpec
-    score: ScoreSpec
-    network: NetworkSpec
+    method: AnyMethod
     networks: dict[Precision, str]
     training: TrainingRecord
     files: dict[str, Sha256]
@@ -129,25 +112,27 @@ def open_bundle(
     if signed_by is not None:
         signature.check(data, path, signed_by, option=option)
     try:
-        version = TypeAdapter(dict[str, object]).validate_json(data).get("schema_version")
-        if isinstance(version, int) and version > SCHEMA_VERSION:
-            raise BundleError(
-                str(path / MANIFEST),
-                f"has schema version {version}, newer than {SCHEMA_VERSION}; update atac-agent",
-            )
-        manifest = _MANIFEST.validate_json(data)
-    except ValidationError as error:
-        first = error.errors()[0]
-        where = ".".join(str(part) for part in first["loc"])
-        raise BundleError(
-            str(path / MANIFEST), f"is not a valid manifest ({where or 'JSON'}: {first['msg']})"
-        ) from error
+        manifest = parse(_MANIFEST, data, version=SCHEMA_VERSION, noun="manifest")
+    except SchemaError as error:
+        raise BundleError(str(path / MANIFEST), _reason(error)) from error
     unlisted = set(manifest.networks.values()) - set(manifest.files)
     if unlisted:
         raise BundleError(str(path / MANIFEST), f"gives no hash for {', '.join(sorted(unlisted))}")
     for name, digest in manifest.files.items():
         _read_checked(path, name, digest)
     return Bundle(path=path, manifest=manifest, id=sha256(data))
+
+
+def _reason(error: SchemaError) -> str:
+    if error.kind != "kind" or error.place != "method":
+        return str(error)
+    name = error.found.get("type") if isinstance(error.found, dict) else None
+    if name in (known := METHODS.names()):
+        return str(error)
+    return (
+        f"is of the method {name!r}, which is not installed ({', '.join(known)} is); update "
+        "atac-agent, or install the package that adds the method"
+    )
 
 
 def write_manifest(path: Path, manifest: Manifest) -> Bundle:

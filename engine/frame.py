@@ -102,7 +102,7 @@ class Inspection:
     passes: tuple[Pass, ...]
     attention: Map
     score_map: Map
-    attention_s: float
+    attention_s: float = 0.0
 
     @property
     def box(self) -> Box:

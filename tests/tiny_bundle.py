@@ -13,13 +13,14 @@ from engine.bundle import (
     SCHEMA_VERSION,
     Bundle,
     Manifest,
-    NetworkSpec,
     Precision,
     TrainingRecord,
     sha256,
     write_manifest,
 )
 from engine.frame import Pixels
+from engine.methods import NetworkSpec
+from engine.methods.atac import OUTPUTS, AtacMethod
 from engine.parity import PARITY_JSON, Parity
 from engine.score import ScoreSpec
 from engine.view import ViewSpec
@@ -55,10 +56,14 @@ def tiny_bundle(
     manifest = Manifest(
         schema_version=SCHEMA_VERSION,
         created_at="2025-01-01T00:00:00+00:00",
-        view=view or ViewSpec(side=side, equalise="never", crop_from="frame"),
-        crop=crop or CropSpec(),
-        score=ScoreSpec(),
-        network=NetworkSpec(side=side, map_height=side // CELL, map_width=side // CELL),
+        method=AtacMethod(
+            network=NetworkSpec(
+                side=side, outputs=dict.fromkeys(OUTPUTS, (side // CELL, side // CELL))
+            ),
+            view=view or ViewSpec(side=side, equalise="never", crop_from="frame"),
+            crop=crop or CropSpec(),
+            score=ScoreSpec(),
+        ),
         networks=networks,
         training=TrainingRecord(
             profile="line",

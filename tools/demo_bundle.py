@@ -13,6 +13,7 @@ from pathlib import Path
 
 from agent.cameras.conveyor import write_parts
 from engine.bundle import write_manifest
+from engine.methods.atac import atac_of
 from train.datasets import find_source
 from train.fit import Epoch, train_bundle
 from train.profile import LINE
@@ -54,8 +55,9 @@ def main(parts: Path, out: Path) -> None:
     )
     # Training looks twice at whatever draws a little attention; the line only at what draws more
     # than half of the most there can be, so that a good part is seldom looked at again.
-    manifest = bundle.manifest
-    bundle = write_manifest(out, replace(manifest, crop=replace(manifest.crop, gate=0.5)))
+    method = atac_of(bundle)
+    method = replace(method, crop=replace(method.crop, gate=0.5))
+    bundle = write_manifest(out, replace(bundle.manifest, method=method))
     print(f"{bundle.path}: {bundle.id}")
 
 

@@ -6,15 +6,13 @@ running agent never loads it.
 
 from collections.abc import Callable
 from contextlib import suppress
-from types import TracebackType
 from typing import Any, Final, Literal, Self
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from engine.backends import Maps as OutputMaps
-from engine.backends import NetworkOutput, require_views
+from engine.backends import Outputs, joined, require_views
 from engine.backends.cuda_graph import Graph
 from engine.build import MAX_BATCH
 from engine.bundle import Bundle
@@ -46,7 +44,7 @@ class CudaReference:
         self._network = reference_network(bundle, precision=precision, device=device)
         self._name = f"torch {_device_name(device)} {precision}"
         self._device = device
-        self._side = bundle.manifest.network.side
+        self._side = bundle.manifest.method.network.side
         self._graphs: dict[int, _Replay] = {}
 
     @property
@@ -57,7 +55,7 @@ class CudaReference:
     def lanes(self) -> int:
         return 1
 
-    def run(self, views: Pixels) -> NetworkOutput:
+    def run(self, views: Pixels) -> Outputs:
         require_views(views, self._side, self._name)
         try:
             with torch.inference_mode():
@@ -68,21 +66,16 @@ class CudaReference:
         except RuntimeError as error:  # torch's own, also for CUDA and for memory
             said = str(error).strip().splitlines()[0]
             raise BackendError(f"{self._name} failed on {views.shape}: {said}") from error
-        return NetworkOutput.joined(turns)
+        return joined(turns)
 
     def __enter__(self) -> Self:
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         self._graphs.clear()
         del self._network
 
-    def _turn(self, views: Pixels) -> tuple[OutputMaps, OutputMaps]:
+    def _turn(self, views: Pixels) -> Outputs:
         # Copied: views may be read-only, which torch cannot express.
         up = torch.tensor(views)
         if self._device == "cpu":
@@ -91,7 +84,7 @@ class CudaReference:
             if len(views) not in self._graphs:
                 self._graphs[len(views)] = _Replay(self._network, up.to(self._device))
             maps = self._graphs[len(views)].run(up)
-        return np.asarray(maps.score_map.cpu().numpy()), np.asarray(maps.attention.cpu().numpy())
+        return {name: np.asarray(each.cpu().numpy()) for name, each in maps._asdict().items()}
 
 
 class _Replay:
@@ -124,19 +117,19 @@ class TorchDeviceNetwork:
 
     def __init__(self, bundle: Bundle, *, precision: ReferencePrecision = "fp16") -> None:
         self._network = reference_network(bundle, precision=precision, device="cuda")
-        self._spec = bundle.manifest.network
+        self._spec = bundle.manifest.method.network
         self.name = f"torch {_device_name('cuda')} {precision}"
 
-    def bound(self, *, views: int, score_map: int, attention: int) -> Callable[[int, Any], None]:
+    def bound(self, **tensors: int) -> Callable[[int, Any], None]:
         """See `DeviceNetwork.bound`."""
         spec = self._spec
 
         def enqueue(count: int, stream: Any) -> None:
-            maps = (count, spec.map_height, spec.map_width)
             with torch.cuda.stream(_borrowed(stream)), torch.inference_mode():
-                found = self._network(_at(views, (count, spec.side, spec.side, 3), "|u1"))
-                _at(score_map, maps, "<f4").copy_(found.score_map)
-                _at(attention, maps, "<f4").copy_(found.attention)
+                views = _at(tensors["views"], (count, spec.side, spec.side, 3), "|u1")
+                for name, found in self._network(views)._asdict().items():
+                    shape = (count, *spec.outputs[name])
+                    _at(tensors[name], shape, "<f4").copy_(found)
 
         return enqueue
 

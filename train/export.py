@@ -47,7 +47,6 @@ from engine.bundle import (
     WEIGHTS,
     Bundle,
     Manifest,
-    NetworkSpec,
     Precision,
     TrainingRecord,
     open_bundle,
@@ -57,7 +56,8 @@ from engine.bundle import (
 )
 from engine.errors import BundleError
 from engine.frame import Box, Inspection, Pixels
-from engine.inspector import Optics, TwoPassInspector
+from engine.methods import MethodSpec, NetworkSpec, open_method
+from engine.methods.atac import AtacMethod, atac_of
 from engine.parity import (
     PARITY_JSON,
     Parity,
@@ -108,9 +108,9 @@ def write_bundle(
     Raises `BundleError` when ONNX and torch do not agree.
     """
     items = _parity_items(split)
-    optics = _manifest(profile, reference, network, record, {}, {})
+    method = _method(profile, reference, network)
     with TorchBackend(network) as backend:
-        expected = _inspections(backend, optics, source, items)
+        expected = _inspections(backend, method, source, items)
     unseen = len(split.unseen_good)
     scores = tuple(found.score for found in expected)
     record = replace(record, held_out_scores=scores[:unseen])
@@ -127,10 +127,10 @@ def write_bundle(
         }
         for name, data in files.items():
             replace_file(folder / name, data)
-        bundle = _sealed(folder, profile, reference, network, record, files)
+        bundle = _sealed(folder, method, record, files)
         threshold = provisional_threshold(scores[:unseen], scores[unseen:])
         with OnnxRuntimeBackend(bundle) as backend:
-            found = _inspections(backend, optics, source, items)
+            found = _inspections(backend, method, source, items)
         parity = compared(
             expected,
             found,
@@ -144,7 +144,7 @@ def write_bundle(
             _require_parity(out, "fp32", parity, "--resume --accept-flips")
         files[PARITY] = PARITY_JSON.dump_json({_ORACLE.cpu_name: parity}, indent=2)
         replace_file(folder / PARITY, files[PARITY])
-        _sealed(folder, profile, reference, network, record, files)
+        _sealed(folder, method, record, files)
         folder.replace(out)
     return open_bundle(out)
 
@@ -184,7 +184,7 @@ def add_precision(
             else int8_graph(bundle, source, split, symmetric=precision == "int8_symmetric")
         )
     with reference_backend as backend:
-        expected = _inspections(backend, bundle.manifest, source, items)
+        expected = _inspections(backend, bundle.manifest.method, source, items)
     threshold_from: ThresholdFrom = "calibration"
     if threshold is None:
         scores, unseen = [found.score for found in expected], len(split.unseen_good)
@@ -206,7 +206,7 @@ def add_precision(
             with open_backend(
                 staged, backend=runtime.backend, precision=runtime.precision
             ) as backend:
-                found = _inspections(backend, bundle.manifest, source, items)
+                found = _inspections(backend, bundle.manifest.method, source, items)
             judged[runtime.cpu_name] = compared(
                 expected,
                 found,
@@ -365,18 +365,17 @@ class _Views:
 
 def _int8_views(bundle: Bundle, source: Source, split: Split) -> Iterator[Pixels]:
     """What pass 1 and pass 2 see of training images, known defects first."""
-    manifest = bundle.manifest
+    method = atac_of(bundle)
     items = (*split.train_defective, *split.train_good)[:_INT8_CALIBRATION_IMAGES]
     with OnnxRuntimeBackend(bundle) as backend:
         for item in items:
             pixels = read_listed(source, item)
-            whole = view(pixels, Box.around(pixels), manifest.view)
+            whole = view(pixels, Box.around(pixels), method.view)
             yield whole
-            box = attention_box(
-                backend.run(whole[None]).attention[0], manifest.view.box, manifest.crop
-            )
-            if box != manifest.view.box:
-                yield zoomed(pixels, whole, box, manifest.view)[0]
+            attention = backend.run(whole[None])["attention"][0]
+            box = attention_box(attention, method.view.box, method.crop)
+            if box != method.view.box:
+                yield zoomed(pixels, whole, box, method.view)[0]
 
 
 def _parity_items(split: Split) -> tuple[Listed, ...]:
@@ -386,9 +385,9 @@ def _parity_items(split: Split) -> tuple[Listed, ...]:
 
 
 def _inspections(
-    backend: Backend, optics: Optics, source: Source, items: Sequence[Listed]
+    backend: Backend, method: MethodSpec, source: Source, items: Sequence[Listed]
 ) -> list[Inspection]:
-    inspector = TwoPassInspector(backend, optics)
+    inspector = open_method(method, backend)
     return [inspector.inspect(read_listed(source, item)) for item in items]
 
 
@@ -425,41 +424,32 @@ def _require_parity(path: Path, precision: Precision, parity: Parity, options: s
 
 
 def _sealed(
-    folder: Path,
-    profile: Profile,
-    reference: ScoreSpec,
-    network: AtacNet,
-    record: TrainingRecord,
-    files: dict[str, bytes],
+    folder: Path, method: MethodSpec, record: TrainingRecord, files: dict[str, bytes]
 ) -> Bundle:
     """The bundle of `files`, which lie in `folder`: its manifest is written."""
-    hashes = {name: sha256(data) for name, data in files.items()}
-    networks: dict[Precision, str] = {"fp32": _FILES["fp32"]}
-    return write_manifest(folder, _manifest(profile, reference, network, record, networks, hashes))
+    manifest = Manifest(
+        schema_version=SCHEMA_VERSION,
+        created_at=datetime.now(UTC).isoformat(timespec="seconds"),
+        method=method,
+        networks={"fp32": _FILES["fp32"]},
+        training=record,
+        files={name: sha256(data) for name, data in files.items()},
+    )
+    return write_manifest(folder, manifest)
 
 
-def _manifest(
-    profile: Profile,
-    reference: ScoreSpec,
-    network: AtacNet,
-    record: TrainingRecord,
-    networks: dict[Precision, str],
-    hashes: dict[str, str],
-) -> Manifest:
+def _method(profile: Profile, reference: ScoreSpec, network: AtacNet) -> AtacMethod:
     side = profile.view.side
     with torch.inference_mode():
         views = torch.zeros(1, side, side, 3, dtype=torch.uint8, device=network.mean.device)
-        height, width = network.eval()(views).score_map.shape[-2:]
-    return Manifest(
-        schema_version=SCHEMA_VERSION,
-        created_at=datetime.now(UTC).isoformat(timespec="seconds"),
+        maps = network.eval()(views)._asdict()
+    return AtacMethod(
+        network=NetworkSpec(
+            side=side, outputs={name: tuple(each.shape[1:]) for name, each in maps.items()}
+        ),
         view=profile.view,
         crop=profile.crop,
         score=reference,
-        network=NetworkSpec(side=side, map_height=height, map_width=width),
-        networks=networks,
-        training=record,
-        files=hashes,
     )
 
 

@@ -30,7 +30,7 @@ from engine.attention import CropSpec, attention_box
 from engine.bundle import MANIFEST, Bundle, TrainingRecord, replace_file, sha256
 from engine.errors import ConfigurationError, TrainingError
 from engine.frame import Box, Pixels
-from engine.inspector import TwoPassInspector
+from engine.methods.atac import TwoPassInspector
 from engine.score import ScoreSpec
 from engine.view import ViewSpec, view, zoomed
 from train.anomalies import Mask, alike, cells, moved, paint, transplanted

@@ -10,7 +10,6 @@ second view, is `engine.attention` and `engine.view`; what comes after is `engin
 """
 
 from collections.abc import Callable
-from types import TracebackType
 from typing import Final, NamedTuple, Self
 
 import numpy as np
@@ -18,7 +17,7 @@ import torch
 import torch.nn.functional as F  # noqa: N812  (PyTorch's own custom)
 from torch import Tensor, nn
 
-from engine.backends import NetworkOutput
+from engine.backends import Outputs
 from engine.frame import Pixels
 from train.backbone import Trunk, initialise
 from train.profile import Profile
@@ -258,24 +257,16 @@ class TorchBackend:
     def lanes(self) -> int:
         return 1
 
-    def run(self, views: Pixels) -> NetworkOutput:
+    def run(self, views: Pixels) -> Outputs:
         with torch.inference_mode():
             # Copied: views may be read-only, which torch cannot express.
             maps = self._network(torch.tensor(views, device=self._device))
-        return NetworkOutput(
-            score_map=np.asarray(maps.score_map.cpu().numpy()),
-            attention=np.asarray(maps.attention.cpu().numpy()),
-        )
+        return {name: np.asarray(each.cpu().numpy()) for name, each in maps._asdict().items()}
 
     def __enter__(self) -> Self:
         self._training = self._network.training
         self._network.eval()
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         self._network.train(self._training)

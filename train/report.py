@@ -20,8 +20,9 @@ from engine.bundle import Bundle, TrainingRecord, replace_file
 from engine.errors import AtacError, ImageError, TrainingError
 from engine.frame import Inspection, Pixels
 from engine.image import read_image
-from engine.inspector import TwoPassInspector
+from engine.inspector import OpenInspector
 from engine.likeness import fingerprint, look_alikes
+from engine.methods import open_method
 from engine.pages.charts import Curve, curves_svg, histogram_svg
 from engine.pages.rendering import render
 from engine.pages.text import counted, listed, percent, short
@@ -112,7 +113,7 @@ def examine(bundle: Bundle, source: Source, epochs: Sequence[Epoch]) -> Outcome:
     split = SPLIT_JSON.validate_json(bundle.read(SPLIT))
     unreadable: list[str] = []
     with OnnxRuntimeBackend(bundle) as backend:
-        inspector = TwoPassInspector(backend, bundle.manifest)
+        inspector = open_method(bundle.manifest.method, backend)
         good = _inspected(
             inspector, source, split.held_out_good or split.train_good[:_INSTEAD], unreadable
         )
@@ -196,7 +197,7 @@ def write_report(path: Path, outcome: Outcome, source: Source) -> None:
 
 
 def _inspected(
-    inspector: TwoPassInspector, source: Source, items: Sequence[Listed], unreadable: list[str]
+    inspector: OpenInspector, source: Source, items: Sequence[Listed], unreadable: list[str]
 ) -> tuple[Seen, ...]:
     found = []
     for item in items:

@@ -45,7 +45,7 @@ def evaluate(
     from agent.runtime import bundle_runtime, warn_of_another_runtime
     from engine.backends.opening import open_backend
     from engine.bundle import open_bundle
-    from engine.inspector import TwoPassInspector
+    from engine.methods import open_method
     from train.datasets import find_source, unseen_images
     from train.evaluate import evaluation, scored
 
@@ -63,7 +63,7 @@ def evaluate(
             items, label="images", file=sys.stderr, hidden=not sys.stderr.isatty()
         ) as bar,
     ):
-        images = scored(TwoPassInspector(network, opened.manifest), source, bar)
+        images = scored(open_method(opened.manifest.method, network), source, bar)
         record = _record(opened, runtime.precision)
         found = evaluation(
             images,

@@ -58,7 +58,9 @@ from engine.bundle import Bundle, Precision, open_bundle
 from engine.errors import AtacError, CalibrationError
 from engine.frame import Box, Pixels
 from engine.image import images_below, read_image
-from engine.inspector import TwoPassInspector
+from engine.inspector import OpenInspector
+from engine.methods import open_method
+from engine.methods.atac import atac_of
 from engine.parity import compared, provisional_threshold
 from engine.score import top_k_mean
 from engine.view import view, zoomed
@@ -118,7 +120,7 @@ class Bench:
             self.parts = [cv2.resize(each, (160, 120)) for each in self.parts]
         # A part that is zoomed into: the naive route skips pass 2 where it can.
         with OnnxRuntimeBackend(self.bundle) as oracle:
-            host = TwoPassInspector(oracle, self.bundle.manifest)
+            host = open_method(self.bundle.manifest.method, oracle)
             found = (n for n, each in enumerate(self.parts) if host.inspect(each).zoomed)
             self.shown = next(found, 0)
         self.networks: dict[str, Runnable] = {}
@@ -133,8 +135,8 @@ class Bench:
 
     def inspector(self, name: str | None = None) -> DeviceInspector:
         """The whole inspection on the device, over the fastest network or the one of this name."""
-        manifest = self.bundle.manifest
-        return DeviceInspector(self.networks[name or self.used].opening, manifest, manifest.network)
+        method = atac_of(self.bundle)
+        return DeviceInspector(self.networks[name or self.used].opening, method, method.network)
 
     def naive(self) -> Backend:
         """The same network, called twice and waited for each time."""
@@ -205,12 +207,12 @@ def machine(_bench: Bench) -> Results:
 
 def driver(bench: Bench) -> Results:
     """Everything but a network: memory, kernels, a graph captured once and replayed."""
-    manifest = bench.bundle.manifest
+    method = atac_of(bench.bundle)
     pixels = bench.frame(next(iter(bench.frames.values())), "mono", bench.shown)
-    with DeviceInspector(lambda _memory: NoNetwork(), manifest, manifest.network) as inspector:
+    with DeviceInspector(lambda _memory: NoNetwork(), method, method.network) as inspector:
         first, second = (inspector.views(pixels)[0] for _ in range(2))
     return {
-        "view_1": _apart(first, view(pixels, Box.around(pixels), manifest.view)),
+        "view_1": _apart(first, view(pixels, Box.around(pixels), method.view)),
         "replay_is_equal": bool(np.array_equal(first, second)),
     }
 
@@ -278,7 +280,7 @@ def _plan(bench: Bench, name: RuntimeName, precision: Precision) -> Results:
 def _take_plan(bench: Bench, name: RuntimeName, precision: Any, pass_ms: float) -> None:
     bundle, runtime = bench.bundle, find_tensorrt(name)
     plan, _, told = open_plan(bundle, precision, plans=bench.plans, gate=False, tensorrt=runtime)
-    network = bundle.manifest.network
+    network = bundle.manifest.method.network
     bench.networks[told] = Runnable(
         opening=lambda memory: TensorRtNetwork(plan, runtime, network, told, memory),
         backend=lambda: TensorRtBackend(
@@ -307,43 +309,43 @@ def _tried_out(bench: Bench, opened: Backend) -> Results:
     """The maps beside ONNX Runtime's fp32, and what one pass from the host takes."""
     with opened as backend:
         found = {"max_difference": _difference(bench, backend)}
-        one = np.zeros((1, *[bench.bundle.manifest.view.side] * 2, 3), np.uint8)
+        one = np.zeros((1, *[bench.bundle.manifest.method.network.side] * 2, 3), np.uint8)
         times = _timed(lambda: backend.run(one), bench.repeats)
         return found | {"pass_ms": _percentiles(times)["p50_ms"]}
 
 
 def _difference(bench: Bench, backend: Backend) -> dict[str, float]:
     """The largest difference of the two maps from ONNX Runtime's fp32, for 1 and for 3 views."""
-    spec = bench.bundle.manifest.view
+    spec = atac_of(bench.bundle).view
     views = np.stack([view(each, Box.around(each), spec) for each in bench.parts[:3]])
     found = {"score_map": 0.0, "attention": 0.0}
     with OnnxRuntimeBackend(bench.bundle) as oracle:
         for some in (views[:1], views):
             here, there = backend.run(some), oracle.run(some)
             for name, before in found.items():
-                apart = float(np.abs(getattr(here, name) - getattr(there, name)).max())
+                apart = float(np.abs(here[name] - there[name]).max())
                 found[name] = max(before, apart)
     return found
 
 
 def kernels(bench: Bench) -> Results:
     """The same stages by kernels and by the engine, from what the device itself saw and said."""
-    manifest = bench.bundle.manifest
+    method = atac_of(bench.bundle)
     found: Results = {}
     with bench.inspector() as inspector:
         for (name, size), form in product(bench.frames.items(), ("mono", "rgb")):
             pixels = bench.frame(size, form, bench.shown)
             first, second = inspector.views(pixels)
             said = inspector.inspect(pixels)
-            whole = view(pixels, Box.around(pixels), manifest.view)
-            box = attention_box(said.attention, manifest.view.box, manifest.crop)
-            closer, _ = zoomed(pixels, whole, box, manifest.view)
-            score = top_k_mean(said.score_map, manifest.score.top_k)
+            whole = view(pixels, Box.around(pixels), method.view)
+            box = attention_box(said.attention, method.view.box, method.crop)
+            closer, _ = zoomed(pixels, whole, box, method.view)
+            score = top_k_mean(said.score_map, method.score.top_k)
             found[f"{name} {form}"] = {
                 "view_1": _apart(first, whole),
                 "view_2": _apart(second, closer),
                 "zoomed": said.zoomed,
-                "box_equal": said.box == box.scaled(of=manifest.view.box, to=Box.around(pixels)),
+                "box_equal": said.box == box.scaled(of=method.view.box, to=Box.around(pixels)),
                 "score_difference": abs(said.passes[0].score - score),
             }
         raw = bench.frame(next(iter(bench.frames.values())), "bayer_rggb", bench.shown)
@@ -374,7 +376,7 @@ def verdicts(bench: Bench) -> Results:
     pictures = [read_image(file) for file in files] or bench.parts
     names = [str(file) for file in files] or [f"generated part {i}" for i in range(len(pictures))]
     with OnnxRuntimeBackend(bench.bundle) as oracle:
-        reference = TwoPassInspector(oracle, bench.bundle.manifest)
+        reference = open_method(bench.bundle.manifest.method, oracle)
         expected = [reference.inspect(pixels) for pixels in pictures]
     try:
         threshold = read_calibration(bench.bundle, precision="fp32").calibration.threshold
@@ -406,7 +408,7 @@ def latency(bench: Bench) -> Results:
     """Both routes over the same frames, in turns of ten."""
     found: Results = {}
     with bench.inspector() as device, bench.naive() as backend:
-        host = TwoPassInspector(backend, bench.bundle.manifest)
+        host = open_method(bench.bundle.manifest.method, backend)
         for (name, size), form in product(bench.frames.items(), _FORMS):
             raw = bench.frame(size, form, bench.shown)
             told = tried(_both_ways, bench, device, host, raw, form)
@@ -417,7 +419,7 @@ def latency(bench: Bench) -> Results:
 
 
 def _both_ways(
-    bench: Bench, device: DeviceInspector, host: TwoPassInspector, raw: Pixels, form: Form
+    bench: Bench, device: DeviceInspector, host: OpenInspector, raw: Pixels, form: Form
 ) -> Results:
     def naive() -> object:
         seen = cv2.cvtColor(raw, cv2.COLOR_BayerRGGB2RGB) if form.startswith("bayer") else raw
@@ -496,7 +498,7 @@ def _together(inspector: DeviceInspector, frames: list[Pixels], repeats: int) ->
 def cvcuda(bench: Bench) -> Results:
     """Whole mono frames as pass 1 sees them, by CV-CUDA: how far its pixels are from ours."""
     library, torch = import_module("cvcuda"), import_module("torch")
-    spec, found = bench.bundle.manifest.view, {}
+    spec, found = atac_of(bench.bundle).view, {}
     interpolation = library.Interp.CUBIC if spec.resize == "bicubic" else library.Interp.LINEAR
 
     def resized(image: Any) -> Any:
@@ -533,7 +535,7 @@ def floors(bench: Bench) -> Results:
     """The least time of two passes and one upload, from ceilings measured on this device."""
     torch = import_module("torch")
     counting = import_module("torch.utils.flop_counter").FlopCounterMode(display=False)
-    side = bench.bundle.manifest.network.side
+    side = bench.bundle.manifest.method.network.side
     network = import_module("train.export").load_network(bench.bundle)
     with counting as counter, torch.inference_mode():
         network(torch.zeros(1, side, side, 3, dtype=torch.uint8))

@@ -34,7 +34,6 @@ from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
-from types import TracebackType
 from typing import Any, Self
 
 import cv2
@@ -48,7 +47,8 @@ from engine.backends.openvino_backend import OpenVinoBackend
 from engine.bundle import Bundle, open_bundle
 from engine.frame import Pixels
 from engine.image import images_below, read_image
-from engine.inspector import TwoPassInspector
+from engine.inspector import OpenInspector
+from engine.methods import open_method
 from train.export import load_network
 from train.network import TorchBackend
 
@@ -100,12 +100,7 @@ class Peers:
             raise
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         self._process.communicate()
         self._answers.close()
 
@@ -165,7 +160,7 @@ def main() -> None:
             "id": bundle.id,
             "profile": bundle.manifest.training.profile,
             "backbone": bundle.manifest.training.backbone,
-            "side": bundle.manifest.network.side,
+            "side": bundle.manifest.method.network.side,
         },
         "frames": {"count": len(frames), "shape": frames[0].shape},
         "seconds_a_turn": options.seconds,
@@ -195,16 +190,16 @@ def ours(bundle: Bundle, frames: list[Pixels]) -> Iterator[list[Contender]]:
                 ),
                 strict=True,
             ):
-                opened = stack.enter_context(TwoPassInspector(backend, bundle.manifest))
+                opened = stack.enter_context(open_method(bundle.manifest.method, backend))
                 found.append(two_passes(name, precision, opened, frames))
         network = TorchBackend(load_network(bundle))
-        opened = stack.enter_context(TwoPassInspector(network, bundle.manifest))
+        opened = stack.enter_context(open_method(bundle.manifest.method, network))
         found.append(two_passes("torch, a plain loop", "fp32", opened, frames))
         yield found
 
 
 def two_passes(
-    name: str, precision: str, inspector: TwoPassInspector, frames: list[Pixels]
+    name: str, precision: str, inspector: OpenInspector, frames: list[Pixels]
 ) -> Contender:
     def look(pixels: Pixels) -> int:
         return len(inspector.inspect(pixels).passes)

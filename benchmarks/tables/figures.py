@@ -18,7 +18,7 @@ from benchmarks.tables.rows import row_of, settled_profile
 from benchmarks.tables.runs import Run, calibrated, optics_of, trained_for
 from benchmarks.tables.sets import DEFECTS, read_manifest, source_of
 from engine.frame import Inspection
-from engine.inspector import TwoPassInspector
+from engine.methods.atac import TwoPassInspector
 from engine.pages.charts import bins, counts, histogram_svg
 from engine.pages.rendering import colours, plain_page
 from engine.picture import attended, data_uri, reduced

@@ -29,7 +29,7 @@ from calibration.bound import upper_bound
 from calibration.threshold import Threshold, choose_threshold
 from engine.bundle import sha256
 from engine.frame import Map
-from engine.inspector import TwoPassInspector
+from engine.methods.atac import TwoPassInspector
 from engine.spec import spec
 from train.anomalies import Mask
 from train.backbone import PretrainedWeights

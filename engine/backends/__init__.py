@@ -1,8 +1,7 @@
 """Runtimes that can run a bundle's network. All differ in one method only."""
 
-from collections.abc import Iterable
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from types import TracebackType
 from typing import Final, Literal, Protocol, Self, get_args
 
 import numpy as np
@@ -12,7 +11,8 @@ from engine.bundle import Precision
 from engine.errors import BackendError
 from engine.frame import Pixels
 
-Maps = npt.NDArray[np.float32]
+Outputs = Mapping[str, npt.NDArray[np.float32]]
+"""What the network says of N views: its outputs by name, float32 `(N, ...)`."""
 
 BackendName = Literal["onnxruntime", "openvino", "tensorrt"]
 BACKENDS: Final[tuple[BackendName, ...]] = get_args(BackendName)
@@ -41,21 +41,9 @@ class Runtime:
         return f"{self.backend} cpu {self.precision}"
 
 
-@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
-class NetworkOutput:
-    """What the network says of N views: two float32 `(N, h, w)` maps.
-
-    `score_map` is a_mp (Eq 3 and 7), signed; `attention` is C_attn (Eq 4), not negative.
-    """
-
-    score_map: Maps
-    attention: Maps
-
-    @classmethod
-    def joined(cls, turns: Iterable[tuple[Maps, Maps]]) -> Self:
-        """Score maps and attention maps of several turns, at least one, one after the other."""
-        score_maps, attentions = zip(*turns, strict=True)
-        return cls(score_map=np.concatenate(score_maps), attention=np.concatenate(attentions))
+def joined(turns: Sequence[Outputs]) -> Outputs:
+    """The outputs of several turns, at least one, one after the other."""
+    return {name: np.concatenate([turn[name] for turn in turns]) for name in turns[0]}
 
 
 def require_views(views: Pixels, side: int, name: str) -> None:
@@ -83,13 +71,8 @@ class Backend(Protocol):
         """How many parts are worth having in hand at once."""
         ...
 
-    def run(self, views: Pixels) -> NetworkOutput: ...
+    def run(self, views: Pixels) -> Outputs: ...
 
     def __enter__(self) -> Self: ...
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None: ...
+    def __exit__(self, *_: object) -> None: ...

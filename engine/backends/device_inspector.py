@@ -14,7 +14,6 @@ from contextlib import ExitStack, closing, suppress
 from dataclasses import dataclass
 from functools import partial
 from time import perf_counter
-from types import TracebackType
 from typing import Any, Final, Literal, Protocol, Self
 
 import numpy as np
@@ -28,10 +27,10 @@ from engine.backends.cuda_driver import probe_gpu
 from engine.backends.cuda_graph import Graph
 from engine.backends.lab import lab_tables
 from engine.build import MAX_BATCH
-from engine.bundle import NetworkSpec
 from engine.errors import BackendError, InspectionError
 from engine.frame import Box, Inspection, Pass, Pixels
-from engine.inspector import Optics
+from engine.methods import NetworkSpec, require_score
+from engine.methods.atac import Optics
 from engine.score import deviation, top_k_count
 
 Form = Literal["mono", "rgb", "bayer_rggb", "bayer_grbg", "bayer_gbrg", "bayer_bggr"]
@@ -78,16 +77,21 @@ class DeviceNetwork(Protocol):
     @property
     def name(self) -> str: ...
 
-    def bound(self, *, views: int, score_map: int, attention: int) -> Callable[[int, Any], None]:
+    def bound(self, **tensors: int) -> Callable[[int, Any], None]:
         """A function that enqueues so many views, from and to these addresses, on a stream.
 
-        uint8 `(count, side, side, 3)` → two float32 `(count, h, w)`. It returns at once.
+        `tensors` has the address of `views`, uint8 `(count, side, side, 3)`, and of each output of
+        the network, float32 `(count, ...)`. It returns at once.
         """
         ...
 
     def capture(self, stream: Any, record: Callable[[], None]) -> Graph:
         """What `record` enqueues on `stream`, as a graph."""
         ...
+
+
+DeviceOpening = Callable[[DeviceMemory], DeviceNetwork]
+"""Makes the network while the context of its GPU is current."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -140,7 +144,7 @@ class DeviceInspector:
 
     def __init__(
         self,
-        opening: Callable[[DeviceMemory], DeviceNetwork],
+        opening: DeviceOpening,
         optics: Optics,
         network: NetworkSpec,
         *,
@@ -246,12 +250,7 @@ class DeviceInspector:
     def __enter__(self) -> Self:
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         self._resources.close()
 
     def _turn(self, frames: Sequence[Pixels], geometries: tuple[Geometry, ...]) -> list[Inspection]:
@@ -267,11 +266,7 @@ class DeviceInspector:
         zooms = bool(answer["zooms"][slot])
         score_1, score_2 = (float(answer["scores"][each, slot]) for each in (0, 1))
         score = (score_1 + score_2) / 2 if zooms else score_1
-        if not math.isfinite(score):
-            raise InspectionError(
-                f"{self.name} answered a score of {score}: the network or its runtime is broken; "
-                "check with: agent doctor"
-            )
+        require_score(score, self.name)
         left, top, right, bottom = (int(place) for place in answer["boxes"][slot])
         geometry = program.geometries[slot]
         whole = Box.whole(geometry.width, geometry.height)
@@ -362,7 +357,7 @@ class _Program:
         self._kernels = kernels
         self._network = network
         self._optics = optics
-        self._cells = spec.map_height, spec.map_width
+        self._cells = spec.outputs["score_map"]
         self._constants = constants
         self.geometries = geometries
         with ExitStack() as stack:

@@ -1,13 +1,12 @@
 """ONNX Runtime on the CPU: the embedded default, and the oracle the others are compared with."""
 
 import os
-from types import TracebackType
 from typing import Self
 
 import numpy as np
 import onnxruntime
 
-from engine.backends import MOST_LANES, NetworkOutput
+from engine.backends import MOST_LANES, Outputs
 from engine.bundle import Bundle, Precision
 from engine.errors import BackendError
 from engine.frame import Pixels
@@ -43,6 +42,7 @@ class OnnxRuntimeBackend:
                 f"of {bundle.path}: {error}"
             ) from error
         self._name = f"onnxruntime cpu {precision}"
+        self._outputs = list(bundle.manifest.method.network.outputs)
 
     @property
     def name(self) -> str:
@@ -52,22 +52,15 @@ class OnnxRuntimeBackend:
     def lanes(self) -> int:
         return self._lanes
 
-    def run(self, views: Pixels) -> NetworkOutput:
+    def run(self, views: Pixels) -> Outputs:
         try:
-            score_map, attention = self._session.run(
-                ["score_map", "attention"], {"views": np.ascontiguousarray(views)}
-            )
+            found = self._session.run(self._outputs, {"views": np.ascontiguousarray(views)})
         except Exception as error:
             raise BackendError(f"{self._name} failed on {views.shape}: {error}") from error
-        return NetworkOutput(score_map=score_map, attention=attention)
+        return dict(zip(self._outputs, found, strict=True))
 
     def __enter__(self) -> Self:
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         del self._session

@@ -7,7 +7,8 @@ from typing import Final, TypeVar
 from engine.backends import MAX_PIXELS, Backend, BackendName, FallbackName
 from engine.bundle import Bundle, Precision
 from engine.errors import BackendError
-from engine.inspector import OpenInspector, TwoPassInspector
+from engine.inspector import OpenInspector
+from engine.methods import open_method
 
 _LOG: Final = logging.getLogger(__name__)
 _Opened = TypeVar("_Opened")
@@ -21,7 +22,7 @@ def open_inspector(
     fallback: FallbackName | None = None,
     max_pixels: int = MAX_PIXELS,
 ) -> OpenInspector:
-    """What `agent run` inspects with: a GPU does all of it by itself, a CPU the two passes.
+    """What `agent run` inspects with; on a GPU as much of it as the method can do there.
 
     Warmed up, so that what cannot inspect is known here. `max_pixels` is the largest frame that a
     GPU keeps memory for. `backend`, `fallback` and errors are those of `open_backend`.
@@ -87,7 +88,7 @@ def _inspector(
         from engine.backends.tensorrt_backend import open_device_inspector
 
         return open_device_inspector(bundle, precision=precision, max_pixels=max_pixels)
-    return TwoPassInspector(_backend(bundle, backend, precision), bundle.manifest)
+    return open_method(bundle.manifest.method, _backend(bundle, backend, precision))
 
 
 def _backend(bundle: Bundle, backend: BackendName, precision: Precision) -> Backend:

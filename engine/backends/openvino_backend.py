@@ -9,12 +9,12 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from importlib.util import find_spec
 from pathlib import Path
-from types import ModuleType, TracebackType
+from types import ModuleType
 from typing import Any, Final, Literal, Self
 
 import numpy as np
 
-from engine.backends import MOST_LANES, Maps, NetworkOutput, require_views
+from engine.backends import MOST_LANES, Outputs, joined, require_views
 from engine.bundle import Bundle, Precision, replace_file, sha256
 from engine.errors import BackendError
 from engine.frame import Pixels
@@ -47,13 +47,14 @@ class OpenVinoBackend:
         openvino = find_openvino()
         threads = threads or os.cpu_count() or 1
         self._name = f"openvino cpu {precision}"
-        self._side = bundle.manifest.network.side
+        network = bundle.manifest.method.network
+        self._side, self._outputs = network.side, tuple(network.outputs)
         self._lanes = min(threads, MOST_LANES)
-        network = bundle.network("fp32" if precision == "bf16" else precision)
+        graph = bundle.network("fp32" if precision == "bf16" else precision)
         with _explained(f"OpenVINO {openvino.__version__} cannot load {bundle.path}, {precision}"):
             compiled = _compiled(
                 openvino,
-                network,
+                graph,
                 side=self._side,
                 hint="bf16" if precision == "bf16" else "f32",
                 threads=[len(range(lane, threads, self._lanes)) for lane in range(self._lanes)],
@@ -71,26 +72,25 @@ class OpenVinoBackend:
     def lanes(self) -> int:
         return self._lanes
 
-    def run(self, views: Pixels) -> NetworkOutput:
+    def run(self, views: Pixels) -> Outputs:
         require_views(views, self._side, self._name)
         request = self._free.get()
         try:
             with _explained(f"{self._name} failed on {views.shape}"):
                 # The network is compiled for one view, which is faster than for any number.
-                outputs = [_inferred(request, view[None]) for view in views]
+                outputs = [self._inferred(request, view[None]) for view in views]
         finally:
             self._free.put(request)
-        return NetworkOutput.joined(outputs)
+        return joined(outputs)
+
+    def _inferred(self, request: Any, view: Pixels) -> Outputs:
+        found = request.infer({"views": np.ascontiguousarray(view)}, share_inputs=True)
+        return {name: found[name] for name in self._outputs}
 
     def __enter__(self) -> Self:
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         with suppress(queue.Empty):
             while True:
                 self._free.get_nowait()
@@ -178,11 +178,6 @@ def _copies(core: Any, blob: bytes, settings: dict[str, object], threads: list[i
         core.import_model(blob, "CPU", settings | {"INFERENCE_NUM_THREADS": each})
         for each in threads
     ]
-
-
-def _inferred(request: Any, view: Pixels) -> tuple[Maps, Maps]:
-    found = request.infer({"views": np.ascontiguousarray(view)}, share_inputs=True)
-    return found["score_map"], found["attention"]
 
 
 @contextmanager

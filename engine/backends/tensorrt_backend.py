@@ -4,15 +4,14 @@ import logging
 from collections.abc import Callable
 from contextlib import ExitStack
 from pathlib import Path
-from types import TracebackType
 from typing import Any, Final, Self
 
 import numpy as np
 
-from engine.backends import MAX_PIXELS, Maps, NetworkOutput, cuda_driver, require_views
+from engine.backends import MAX_PIXELS, Outputs, cuda_driver, joined, require_views
 from engine.backends.cuda_context import CudaContext
 from engine.backends.cuda_graph import DriverGraph, Graph
-from engine.backends.device_inspector import DeviceInspector, DeviceMemory
+from engine.backends.device_inspector import DeviceMemory, DeviceOpening
 from engine.build import (
     MAX_BATCH,
     Plan,
@@ -24,9 +23,11 @@ from engine.build import (
     read_parity,
     read_plan,
 )
-from engine.bundle import Bundle, NetworkSpec, Precision
+from engine.bundle import Bundle, Precision
 from engine.errors import BackendError
 from engine.frame import Pixels
+from engine.inspector import OpenInspector
+from engine.methods import NetworkSpec, open_method
 
 _LOG: Final = logging.getLogger(__name__)
 
@@ -57,14 +58,14 @@ class TensorRtNetwork:
         self._scratch_size = int(self._engine.device_memory_size_v2)
         self._scratch = memory(self._scratch_size)
 
-    def bound(self, *, views: int, score_map: int, attention: int) -> Callable[[int, Any], None]:
+    def bound(self, **tensors: int) -> Callable[[int, Any], None]:
         """A function that has a stream run so many views, at most `MAX_BATCH`, at these addresses.
 
         It has an execution context of its own: one that a graph was captured from must not change.
         """
         execution = self._execution()
         execution.set_device_memory(self._scratch, self._scratch_size)
-        for name, address in (("views", views), ("score_map", score_map), ("attention", attention)):
+        for name, address in tensors.items():
             if not execution.set_tensor_address(name, address):
                 raise BackendError(f"{self.name} takes no address for {name}{self._log.told()}")
         bound_to = 0
@@ -153,7 +154,7 @@ class TensorRtBackend:
         plan, tensorrt, self._name = open_plan(
             bundle, precision, plans=plans, gate=gate, tensorrt=tensorrt
         )
-        self._network = bundle.manifest.network
+        self._network = bundle.manifest.method.network
         with ExitStack() as stack:
             self._gpu = CudaContext(stack, self._name)
             with self._gpu.explained("cannot start"), self._gpu.current():
@@ -168,7 +169,7 @@ class TensorRtBackend:
     def lanes(self) -> int:
         return 1
 
-    def run(self, views: Pixels) -> NetworkOutput:
+    def run(self, views: Pixels) -> Outputs:
         require_views(views, self._network.side, self._name)
         with self._gpu.explained(f"failed on {views.shape}"), self._gpu.current():
             try:
@@ -180,23 +181,17 @@ class TensorRtBackend:
                 # What was enqueued still reads the pinned views, which the next run overwrites.
                 self._gpu.settled(self._stream)
                 raise
-        return NetworkOutput.joined(turns)
+        return joined(turns)
 
     def __enter__(self) -> Self:
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         self._resources.close()
 
     def _start(self, stack: ExitStack, plan: Plan, tensorrt: TensorRt) -> None:
         """Memory, stream and engine; whatever is there when this fails is given back."""
         network = self._network
-        maps = (MAX_BATCH, network.map_height, network.map_width)
         self._host: dict[str, Any] = {}
         self._device: dict[str, Any] = {}
         self._running: TensorRtNetwork | None = None
@@ -205,12 +200,8 @@ class TensorRtBackend:
         self._gpu.free_with(stack, self._forget)
         # Freed pinned memory must not stay reachable as an array.
         stack.callback(self._host.clear)
-        for name, shape, kind in (
-            ("views", (MAX_BATCH, network.side, network.side, 3), np.uint8),
-            ("score_map", maps, np.float32),
-            ("attention", maps, np.float32),
-        ):
-            self._host[name] = self._gpu.pinned(stack, shape, kind)
+        for name, (shape, kind) in _tensors(network).items():
+            self._host[name] = self._gpu.pinned(stack, (MAX_BATCH, *shape), kind)
             self._device[name] = self._gpu.device_memory(stack, self._host[name].nbytes)
         self._running = TensorRtNetwork(
             plan, tensorrt, network, self._name, self._gpu.lasting(stack)
@@ -221,19 +212,19 @@ class TensorRtBackend:
         # First of all: nothing may still be running over what is given back.
         self._gpu.free_with(stack, self._stop)
 
-    def _turn(self, views: Pixels) -> tuple[Maps, Maps]:
-        """At most `MAX_BATCH` views up, through, and their maps down."""
+    def _turn(self, views: Pixels) -> Outputs:
+        """At most `MAX_BATCH` views up, through, and their outputs down."""
         cuda, count = self._gpu.cuda, len(views)
         staged = self._host["views"][:count]
         np.copyto(staged, views)
         cuda.memcpy_htod_async(self._device["views"], staged, self._stream)
         assert self._enqueue is not None
         self._enqueue(count, self._stream)
-        for name in ("score_map", "attention"):
+        for name in self._network.outputs:
             cuda.memcpy_dtoh_async(self._host[name][:count], self._device[name], self._stream)
         self._stream.synchronize()
         # The pinned arrays are written again in the next turn; what leaves is a copy.
-        return self._host["score_map"][:count].copy(), self._host["attention"][:count].copy()
+        return {name: self._host[name][:count].copy() for name in self._network.outputs}
 
     def _stop(self) -> None:
         self._enqueue = None
@@ -245,6 +236,23 @@ class TensorRtBackend:
         del self._stream
 
 
+def device_opening(
+    bundle: Bundle,
+    *,
+    precision: Precision = "fp32",
+    plans: Path | None = None,
+    gate: bool = True,
+    tensorrt: TensorRt | None = None,
+) -> DeviceOpening:
+    """Opens the network of the plan that `agent build` made, for an inspection on the device.
+
+    The arguments are those of `open_plan`.
+    """
+    plan, runtime, name = open_plan(bundle, precision, plans=plans, gate=gate, tensorrt=tensorrt)
+    network = bundle.manifest.method.network
+    return lambda memory: TensorRtNetwork(plan, runtime, network, name, memory)
+
+
 def open_device_inspector(
     bundle: Bundle,
     *,
@@ -253,19 +261,19 @@ def open_device_inspector(
     gate: bool = True,
     tensorrt: TensorRt | None = None,
     max_pixels: int = MAX_PIXELS,
-) -> DeviceInspector:
-    """The whole inspection on the GPU, over the plan that `agent build` made.
+) -> OpenInspector:
+    """All that the bundle's method can do on the GPU; at least its network runs there.
 
-    `gate` and `tensorrt` are `open_plan`'s, `max_pixels` is `DeviceInspector`'s.
+    `max_pixels` is the largest frame that the GPU keeps memory for; the others are `open_plan`'s.
     """
-    plan, runtime, name = open_plan(bundle, precision, plans=plans, gate=gate, tensorrt=tensorrt)
-    network = bundle.manifest.network
-    return DeviceInspector(
-        lambda memory: TensorRtNetwork(plan, runtime, network, name, memory),
-        bundle.manifest,
-        network,
-        max_pixels=max_pixels,
+    method = bundle.manifest.method
+    opening = device_opening(bundle, precision=precision, plans=plans, gate=gate, tensorrt=tensorrt)
+    if (found := method.on_device(opening, max_pixels=max_pixels)) is not None:
+        return found
+    backend = TensorRtBackend(
+        bundle, precision=precision, plans=plans, gate=gate, tensorrt=tensorrt
     )
+    return open_method(method, backend)
 
 
 def _pass_gate(bundle: Bundle, precision: Precision, plan: Plan) -> None:
@@ -286,12 +294,7 @@ def _pass_gate(bundle: Bundle, precision: Precision, plan: Plan) -> None:
 
 def _check_tensors(engine: Any, network: NetworkSpec, tensorrt: TensorRt, plan: Plan) -> None:
     """Addresses are set by name and size: a plan with other tensors would write elsewhere."""
-    maps = (network.map_height, network.map_width), np.dtype(np.float32)
-    expected = {
-        "views": ((network.side, network.side, 3), np.dtype(np.uint8)),
-        "score_map": maps,
-        "attention": maps,
-    }
+    expected = _tensors(network)
     names = [engine.get_tensor_name(index) for index in range(engine.num_io_tensors)]
     found = {
         name: (
@@ -302,3 +305,10 @@ def _check_tensors(engine: Any, network: NetworkSpec, tensorrt: TensorRt, plan: 
     }
     if found != expected:
         raise BackendError(f"{plan.path} has the tensors {found}, the bundle names {expected}")
+
+
+def _tensors(network: NetworkSpec) -> dict[str, tuple[tuple[int, ...], np.dtype[Any]]]:
+    """The network's input and outputs: their shapes after the batch, and types."""
+    views = ((network.side, network.side, 3), np.dtype(np.uint8))
+    outputs = {name: (shape, np.dtype(np.float32)) for name, shape in network.outputs.items()}
+    return {"views": views, **outputs}

@@ -15,7 +15,7 @@ from agent.inference import ChildInspector, Recipe, _queued_ns
 from agent.inference_start import StartingChild
 from engine.backends.onnxruntime_backend import OnnxRuntimeBackend
 from engine.errors import BackendError, InspectionError, NoAnswerError
-from engine.inspector import TwoPassInspector
+from engine.methods import open_method
 from tests.tiny_bundle import defective_part, good_part, tiny_bundle
 
 
@@ -56,7 +56,7 @@ def test_a_child_answers_what_the_agent_itself_would(bundle, child):
     frames += [frame[..., 0] for frame in frames]  # mono
     frames += [frames[2][10:600, ::2], frames[0]]  # not contiguous; small after large
     with OnnxRuntimeBackend(bundle) as backend:
-        within = TwoPassInspector(backend, bundle.manifest)
+        within = open_method(bundle.manifest.method, backend)
         for frame in frames:
             one, other = within.inspect(frame), child.inspect(frame)
             for name in ("score", "deviation", "box", "zoomed"):
@@ -73,7 +73,7 @@ def test_lanes_share_the_child_and_get_their_own_answers(bundle, child):
     assert child.lanes == min(4, os.cpu_count())
     frames = [defective_part(number, width=100 + 10 * number) for number in range(12)]
     with OnnxRuntimeBackend(bundle) as backend:
-        within = TwoPassInspector(backend, bundle.manifest)
+        within = open_method(bundle.manifest.method, backend)
         expected = [pass_scores(within.inspect(frame)) for frame in frames]
     with ThreadPoolExecutor(child.lanes + 1) as lanes:  # one of them has to wait
         found = list(lanes.map(lambda frame: pass_scores(child.inspect(frame)), frames))

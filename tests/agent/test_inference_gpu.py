@@ -19,7 +19,7 @@ from agent.inference import ChildInspector, Recipe
 from engine.backends.onnxruntime_backend import OnnxRuntimeBackend
 from engine.build import ensure_plan, plans_folder
 from engine.errors import BackendError, InspectionError, NoAnswerError
-from engine.inspector import TwoPassInspector
+from engine.methods import open_method
 from engine.view import ViewSpec
 from tests.agent.gpu_child import SITE
 from tests.agent.test_run import calibrated
@@ -89,7 +89,7 @@ def test_the_gpu_of_the_child_inspects_frames_of_any_size(bundle, child):
     frames = [grey(defective_part(1)), grey(good_part(2, width=140)), grey(defective_part(3))]
     frames += [grey(defective_part(4, width=200, height=90))[:, ::2]]  # not contiguous
     with OnnxRuntimeBackend(bundle) as backend:
-        host = TwoPassInspector(backend, bundle.manifest)
+        host = open_method(bundle.manifest.method, backend)
         for frame in frames:
             one, other = host.inspect(frame), child.inspect(frame)
             assert (one.box, one.zoomed) == (other.box, other.zoomed)

@@ -10,19 +10,20 @@ from engine.backends.onnxruntime_backend import OnnxRuntimeBackend
 from engine.bundle import pixels_sha256
 from engine.errors import ImageError, InspectionError
 from engine.frame import Inspection, Pixels
-from engine.inspector import TwoPassInspector
+from engine.inspector import OpenInspector
+from engine.methods import open_method
 from tests.tiny_bundle import defective_part, good_part, tiny_bundle
 
 
 @pytest.fixture
-def inspector(tmp_path: Path) -> Iterator[TwoPassInspector]:
+def inspector(tmp_path: Path) -> Iterator[OpenInspector]:
     bundle = tiny_bundle(tmp_path / "bundle")
     with OnnxRuntimeBackend(bundle, threads=1) as backend:
-        yield TwoPassInspector(backend, bundle.manifest)
+        yield open_method(bundle.manifest.method, backend)
 
 
 def scored(
-    inspector: TwoPassInspector,
+    inspector: OpenInspector,
     *pictures: Pixels | ImageError,
     label: str = "good",
     training: frozenset[str] = frozenset(),
@@ -44,14 +45,14 @@ def scored(
     return found
 
 
-def test_every_picture_is_scored_as_the_line_scores_it(inspector: TwoPassInspector) -> None:
+def test_every_picture_is_scored_as_the_line_scores_it(inspector: OpenInspector) -> None:
     pictures = [good_part(seed) for seed in range(5)]
     found = scored(inspector, *pictures)
     assert found.values == tuple(inspector.inspect(pixels).score for pixels in pictures)
     assert found.hashes == {pixels_sha256(pixels) for pixels in pictures}
 
 
-def test_what_must_not_count_is_set_aside_and_named(inspector: TwoPassInspector) -> None:
+def test_what_must_not_count_is_set_aside_and_named(inspector: OpenInspector) -> None:
     learnt = good_part(1)
     found = scored(
         inspector,
@@ -68,7 +69,7 @@ def test_what_must_not_count_is_set_aside_and_named(inspector: TwoPassInspector)
     assert found.unreadable == ("part 3.png: is damaged",)
 
 
-def test_look_alikes_count_but_are_reported(inspector: TwoPassInspector) -> None:
+def test_look_alikes_count_but_are_reported(inspector: OpenInspector) -> None:
     pictures = [good_part(seed, width=400, height=320) for seed in range(12)]
     again = pictures[0].copy()
     again[0, 0] ^= 1
@@ -77,7 +78,7 @@ def test_look_alikes_count_but_are_reported(inspector: TwoPassInspector) -> None
     assert found.look_alikes == 1
 
 
-def test_the_most_doubtful_parts_are_kept(inspector: TwoPassInspector) -> None:
+def test_the_most_doubtful_parts_are_kept(inspector: OpenInspector) -> None:
     pictures = [good_part(seed) for seed in range(20)]
     good = scored(inspector, *pictures)
     shown = [exhibit.inspection.score for exhibit in good.exhibits]
@@ -87,7 +88,7 @@ def test_the_most_doubtful_parts_are_kept(inspector: TwoPassInspector) -> None:
     assert shown == sorted(bad.values)[:KEPT]
 
 
-def test_equal_scores_are_kept_without_comparing_pictures(inspector: TwoPassInspector) -> None:
+def test_equal_scores_are_kept_without_comparing_pictures(inspector: OpenInspector) -> None:
     flat = [np.full((40 + number, 60, 3), 128, np.uint8) for number in range(KEPT + 5)]
     found = scored(inspector, *flat)
     assert len(set(found.values)) == 1
@@ -95,7 +96,7 @@ def test_equal_scores_are_kept_without_comparing_pictures(inspector: TwoPassInsp
 
 
 def test_exhibits_of_large_frames_are_small_and_their_box_fits(
-    inspector: TwoPassInspector,
+    inspector: OpenInspector,
 ) -> None:
     pixels = good_part(0, width=1920, height=1080)
     pixels[500:600, 900:1000] = 0
@@ -108,7 +109,7 @@ def test_exhibits_of_large_frames_are_small_and_their_box_fits(
     assert box.right <= 640
 
 
-def test_no_pictures_give_no_scores(inspector: TwoPassInspector) -> None:
+def test_no_pictures_give_no_scores(inspector: OpenInspector) -> None:
     assert scored(inspector).values == ()
 
 

@@ -79,16 +79,24 @@ def test_a_missing_folder_and_a_file_instead_of_one_are_refused(tmp_path: Path) 
 def test_a_newer_schema_says_update_even_where_it_has_unknown_keys(tmp_path: Path) -> None:
     tiny_bundle(tmp_path)
     edited(tmp_path, lambda data: data.update(schema_version=SCHEMA_VERSION + 1, novelty=True))
-    with pytest.raises(BundleError, match="newer than 1; update atac-agent"):
+    with pytest.raises(BundleError, match="newer than 2; update atac-agent"):
+        open_bundle(tmp_path)
+
+
+def test_an_older_schema_is_refused_in_one_line(tmp_path: Path) -> None:
+    tiny_bundle(tmp_path)
+    edited(tmp_path, lambda data: data.update(schema_version=1, view=data["method"].pop("view")))
+    with pytest.raises(BundleError, match="has schema version 1, older than 2, and is no longer"):
         open_bundle(tmp_path)
 
 
 INVALID: dict[str, tuple[Edit, str]] = {
     "unknown key": (lambda data: data.update(novelty=1), "novelty"),
-    "missing key": (lambda data: data.pop("view"), "view"),
-    "wrong type": (lambda data: data["view"].update(side="wide"), r"view\.side"),
-    "out of range": (lambda data: data["crop"].update(omega=1.5), r"crop\.omega"),
-    "zero deviation": (lambda data: data["score"].update(reference_std=0), "reference_std"),
+    "missing key": (lambda data: data["method"].pop("view"), "view"),
+    "wrong type": (lambda data: data["method"]["view"].update(side="wide"), r"view\.side"),
+    "out of range": (lambda data: data["method"]["crop"].update(omega=1.5), r"crop\.omega"),
+    "zero": (lambda data: data["method"]["score"].update(reference_std=0), "reference_std"),
+    "no method": (lambda data: data["method"].pop("type"), "method"),
     "no hash": (lambda data: data["files"].update({"network.onnx": "abc"}), r"files\.network"),
     "unknown precision": (lambda data: data["networks"].update(fp8="network.onnx"), "fp8"),
     "unlisted network": (lambda data: data.update(files={}), "gives no hash for network.onnx"),

@@ -25,7 +25,7 @@ from agent.mqtt import MqttSettings
 from agent.part import State
 from engine.backends.onnxruntime_backend import OnnxRuntimeBackend
 from engine.frame import Frame
-from engine.inspector import TwoPassInspector
+from engine.methods import open_method
 from tests.faults.parsers import PARSERS
 from tests.tiny_bundle import good_part, tiny_bundle
 
@@ -176,7 +176,7 @@ def test_every_malformed_frame_ends_in_a_state(tmp_path, is_full, record):
         summary = run_line(
             config,
             cameras=[GarbageCamera(cases)],
-            inspector=TwoPassInspector(backend, bundle.manifest),
+            inspector=open_method(bundle.manifest.method, backend),
             threshold=0.5,
         )
     ends = {state.value: count for state, count in summary.counts.items() if count}

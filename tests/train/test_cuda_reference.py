@@ -32,16 +32,16 @@ def test_it_says_what_onnx_runtime_says(bundle, precision, near):
     ):
         found, expected = backend.run(views(3)), oracle.run(views(3))
         assert (backend.name, backend.lanes) == (f"torch cpu {precision}", 1)
-    np.testing.assert_allclose(found.score_map, expected.score_map, atol=near)
-    np.testing.assert_allclose(found.attention, expected.attention, atol=near)
+    np.testing.assert_allclose(found["score_map"], expected["score_map"], atol=near)
+    np.testing.assert_allclose(found["attention"], expected["attention"], atol=near)
 
 
 def test_many_views_run_in_turns(bundle):
     with CudaReference(bundle, precision="fp32", device="cpu") as backend:
         together = backend.run(views(MAX_BATCH + 1))
         last = backend.run(views(MAX_BATCH + 1)[-1:])
-    assert together.score_map.shape == (MAX_BATCH + 1, 6, 6)
-    np.testing.assert_allclose(together.score_map[-1:], last.score_map, atol=1e-4)
+    assert together["score_map"].shape == (MAX_BATCH + 1, 6, 6)
+    np.testing.assert_allclose(together["score_map"][-1:], last["score_map"], atol=1e-4)
 
 
 def test_the_network_is_folded_channels_last_and_half_in_its_trunk(bundle):
@@ -107,5 +107,5 @@ def test_on_the_device_it_reads_and_writes_the_addresses_it_is_given(bundle, mon
     network.bound(views=1, score_map=2, attention=3)(2, SimpleNamespace(handle=77))
     with OnnxRuntimeBackend(bundle) as oracle:
         expected = oracle.run(views(2))
-    np.testing.assert_allclose(memory[2].numpy(), expected.score_map, atol=1e-3)
-    np.testing.assert_allclose(memory[3].numpy(), expected.attention, atol=1e-3)
+    np.testing.assert_allclose(memory[2].numpy(), expected["score_map"], atol=1e-3)
+    np.testing.assert_allclose(memory[3].numpy(), expected["attention"], atol=1e-3)

@@ -15,7 +15,8 @@ from engine.backends.openvino_backend import OpenVinoBackend, has_openvino
 from engine.build import build_plan, find_tensorrt
 from engine.bundle import PARITY, WEIGHTS, open_bundle
 from engine.errors import BackendError, BundleError
-from engine.inspector import TwoPassInspector
+from engine.methods import open_method
+from engine.methods.atac import atac_of
 from engine.parity import bundle_parity
 from train.datasets import SPLIT, read_listed, unseen_images
 from train.evaluate import evaluation, scored
@@ -42,7 +43,7 @@ def copy(bundle, tmp_path):
 
 
 def scores(backend, bundle, source, items):
-    inspector = TwoPassInspector(backend, bundle.manifest)
+    inspector = open_method(bundle.manifest.method, backend)
     return np.array([inspector.inspect(read_listed(source, item)).score for item in items])
 
 
@@ -51,13 +52,13 @@ def test_training_ends_in_a_bundle(bundle, split, line):
     assert set(manifest.files) == {"network.onnx", WEIGHTS, SPLIT, PROFILE, PARITY}
     assert {path.name for path in bundle.path.iterdir()} == {*manifest.files, "manifest.json"}
     assert [path.name for path in bundle.path.parent.iterdir()] == ["trained"]
-    assert (manifest.network.map_height, manifest.network.map_width) == (6, 6)
+    assert manifest.method.network.outputs == {"score_map": (6, 6), "attention": (6, 6)}
     record = manifest.training
     assert record.training_sha256 == tuple(item.sha256 for item in split.training)
     assert len(record.held_out_scores) == len(split.held_out_good)
     assert (record.good, record.defective, record.pretrained) == (18, 4, "none")
-    assert manifest.score.reference_std != 1.0
-    assert manifest.view == line.view
+    assert atac_of(bundle).score.reference_std != 1.0
+    assert atac_of(bundle).view == line.view
 
 
 def test_onnx_and_torch_decide_alike(bundle, source):
@@ -84,8 +85,8 @@ def test_the_graph_has_one_input_two_outputs_and_any_batch(bundle):
     batch = np.random.default_rng(0).integers(0, 256, (3, 48, 48, 3), dtype=np.uint8)
     with OnnxRuntimeBackend(bundle) as backend:
         together = backend.run(batch)
-        alone = np.concatenate([backend.run(view[None]).score_map for view in batch])
-    np.testing.assert_allclose(together.score_map, alone, atol=1e-4)
+        alone = np.concatenate([backend.run(view[None])["score_map"] for view in batch])
+    np.testing.assert_allclose(together["score_map"], alone, atol=1e-4)
 
 
 def test_int8_and_fp16_join_the_bundle(bundle, copy, source):
@@ -106,7 +107,7 @@ def test_int8_and_fp16_join_the_bundle(bundle, copy, source):
     aurocs = []
     for precision in ("fp32", "fp16", "int8"):
         with OnnxRuntimeBackend(extended, precision=precision) as backend:
-            images = scored(TwoPassInspector(backend, extended.manifest), source, items)
+            images = scored(open_method(extended.manifest.method, backend), source, items)
         aurocs.append(evaluation(images, backend=backend.name).overall.auroc)
     assert min(aurocs) > 0.9
 
@@ -146,7 +147,7 @@ def test_openvino_is_judged_too_and_objections_to_it_stop_only_auto(copy, source
 
     def blind(backend, views):
         found = right(backend, views)
-        return replace(found, score_map=np.zeros_like(found.score_map))
+        return {**found, "score_map": np.zeros_like(found["score_map"])}
 
     monkeypatch.setattr(OpenVinoBackend, "run", blind)
     extended, judged = add_precision(extended, "int8", source)

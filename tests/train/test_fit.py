@@ -10,7 +10,7 @@ import torch
 from engine.attention import CropSpec
 from engine.errors import ConfigurationError, TrainingError
 from engine.frame import Box
-from engine.inspector import TwoPassInspector
+from engine.methods.atac import TwoPassInspector
 from engine.score import ScoreSpec
 from engine.view import view
 from train import fit as training
@@ -269,7 +269,7 @@ def test_supervised_attention_learns_where_defects_are(source, split, line, tmp_
         for item in split.train_defective:
             pixels = read_listed(source, item)
             whole = Box.around(pixels)
-            attention = backend.run(view(pixels, whole, profile.view)[None]).attention[0]
+            attention = backend.run(view(pixels, whole, profile.view)[None])["attention"][0]
             marked = cells(read_mask(source, item, pixels), whole, *attention.shape) > 0
             inside.append(attention[marked].mean())
             outside.append(attention[~marked].mean())

@@ -109,7 +109,7 @@ def test_training_ends_with_a_memory_in_the_scores(source, split, remembering, t
     with TorchBackend(trained.network) as backend, torch.no_grad():
         side = profile.view.side
         noise = np.random.default_rng(0).integers(0, 256, (1, side, side, 3), dtype=np.uint8)
-        with_memory = backend.run(noise).score_map
+        with_memory = backend.run(noise)["score_map"]
         distances = trained.network.memory(trained.network.features(torch.from_numpy(noise)))
         learnt = trained.network.head(trained.network.features(torch.from_numpy(noise))).score_map
     np.testing.assert_allclose(with_memory, (learnt.abs() + distances).numpy(), rtol=1e-5)

@@ -152,9 +152,9 @@ def test_a_batch_answers_as_its_single_views_do(paper, views):
         together = backend.run(views)
         singly = [backend.run(view[None]) for view in views]
     for name in ("score_map", "attention"):
-        alone = np.concatenate([getattr(out, name) for out in singly])
-        np.testing.assert_allclose(getattr(together, name), alone, atol=1e-4)
-    assert together.score_map.dtype == np.float32
+        alone = np.concatenate([out[name] for out in singly])
+        np.testing.assert_allclose(together[name], alone, atol=1e-4)
+    assert together["score_map"].dtype == np.float32
 
 
 def test_a_backend_leaves_training_as_it_found_it(paper, views):

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from engine.attention import attention_box
-from engine.inspector import TwoPassInspector
+from engine.methods.atac import TwoPassInspector
 from engine.score import top_k_mean
 from train.datasets import TrainingImages, read_listed
 from train.evaluate import auroc

@@ -22,7 +22,8 @@ from engine.backends.tensorrt_backend import open_device_inspector
 from engine.build import MAX_BATCH, ensure_plan, plans_folder
 from engine.errors import BackendError, InspectionError
 from engine.frame import Box
-from engine.inspector import TwoPassInspector
+from engine.methods import open_method
+from engine.methods.atac import atac_of
 from engine.view import ViewSpec, zoomed
 from engine.view import view as engine_view
 from tests.engine.gpu_machine import gpu_machine
@@ -71,7 +72,7 @@ def opened(tmp_path, tensorrt):
 
 def expected(bundle, frames):
     with OnnxRuntimeBackend(bundle) as oracle:
-        inspector = TwoPassInspector(oracle, bundle.manifest)
+        inspector = open_method(bundle.manifest.method, oracle)
         return [inspector.inspect(each) for each in frames]
 
 
@@ -180,7 +181,7 @@ def test_the_views_are_the_engines(opened, view):
     assert wanted.zoomed
     whole = engine_view(part, Box.around(part), view)
     assert np.array_equal(first, whole)
-    box = attention_box(wanted.attention, view.box, bundle.manifest.crop)
+    box = attention_box(wanted.attention, view.box, atac_of(bundle).crop)
     assert np.array_equal(second, zoomed(part, whole, box, view)[0])
 
 

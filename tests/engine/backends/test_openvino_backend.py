@@ -14,7 +14,7 @@ from engine.backends.opening import open_backend, open_inspector
 from engine.backends.openvino_backend import OpenVinoBackend, find_openvino
 from engine.bundle import Bundle
 from engine.errors import BackendError
-from engine.inspector import TwoPassInspector
+from engine.methods import open_method
 from tests.tiny_bundle import defective_part, good_part, tiny_bundle
 
 needs_openvino = pytest.mark.skipif(
@@ -39,11 +39,11 @@ def test_openvino_answers_as_the_oracle_does(bundle):
         for count in (1, 3):
             found, expected = backend.run(views(count)), oracle.run(views(count))
             for name in ("score_map", "attention"):
-                maps = getattr(found, name)
+                maps = found[name]
                 assert maps.shape == (count, 8, 8)
                 assert maps.dtype == np.float32
-                np.testing.assert_allclose(maps, getattr(expected, name), atol=1e-4)
-        one, other = (TwoPassInspector(each, bundle.manifest) for each in (backend, oracle))
+                np.testing.assert_allclose(maps, expected[name], atol=1e-4)
+        one, other = (open_method(bundle.manifest.method, each) for each in (backend, oracle))
         for frame in (good_part(1), defective_part(2), defective_part(3)[..., 0].copy()):
             assert one.inspect(frame).box == other.inspect(frame).box
             assert one.inspect(frame).score == pytest.approx(other.inspect(frame).score, abs=1e-3)
@@ -53,10 +53,10 @@ def test_openvino_answers_as_the_oracle_does(bundle):
 def test_lanes_do_not_mix_their_answers(bundle):
     frames = views(40)
     with open_backend(bundle, backend="openvino") as backend:
-        expected = backend.run(frames).score_map
+        expected = backend.run(frames)["score_map"]
         with ThreadPoolExecutor(backend.lanes + 1) as lanes:
             found = list(
-                lanes.map(lambda at: backend.run(frames[at : at + 1]).score_map, range(40))
+                lanes.map(lambda at: backend.run(frames[at : at + 1])["score_map"], range(40))
             )
     np.testing.assert_array_equal(np.concatenate(found), expected)
 
@@ -68,7 +68,7 @@ def test_every_opening_of_an_int8_network_gives_the_same_scores(bundle, tmp_path
     found = []
     for opening in range(6):
         with OpenVinoBackend(bundle, threads=2, cache=tmp_path / str(opening // 2)) as backend:
-            found += [backend.run(views(1)).score_map for _ in range(backend.lanes)]
+            found += [backend.run(views(1))["score_map"] for _ in range(backend.lanes)]
     assert len(found) == 12
     for each in found[1:]:
         np.testing.assert_array_equal(each, found[0])
@@ -136,7 +136,7 @@ def strided_int8_network(side: int) -> bytes:
 @needs_openvino
 def test_what_one_run_found_stays_when_the_next_comes(bundle):
     with open_backend(bundle, backend="openvino") as backend:
-        found = backend.run(views(1)).score_map
+        found = backend.run(views(1))["score_map"]
         before = found.copy()
         backend.run(255 - views(1))
     np.testing.assert_array_equal(found, before)
@@ -154,7 +154,7 @@ def test_views_of_another_size_or_type_are_refused(bundle):
 @pytest.mark.parametrize("damage", ["none", "flip", "cut", "empty"])
 def test_a_compiled_network_is_used_again_unless_it_is_damaged(bundle, tmp_path, damage):
     with open_backend(bundle, backend="openvino") as backend:
-        expected = backend.run(views(1)).score_map
+        expected = backend.run(views(1))["score_map"]
     (blob,) = (tmp_path / "cache" / "atac-agent" / "openvino").iterdir()
     whole = blob.read_bytes()
     written = blob.stat().st_mtime_ns
@@ -163,7 +163,7 @@ def test_a_compiled_network_is_used_again_unless_it_is_damaged(bundle, tmp_path,
     elif damage != "none":
         blob.write_bytes(whole[: len(whole) // 2 if damage == "cut" else 0])
     with open_backend(bundle, backend="openvino") as backend:
-        np.testing.assert_array_equal(backend.run(views(1)).score_map, expected)
+        np.testing.assert_array_equal(backend.run(views(1))["score_map"], expected)
     assert (blob.stat().st_mtime_ns == written) == (damage == "none")
     assert len(blob.read_bytes()) == len(whole)
 
@@ -182,7 +182,7 @@ def test_another_network_has_a_compiled_network_of_its_own_and_old_ones_go(bundl
 def test_a_device_without_a_place_for_the_cache_compiles(bundle, monkeypatch):
     monkeypatch.setenv("XDG_CACHE_HOME", "/proc/nowhere")
     with open_backend(bundle, backend="openvino") as backend:
-        assert backend.run(views(1)).score_map.shape == (1, 8, 8)
+        assert backend.run(views(1))["score_map"].shape == (1, 8, 8)
 
 
 @needs_openvino
@@ -216,9 +216,9 @@ def test_bf16_is_computed_where_the_processor_can_and_refused_elsewhere(bundle):
         return
     with open_backend(bundle, backend="openvino", precision="bf16") as backend:
         assert backend.name == "openvino cpu bf16"
-        found = backend.run(views(2)).score_map
+        found = backend.run(views(2))["score_map"]
     with OnnxRuntimeBackend(bundle) as oracle:
-        np.testing.assert_allclose(found, oracle.run(views(2)).score_map, rtol=0.05, atol=0.5)
+        np.testing.assert_allclose(found, oracle.run(views(2))["score_map"], rtol=0.05, atol=0.5)
 
 
 @pytest.mark.parametrize("backend", ["onnxruntime", "tensorrt"])

@@ -17,7 +17,7 @@ from engine.backends.tensorrt_backend import TensorRtBackend
 from engine.build import MAX_BATCH, ensure_plan, find_tensorrt, plans_folder, write_parity
 from engine.errors import BackendError
 from engine.frame import Box
-from engine.inspector import TwoPassInspector
+from engine.methods import open_method
 from tests.engine.scripted_gpu import (
     GPU,
     Driver,
@@ -69,25 +69,25 @@ def views(count):
 def test_any_number_of_views_goes_through(bundle, count):
     with TensorRtBackend(bundle) as backend, OnnxRuntimeBackend(bundle) as oracle:
         found, expected = backend.run(views(count)), oracle.run(views(count))
-    np.testing.assert_allclose(found.score_map, expected.score_map, atol=1e-6)
-    np.testing.assert_allclose(found.attention, expected.attention, atol=1e-6)
+    np.testing.assert_allclose(found["score_map"], expected["score_map"], atol=1e-6)
+    np.testing.assert_allclose(found["attention"], expected["attention"], atol=1e-6)
 
 
 @pytest.mark.usefixtures("plan")
 def test_an_answer_is_not_overwritten_by_the_next(bundle):
     with TensorRtBackend(bundle) as backend:
         first = backend.run(views(1))
-        kept = first.score_map.copy()
+        kept = first["score_map"].copy()
         backend.run(255 - views(1))
-    assert np.array_equal(first.score_map, kept)
+    assert np.array_equal(first["score_map"], kept)
 
 
 @pytest.mark.usefixtures("plan")
 def test_the_two_passes_run_on_it(bundle):
     part = defective_part(0)
     with TensorRtBackend(bundle) as backend, OnnxRuntimeBackend(bundle) as oracle:
-        found = TwoPassInspector(backend, bundle.manifest).inspect(part)
-        expected = TwoPassInspector(oracle, bundle.manifest).inspect(part)
+        found = open_method(bundle.manifest.method, backend).inspect(part)
+        expected = open_method(bundle.manifest.method, oracle).inspect(part)
     assert found.zoomed
     assert found.box == expected.box != Box.around(part)
     assert found.score == pytest.approx(expected.score, abs=1e-5)
@@ -134,7 +134,7 @@ def test_one_failed_copy_does_not_spoil_the_next_part(bundle, cuda):
             backend.run(views(1))
         cuda.failing = ""
         found, expected = backend.run(views(3)), oracle.run(views(3))
-    np.testing.assert_allclose(found.score_map, expected.score_map, atol=1e-6)
+    np.testing.assert_allclose(found["score_map"], expected["score_map"], atol=1e-6)
 
 
 @pytest.mark.usefixtures("plan")
@@ -195,7 +195,7 @@ def test_tensorrt_rtx_leaves_its_memory_to_us_and_compiles_before_a_graph_is_cap
     with TensorRtBackend(bundle) as backend, OnnxRuntimeBackend(bundle) as oracle:
         assert backend.name == f"tensorrt_rtx {GPU.name} fp32"
         found, expected = backend.run(views(2)), oracle.run(views(2))
-    np.testing.assert_allclose(found.score_map, expected.score_map, atol=1e-6)
+    np.testing.assert_allclose(found["score_map"], expected["score_map"], atol=1e-6)
 
 
 def without_driver(monkeypatch):
