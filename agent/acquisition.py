@@ -22,8 +22,8 @@ from typing import Final, Self
 
 import numpy as np
 
-from agent.cameras import Camera
 from agent.part import State
+from agent.ports import Camera
 from agent.verdict import Trigger
 from engine.errors import CameraError, ImageError
 from engine.frame import Frame, Pixels
@@ -295,7 +295,7 @@ class Acquisition:
                 continue
             self._is_well()
             self._expected = frame.number + 1
-            part_id = camera.part_id(frame.number)
+            part_id = camera.part_id(frame.number) or ""
             trigger = self._begin(self._name, part_id, frame.captured_ns)
             if trigger is None:
                 return
@@ -354,7 +354,7 @@ class Acquisition:
             self._lose(camera, lost, State.NO_FRAME, f"the camera lost frame {lost}")
 
     def _lose(self, camera: Camera, number: int, state: State, reason: str) -> None:
-        trigger = self._begin(self._name, camera.part_id(number), time_ns())
+        trigger = self._begin(self._name, camera.part_id(number) or "", time_ns())
         if trigger is not None:
             self._end(trigger, state, reason)
         self._expected = number + 1

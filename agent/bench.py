@@ -24,10 +24,10 @@ import numpy.typing as npt
 
 from agent.cameras.conveyor import ConveyorSettings
 from agent.cameras.pace import Pace
-from agent.config import AgentSettings, BundleSettings, Config, LedgerSettings
 from agent.inference import ChildInspector, Recipe
 from agent.line import run_line
-from agent.mqtt import MqttSettings
+from agent.settings import AgentSettings, BundleSettings, Config, LedgerSettings
+from agent.sinks.mqtt.settings import MqttSettings
 from agent.verdict import Verdict
 from engine.backends import Backend, BackendName, Runtime
 from engine.backends.choice import judgement
@@ -274,7 +274,7 @@ def _line(
                 agent=AgentSettings(id="bench"),
                 bundle=BundleSettings(path=Path(folder)),
                 cameras=(ConveyorSettings(),),
-                mqtt=MqttSettings(host="127.0.0.1", port=1, drain_s=0),
+                sinks=(MqttSettings(host="127.0.0.1", port=1, drain_s=0),),
                 ledger=LedgerSettings(path=Path(folder) / "ledger.sqlite"),
             ),
             cameras=[FramesCamera(frames, seconds=seconds, interval_s=interval_s)],

@@ -19,12 +19,13 @@ from typing import Final
 
 from agent.broker import EmbeddedBroker
 from agent.cameras.conveyor import GOOD, ConveyorCamera, ConveyorSettings
-from agent.config import AgentSettings, BundleSettings, Config, LedgerSettings
 from agent.inference import ChildInspector, Recipe
 from agent.line import run_line
-from agent.mqtt import MqttSettings, Subscriber
+from agent.mqtt import Subscriber
 from agent.part import State
 from agent.process import prepare_process
+from agent.settings import AgentSettings, BundleSettings, Config, LedgerSettings
+from agent.sinks.mqtt.settings import MqttSettings
 from agent.tally import Latency
 from agent.verdict import Verdict
 from calibration.record import calibrated_runtime, read_calibration
@@ -203,7 +204,7 @@ def run_demo(
             agent=AgentSettings(id=AGENT_ID),
             bundle=BundleSettings(path=bundle_path),
             cameras=(settings,),
-            mqtt=mqtt,
+            sinks=(mqtt,),
             ledger=LedgerSettings(path=folder / "ledger.sqlite"),
         )
         summary = run_line(

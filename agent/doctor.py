@@ -12,11 +12,12 @@ from pathlib import Path
 from time import perf_counter
 from typing import Final, Literal
 
-from agent.cameras import CameraSettings, open_camera
-from agent.config import Config, load_config
+from agent.cameras.settings import AnyCameraSettings
 from agent.ledger_file import check_place
-from agent.mqtt import probe
+from agent.mqtt import mqtt_settings, probe
+from agent.registry import open_camera
 from agent.runtime import bundle_runtime
+from agent.settings import Config, load_config
 from calibration.record import read_calibration
 from engine.backends.opening import open_inspector
 from engine.bundle import Bundle, open_bundle
@@ -63,7 +64,7 @@ def examine(path: Path) -> Iterator[Finding]:
         found = _checked("camera", partial(_camera, camera))
         yield replace(found, message=f"{camera.name}: {found.message}")
     yield _checked("ledger", lambda: _ledger(config))
-    yield _checked("broker", lambda: _ok("broker", probe(config.mqtt, config.agent.id)))
+    yield _checked("broker", lambda: _ok("broker", probe(mqtt_settings(config), config.agent.id)))
 
 
 def _checked(check: str, look: Callable[[], Finding]) -> Finding:
@@ -154,7 +155,7 @@ def _backend(config: Config, bundle: Bundle) -> Finding:
     return _ok("backend", f"{inspector.name}, one run in {milliseconds:.1f} ms")
 
 
-def _camera(settings: CameraSettings) -> Finding:
+def _camera(settings: AnyCameraSettings) -> Finding:
     stop = threading.Event()
     patience = threading.Timer(_FRAME_S, stop.set)
     patience.start()

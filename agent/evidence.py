@@ -15,16 +15,14 @@ from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
-from typing import Annotated, Final, Self
-
-from pydantic import Field
+from typing import Final, Self
 
 from agent.messages import Origin, with_comment
 from agent.part import State
 from agent.retention import AgeClock
+from agent.settings import EvidenceSettings
 from agent.verdict import Verdict
 from engine.picture import jpeg
-from engine.spec import spec
 
 _LOG: Final = logging.getLogger("atac_agent.line")
 _ROOM: Final = 4
@@ -33,24 +31,6 @@ _LOOK_S: Final = 10.0
 _QUALITY: Final = 95
 _LARGEST_BYTES: Final = 8_000_000
 _UNFINISHED: Final = ".part"
-
-
-@spec
-class EvidenceSettings:
-    """What is kept of parts that were rejected, and of good ones that nearly were.
-
-    `thumbnails` go with alarms over MQTT. In `folder`, where one is named, whole frames are kept:
-    of every alarm, and of each OK part whose score is less than `near` times the threshold below
-    it. The oldest go when they are older than `keep_days`, or more than `max_files`, or larger
-    than `max_mb` together.
-    """
-
-    thumbnails: bool = True
-    folder: Path | None = None
-    near: Annotated[float, Field(ge=0, le=1)] = 0.1
-    keep_days: Annotated[float, Field(gt=0, le=36_500)] = 30.0
-    max_files: Annotated[int, Field(ge=1, le=1_000_000)] = 10_000
-    max_mb: Annotated[int, Field(ge=10, le=1_000_000)] = 1000
 
 
 class Evidence:

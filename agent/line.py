@@ -21,16 +21,17 @@ from typing import Final
 
 from agent.acquisition import Acquisition, Arrival, Handover, acquiring
 from agent.announcer import Announcer
-from agent.cameras import Camera
-from agent.config import Config
 from agent.evidence import Evidence
 from agent.heartbeat import Heartbeat, Progress
 from agent.lanes import through_lanes
 from agent.ledger import Ledger
 from agent.messages import Origin, health, outgoing
-from agent.mqtt import Publisher, check_settings
+from agent.mqtt import Publisher, check_settings, mqtt_settings
 from agent.part import State, decide
+from agent.ports import Camera
 from agent.requests import Requests
+from agent.retention import Limits
+from agent.settings import Config
 from agent.tally import Summary, Tally, Timing, Troubles
 from agent.threshold import Threshold
 from agent.verdict import Trigger, Verdict
@@ -68,14 +69,15 @@ def run_line(
     the broker's settings or the ledger cannot be used; a camera or a broker that is away is waited
     for.
     """
-    check_settings(config.mqtt)
+    mqtt = mqtt_settings(config)
+    check_settings(mqtt)
     stop = stop or threading.Event()
     origin = Origin(
         agent_id=config.agent.id,
         epoch="",
         bundle_id=bundle_id,
         calibration_id=calibration_id,
-        template=config.mqtt.topics,
+        template=mqtt.topics,
     )
     with Ledger(
         config.ledger.path,
@@ -83,17 +85,15 @@ def run_line(
         bundle_id=bundle_id,
         calibration_id=calibration_id,
         announce=lambda verdict, epoch: outgoing(
-            replace(origin, epoch=epoch), verdict, every_part=config.mqtt.every_part
+            replace(origin, epoch=epoch), verdict, every_part=mqtt.every_part
         ),
         memory_bytes=config.ledger.memory_mb * 1_000_000,
-        limits=config.ledger.limits,
+        limits=Limits(keep_ns=config.ledger.keep_ns, max_bytes=config.ledger.max_bytes),
     ) as ledger:
         origin = replace(origin, epoch=ledger.epoch)
         paused = threading.Event()
         current = Threshold(ledger, calibrated=threshold, calibration_id=calibration_id)
-        requests = Requests(
-            origin, ledger, allowed=config.mqtt.commands, threshold=current, paused=paused
-        )
+        requests = Requests(origin, ledger, allowed=mqtt.commands, threshold=current, paused=paused)
         lines = config.lines
         tally = Tally(
             ledger,
@@ -146,9 +146,9 @@ def run_line(
             origin,
             fail_safe={name: line.fail_safe for name, line in lines.items()},
             thumbnails=config.evidence.thumbnails,
-            every_part=config.mqtt.every_part,
+            every_part=mqtt.every_part,
             tell_health=tell_health,
-            health_s=config.mqtt.health_s,
+            health_s=mqtt.health_s,
             troubles=troubles,
             watch=settled,
         )
@@ -158,7 +158,7 @@ def run_line(
             return progress.in_hand_s() < limit_s and ledger.is_alive and publisher.is_alive
 
         with (
-            Publisher(config.mqtt, ledger, config.agent.id, requests) as publisher,
+            Publisher(mqtt, ledger, config.agent.id, requests) as publisher,
             evidence,
             announcer,
             acquiring(acquisitions.values()),

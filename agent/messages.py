@@ -14,7 +14,6 @@ The JSON is described by `agent/schemas/*.schema.json` and `docs/asyncapi.yaml`.
 
 import json
 import math
-import string
 from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
@@ -24,19 +23,16 @@ from importlib.metadata import PackageNotFoundError, version
 from typing import Final, Literal, get_args
 
 from agent.part import State
+from agent.sinks.mqtt.settings import TOPIC_TEMPLATE
 from agent.verdict import Verdict
-from engine.errors import ConfigurationError
 from engine.frame import Box, Frame, Inspection
 
 What = Literal["state", "health", "alarm", "thumbnail", "verdict", "request", "response"]
 LetGo = Literal["picture", "message"]
 """What of a part was removed before the broker had it."""
-TOPIC_TEMPLATE: Final = "atac/{agent}/{what}"
 THUMBNAIL_MAX_BYTES: Final = 64 * 1024
 _JPEG_START: Final = b"\xff\xd8"
 _JPEG_COMMENT: Final = b"\xff\xfe"
-_NOT_IN_TOPICS: Final = frozenset("+#\0")
-_TOPIC_MAX_BYTES: Final = 65_535
 _RANGES: Final = 100
 _RESENT: Final = ("resent", "true")
 
@@ -127,25 +123,8 @@ class Health:
 
 
 def topic(template: str, agent_id: str, what: What) -> str:
-    """Fill `{agent}` and `{what}` into a template that `check_topics` has accepted."""
+    """Fill `{agent}` and `{what}` into a template that the settings have accepted."""
     return template.format(agent=agent_id, what=what)
-
-
-def check_topics(template: str, agent_id: str, *, key: str = "mqtt.topics") -> None:
-    """Raise `ConfigurationError` unless template and agent id give usable, distinct topics."""
-    if not agent_id or not agent_id.isprintable() or set(agent_id) & (_NOT_IN_TOPICS | {"/", ":"}):
-        raise ConfigurationError("agent.id", agent_id, "write a name without / + # or :")
-    remedy = "write topic levels with {what} and, if need be, {agent}; no wildcards"
-    try:
-        fields = [field for _, field, _, _ in string.Formatter().parse(template) if field]
-        topics = {topic(template, agent_id, what) for what in get_args(What)}
-    except (ValueError, KeyError, IndexError, AttributeError):
-        raise ConfigurationError(key, template, remedy) from None
-    if "what" not in fields or not set(fields) <= {"agent", "what"} or len(topics) == 1:
-        raise ConfigurationError(key, template, remedy)
-    for name in topics:
-        if name.startswith("$") or set(name) & _NOT_IN_TOPICS or len(name) > _TOPIC_MAX_BYTES // 4:
-            raise ConfigurationError(key, template, remedy)
 
 
 def outgoing(

@@ -24,32 +24,31 @@ from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime
-from pathlib import Path
 from types import TracebackType
-from typing import Annotated, Any, Final, Literal, Self, TypeVar
+from typing import Any, Final, Self, TypeVar
 
 from paho.mqtt.client import Client, ConnectFlags, DisconnectFlags, MQTTMessage
 from paho.mqtt.enums import CallbackAPIVersion, MQTTProtocolVersion
 from paho.mqtt.packettypes import PacketTypes
 from paho.mqtt.properties import Properties
 from paho.mqtt.reasoncodes import ReasonCode
-from pydantic import BeforeValidator, Field
 
 from agent.certificate import valid_until
 from agent.ledger import Ledger
 from agent.ledger_file import OutboxMessage
-from agent.messages import TOPIC_TEMPLATE, Message, check_topics, state, topic, utc
+from agent.messages import Message, state, topic, utc
 from agent.outbox import Outbox
 from agent.requests import (
     REQUEST_MAX_BYTES,
     Asked,
-    Command,
     RequestError,
     Requests,
     request_json,
 )
+from agent.settings import Config
+from agent.settings_file import read_text
+from agent.sinks.mqtt.settings import Command, MqttSettings, TlsSettings
 from engine.errors import BrokerError, ConfigurationError
-from engine.spec import spec
 
 _LOG: Final = logging.getLogger("atac_agent.mqtt")
 _ANSWER_S: Final = 10.0
@@ -89,46 +88,6 @@ _HINTS: Final = {
     0x8E: "another client uses this id: give each agent its own agent.id",
 }
 """What to do about a reason code."""
-
-
-@spec
-class TlsSettings:
-    """How the broker proves itself, and the agent to it. Without `ca_file`: the system's CAs."""
-
-    ca_file: Path | None = None
-    certificate_file: Path | None = None
-    key_file: Path | None = None
-
-
-def _as_text(value: object) -> object:
-    """YAML reads `version: 5` as a number."""
-    return str(value) if isinstance(value, int | float) else value
-
-
-@spec
-class MqttSettings:
-    """The broker and how to talk to it.
-
-    The password is the content of `password_file` or of the environment variable
-    `password_variable`. `port` is 1883, or 8883 with TLS, unless given. `window` bounds the
-    messages that wait for an acknowledgement; `drain_s` is how long a stopping agent goes on
-    sending what is left. `commands` are those that others may give, over MQTT 5 only.
-    """
-
-    host: Annotated[str, Field(min_length=1, max_length=255)]
-    port: Annotated[int, Field(ge=1, le=65_535)] | None = None
-    version: Annotated[Literal["5", "3.1.1"], BeforeValidator(_as_text)] = "5"
-    user: str | None = None
-    password_file: Path | None = None
-    password_variable: str | None = None
-    tls: TlsSettings | None = None
-    topics: str = TOPIC_TEMPLATE
-    every_part: bool = False
-    health_s: Annotated[float, Field(gt=0)] = 5.0
-    keepalive_s: Annotated[int, Field(ge=5, le=3600)] = 30
-    window: Annotated[int, Field(ge=1, le=_RECEIVE_MAXIMUM)] = 20
-    drain_s: Annotated[float, Field(ge=0)] = 5.0
-    commands: tuple[Command, ...] = ("ping", "replay")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -200,7 +159,6 @@ class Publisher:
         agent_id: str,
         requests: Requests | None = None,
     ) -> None:
-        check_topics(settings.topics, agent_id)
         check_settings(settings)
         self._settings = settings
         self._ledger = ledger
@@ -497,7 +455,6 @@ class Subscriber:
 
 def probe(settings: MqttSettings, agent_id: str) -> str:
     """Connect once, say nothing, and tell how it went; raises as `Publisher` would, or at once."""
-    check_topics(settings.topics, agent_id)
     check_settings(settings)
     with _Link(settings, f"atac-{agent_id}-probe", queue.SimpleQueue()):
         security = "with TLS" if settings.tls else "without TLS"
@@ -539,6 +496,14 @@ def ask(
         raise RequestError(f"{agent_id} refuses: {told['error']}")
     result: dict[str, object] = told["result"]
     return result
+
+
+def mqtt_settings(config: Config) -> MqttSettings:
+    """The settings of the only sink."""
+    for sink in config.sinks:
+        if isinstance(sink, MqttSettings):
+            return sink
+    raise ConfigurationError("sinks", None, "names no broker; write mqtt.host")
 
 
 def check_settings(settings: MqttSettings) -> None:
@@ -849,11 +814,7 @@ def _password(settings: MqttSettings) -> str | None:
             remedy = "there is no such environment variable; set it"
             raise ConfigurationError("mqtt.password_variable", variable, remedy)
         return password
-    try:
-        return file.read_text(encoding="utf-8").rstrip("\r\n")
-    except (OSError, UnicodeDecodeError) as error:
-        remedy = f"cannot be read ({_plain(error)})"
-        raise ConfigurationError("mqtt.password_file", str(file), remedy) from None
+    return read_text(file, key="mqtt.password_file").rstrip("\r\n")
 
 
 def _tls_context(settings: TlsSettings) -> ssl.SSLContext:

@@ -18,11 +18,11 @@ from pydantic import Field, StringConstraints, TypeAdapter, ValidationError
 
 from agent.ledger import Ledger
 from agent.messages import Message, Origin, response, software
+from agent.sinks.mqtt.settings import Command
 from agent.threshold import Threshold
 from engine.errors import AtacError
 from engine.spec import spec
 
-Command = Literal["ping", "replay", "threshold", "set_threshold", "pause", "resume", "label"]
 COMMANDS: Final[tuple[Command, ...]] = get_args(Command)
 REQUEST_MAX_BYTES: Final = 4096
 _LIFE_S: Final = 300

@@ -19,11 +19,11 @@ import cv2
 import numpy as np
 
 from agent.cameras.conveyor import ConveyorCamera, ConveyorSettings, part
-from agent.config import AgentSettings, BundleSettings, Config, LedgerSettings
 from agent.demo import BUNDLE
 from agent.inference import ChildInspector, Recipe
 from agent.line import run_line
-from agent.mqtt import MqttSettings
+from agent.settings import AgentSettings, BundleSettings, Config, LedgerSettings
+from agent.sinks.mqtt.settings import MqttSettings
 from benchmarks.machine import described, resident_mb
 from calibration.record import read_calibration
 from engine.backends.onnxruntime_backend import OnnxRuntimeBackend
@@ -117,7 +117,7 @@ def rate(inspector: Inspector, parts: int) -> float:
             agent=AgentSettings(id="bench"),
             bundle=BundleSettings(path=BUNDLE),
             cameras=(settings,),
-            mqtt=MqttSettings(host="127.0.0.1", port=1, drain_s=0),
+            sinks=(MqttSettings(host="127.0.0.1", port=1, drain_s=0),),
             ledger=LedgerSettings(path=Path(folder) / "ledger.sqlite"),
         )
         summary = run_line(

@@ -43,15 +43,15 @@ import numpy as np
 
 from agent.bench import FramesCamera, bare_network
 from agent.cameras.conveyor import HEIGHT, WIDTH, ConveyorSettings, part
-from agent.config import AgentSettings, BundleSettings, Config, LedgerSettings
 from agent.demo import BUNDLE
 from agent.inference import ChildInspector, Recipe
 from agent.ledger import Ledger
 from agent.line import run_line
 from agent.messages import Origin, outgoing
-from agent.mqtt import MqttSettings
 from agent.part import State
 from agent.process import prepare_process
+from agent.settings import AgentSettings, BundleSettings, Config, LedgerSettings
+from agent.sinks.mqtt.settings import MqttSettings
 from agent.verdict import Trigger, Verdict
 from benchmarks.broker import mosquitto
 from benchmarks.machine import cpu_s, described, resident_mb
@@ -132,7 +132,7 @@ def saturated(child: ChildInspector, frames: Sequence[Sequence[Pixels]], seconds
                 agent=AgentSettings(id="bench"),
                 bundle=BundleSettings(path=Path(folder)),
                 cameras=tuple(ConveyorSettings(name=f"{n}") for n in range(len(frames))),
-                mqtt=MqttSettings(host="127.0.0.1", port=1, drain_s=0),
+                sinks=(MqttSettings(host="127.0.0.1", port=1, drain_s=0),),
                 ledger=LedgerSettings(path=Path(folder) / "ledger.sqlite"),
             ),
             cameras=[FramesCamera(each, seconds=seconds, interval_s=0.0) for each in frames],

@@ -36,11 +36,17 @@ _TYPE: Final = re.compile("[a-z][a-z0-9_]*")
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Kind(Generic[S]):
-    """One kind: its `name` (the type), its settings class, and `open`, which makes it of them."""
+    """One kind: its `name` (the type), the class of its settings, and its module."""
 
     name: str
     settings: type[S]
-    open: Callable[..., Any]
+    module: ModuleType
+
+    @property
+    def open(self) -> Callable[..., Any]:
+        """Makes one of its settings, and of what its package gives besides."""
+        opener: Callable[..., Any] = self.module.open
+        return opener
 
 
 class Kinds(Generic[S]):
@@ -110,7 +116,7 @@ class Kinds(Generic[S]):
             return None
         if others := _entries(self.group, name):
             raise KindError(f"the package {_packages(others)} adds {self._a(name)}, which is ours")
-        return Kind(name=name, settings=classes[0], open=module.open)
+        return Kind(name=name, settings=classes[0], module=module)
 
     def _added(self, name: str) -> Kind[S]:
         entries = _entries(self.group, name)
@@ -133,7 +139,7 @@ class Kinds(Generic[S]):
             raise KindError(f"{blamed}: {classes[0].__name__} should derive from {base}")
         if not callable(getattr(module, "open", None)):
             raise KindError(f"{blamed}: {entries[0].value} should export open")
-        return Kind(name=name, settings=classes[0], open=module.open)
+        return Kind(name=name, settings=classes[0], module=module)
 
     def _a(self, name: str) -> str:
         return f"a {self._noun} of type {name!r}"

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from agent.cli import COMMANDS
-from agent.config import load_config
+from agent.settings import load_config
 
 ROOT = Path(__file__).parents[1]
 PACKAGES = ("agent", "calibration", "engine", "train")
@@ -43,7 +43,7 @@ def test_data_flows_one_way():
     ("package", "homes"),
     [
         ("paho", {"agent/mqtt.py"}),
-        ("yaml", {"agent/config.py"}),
+        ("yaml", {"agent/settings_file.py"}),
         ("amqtt", {"agent/broker.py"}),
         ("pickle", set()),
     ],

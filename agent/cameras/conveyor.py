@@ -11,16 +11,15 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from types import TracebackType
-from typing import Annotated, Any, Final, Literal, Self
+from typing import Any, Final, Literal, Self
 
 import cv2
 import numpy as np
 import numpy.typing as npt
-from pydantic import Field
 
 from agent.cameras.pace import Pace
 from agent.cameras.settings import AnyCameraSettings
+from agent.settings_values import Count, PartsPerMinute, Seed, Share
 from engine.frame import Frame, Map, Pixels
 from engine.spec import spec
 
@@ -55,10 +54,10 @@ class ConveyorSettings(AnyCameraSettings):
     """
 
     type: Literal["conveyor"] = "conveyor"
-    seed: Annotated[int, Field(ge=0)] = 0
-    defect_rate: Annotated[float, Field(ge=0, le=1)] = 0.1
-    parts: Annotated[int, Field(ge=1)] | None = None
-    parts_per_minute: Annotated[float, Field(gt=0, le=60_000)] | None = None
+    seed: Seed = 0
+    defect_rate: Share = 0.1
+    parts: Count | None = None
+    parts_per_minute: PartsPerMinute | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -104,6 +103,11 @@ def write_parts(folder: Path, *, seed: int, good: int, defective: int) -> None:
         _write(folder / "ground_truth" / kind / f"{index:03d}_mask.png", made.mask)
 
 
+def open(settings: ConveyorSettings, stop: threading.Event) -> "ConveyorCamera":
+    """The camera that `settings` describe."""
+    return ConveyorCamera(settings, stop)
+
+
 class ConveyorCamera:
     """A triggered camera over the belt: every part gives one frame, none is skipped."""
 
@@ -121,12 +125,7 @@ class ConveyorCamera:
         self._pace.restart()
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None: ...
+    def __exit__(self, *_: object) -> None: ...
 
     def read(self) -> Frame | None:
         """The next part's frame; `None` after the last of `settings.parts`, or when stopped."""

@@ -5,13 +5,11 @@ import time
 from collections import deque
 from dataclasses import dataclass
 from pathlib import Path
-from types import TracebackType
-from typing import Annotated, Final, Literal, Self
-
-from pydantic import Field
+from typing import Final, Literal, Self
 
 from agent.cameras.pace import Pace
 from agent.cameras.settings import AnyCameraSettings
+from agent.settings_values import AnyPath, PartsPerMinute
 from engine.errors import CameraError, ImageError
 from engine.frame import Frame
 from engine.image import images_below, read_image
@@ -31,9 +29,14 @@ class FolderSettings(AnyCameraSettings):
     """
 
     type: Literal["folder"] = "folder"
-    path: Path
+    path: AnyPath
     after_last: Literal["end", "watch", "repeat"] = "end"
-    parts_per_minute: Annotated[float, Field(gt=0, le=60_000)] | None = None
+    parts_per_minute: PartsPerMinute | None = None
+
+
+def open(settings: FolderSettings, stop: threading.Event) -> "FolderCamera":
+    """The camera that `settings` describe."""
+    return FolderCamera(settings, stop)
 
 
 class FolderCamera:
@@ -64,12 +67,7 @@ class FolderCamera:
         self._pace.restart()
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None: ...
+    def __exit__(self, *_: object) -> None: ...
 
     def read(self) -> Frame | None:
         """The next image; `None` after the last one, or when stopped.

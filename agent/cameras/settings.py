@@ -2,8 +2,9 @@
 
 from typing import Annotated, Final, Literal
 
-from pydantic import Field
-
+from agent.settings_values import Milliseconds, Name, PartsPerMinute
+from agent.triggers.settings import TRIGGERS, AnyTriggerSettings
+from engine.registry import Kinds
 from engine.spec import spec
 
 UNNAMED: Final = "main"
@@ -22,8 +23,8 @@ class LineSettings:
     not; both are counted.
     """
 
-    deadline_ms: Annotated[float, Field(gt=0)] | None = None
-    parts_per_minute: Annotated[float, Field(gt=0)] | None = None
+    deadline_ms: Milliseconds | None = None
+    parts_per_minute: PartsPerMinute | None = None
     fail_safe: FailSafe = "reject"
 
     @property
@@ -41,7 +42,13 @@ class AnyCameraSettings:
     """Every part and every message names its camera by its `name`.
 
     `line` stands in place of the configuration's own `line` for the parts of this camera.
+    `trigger` announces its parts; without one every frame is a part.
     """
 
-    name: Annotated[str, Field(min_length=1, max_length=64)] = UNNAMED
+    type: str
+    name: Name = UNNAMED
     line: LineSettings | None = None
+    trigger: Annotated[AnyTriggerSettings, TRIGGERS] | None = None
+
+
+CAMERAS: Final = Kinds("agent.cameras", AnyCameraSettings, noun="camera")

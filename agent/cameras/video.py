@@ -3,8 +3,6 @@
 import logging
 import threading
 import time
-from pathlib import Path
-from types import TracebackType
 from typing import Final, Literal, Self
 
 import cv2
@@ -12,6 +10,7 @@ import numpy as np
 
 from agent.cameras.pace import Pace
 from agent.cameras.settings import AnyCameraSettings
+from agent.settings_values import AnyPath
 from engine.errors import CameraError
 from engine.frame import Frame
 from engine.spec import spec
@@ -29,8 +28,13 @@ class VideoSettings(AnyCameraSettings):
     """
 
     type: Literal["video"] = "video"
-    path: Path
+    path: AnyPath
     realtime: bool = True
+
+
+def open(settings: VideoSettings, stop: threading.Event) -> "VideoCamera":
+    """The camera that `settings` describe."""
+    return VideoCamera(settings, stop)
 
 
 class VideoCamera:
@@ -63,12 +67,7 @@ class VideoCamera:
         self._number = 0
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         if self._capture is not None:
             self._capture.release()
             self._capture = None

@@ -15,8 +15,9 @@ import typer
 from engine.errors import ConfigurationError, ImageError
 
 if TYPE_CHECKING:
-    from agent.cameras import Camera, CameraSettings
-    from agent.config import BundleSettings
+    from agent.cameras.settings import AnyCameraSettings
+    from agent.ports import Camera
+    from agent.settings import BundleSettings
     from calibration.scores import Picture, Scores
     from engine.backends import BackendChoice, PrecisionChoice
     from engine.bundle import Bundle
@@ -164,7 +165,7 @@ def _source(
     precision: "PrecisionChoice | None",
 ) -> "tuple[BundleSettings, _Parts]":
     """The bundle, what runs it, and the good parts: from a folder or from a camera."""
-    from agent.config import BundleSettings, load_config
+    from agent.settings import BundleSettings, load_config
 
     if config is None:
         remedy = "is not given; name it, or use --config agent.yaml --frames N"
@@ -205,9 +206,11 @@ def _folder(option: str, folder: Path) -> _Parts:
     return _Parts(count=len(files), pictures=pictures_of(files))
 
 
-def _filmed(settings: "Sequence[CameraSettings]", frames: int) -> "Iterator[Picture | ImageError]":
+def _filmed(
+    settings: "Sequence[AnyCameraSettings]", frames: int
+) -> "Iterator[Picture | ImageError]":
     """The next `frames` frames, one of each camera in turns; fewer when all their sources end."""
-    from agent.cameras import open_camera
+    from agent.registry import open_camera
 
     with ExitStack() as stack:
         waiting = deque(stack.enter_context(open_camera(one)) for one in settings)
@@ -231,7 +234,9 @@ def _picture(camera: "Camera") -> "Picture | None":
     frame = camera.read()
     if frame is None:
         return None
-    return Picture(name=camera.part_id(frame.number), pixels=frame.pixels)
+    return Picture(
+        name=camera.part_id(frame.number) or f"frame {frame.number}", pixels=frame.pixels
+    )
 
 
 def _scored(

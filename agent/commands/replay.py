@@ -23,9 +23,9 @@ def replay(
 
     A stopped agent sends them when it starts; a running one is asked over MQTT 5.
     """
-    from agent.config import load_config
     from agent.ledger_file import requeue_in_file
-    from agent.mqtt import ask
+    from agent.mqtt import ask, mqtt_settings
+    from agent.settings import load_config
     from engine.errors import ConfigurationError
 
     settings = load_config(config)
@@ -34,7 +34,8 @@ def replay(
     messages = requeue_in_file(settings.ledger.path, settings.agent.id, (first, last), epoch)
     is_running = messages is None
     if is_running:
-        told = ask(settings.mqtt, settings.agent.id, "replay", first=first, last=last, epoch=epoch)
+        mqtt = mqtt_settings(settings)
+        told = ask(mqtt, settings.agent.id, "replay", first=first, last=last, epoch=epoch)
         messages = int(str(told["messages"]))
     if as_json:
         typer.echo(json.dumps({"messages": messages, "running": is_running}, indent=2))

@@ -38,12 +38,12 @@ def run(
     """
     started = perf_counter()
     gc.disable()  # what is imported stays, and need not be looked through again and again
-    from agent.cameras import open_camera
-    from agent.config import load_config
     from agent.inference import ChildInspector, Recipe
     from agent.line import run_line, stopping_on_signals
     from agent.process import prepare_process
+    from agent.registry import open_camera
     from agent.runtime import warn_of_another_runtime
+    from agent.settings import load_config
     from calibration.record import calibrated_runtime, read_calibration
     from engine.bundle import open_bundle
 

@@ -10,7 +10,7 @@ import pytest
 from PIL import Image
 
 from agent import cli
-from agent.config import load_config
+from agent.settings import load_config
 from engine.backends import cuda_driver
 from engine.errors import ConfigurationError
 from tests.engine.gpu_machine import gpu_machine

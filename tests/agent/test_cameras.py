@@ -11,7 +11,6 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from agent.cameras import open_camera
 from agent.cameras.conveyor import (
     DEFECTS,
     ConveyorCamera,
@@ -23,6 +22,7 @@ from agent.cameras.conveyor import (
 from agent.cameras.folder import FolderCamera, FolderSettings
 from agent.cameras.pace import Pace
 from agent.cameras.video import VideoCamera, VideoSettings
+from agent.registry import open_camera
 from engine.errors import CameraError, ImageError
 from engine.image import read_image
 

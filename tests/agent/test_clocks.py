@@ -8,14 +8,14 @@ from datetime import UTC, datetime
 
 import pytest
 
-from agent.config import AgentSettings, BundleSettings, Config, LedgerSettings
 from agent.ledger import Ledger
 from agent.line import run_line
 from agent.messages import Origin
-from agent.mqtt import MqttSettings
 from agent.part import State
 from agent.requests import Asked, Requests, request_json
 from agent.retention import AgeClock
+from agent.settings import AgentSettings, BundleSettings, Config, LedgerSettings
+from agent.sinks.mqtt.settings import MqttSettings
 from agent.threshold import Threshold
 from tests.agent.test_line import BrightnessInspector, ScriptedCamera, rows
 
@@ -88,7 +88,7 @@ def test_a_clock_set_between_trigger_and_verdict_changes_neither(tmp_path, jump,
         agent=AgentSettings(id="a"),
         bundle=BundleSettings(path=tmp_path),
         cameras=[{"type": "conveyor"}],
-        mqtt=MqttSettings(host="127.0.0.1", port=1, drain_s=0),
+        sinks=(MqttSettings(host="127.0.0.1", port=1, drain_s=0),),
         ledger=LedgerSettings(path=tmp_path / "ledger.sqlite"),
     )
     config = replace(config, line=replace(config.line, deadline_ms=5000))

@@ -10,9 +10,10 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from agent.evidence import Evidence, EvidenceSettings
+from agent.evidence import Evidence
 from agent.messages import Origin, comment_of
 from agent.part import State
+from agent.settings import EvidenceSettings
 from agent.verdict import Trigger, Verdict
 from engine.frame import Box, Frame
 from tests.inspections import inspection

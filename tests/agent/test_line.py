@@ -21,9 +21,9 @@ from agent.acquisition import Arrival, Handover
 from agent.cameras.conveyor import ConveyorCamera, ConveyorSettings
 from agent.cameras.folder import FolderCamera, FolderSettings
 from agent.cameras.video import VideoCamera, VideoSettings
-from agent.config import Config, load_config
 from agent.line import run_line
 from agent.part import State
+from agent.settings import Config, load_config
 from agent.tally import Summary
 from agent.verdict import Trigger, Verdict
 from engine.errors import CameraError, ImageError, InspectionError

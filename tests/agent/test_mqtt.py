@@ -13,8 +13,9 @@ import agent.mqtt
 from agent.broker import EmbeddedBroker
 from agent.ledger import Ledger
 from agent.messages import CameraHealth, Health, Message, Origin, health, outgoing
-from agent.mqtt import MqttSettings, Publisher, Subscriber, TlsSettings, probe
+from agent.mqtt import Publisher, Subscriber, probe
 from agent.part import State
+from agent.sinks.mqtt.settings import MqttSettings, TlsSettings
 from agent.verdict import Trigger, Verdict
 from engine.errors import BrokerError, ConfigurationError
 
@@ -340,7 +341,6 @@ def test_tls_against_a_broker_without_it_and_the_reverse(start_broker, certify):
         ({"tls": {"ca_file": __file__}}, "mqtt.tls.ca_file"),
         ({"tls": {"certificate_file": __file__}}, "mqtt.tls.certificate_file"),
         ({"tls": {"key_file": __file__}}, "mqtt.tls.key_file"),
-        ({"topics": "plant/+/{what}"}, "mqtt.topics"),
     ],
 )
 def test_settings_that_cannot_work_fail_before_the_network_is_touched(ledger, changes, key):

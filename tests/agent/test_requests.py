@@ -16,9 +16,10 @@ import agent.mqtt
 from agent.ledger import Ledger
 from agent.ledger_file import requeue_in_file
 from agent.messages import Message, Origin, outgoing, utc
-from agent.mqtt import MqttSettings, Publisher, ask
+from agent.mqtt import Publisher, ask
 from agent.part import State
 from agent.requests import COMMANDS, REQUEST_MAX_BYTES, Asked, RequestError, Requests, request_json
+from agent.sinks.mqtt.settings import MqttSettings
 from agent.threshold import Threshold
 from agent.verdict import Trigger, Verdict
 from engine.errors import BrokerError, ConfigurationError

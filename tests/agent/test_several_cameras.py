@@ -17,12 +17,12 @@ from agent.acquisition import Arrival, Handover
 from agent.cameras.conveyor import ConveyorCamera, ConveyorSettings
 from agent.cameras.folder import FolderCamera, FolderSettings
 from agent.cameras.settings import LineSettings
-from agent.config import AgentSettings, BundleSettings, Config, LedgerSettings
 from agent.heartbeat import Progress
 from agent.lanes import through_lanes
 from agent.line import run_line
-from agent.mqtt import MqttSettings
 from agent.part import State
+from agent.settings import AgentSettings, BundleSettings, Config, LedgerSettings
+from agent.sinks.mqtt.settings import MqttSettings
 from agent.verdict import Trigger
 from engine.errors import CameraError
 from engine.frame import Frame
@@ -93,7 +93,7 @@ def configured(folder, *cameras, **changes):
         agent=AgentSettings(id="line-3"),
         bundle=BundleSettings(path=folder),
         cameras=cameras,
-        mqtt=MqttSettings(host="127.0.0.1", port=1, drain_s=0),
+        sinks=(MqttSettings(host="127.0.0.1", port=1, drain_s=0),),
         ledger=LedgerSettings(path=folder / "ledger.sqlite"),
     )
     return replace(config, **changes)
@@ -301,7 +301,7 @@ def test_a_camera_in_trouble_is_named_and_holds_up_no_other(
         ConveyorSettings(name=name, parts_per_minute=1200, seed=seed)
         for seed, name in enumerate(("left", "right"))
     ]
-    config = configured(tmp_path, *settings, mqtt=replace(broker.settings, health_s=3600))
+    config = configured(tmp_path, *settings, sinks=(replace(broker.settings, health_s=3600),))
     heard, stop = hear(broker.settings, "atac/line-3/#"), threading.Event()
     left, right = (Spoilt(one, stop) for one in settings)
     seen = Counter()

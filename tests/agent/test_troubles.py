@@ -9,11 +9,11 @@ from dataclasses import replace
 import pytest
 
 from agent.cameras.conveyor import ConveyorCamera, ConveyorSettings
-from agent.config import AgentSettings, BundleSettings, Config, LedgerSettings
 from agent.inference import ChildInspector, Recipe
 from agent.line import run_line
 from agent.mqtt import ask
 from agent.part import State
+from agent.settings import AgentSettings, BundleSettings, Config, LedgerSettings
 from engine.errors import CameraError
 from tests.tiny_bundle import tiny_bundle
 
@@ -27,7 +27,7 @@ def line(broker, hear, tmp_path):
         agent=AgentSettings(id="line-3"),
         bundle=BundleSettings(path=bundle.path),
         cameras=(settings,),
-        mqtt=replace(broker.settings, health_s=3600),
+        sinks=(replace(broker.settings, health_s=3600),),
         ledger=LedgerSettings(path=tmp_path / "ledger.sqlite"),
     )
     line = Line(config, hear(broker.settings, "atac/line-3/health"))
@@ -103,7 +103,8 @@ def test_inference_that_hangs_is_said_at_once_and_costs_one_part(line, eventuall
 
 
 def test_a_threshold_set_by_request_counts_from_the_next_part_on(line, broker, eventually):
-    line.config = replace(line.config, mqtt=replace(line.config.mqtt, commands=("set_threshold",)))
+    (mqtt,) = line.config.sinks
+    line.config = replace(line.config, sinks=(replace(mqtt, commands=("set_threshold",)),))
     seen = []
     line.begin(line.conveyor(), watch=seen.append)
     eventually(lambda: len(seen) > 2)

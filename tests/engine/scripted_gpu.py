@@ -297,7 +297,7 @@ class Pycuda:
     class Error(Exception):
         pass
 
-    class MemoryError(Error):  # noqa: A001 - pycuda's name
+    class MemoryError(Error):
         pass
 
     def __init__(self):

@@ -19,9 +19,9 @@ from time import monotonic, time_ns
 import numpy as np
 
 from agent.cameras.folder import FolderSettings
-from agent.config import AgentSettings, BundleSettings, Config, LedgerSettings
 from agent.line import run_line, stopping_on_signals
-from agent.mqtt import MqttSettings
+from agent.settings import AgentSettings, BundleSettings, Config, LedgerSettings
+from agent.sinks.mqtt.settings import MqttSettings
 from engine.frame import Box, Frame, Inspection
 from tests.inspections import inspection
 
@@ -39,7 +39,7 @@ def configured(folder: Path, port: int, **mqtt: object) -> Config:
         bundle=BundleSettings(path=folder),
         cameras=(FolderSettings(type="folder", path=folder),),
         ledger=LedgerSettings(path=folder / "ledger.sqlite"),
-        mqtt=MqttSettings(**{"host": "127.0.0.1", "port": port, "every_part": True, **mqtt}),
+        sinks=(MqttSettings(**{"host": "127.0.0.1", "port": port, "every_part": True, **mqtt}),),
     )
 
 

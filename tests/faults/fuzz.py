@@ -16,7 +16,7 @@ GUIDED_BY = {
         "engine.image",
         *(f"PIL.{form}ImagePlugin" for form in ("Bmp", "Jpeg", "Png", "Ppm", "Tiff", "WebP")),
     ],
-    "configuration": ["agent.config", "yaml"],
+    "configuration": ["agent.settings", "yaml"],
     "command": ["agent.requests", "agent.threshold"],
     "manifest": ["engine.bundle", "engine.spec", "engine.view"],
 }

@@ -15,9 +15,9 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from agent.config import Config, load_config
 from agent.messages import Origin
 from agent.requests import COMMANDS, Asked, Requests, request_json
+from agent.settings import Config, load_config
 from agent.threshold import Threshold
 from engine.bundle import open_bundle
 from engine.errors import BundleError, ConfigurationError, ImageError

@@ -11,8 +11,9 @@ import pytest
 
 from agent.ledger import Ledger
 from agent.messages import Origin, outgoing
-from agent.mqtt import MqttSettings, Publisher
+from agent.mqtt import Publisher
 from agent.part import State
+from agent.sinks.mqtt.settings import MqttSettings
 from agent.verdict import Trigger, Verdict
 from tests.faults.wire import Wire
 

@@ -8,8 +8,9 @@ import pytest
 
 from agent.ledger import Ledger
 from agent.messages import Message
-from agent.mqtt import MqttSettings, Publisher, TlsSettings
+from agent.mqtt import Publisher
 from agent.part import State
+from agent.sinks.mqtt.settings import MqttSettings, TlsSettings
 from agent.verdict import Trigger, Verdict
 
 pytestmark = pytest.mark.broker

@@ -10,7 +10,8 @@ import pytest
 
 import agent.line
 from agent.line import run_line
-from agent.mqtt import Publisher, TlsSettings
+from agent.mqtt import Publisher
+from agent.sinks.mqtt.settings import TlsSettings
 from tests.faults.belt import Belt, Eye, configured
 from tests.faults.wire import Wire
 

@@ -18,13 +18,13 @@ from dataclasses import replace
 import pytest
 
 from agent.cameras.conveyor import ConveyorCamera, ConveyorSettings
-from agent.config import AgentSettings, BundleSettings, Config, LedgerSettings
 from agent.demo import BUNDLE
 from agent.inference import ChildInspector, Recipe
 from agent.line import run_line
 from agent.mqtt import Subscriber
 from agent.part import State
 from agent.process import prepare_process
+from agent.settings import AgentSettings, BundleSettings, Config, LedgerSettings
 from calibration.record import read_calibration
 from engine.bundle import open_bundle
 from engine.errors import CameraError
@@ -108,7 +108,7 @@ class Watched:
             agent=AgentSettings(id="line-3"),
             bundle=BundleSettings(path=BUNDLE),
             cameras=(settings,),
-            mqtt=replace(broker.settings, health_s=60),
+            sinks=(replace(broker.settings, health_s=60),),
             ledger=LedgerSettings(path=folder / "ledger.sqlite"),
         )
         self.stop = threading.Event()

@@ -19,10 +19,10 @@ from time import time_ns
 import numpy as np
 import pytest
 
-from agent.config import AgentSettings, BundleSettings, Config, LedgerSettings
 from agent.line import run_line
-from agent.mqtt import MqttSettings
 from agent.part import State
+from agent.settings import AgentSettings, BundleSettings, Config, LedgerSettings
+from agent.sinks.mqtt.settings import MqttSettings
 from engine.backends.onnxruntime_backend import OnnxRuntimeBackend
 from engine.frame import Frame
 from engine.methods import open_method
@@ -169,7 +169,7 @@ def test_every_malformed_frame_ends_in_a_state(tmp_path, is_full, record):
         agent=AgentSettings(id="a"),
         bundle=BundleSettings(path=bundle.path),
         cameras=[{"type": "conveyor"}],
-        mqtt=MqttSettings(host="127.0.0.1", port=1, drain_s=0),
+        sinks=(MqttSettings(host="127.0.0.1", port=1, drain_s=0),),
         ledger=LedgerSettings(path=tmp_path / "ledger.sqlite"),
     )
     with OnnxRuntimeBackend(bundle) as backend:

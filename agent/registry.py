@@ -1,0 +1,24 @@
+"""Opens what the configuration names: nothing else imports a camera, trigger, sink or service.
+
+Each room has its kinds beside the base of their settings: `CAMERAS`, `TRIGGERS`, `SINKS` and
+`SERVICES`. `engine/registry.py` says how a kind is found and how an installed package adds one.
+"""
+
+import threading
+from typing import Any, Final
+
+from agent.cameras.settings import CAMERAS, AnyCameraSettings
+from agent.ports import Camera
+from agent.services.settings import SERVICES
+from agent.sinks.settings import SINKS
+from agent.triggers.settings import TRIGGERS
+from engine.registry import Kinds
+
+ROOMS: Final[tuple[Kinds[Any], ...]] = (CAMERAS, TRIGGERS, SINKS, SERVICES)
+"""All kinds that a configuration can name."""
+
+
+def open_camera(settings: AnyCameraSettings, stop: threading.Event | None = None) -> Camera:
+    """The camera that `settings` describe, not entered yet; `stop` ends its waits."""
+    camera: Camera = CAMERAS.of(settings).open(settings, stop or threading.Event())
+    return camera

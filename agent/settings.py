@@ -1,0 +1,168 @@
+"""`agent.yaml` → `Config`: checked once, at the start; what is wrong is said in one line."""
+
+import dataclasses
+import json
+from pathlib import Path
+from typing import Annotated, Any, Final
+
+from pydantic import AfterValidator, Field, TypeAdapter, ValidationError
+
+from agent.cameras.settings import CAMERAS, AnyCameraSettings, LineSettings
+from agent.services.settings import SERVICES, AnyServiceSettings
+from agent.settings_errors import explained
+from agent.settings_file import Written, read_yaml
+from agent.settings_values import AnyPath, Count, Days, Megabytes, Name, Share
+from agent.sinks.settings import SINKS, AnySinkSettings
+from engine.backends import MAX_PIXELS, BackendChoice, FallbackName, PrecisionChoice
+from engine.spec import spec
+
+
+def _identifier(text: str) -> str:
+    if set(text) & set("/+#:") or text.startswith("$"):
+        raise ValueError("write a name without / + # or :, and no $ at its start")
+    return text
+
+
+@spec
+class AgentSettings:
+    """Who this agent is: `id` is part of every topic and of every alarm's id."""
+
+    id: Annotated[Name, AfterValidator(_identifier)]
+
+
+@spec
+class BundleSettings:
+    """Which model inspects, and what runs it.
+
+    `auto` is the backend and the precision that the threshold was set with; `agent calibrate`,
+    which sets it, takes the fastest. A backend that cannot be used stops the agent, unless
+    `fallback` names another.
+    """
+
+    path: AnyPath
+    precision: PrecisionChoice = "auto"
+    require_signature: AnyPath | None = None
+    """The public key that must have signed the manifest; without it none has to."""
+    backend: BackendChoice = "auto"
+    fallback: FallbackName | None = None
+    max_megapixels: Annotated[float, Field(ge=0.01, le=1000)] = MAX_PIXELS / 1e6
+    """A GPU keeps memory for frames up to this size; parts with larger ones end as ERROR."""
+
+
+@spec
+class LedgerSettings:
+    """The file that holds every trigger's end and the messages still to be sent.
+
+    Parts go `keep_days` after their verdict, or earlier where the file would outgrow `max_mb`;
+    what was delivered goes first. `memory_mb` bounds what waits in memory while the disk is full
+    or away.
+    """
+
+    path: AnyPath = Path("ledger.sqlite")
+    keep_days: Days = 30.0
+    max_mb: Annotated[Megabytes, Field(ge=32)] = 1000
+    memory_mb: Annotated[Megabytes, Field(le=4096)] = 64
+
+    @property
+    def keep_ns(self) -> int:
+        """How long a part is kept, in nanoseconds."""
+        return round(self.keep_days * 86_400e9)
+
+    @property
+    def max_bytes(self) -> int:
+        """How large the file may become."""
+        return self.max_mb * 1_000_000
+
+
+@spec
+class EvidenceSettings:
+    """What is kept of parts that were rejected, and of good ones that nearly were.
+
+    `thumbnails` go with alarms over MQTT. In `folder`, where one is named, whole frames are kept:
+    of every alarm, and of each OK part whose score is less than `near` times the threshold below
+    it. The oldest go when they are older than `keep_days`, or more than `max_files`, or larger
+    than `max_mb` together.
+    """
+
+    thumbnails: bool = True
+    folder: AnyPath | None = None
+    near: Share = 0.1
+    keep_days: Days = 30.0
+    max_files: Annotated[Count, Field(le=1_000_000)] = 10_000
+    max_mb: Annotated[Megabytes, Field(ge=10)] = 1000
+
+
+@spec
+class Config:
+    """All of `agent.yaml`; paths are absolute or relative to the working directory.
+
+    A single camera may be written as `camera` there, in place of a list of one, and a single
+    MQTT broker as `mqtt` in place of `sinks`.
+    """
+
+    agent: AgentSettings
+    bundle: BundleSettings
+    cameras: Annotated[tuple[Annotated[AnyCameraSettings, CAMERAS], ...], Field(min_length=1)]
+    sinks: Annotated[tuple[Annotated[AnySinkSettings, SINKS], ...], Field(min_length=1)]
+    services: tuple[Annotated[AnyServiceSettings, SERVICES], ...] = ()
+    line: LineSettings = LineSettings()
+    ledger: LedgerSettings = LedgerSettings()
+    evidence: EvidenceSettings = EvidenceSettings()
+
+    @property
+    def lines(self) -> dict[str, LineSettings]:
+        """What the line expects of each camera's parts, by the camera's name."""
+        return {camera.name: camera.line or self.line for camera in self.cameras}
+
+    @property
+    def longest_deadline_s(self) -> float | None:
+        """The longest of the cameras' deadlines, in seconds; `None` where one has none."""
+        deadlines = [line.deadline_s for line in self.lines.values()]
+        known = [deadline for deadline in deadlines if deadline is not None]
+        return max(known) if len(known) == len(deadlines) else None
+
+
+_CONFIG: Final = TypeAdapter(Config)
+
+
+def load_config(path: Path) -> Config:
+    """Read a configuration; relative paths in it start at its own folder.
+
+    Raises `ConfigurationError`, naming key, value, remedy, file and line, for the first thing
+    that cannot work. Touches nothing but the file.
+    """
+    written = read_yaml(path)
+    try:
+        # Through JSON, where strictness knows paths and lists but takes no "5" for a number.
+        config = _CONFIG.validate_json(json.dumps(written.listed()), strict=True)
+    except ValidationError as error:
+        raise explained(error, written, Config) from None
+    _check_names(config, written)
+    anchored: Config = _anchored(config, path.parent)
+    return anchored
+
+
+def _check_names(config: Config, written: Written) -> None:
+    for long, all_named in (("cameras", config.cameras), ("sinks", config.sinks)):
+        names = [each.name for each in all_named]
+        for index, name in enumerate(names):
+            if name in names[:index]:
+                key = tuple(map(str, written.key((long, index, "name"))))
+                noun = long.removesuffix("s")
+                raise written.refused(key, name, f"another {noun} has this name; give each its own")
+
+
+def _anchored(value: Any, folder: Path) -> Any:
+    """`value` with every relative path in it put below `folder`."""
+    if isinstance(value, Path):
+        return folder / value
+    if isinstance(value, tuple):
+        return tuple(_anchored(each, folder) for each in value)
+    if dataclasses.is_dataclass(value) and not isinstance(value, type):
+        return dataclasses.replace(
+            value,
+            **{
+                f.name: _anchored(getattr(value, f.name), folder) for f in dataclasses.fields(value)
+            },
+        )
+    return value

@@ -1,0 +1,218 @@
+"""The user's text files: read once, in one way, and in the limits that such files have."""
+
+import os
+import re
+import reprlib
+import stat
+from collections.abc import Hashable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Final
+
+import yaml
+
+from engine.errors import ConfigurationError
+
+_MAX_BYTES: Final = 1_000_000
+_MAX_DEPTH: Final = 10
+_SHORT: Final = {"camera": "cameras", "mqtt": "sinks"}
+"""Keys that stand in place of a list of one."""
+
+Key = tuple[str, ...]
+
+
+def read_text(path: Path, *, key: str, max_bytes: int = _MAX_BYTES) -> str:
+    """The text of a regular file in UTF-8, without its byte order mark.
+
+    Args:
+        path: The file.
+        key: The key of the configuration, or the option, that names it.
+        max_bytes: Larger files are refused.
+
+    Returns:
+        The text as it stands in the file, with all its line ends.
+
+    Raises:
+        ConfigurationError: There is no such file, or it is no such text.
+    """
+    named = str(path)
+    try:
+        # Without waiting: opening a pipe that nobody writes to would never return.
+        with os.fdopen(os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC), "rb") as file:
+            if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
+                raise ConfigurationError(key, named, "cannot be read (it is not a regular file)")
+            raw = file.read(max_bytes + 1)
+    except FileNotFoundError:
+        raise ConfigurationError(
+            key, named, f"there is no such file; name one with {key}"
+        ) from None
+    except (OSError, ValueError) as error:
+        reason = getattr(error, "strerror", None) or error
+        raise ConfigurationError(key, named, f"cannot be read ({reason})") from None
+    if len(raw) > max_bytes:
+        raise ConfigurationError(key, named, f"is larger than {max_bytes} bytes")
+    try:
+        return raw.decode("utf-8-sig")
+    except UnicodeDecodeError:
+        raise ConfigurationError(key, named, "is not text in UTF-8") from None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Written:
+    """What a configuration file says, and on which line each of its keys stands."""
+
+    path: Path
+    data: dict[str, Any]
+    lines: Mapping[Key, int]
+
+    def listed(self) -> dict[str, Any]:
+        """The data with short forms written as lists of one; refuses both forms at once."""
+        listed = dict(self.data)
+        for short, long in _SHORT.items():
+            if short not in listed:
+                continue
+            if long in listed:
+                remedy = f"stands beside {short}; write all in {long}"
+                raise self.refused((long,), self.data[long], remedy)
+            one = listed.pop(short)
+            named = short != "mqtt" or not isinstance(one, dict)
+            listed[long] = [one if named else {"type": short, **one}]
+        return listed
+
+    def key(self, location: Sequence[int | str]) -> Sequence[int | str]:
+        """Where in the file stands what stands at `location` in what is `listed`."""
+        for short, long in _SHORT.items():
+            if location[:1] == (long,) and long not in self.data:
+                return (short, *location[2:])
+        return location
+
+    def refused(self, key: Key, value: object, remedy: str) -> ConfigurationError:
+        """The error for a value of this file; `remedy` ends with its place."""
+        line = next(
+            (self.lines[key[:n]] for n in range(len(key), 0, -1) if key[:n] in self.lines), None
+        )
+        place = f"{self.path}, line {line}" if line else str(self.path)
+        return ConfigurationError(".".join(key), shown(key, value), f"{remedy} ({place})")
+
+
+def read_yaml(path: Path) -> Written:
+    """Read a configuration's text; raises `ConfigurationError` for what is no plain YAML."""
+    where = str(path)
+    text = read_text(path, key="--config")
+    try:
+        _check_shape(text)
+        loader = _Loader(text)
+        node = loader.get_single_node()
+        data = {} if node is None else loader.construct_document(node)
+        lines = _lines(node, ())
+    except yaml.MarkedYAMLError as error:
+        mark = error.problem_mark
+        line = f", line {mark.line + 1}" if mark else ""
+        raise ConfigurationError("--config", where + line, error.problem or str(error)) from None
+    except _ShapeError as error:
+        raise ConfigurationError("--config", where, str(error)) from None
+    except (yaml.YAMLError, ValueError) as error:
+        raise ConfigurationError("--config", where, f"is not YAML ({error})") from None
+    if not isinstance(data, dict):
+        remedy = "should hold keys such as agent:, bundle: and camera:"
+        raise ConfigurationError("--config", where, remedy)
+    # A section whose keys are all commented out is left to its defaults.
+    known = {key: value for key, value in data.items() if value is not None}
+    written = Written(path=path, data=known, lines=lines)
+    _check_values(written, (), known)
+    return written
+
+
+class _Shown(str):
+    """A value already in the form to be shown."""
+
+    __slots__ = ()
+
+    def __repr__(self) -> str:
+        return str(self)
+
+
+def shown(key: Key, value: object) -> object:
+    """`value` as it may be shown: short, and without passwords; `None` where there is none."""
+    if value is None:
+        return None
+    if "password" in key[-1]:
+        return _Shown("…")
+    if isinstance(value, str):
+        text = value if len(value) <= 80 else value[:79] + "…"
+    else:
+        text = reprlib.repr(value)
+    text = re.sub(r"://[^/@\s]*@", "://…@", text)
+    return text if isinstance(value, str) else _Shown(text)
+
+
+def _check_values(written: Written, key: Key, value: object) -> None:
+    """Refuse what no setting can mean: a key without a value, or text that cannot be written."""
+    if value is None:
+        raise written.refused(key, None, "is blank; write a value, or remove the key")
+    if isinstance(value, str) and not value.isprintable():
+        raise written.refused(key, value, "has characters that cannot be printed; write others")
+    if isinstance(value, dict):
+        for name, below in value.items():
+            if not isinstance(name, str) or not name.isprintable():
+                raise written.refused((*key, str(name)), None, "is no key; write a name")
+            _check_values(written, (*key, name), below)
+    if isinstance(value, list):
+        for index, below in enumerate(value):
+            _check_values(written, (*key, str(index)), below)
+
+
+class _Loader(yaml.SafeLoader):
+    """YAML without duplicate keys; a date is text, and 1e3 a number."""
+
+    yaml_implicit_resolvers = {  # noqa: RUF012 - the base class looks it up
+        first: [(tag, form) for tag, form in forms if not tag.endswith(":timestamp")]
+        for first, forms in yaml.SafeLoader.yaml_implicit_resolvers.items()
+    }
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Hashable, Any]:  # noqa: FBT001, FBT002 - the base class's signature
+        seen = set()
+        for key, _ in node.value:
+            if not isinstance(key, yaml.ScalarNode):
+                continue
+            if key.value in seen:
+                raise yaml.constructor.ConstructorError(
+                    None, None, f"the key {key.value!r} is written twice", key.start_mark
+                )
+            seen.add(key.value)
+        return super().construct_mapping(node, deep)
+
+
+class _ShapeError(ValueError):
+    """YAML of a shape that no configuration has."""
+
+
+def _check_shape(text: str) -> None:
+    """Refuse what takes few bytes to write and much memory or time to read, and foreign types."""
+    depth = 0
+    event: Any
+    for event in yaml.parse(text, Loader=yaml.SafeLoader):
+        depth += isinstance(event, yaml.CollectionStartEvent)
+        depth -= isinstance(event, yaml.CollectionEndEvent)
+        if isinstance(event, yaml.AliasEvent):
+            problem = f"the alias *{event.anchor} is not allowed: write its value again"
+        elif getattr(event, "tag", None) not in {None, "!"}:
+            problem = f"the tag {event.tag} is not allowed: write a plain value"
+        elif depth > _MAX_DEPTH:
+            problem = f"nested more than {_MAX_DEPTH} levels deep"
+        else:
+            continue
+        raise _ShapeError(f"line {event.start_mark.line + 1}: {problem}")
+
+
+def _lines(node: yaml.Node | None, at: Key) -> dict[Key, int]:
+    found = {}
+    below: list[tuple[str, yaml.Node, yaml.Node]] = []
+    if isinstance(node, yaml.MappingNode):
+        below = [(str(key.value), key, value) for key, value in node.value]
+    elif isinstance(node, yaml.SequenceNode):
+        below = [(str(index), item, item) for index, item in enumerate(node.value)]
+    for step, mark, value in below if len(at) < 4 else ():
+        found[*at, step] = mark.start_mark.line + 1
+        found |= _lines(value, (*at, step))
+    return found

@@ -1,0 +1,1 @@
+"""Where recorded events go. Each module holds one kind of sink and its settings."""

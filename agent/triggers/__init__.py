@@ -1,0 +1,1 @@
+"""What announces parts. Each module holds one kind of trigger source and its settings."""
