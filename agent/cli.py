@@ -11,6 +11,7 @@ from typing import Final, NoReturn
 
 from agent.inference_start import StartingChild
 from engine.errors import AtacError, ConfigurationError
+from engine.privacy import keep_private
 
 COMMANDS: Final = (
     "demo",
@@ -33,6 +34,7 @@ _INTERRUPTED: Final = 130
 
 def main() -> None:
     """Run `agent`; exit code 0: done, 1: failed, 2: wrong arguments or configuration."""
+    keep_private()
     inspects = sys.argv[1:2] == ["run"] and "--help" not in sys.argv
     try:
         with StartingChild() if inspects else nullcontext() as child:

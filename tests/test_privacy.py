@@ -1,0 +1,76 @@
+"""No command looks up a host or connects to one that its user has not named."""
+
+import os
+import re
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from PIL import Image
+
+from agent.cameras.conveyor import ConveyorCamera, ConveyorSettings
+
+ROOT = Path(__file__).parents[1]
+BUNDLE = ROOT / "agent" / "demo_bundle"
+COMMANDS = {
+    "run": "run --config {folder}/agent.yaml --parts 3",
+    "doctor": "doctor --config {folder}/agent.yaml",
+    "demo": "demo --parts 3 --report {folder}/demo.html",
+    "calibrate": "calibrate --bundle {folder}/bundle --good {folder}/good --max-false-reject 50% "
+    "--confidence 60%",
+    "bench": "bench --bundle {folder}/bundle --seconds 1",
+}
+
+
+@pytest.fixture(scope="module")
+def strace():
+    """The tracer, and that it may trace here."""
+    tracer = shutil.which("strace")
+    if tracer is None or subprocess.run([tracer, "-qq", "true"], check=False).returncode:
+        pytest.skip("strace is not installed or may not trace here: apt-get install strace")
+    return tracer
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("private")
+    shutil.copytree(BUNDLE, folder / "bundle")
+    (folder / "good").mkdir()
+    with ConveyorCamera(ConveyorSettings(defect_rate=0)) as camera:
+        for number in range(6):
+            Image.fromarray(camera.read().pixels).save(folder / "good" / f"{number}.png")
+    text = (ROOT / "agent.yaml").read_text()
+    (folder / "agent.yaml").write_text(text.replace("agent/demo_bundle", str(BUNDLE)))
+    return folder
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_a_command_speaks_with_nobody_but_the_broker_it_was_given(strace, folder, command):
+    home = folder / "home" / command
+    home.mkdir(parents=True)
+    hidden = {"CI", "ORT_DISABLE_TELEMETRY", "ORT_RUNNING_UNIT_TESTS", "XDG_CACHE_HOME"}
+    environment = {key: value for key, value in os.environ.items() if key not in hidden}
+    trace = folder / f"{command}.trace"
+    agent = [sys.executable, "-c", "from agent.cli import main; main()"]
+    done = subprocess.run(
+        [
+            *(strace, "-f", "-qq", "-e", "trace=connect,sendto,sendmsg,sendmmsg", "-o", trace),
+            *(*agent, *COMMANDS[command].format(folder=folder).split()),
+        ],
+        env={**environment, "HOME": str(home), "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"},
+        cwd=folder,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == (1 if command == "doctor" else 0), done.stderr
+    reached = set(
+        re.findall(r"AF_INET6?, .*?port=htons\((\d+)\).*?\"([^\"]+)\"", trace.read_text())
+    )
+    strangers = {(port, host) for port, host in reached if host not in {"127.0.0.1", "::1"}}
+    assert not strangers, "connected to somebody"
+    assert "53" not in {port for port, _ in reached}, "looked up a host"
+    kept = {path.relative_to(home).parts[:2] for path in home.rglob("*") if path.is_file()}
+    assert kept <= {(".cache", "atac-agent")}, "left something in the user's home"
