@@ -86,7 +86,9 @@ class Kinds(Generic[S]):
     def __get_pydantic_core_schema__(
         self, source: object, handler: GetCoreSchemaHandler
     ) -> CoreSchema:
-        return core_schema.no_info_plain_validator_function(self._validated)
+        return core_schema.no_info_plain_validator_function(
+            self._validated, json_schema_input_schema=core_schema.any_schema()
+        )
 
     def _validated(self, value: object) -> S:
         if isinstance(value, self._settings):
