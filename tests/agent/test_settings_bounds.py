@@ -6,6 +6,7 @@ import os
 import subprocess
 import sys
 from dataclasses import MISSING, fields, is_dataclass
+from functools import cache
 from pathlib import Path
 from typing import Any, Literal, get_args, get_origin, get_type_hints
 
@@ -25,8 +26,8 @@ USUAL = {"path": "parts", "host": "localhost", "id": "line-3", "what": "x"}
 EXTREMES: list[Any] = [
     *(0, -1, 1, 2**31, 2**63, 2**64, 10**400, -(10**400), 0.5, 1e10, 1e13, 1e-300, 1e308, -1e308),
     *(math.nan, math.inf, -math.inf, True, False, None, [], {}, [[]], ["x"], [None]),
-    *("", " ", "x", "x" * 100_000, "\0", "\n", "a\nb", "\ud800", "﻿x", "é" * 300, "5", "1e3"),
-    *("/", ".", "..", "~", "~nosuchuser/x", "~/x", "/dev/zero", "/" * 5000, "a/" * 3000),
+    *("", " ", "x", "x" * 5_000, "\0", "\n", "a\nb", "\ud800", "﻿x", "é" * 300, "5", "1e3"),
+    *("/", ".", "..", "~", "~nosuchuser/x", "~/x", "/dev/zero", "/" * 2000, "a/" * 3000),
     *("rtsp://user:secret@host/x", "{what}", "{", "{what:9999999999}", "*", "$SYS", "é/{what}"),
 ]
 
@@ -36,12 +37,14 @@ def parts_of(hint: Any) -> list[Any]:
     return [hint, *(each for part in get_args(hint) for each in parts_of(part))]
 
 
+@cache
 def classes_below(hint: Any) -> list[type[Any]]:
     found = [each for each in parts_of(hint) if isinstance(each, type) and is_dataclass(each)]
     kinds = [each for each in parts_of(hint) if isinstance(each, Kinds)]
     return found + [each.find(name).settings for each in kinds for name in each.names()]
 
 
+@cache
 def all_settings() -> list[type[Any]]:
     """Every class of settings that a configuration can hold."""
     found: list[type[Any]] = []
@@ -139,9 +142,10 @@ def loaded(folder: Path, config: dict[str, Any]) -> Config | str:
     try:
         return load_config(path)
     except ConfigurationError as error:
-        assert "\n" not in str(error)
-        assert "secret" not in str(error)
-        return str(error)
+        message = str(error)
+    assert "\n" not in message
+    assert "secret" not in message
+    return message
 
 
 @pytest.mark.parametrize("settings_class", all_settings())
@@ -154,7 +158,7 @@ def test_an_extreme_value_is_refused_in_one_line_or_taken(settings_class, tmp_pa
                 loaded(tmp_path, config)
 
 
-@settings(max_examples=200)
+@settings(max_examples=100)
 @given(data=st.data())
 def test_no_mixture_of_values_escapes_as_another_error(data, tmp_path_factory):
     """Several keys at once, with values that nobody would write and some that nobody should."""
