@@ -25,7 +25,17 @@ from engine.errors import AtacError, BackendError, ImageError
 
 DISTRIBUTION: Final = "atac-agent"
 OUR_PACKAGES: Final = ("agent", "calibration", "engine", "train")
-_NEEDED: Final = ("numpy", "onnxruntime", "cv2", "paho", "PIL", "pydantic", "yaml", "typer")
+_NEEDED: Final = (
+    "numpy",
+    "onnxruntime",
+    "cv2",
+    "paho",
+    "PIL",
+    "pydantic",
+    "yaml",
+    "typer",
+    "jinja2",
+)
 _EXTRA: Final = ("openvino", "tensorrt")
 _FRAME_S: Final = 5.0
 _LITTLE_SPACE: Final = 1_000_000_000

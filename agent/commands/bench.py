@@ -2,7 +2,7 @@
 
 import json
 import logging
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
@@ -93,6 +93,7 @@ def told(speeds: "Sequence[Speed]") -> str:
     size = "×".join(map(str, (first.frame[1], first.frame[0])))
     colour = "colour" if len(first.frame) == 3 else "mono"
     lines = [
+        *_statement(speeds),
         f"frames {size} {colour}, {first.cores} cores; times in ms",
         (
             f"{'':<24}{'parts/s':>9}{'of bare':>9}{'of bound':>9}{'CPU/part':>9}"
@@ -120,6 +121,14 @@ def told(speeds: "Sequence[Speed]") -> str:
                 f"{calm.p50_ms:>10.2f}{calm.p95_ms:>8.2f}{calm.p99_ms:>8.2f}"
             )
     return "\n".join(lines)
+
+
+def _statement(speeds: "Sequence[Speed]") -> Iterator[str]:
+    """What the fastest means for a line."""
+    fastest = max(speeds, key=lambda speed: speed.middle.saturated.parts_per_second)
+    rate = fastest.middle.saturated.parts_per_second
+    how = f" with {fastest.backend}" if len(speeds) > 1 else ""
+    yield f"This machine inspects {rate:.1f} parts a second = {60 * rate:.0f} a minute{how}."
 
 
 def _settings(speed: "Speed") -> dict[str, str]:

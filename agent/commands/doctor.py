@@ -4,9 +4,14 @@ import json
 import sys
 from dataclasses import asdict
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from agent.doctor import Finding
 
 
 def doctor(
@@ -18,7 +23,8 @@ def doctor(
 
     Example: agent doctor --config agent.yaml
 
-    One line each, with what to do about it. Exit code 1 when anything would stop the line.
+    One line for each, with what to do about it; the last line says whether the agent is ready. Exit
+    code 1 if something would stop the line.
     """
     from agent.doctor import examine
 
@@ -31,5 +37,17 @@ def doctor(
             typer.echo(f"{level}  {finding.check:<13}  {finding.message}")
     if as_json:
         typer.echo(json.dumps([asdict(finding) for finding in findings], indent=2))
-    if any(finding.level == "fail" for finding in findings):
+    failed = any(finding.level == "fail" for finding in findings)
+    if not as_json:
+        typer.echo(_verdict(findings, config))
+    if failed:
         sys.exit(1)
+
+
+def _verdict(findings: "Sequence[Finding]", config: Path) -> str:
+    """What all findings together mean, in one line."""
+    fail, warn = (sum(finding.level == level for finding in findings) for level in ("fail", "warn"))
+    if fail:
+        return f"not ready: fix {'the line' if fail == 1 else f'the {fail} lines'} marked fail"
+    marked = f" (warnings: {warn})" if warn else ""
+    return f"ready{marked}: agent run --config {config}"

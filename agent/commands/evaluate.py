@@ -9,9 +9,11 @@ from typing import TYPE_CHECKING, Annotated, Literal
 import typer
 
 from engine.errors import CalibrationError, ConfigurationError
+from engine.pages.text import counted
 
 if TYPE_CHECKING:
     from calibration.record import CalibrationRecord
+    from engine.backends import PrecisionChoice
     from engine.bundle import Bundle, Precision
     from train.evaluate import Evaluation, Ranking
 
@@ -64,7 +66,7 @@ def evaluate(
         ) as bar,
     ):
         images = scored(open_method(opened.manifest.method, network), source, bar)
-        record = _record(opened, runtime.precision)
+        record = _record(opened, precision, runtime.precision)
         found = evaluation(
             images,
             backend=network.name,
@@ -78,30 +80,54 @@ def evaluate(
         _print(found)
 
 
-def _record(bundle: "Bundle", precision: "Precision") -> "CalibrationRecord | None":
+def _record(
+    bundle: "Bundle", wanted: "PrecisionChoice", used: "Precision"
+) -> "CalibrationRecord | None":
+    """The calibration of the precision that was used; without one, None, and why on stderr."""
     from calibration.record import read_calibration
 
     try:
-        return read_calibration(bundle, precision=precision)
+        record = read_calibration(bundle, precision=wanted)
     except CalibrationError as error:
         sys.stderr.write(f"no threshold: {error}\n")
         return None
+    if record.calibration.precision != used:
+        sys.stderr.write(
+            f"no threshold: calibrated for {record.calibration.precision}, not for {used}\n"
+        )
+        return None
+    return record
 
 
 def _print(found: "Evaluation") -> None:
+    typer.echo(_statement(found))
     typer.echo(
         f"{found.backend:<20} {'good':>5} {'defective':>9} {'AUROC':>6} {'AP':>6} {'FPR@95':>6}"
     )
     for kind, ranking in {"all": found.overall, **found.by_kind}.items():
         typer.echo(_row(kind, ranking))
-    at = found.at_threshold
+    if found.at_threshold is not None:
+        for path in found.at_threshold.missed:
+            typer.echo(f"missed: {path}")
+
+
+def _statement(found: "Evaluation") -> str:
+    """What was found and rejected, in one sentence; without a threshold, what could be at best."""
+    at, good, defective = found.at_threshold, found.overall.good, found.overall.defective
     if at is not None:
-        typer.echo(
-            f"At threshold {at.threshold:.4g}: {at.false_rejects} of {found.overall.good} good "
-            f"rejected, {at.misses} of {found.overall.defective} defective missed."
+        return (
+            f"Of {counted(defective, 'defect')} {defective - at.misses} found, of "
+            f"{counted(good, 'good part')} {at.false_rejects} rejected, at the calibrated "
+            f"threshold {at.threshold:.4g}."
         )
-        for path in at.missed:
-            typer.echo(f"  missed: {path}")
+    if not (good and defective):
+        return f"{counted(good, 'good part')}, {counted(defective, 'defect')}; no threshold yet."
+    highest = max(image.score for image in found.images if not image.defective)
+    above = sum(image.defective and image.score > highest for image in found.images)
+    return (
+        f"Of {counted(defective, 'defect')} {above} score above all "
+        f"{counted(good, 'good part')}. Next: agent calibrate sets the threshold."
+    )
 
 
 def _row(kind: str, ranking: "Ranking") -> str:

@@ -317,13 +317,16 @@ def test_the_doctor_names_each_fault_and_goes_on(place):
     assert lines["camera"].startswith("fail")
     assert "nowhere is not there" in lines["camera"]
     assert lines["backend"].startswith("ok")
+    assert out.splitlines()[-1] == "not ready: fix the 3 lines marked fail"
 
 
 def test_the_doctor_stops_at_a_configuration_that_it_cannot_read(place):
     (place / "agent.yaml").write_text("agent: [")
     code, out, _ = agent("doctor", "--config", place / "agent.yaml")
     assert code == 1
-    assert out.splitlines()[-1].startswith("fail  configuration")
+    finding, verdict = out.splitlines()[-2:]
+    assert finding.startswith("fail  configuration")
+    assert verdict == "not ready: fix the line marked fail"
 
 
 def test_a_stranger_who_owns_one_of_our_names_is_found():

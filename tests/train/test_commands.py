@@ -1,4 +1,5 @@
 import json
+import re
 import shutil
 import subprocess
 import sys
@@ -80,7 +81,12 @@ def test_train_tells_what_it_made(trained, parts):
 def test_evaluate_prints_a_table_and_json(trained, agent, parts):
     out, _ = trained
     table = agent("evaluate", "--bundle", out, "--data", parts)
-    assert [line.split()[0] for line in table.stdout.splitlines()[1:]] == ["all", "scratch", "spot"]
+    statement, _, *rows = table.stdout.splitlines()
+    assert re.fullmatch(
+        r"Of 5 defects [0-5] score above all 6 good parts\. Next: agent calibrate sets .*",
+        statement,
+    )
+    assert [row.split()[0] for row in rows] == ["all", "scratch", "spot"]
     assert "there is no calibration yet" in table.stderr
     answer = json.loads(agent("evaluate", "--bundle", out, "--data", parts, "--json").stdout)
     assert (answer["overall"]["good"], answer["overall"]["defective"]) == (6, 5)
@@ -103,6 +109,9 @@ def test_a_calibrated_bundle_counts_errors_and_gates_on_its_threshold(
     assert at["threshold"] == record.threshold
     assert at["false_rejects"] == record.exceedances
     assert at["misses"] == len(at["missed"])
+    assert agent("evaluate", "--bundle", out, "--data", parts).stdout.startswith(
+        f"Of 5 defects {5 - at['misses']} found, of 6 good parts {at['false_rejects']} rejected, "
+    )
 
     gated = agent(
         "export",
