@@ -29,14 +29,13 @@ from agent.line import run_line
 from agent.settings import AgentSettings, BundleSettings, Config, LedgerSettings
 from agent.sinks.mqtt.settings import MqttSettings
 from agent.verdict import Verdict
-from engine.backends import Backend, BackendName, Runtime
+from engine.backends.base import BACKENDS, Backend, BackendName, Runtime
 from engine.backends.choice import judgement
 from engine.backends.opening import open_backend, open_inspector
 from engine.bundle import Bundle, Manifest, Precision
 from engine.errors import BackendError
 from engine.frame import Frame, Pixels
 
-_CPU_BACKENDS: Final[tuple[BackendName, ...]] = ("onnxruntime", "openvino")
 _PACED_SHARE: Final = 0.5
 """The paced line brings so much of what the saturated one got through: no part waits for long."""
 _STAGES: Final = ("view_1", "pass_1", "attention", "view_2", "pass_2")
@@ -168,13 +167,13 @@ def compared(
 ) -> tuple[tuple[Speed, ...], tuple[str, ...]]:
     """Every CPU backend with every precision of the bundle, and why some could not be measured."""
     found, missing = [], []
+    specs = {name: BACKENDS.find(name).settings for name in BACKENDS.names()}
     runtimes = [
-        *(
-            Runtime(backend=backend, precision=precision)
-            for backend in _CPU_BACKENDS
-            for precision in bundle.manifest.networks
-        ),
-        Runtime(backend="openvino", precision="bf16"),
+        Runtime(backend=name, precision=precision)
+        for name, spec in specs.items()
+        if spec.on_cpu
+        for precision in spec.precisions
+        if spec.graph(precision) in bundle.manifest.networks
     ]
     for runtime in runtimes:
         try:

@@ -19,6 +19,7 @@ from agent.registry import open_camera
 from agent.runtime import bundle_runtime
 from agent.settings import Config, load_config
 from calibration.record import read_calibration
+from engine.backends.base import BACKENDS
 from engine.backends.opening import open_inspector
 from engine.bundle import Bundle, open_bundle
 from engine.errors import AtacError, BackendError, ImageError
@@ -36,7 +37,6 @@ _NEEDED: Final = (
     "typer",
     "jinja2",
 )
-_EXTRA: Final = ("openvino", "tensorrt")
 _FRAME_S: Final = 5.0
 _LITTLE_SPACE: Final = 1_000_000_000
 _NO_SPACE: Final = 50_000_000
@@ -93,7 +93,8 @@ def _packages(owners: Mapping[str, Sequence[str]]) -> Finding:
     if missing:
         message = f"{', '.join(missing)} missing; install with: pip install {DISTRIBUTION}"
         return Finding(check="packages", level="fail", message=message)
-    present = (*_NEEDED, *_EXTRA)
+    runtimes = (BACKENDS.find(name).settings.module for name in BACKENDS.names())
+    present = dict.fromkeys((*_NEEDED, *runtimes))
     distributions = sorted({name for module in present for name in owners.get(module, ())})
     return _ok("packages", ", ".join(f"{name} {version(name)}" for name in distributions))
 

@@ -29,7 +29,7 @@ from typing import Any, Final, Self
 import numpy as np
 
 from agent.inference_start import StartingChild
-from engine.backends import MAX_PIXELS, BackendName, FallbackName
+from engine.backends.base import MAX_PIXELS, BackendName, FallbackName
 from engine.bundle import Precision
 from engine.errors import BackendError, InspectionError, NoAnswerError
 from engine.frame import Box, Inspection, Map, Pass, Pixels

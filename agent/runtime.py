@@ -3,7 +3,7 @@
 import logging
 
 from calibration.record import calibrated_runtime, read_calibration
-from engine.backends import BackendChoice, PrecisionChoice, Runtime
+from engine.backends.base import BACKENDS, BackendChoice, PrecisionChoice, Runtime, backend_of
 from engine.backends.choice import fastest
 from engine.bundle import Bundle
 from engine.errors import CalibrationError
@@ -28,7 +28,8 @@ def warn_of_another_runtime(made_with: str, runs_on: str, precision: str) -> Non
 
     In less they round differently, and a GPU makes its views itself, in colour not to the bit.
     """
-    on_cpu = all(name.startswith(("onnxruntime", "openvino")) for name in (made_with, runs_on))
+    backends = [backend_of(name) for name in (made_with, runs_on)]
+    on_cpu = all(name and BACKENDS.find(name).settings.on_cpu for name in backends)
     if precision != "fp32" or not on_cpu:
         logging.getLogger("atac_agent.inference").warning(
             "the threshold was set with %s, but %s inspects: scores may differ; "

@@ -13,7 +13,7 @@ from agent.settings_errors import explained
 from agent.settings_file import Written, read_yaml
 from agent.settings_values import AnyPath, Count, Days, Megabytes, Name, Share
 from agent.sinks.settings import SINKS, AnySinkSettings
-from engine.backends import MAX_PIXELS, BackendChoice, FallbackName, PrecisionChoice
+from engine.backends.base import MAX_PIXELS, BackendChoice, FallbackName, PrecisionChoice
 from engine.spec import spec
 
 

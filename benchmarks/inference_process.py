@@ -26,7 +26,7 @@ from agent.settings import AgentSettings, BundleSettings, Config, LedgerSettings
 from agent.sinks.mqtt.settings import MqttSettings
 from benchmarks.machine import described, resident_mb
 from calibration.record import read_calibration
-from engine.backends.onnxruntime_backend import OnnxRuntimeBackend
+from engine.backends.onnxruntime import OnnxRuntimeBackend
 from engine.bundle import open_bundle
 from engine.frame import Pixels
 from engine.inspector import Inspector

@@ -31,7 +31,7 @@ import numpy as np
 from benchmarks.machine import described
 from benchmarks.real_line import CONFIDENCE, SETS
 from calibration.threshold import band, choose_threshold
-from engine.backends import BackendName
+from engine.backends.base import BackendName
 from engine.backends.opening import open_backend
 from engine.bundle import Bundle, Precision, open_bundle
 from engine.frame import Inspection

@@ -40,8 +40,8 @@ from benchmarks.broker import mosquitto
 from benchmarks.machine import described
 from calibration.bound import interval
 from calibration.record import calibrated_runtime, read_calibration
-from engine.backends import Backend
-from engine.backends.onnxruntime_backend import OnnxRuntimeBackend
+from engine.backends.base import Backend
+from engine.backends.onnxruntime import OnnxRuntimeBackend
 from engine.backends.opening import open_backend
 from engine.bundle import Bundle, open_bundle
 from engine.image import read_image

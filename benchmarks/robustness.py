@@ -29,7 +29,7 @@ import numpy as np
 
 from benchmarks.machine import described
 from calibration.record import read_calibration
-from engine.backends import Backend
+from engine.backends.base import Backend
 from engine.backends.opening import open_backend
 from engine.bundle import MANIFEST, Bundle, open_bundle
 from engine.errors import AtacError, CalibrationError, ConfigurationError

@@ -12,8 +12,14 @@ from pydantic import Field, TypeAdapter
 from calibration.bound import interval
 from calibration.scores import Scores
 from calibration.threshold import choose_threshold
-from engine.backends import BACKENDS, BackendChoice, FallbackName, PrecisionChoice, Runtime
-from engine.backends.openvino_backend import has_openvino
+from engine.backends.base import (
+    BACKENDS,
+    BackendChoice,
+    FallbackName,
+    PrecisionChoice,
+    Runtime,
+    backend_of,
+)
 from engine.bundle import CALIBRATION, Bundle, Precision, Sha256, replace_file, sha256
 from engine.errors import BackendError, CalibrationError
 from engine.spec import SchemaError, parse, spec
@@ -197,16 +203,17 @@ def calibrated_runtime(
     if backend != "auto":
         return Runtime(backend=backend, precision=calibration.precision)
     remedy = f"calibrate again: agent calibrate --bundle {bundle.path} --good DIR"
-    made_with = next((each for each in BACKENDS if calibration.backend.startswith(each)), None)
+    made_with = backend_of(calibration.backend)
     if made_with is None:
         raise CalibrationError(
             f"{bundle.path / CALIBRATION}: was made with {calibration.backend!r}, which is no "
             f"backend; {remedy}"
         )
-    if made_with == "openvino" and fallback is None and not has_openvino():
+    spec = BACKENDS.find(made_with).settings
+    if spec.on_cpu and fallback is None and not spec.is_installed():
         raise BackendError(
-            f"the threshold was set with {calibration.backend}, and OpenVINO is not installed "
-            f"here; install it with: pip install 'atac-agent[cpu]', or {remedy}"
+            f"the threshold was set with {calibration.backend}, and {spec.title} is not installed "
+            f"here; install it with: {spec.install()}, or {remedy}"
         )
     return Runtime(backend=made_with, precision=calibration.precision)
 

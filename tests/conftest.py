@@ -151,7 +151,7 @@ def kernels_folder(tmp_path_factory) -> Path:
 @pytest.fixture(scope="session")
 def kernels(kernels_folder):
     """The CUDA kernels as C++, built once for all tests."""
-    from tests.engine.backends.cuda_kernels import Kernels
+    from tests.engine.backends.tensorrt.kernels import Kernels
 
     return Kernels(kernels_folder)
 

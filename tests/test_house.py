@@ -92,7 +92,7 @@ def test_running_needs_no_torch():
     code = (
         "import sys; sys.modules['torch'] = None\n"
         "import agent.cli, agent.commands.run, agent.line, agent.demo, agent.report\n"
-        "import agent.doctor, calibration.report, engine.backends.onnxruntime_backend\n"
+        "import agent.doctor, calibration.report, engine.backends.onnxruntime\n"
     )
     done = ran(sys.executable, "-c", code)
     assert done.returncode == 0, done.stderr

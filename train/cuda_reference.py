@@ -12,9 +12,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from engine.backends import Outputs, joined, require_views
-from engine.backends.cuda_graph import Graph
-from engine.build import MAX_BATCH
+from engine.backends.base import Outputs, joined, require_views
+from engine.backends.tensorrt.graph import Graph
+from engine.backends.tensorrt.plans import MAX_BATCH
 from engine.bundle import Bundle
 from engine.errors import BackendError
 from engine.frame import Pixels
@@ -109,7 +109,7 @@ class _Replay:
 
 
 class TorchDeviceNetwork:
-    """The reference as an `engine.backends.device_inspector.DeviceNetwork`.
+    """The reference as an `engine.backends.tensorrt.device.DeviceNetwork`.
 
     torch runs on pycuda's streams and memory: both share the device's primary context. Graphs are
     captured by torch, whose allocator must know of them.
@@ -147,7 +147,7 @@ class TorchDeviceNetwork:
 
 
 class _TorchGraph:
-    """torch's graph as an `engine.backends.cuda_graph.Graph`."""
+    """torch's graph as an `engine.backends.tensorrt.graph.Graph`."""
 
     def __init__(self, graph: torch.cuda.CUDAGraph, stream: torch.cuda.Stream) -> None:
         self._graph = graph

@@ -37,10 +37,9 @@ from torch import nn
 from torch.nn.utils.fusion import fuse_conv_bn_eval
 
 from engine.attention import attention_box
-from engine.backends import Backend, Runtime
-from engine.backends.onnxruntime_backend import OnnxRuntimeBackend
+from engine.backends.base import Backend, Runtime, cpu_backends
+from engine.backends.onnxruntime import OnnxRuntimeBackend
 from engine.backends.opening import open_backend
-from engine.backends.openvino_backend import has_openvino
 from engine.bundle import (
     PARITY,
     SCHEMA_VERSION,
@@ -163,9 +162,9 @@ def add_precision(
     `source` must hold the images of the bundle's split. `threshold` is the calibrated one and
     `band` what it is known to; without it the held-out scores give a provisional one. The bundle's
     id changes, and a calibration made before no longer belongs to it. Gives the judgements by the
-    names of their runtimes: ONNX Runtime's first, then OpenVINO's where it is installed. Raises
-    `BundleError` where ONNX Runtime's decisions do not agree; OpenVINO's are on record, and `auto`
-    does not take what it has objections to.
+    names of their runtimes: ONNX Runtime's first, then those of others that are installed.
+    Raises `BundleError` where ONNX Runtime's decisions do not agree; the others' are on record, and
+    `auto` does not take what it has objections to.
     """
     profile = PROFILE_JSON.validate_json(_part(bundle, PROFILE))
     split = SPLIT_JSON.validate_json(_part(bundle, SPLIT))
@@ -406,10 +405,9 @@ def _auroc_loss(
 
 def _judges(precision: Precision) -> tuple[Runtime, ...]:
     """What runs such a network on CPUs, the oracle first; in fp32 it stands for all."""
-    found = [Runtime(backend="onnxruntime", precision=precision)]
-    if precision in {"fp16", "int8"} and has_openvino():
-        found.append(Runtime(backend="openvino", precision=precision))
-    return tuple(found)
+    others = () if precision == "fp32" else cpu_backends(precision)
+    names = dict.fromkeys(("onnxruntime", *others))
+    return tuple(Runtime(backend=name, precision=precision) for name in names)
 
 
 def _require_parity(path: Path, precision: Precision, parity: Parity, options: str) -> None:

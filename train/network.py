@@ -17,7 +17,7 @@ import torch
 import torch.nn.functional as F  # noqa: N812  (PyTorch's own custom)
 from torch import Tensor, nn
 
-from engine.backends import Outputs
+from engine.backends.base import Outputs
 from engine.frame import Pixels
 from train.backbone import Trunk, initialise
 from train.profile import Profile

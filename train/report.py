@@ -15,7 +15,7 @@ import cv2
 import numpy as np
 from markupsafe import Markup
 
-from engine.backends.onnxruntime_backend import OnnxRuntimeBackend
+from engine.backends.onnxruntime import OnnxRuntimeBackend
 from engine.bundle import Bundle, TrainingRecord, replace_file
 from engine.errors import AtacError, ImageError, TrainingError
 from engine.frame import Inspection, Pixels

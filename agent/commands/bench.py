@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
+from agent.commands import options
 from engine.errors import ConfigurationError
 
 if TYPE_CHECKING:
@@ -29,8 +30,12 @@ def bench(
     ] = 1.2,
     mono: Annotated[bool, typer.Option("--mono", help="Generated frames are mono.")] = False,
     backend: Annotated[
-        Literal["auto", "onnxruntime", "openvino", "tensorrt"],
-        typer.Option(help="What runs the network; auto: as it was calibrated, else the fastest."),
+        str,
+        typer.Option(
+            parser=options.backend,
+            metavar=options.backend_metavar(),
+            help="What runs the network; auto: as it was calibrated, else the fastest.",
+        ),
     ] = "auto",
     precision: Annotated[
         Literal["auto", "fp32", "bf16", "fp16", "int8", "int8_symmetric"],

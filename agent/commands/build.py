@@ -13,7 +13,7 @@ from engine.errors import BackendError, CalibrationError, ConfigurationError
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from engine.build import Plan, PlanParity
+    from engine.backends.tensorrt.plans import Plan, PlanParity
     from engine.bundle import Bundle
     from engine.frame import Inspection
     from engine.inspector import Inspector
@@ -50,8 +50,14 @@ def build(
     GPU and by ONNX Runtime; a plan that changes a verdict at the calibrated threshold will not run.
     Needs an NVIDIA driver, a GPU, and TensorRT or TensorRT-RTX; with --good also pycuda.
     """
-    from engine.backends.cuda_driver import probe_gpu
-    from engine.build import ensure_plan, find_tensorrt, plans_folder, read_parity, write_parity
+    from engine.backends.tensorrt.driver import probe_gpu
+    from engine.backends.tensorrt.plans import (
+        ensure_plan,
+        find_tensorrt,
+        plans_folder,
+        read_parity,
+        write_parity,
+    )
     from engine.bundle import open_bundle
 
     images = _images("--good", good), _images("--defective", defective)
@@ -124,7 +130,7 @@ def _compared(
     """The same images by ONNX Runtime and all on the device, as it will run, at one threshold."""
     from calibration.record import read_calibration
     from engine.backends.opening import open_inspector
-    from engine.backends.tensorrt_backend import open_device_inspector
+    from engine.backends.tensorrt.backend import open_device_inspector
     from engine.parity import compared, provisional_threshold
 
     good, defective = images

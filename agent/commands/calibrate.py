@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
+from agent.commands import options
 from engine.errors import ConfigurationError, ImageError
 
 if TYPE_CHECKING:
@@ -19,7 +20,7 @@ if TYPE_CHECKING:
     from agent.ports import Camera
     from agent.settings import BundleSettings
     from calibration.scores import Picture, Scores
-    from engine.backends import BackendChoice, PrecisionChoice
+    from engine.backends.base import BackendChoice, PrecisionChoice
     from engine.bundle import Bundle
     from engine.inspector import Inspector
 
@@ -44,8 +45,12 @@ def calibrate(
     ] = "1%",
     confidence: Annotated[str, typer.Option(help="How sure that must be.")] = "95%",
     backend: Annotated[
-        Literal["auto", "onnxruntime", "openvino", "tensorrt"] | None,
-        typer.Option(help="What runs the network; auto takes the fastest."),
+        str | None,
+        typer.Option(
+            parser=options.backend,
+            metavar=options.backend_metavar(),
+            help="What runs the network; auto takes the fastest.",
+        ),
     ] = None,
     precision: Annotated[
         Literal["auto", "fp32", "bf16", "fp16", "int8", "int8_symmetric"] | None,

@@ -8,12 +8,13 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
+from agent.commands import options
 from engine.errors import CalibrationError, ConfigurationError
 from engine.pages.text import counted
 
 if TYPE_CHECKING:
     from calibration.record import CalibrationRecord
-    from engine.backends import PrecisionChoice
+    from engine.backends.base import PrecisionChoice
     from engine.bundle import Bundle, Precision
     from train.evaluate import Evaluation, Ranking
 
@@ -29,8 +30,12 @@ def evaluate(
         Path | None, typer.Option(help="Folder of defective parts, beside --good.")
     ] = None,
     backend: Annotated[
-        Literal["auto", "onnxruntime", "openvino", "tensorrt"],
-        typer.Option(help="What runs the network; auto: as it was calibrated, else the fastest."),
+        str,
+        typer.Option(
+            parser=options.backend,
+            metavar=options.backend_metavar(),
+            help="What runs the network; auto: as it was calibrated, else the fastest.",
+        ),
     ] = "auto",
     precision: Annotated[
         Literal["auto", "fp32", "bf16", "fp16", "int8", "int8_symmetric"],

@@ -41,19 +41,20 @@ from agent.cameras.conveyor import part
 from benchmarks.machine import commit, processor
 from calibration.record import read_calibration
 from engine.attention import attention_box
-from engine.backends import Backend, cuda_driver
-from engine.backends.cuda_driver import probe_gpu
-from engine.backends.cuda_graph import DriverGraph, Graph
-from engine.backends.device_inspector import (
+from engine.backends.base import Backend
+from engine.backends.onnxruntime import OnnxRuntimeBackend
+from engine.backends.tensorrt import driver as cuda_driver
+from engine.backends.tensorrt.backend import TensorRtBackend, TensorRtNetwork, open_plan
+from engine.backends.tensorrt.device import (
     DeviceInspector,
     DeviceMemory,
     DeviceNetwork,
     Form,
     geometry_of,
 )
-from engine.backends.onnxruntime_backend import OnnxRuntimeBackend
-from engine.backends.tensorrt_backend import TensorRtBackend, TensorRtNetwork, open_plan
-from engine.build import RuntimeName, ensure_plan, find_tensorrt
+from engine.backends.tensorrt.driver import probe_gpu
+from engine.backends.tensorrt.graph import DriverGraph, Graph
+from engine.backends.tensorrt.plans import RuntimeName, ensure_plan, find_tensorrt
 from engine.bundle import Bundle, Precision, open_bundle
 from engine.errors import AtacError, CalibrationError
 from engine.frame import Box, Pixels

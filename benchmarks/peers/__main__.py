@@ -42,8 +42,8 @@ import torch
 
 from benchmarks.machine import described
 from benchmarks.peers.turns import EXPORTS, PEERS, Turn, told, turn
-from engine.backends.onnxruntime_backend import OnnxRuntimeBackend
-from engine.backends.openvino_backend import OpenVinoBackend
+from engine.backends.onnxruntime import OnnxRuntimeBackend
+from engine.backends.openvino import OpenVinoBackend
 from engine.bundle import Bundle, open_bundle
 from engine.frame import Pixels
 from engine.image import images_below, read_image

@@ -3,13 +3,11 @@
 from dataclasses import replace
 from typing import Final
 
-from engine.backends import BackendChoice, BackendName, PrecisionChoice, Runtime
-from engine.backends.openvino_backend import has_openvino
+from engine.backends.base import BackendChoice, PrecisionChoice, Runtime, cpu_backends
 from engine.bundle import Bundle, Precision
 from engine.parity import Parity, bundle_parity
 
 _FASTEST: Final[tuple[Precision, ...]] = ("int8", "fp32")
-_ONLY: Final[dict[Precision, BackendName]] = {"bf16": "openvino", "int8_symmetric": "onnxruntime"}
 
 
 def fastest(
@@ -17,14 +15,14 @@ def fastest(
 ) -> Runtime:
     """The fastest way to run `bundle` on this machine's CPU that is known to keep the verdicts.
 
-    int8 comes before fp32 and OpenVINO, where it is installed, before ONNX Runtime. In int8 a
-    runtime is taken only if the bundle's gate judged that very runtime and had no objection. What
+    int8 comes before fp32, and of the runtimes that are installed the fastest comes first. In int8
+    a runtime is taken only if the bundle's gate judged that very runtime and had no objection. What
     is named instead of `auto` is taken as it is.
     """
     found = [
         Runtime(backend=each, precision=wanted)
         for wanted in (_FASTEST if precision == "auto" else (precision,))
-        for each in (_cpu_backends(wanted) if backend == "auto" else (backend,))
+        for each in (cpu_backends(wanted) if backend == "auto" else (backend,))
     ]
     return next((each for each in found if _is_proven(bundle, each)), found[0])
 
@@ -36,13 +34,6 @@ def judgement(bundle: Bundle, runtime: Runtime) -> Parity | None:
     """
     judged = replace(runtime, backend="onnxruntime") if runtime.precision == "fp32" else runtime
     return bundle_parity(bundle).get(judged.cpu_name)
-
-
-def _cpu_backends(precision: Precision) -> tuple[BackendName, ...]:
-    """What may run it here, the faster first."""
-    if precision in _ONLY:
-        return (_ONLY[precision],)
-    return ("openvino", "onnxruntime") if has_openvino() else ("onnxruntime",)
 
 
 def _is_proven(bundle: Bundle, runtime: Runtime) -> bool:

@@ -1,14 +1,22 @@
-"""The one place where a backend's name becomes a backend, or an inspector over it."""
+"""Where a backend's name becomes an open backend, or an inspector over it."""
 
 import logging
 from collections.abc import Callable
 from typing import Final, TypeVar
 
-from engine.backends import MAX_PIXELS, Backend, BackendName, FallbackName
+from engine.backends.base import (
+    BACKENDS,
+    MAX_PIXELS,
+    Backend,
+    BackendName,
+    BackendSpec,
+    FallbackName,
+)
 from engine.bundle import Bundle, Precision
-from engine.errors import BackendError
+from engine.errors import BackendError, KindError
 from engine.inspector import OpenInspector
 from engine.methods import open_method
+from engine.registry import Kind
 
 _LOG: Final = logging.getLogger(__name__)
 _Opened = TypeVar("_Opened")
@@ -28,8 +36,8 @@ def open_inspector(
     GPU keeps memory for. `backend`, `fallback` and errors are those of `open_backend`.
     """
 
-    def opened(name: BackendName) -> OpenInspector:
-        inspector = _inspector(bundle, name, precision, max_pixels)
+    def opened(kind: Kind[BackendSpec]) -> OpenInspector:
+        inspector = _inspector(bundle, kind, precision, max_pixels)
         try:
             inspector.warm_up()
         except BaseException as error:
@@ -54,23 +62,27 @@ def open_backend(
     GPU may be too slow without it.
     """
     return _or_fallback(
-        lambda name: _backend(bundle, name, precision), backend, precision, fallback
+        lambda kind: _backend(bundle, kind, precision), backend, precision, fallback
     )
 
 
 def _or_fallback(
-    opened: Callable[[BackendName], _Opened],
+    opened: Callable[[Kind[BackendSpec]], _Opened],
     backend: BackendName,
     precision: Precision,
     fallback: FallbackName | None,
 ) -> _Opened:
     def checked(name: BackendName) -> _Opened:
-        if precision == "bf16" and name != "openvino":
+        try:
+            kind = BACKENDS.find(name)
+        except KindError as error:
+            raise BackendError(f"there is no backend {name!r}: {error}") from error
+        if precision not in kind.settings.precisions:
             raise BackendError(
-                f"bf16 is OpenVINO's, not {name}'s: set bundle.backend to openvino, or "
-                "bundle.precision to fp32"
+                f"{kind.settings.title} does not compute in {precision}, but in "
+                f"{', '.join(kind.settings.precisions)}; choose another precision or backend"
             )
-        return opened(name)
+        return opened(kind)
 
     try:
         return checked(backend)
@@ -82,27 +94,14 @@ def _or_fallback(
 
 
 def _inspector(
-    bundle: Bundle, backend: BackendName, precision: Precision, max_pixels: int
+    bundle: Bundle, kind: Kind[BackendSpec], precision: Precision, max_pixels: int
 ) -> OpenInspector:
-    if backend == "tensorrt":
-        from engine.backends.tensorrt_backend import open_device_inspector
+    whole = kind.settings.inspector(bundle, precision=precision, max_pixels=max_pixels)
+    if whole is not None:
+        return whole
+    return open_method(bundle.manifest.method, _backend(bundle, kind, precision))
 
-        return open_device_inspector(bundle, precision=precision, max_pixels=max_pixels)
-    return open_method(bundle.manifest.method, _backend(bundle, backend, precision))
 
-
-def _backend(bundle: Bundle, backend: BackendName, precision: Precision) -> Backend:
-    # A runtime takes time and memory to import: only that which is used.
-    match backend:
-        case "openvino":
-            from engine.backends.openvino_backend import OpenVinoBackend
-
-            return OpenVinoBackend(bundle, precision=precision)
-        case "tensorrt":
-            from engine.backends.tensorrt_backend import TensorRtBackend
-
-            return TensorRtBackend(bundle, precision=precision)
-        case "onnxruntime":
-            from engine.backends.onnxruntime_backend import OnnxRuntimeBackend
-
-            return OnnxRuntimeBackend(bundle, precision=precision)
+def _backend(bundle: Bundle, kind: Kind[BackendSpec], precision: Precision) -> Backend:
+    backend: Backend = kind.open(bundle, precision=precision)
+    return backend

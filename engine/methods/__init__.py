@@ -18,8 +18,8 @@ from engine.registry import Kinds
 from engine.spec import spec
 
 if TYPE_CHECKING:
-    from engine.backends import Backend
-    from engine.backends.device_inspector import DeviceOpening
+    from engine.backends.base import Backend
+    from engine.backends.tensorrt.device import DeviceOpening
 
 Shape = tuple[Annotated[int, Field(ge=1)], ...]
 

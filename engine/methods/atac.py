@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Final, Literal, Protocol, Self
 from pydantic import model_validator
 
 from engine.attention import CropSpec, attention_box
-from engine.backends import Backend
+from engine.backends.base import Backend
 from engine.bundle import MANIFEST, Bundle
 from engine.errors import BundleError
 from engine.frame import Box, Inspection, Pass, Pixels
@@ -17,7 +17,7 @@ from engine.spec import spec
 from engine.view import ViewSpec, view, zoomed
 
 if TYPE_CHECKING:
-    from engine.backends.device_inspector import DeviceOpening
+    from engine.backends.tensorrt.device import DeviceOpening
 
 OUTPUTS: Final = ("score_map", "attention")
 """What the network gives: a_mp (Eq 3 and 7), signed, and C_attn (Eq 4), not negative."""
@@ -43,7 +43,7 @@ class AtacMethod(MethodSpec):
 
     def on_device(self, opening: "DeviceOpening", *, max_pixels: int) -> OpenInspector:
         """Views, boxes and scores too are made on the GPU."""
-        from engine.backends.device_inspector import DeviceInspector
+        from engine.backends.tensorrt.device import DeviceInspector
 
         return DeviceInspector(opening, self, self.network, max_pixels=max_pixels)
 

@@ -6,7 +6,7 @@ The package names it by an entry point of the group `atac_agent.methods`: `two_s
 from time import perf_counter
 from typing import Literal
 
-from engine.backends import Backend
+from engine.backends.base import Backend
 from engine.frame import Box, Inspection, Pass, Pixels
 from engine.methods import MethodSpec
 from engine.spec import spec

@@ -2,9 +2,9 @@
 
 from pathlib import Path
 
-from tests.engine.backends.cuda_kernels import Kernels
-from tests.engine.gpu_machine import gpu_machine
-from tests.engine.scripted_gpu import Pycuda
+from tests.engine.backends.tensorrt.gpu_machine import gpu_machine
+from tests.engine.backends.tensorrt.kernels import Kernels
+from tests.engine.backends.tensorrt.scripted_gpu import Pycuda
 
 SITE = """
 import sys

@@ -11,10 +11,10 @@ from PIL import Image
 
 from agent import cli
 from agent.settings import load_config
-from engine.backends import cuda_driver
+from engine.backends.tensorrt import driver
 from engine.errors import ConfigurationError
-from tests.engine.gpu_machine import gpu_machine
-from tests.engine.scripted_gpu import GPU
+from tests.engine.backends.tensorrt.gpu_machine import gpu_machine
+from tests.engine.backends.tensorrt.scripted_gpu import GPU
 from tests.tiny_bundle import good_part, tiny_bundle
 
 CONFIGURATION = """\
@@ -48,7 +48,7 @@ def agent(monkeypatch, capsys):
 def place(tmp_path, monkeypatch):
     """A bundle, 62 good parts, and a cache of our own; no driver."""
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
-    monkeypatch.setattr(cuda_driver, "_LIBRARY", "libcuda-that-is-not-there.so.1")
+    monkeypatch.setattr(driver, "_LIBRARY", "libcuda-that-is-not-there.so.1")
     tiny_bundle(tmp_path / "bundle")
     (tmp_path / "parts").mkdir()
     for seed in range(62):

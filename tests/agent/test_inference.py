@@ -13,7 +13,7 @@ import pytest
 
 from agent.inference import ChildInspector, Recipe, _queued_ns
 from agent.inference_start import StartingChild
-from engine.backends.onnxruntime_backend import OnnxRuntimeBackend
+from engine.backends.onnxruntime import OnnxRuntimeBackend
 from engine.errors import BackendError, InspectionError, NoAnswerError
 from engine.methods import open_method
 from tests.tiny_bundle import defective_part, good_part, tiny_bundle

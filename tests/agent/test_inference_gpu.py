@@ -1,6 +1,6 @@
 """`bundle.backend: tensorrt` in the agent: a real child process over a scripted GPU.
 
-The child's driver, pycuda and TensorRT are stand-ins that compute (`tests.engine.scripted_gpu`).
+The child's driver, pycuda and TensorRT are stand-ins that compute (`scripted_gpu`).
 What fails in them is written into a file while the child runs.
 """
 
@@ -16,14 +16,14 @@ import numpy as np
 import pytest
 
 from agent.inference import ChildInspector, Recipe
-from engine.backends.onnxruntime_backend import OnnxRuntimeBackend
-from engine.build import ensure_plan, plans_folder
+from engine.backends.onnxruntime import OnnxRuntimeBackend
+from engine.backends.tensorrt.plans import ensure_plan, plans_folder
 from engine.errors import BackendError, InspectionError, NoAnswerError
 from engine.methods import open_method
 from engine.view import ViewSpec
 from tests.agent.gpu_child import SITE
 from tests.agent.test_run import calibrated
-from tests.engine.scripted_gpu import GPU, scripted_tensorrt
+from tests.engine.backends.tensorrt.scripted_gpu import GPU, scripted_tensorrt
 from tests.tiny_bundle import defective_part, good_part, tiny_bundle
 
 ROOT = Path(__file__).parents[2]

@@ -6,7 +6,6 @@ from typing import Any
 
 import pytest
 
-import calibration.record as record_module
 from calibration.record import (
     Calibration,
     calibrate,
@@ -15,6 +14,7 @@ from calibration.record import (
     write_calibration,
 )
 from calibration.scores import Scores
+from engine.backends.openvino import OpenVino
 from engine.bundle import CALIBRATION, Bundle, open_bundle, sha256
 from engine.errors import BackendError, CalibrationError
 from tests.tiny_bundle import tiny_bundle
@@ -111,7 +111,7 @@ def test_a_picture_in_both_folders_is_refused(bundle: Bundle) -> None:
 def test_a_threshold_is_run_with_what_made_it(
     bundle: Bundle, monkeypatch: pytest.MonkeyPatch, backend: str, precision: str, expected: str
 ) -> None:
-    monkeypatch.setattr(record_module, "has_openvino", lambda: True)
+    monkeypatch.setattr(OpenVino, "is_installed", lambda: True)
     write_calibration(bundle, made(bundle, backend=backend, precision=precision))
     record = read_calibration(bundle)
     found = calibrated_runtime(bundle, record)
@@ -124,7 +124,7 @@ def test_a_threshold_is_run_with_what_made_it(
 def test_what_made_the_threshold_is_not_replaced_silently(
     bundle: Bundle, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(record_module, "has_openvino", lambda: False)
+    monkeypatch.setattr(OpenVino, "is_installed", lambda: False)
     write_calibration(bundle, made(bundle, backend="openvino cpu fp32"))
     record = read_calibration(bundle)
     said = r"openvino cpu fp32, and OpenVINO is not .*atac-agent\[cpu\]', or calibrate again: agent"

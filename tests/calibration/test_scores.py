@@ -6,7 +6,7 @@ import pytest
 from PIL import Image
 
 from calibration.scores import KEPT, Picture, Scores, pictures_of, score_pictures
-from engine.backends.onnxruntime_backend import OnnxRuntimeBackend
+from engine.backends.onnxruntime import OnnxRuntimeBackend
 from engine.bundle import pixels_sha256
 from engine.errors import ImageError, InspectionError
 from engine.frame import Inspection, Pixels

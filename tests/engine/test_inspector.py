@@ -5,8 +5,8 @@ from typing import Self
 import numpy as np
 import pytest
 
-from engine.backends import Outputs
-from engine.backends.onnxruntime_backend import OnnxRuntimeBackend
+from engine.backends.base import Outputs
+from engine.backends.onnxruntime import OnnxRuntimeBackend
 from engine.bundle import Bundle
 from engine.errors import BackendError, InspectionError
 from engine.frame import Box, Inspection, Map, Pixels

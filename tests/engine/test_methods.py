@@ -1,7 +1,6 @@
 """A method is found by its name in the manifest; one more is one more file."""
 
 import json
-import shutil
 from dataclasses import replace
 from pathlib import Path
 
@@ -12,12 +11,12 @@ from onnx import TensorProto, helper
 
 from agent.inference import ChildInspector, Recipe
 from calibration.scores import Picture, score_pictures
-from engine import registry
 from engine.backends.opening import open_inspector
 from engine.bundle import MANIFEST, open_bundle, sha256, write_manifest
 from engine.errors import BackendError, BundleError
 from engine.methods import METHODS, NetworkSpec
 from engine.methods.atac import atac_of
+from tests.extending import added
 from tests.tiny_bundle import defective_part, good_part, tiny_bundle
 
 EXAMPLE = Path(__file__).parents[2] / "examples" / "extending" / "two_stage.py"
@@ -26,18 +25,8 @@ EXAMPLE = Path(__file__).parents[2] / "examples" / "extending" / "two_stage.py"
 @pytest.fixture
 def installed(tmp_path, monkeypatch):
     """A package that adds the example's method, here and in child processes."""
-    folder = tmp_path / "site"
-    info = folder / "two_stage_package-1.dist-info"
-    info.mkdir(parents=True)
-    shutil.copy(EXAMPLE, folder / "two_stage_package.py")
-    (info / "METADATA").write_text("Metadata-Version: 2.1\nName: two-stage-package\nVersion: 1\n")
-    (info / "entry_points.txt").write_text("[atac_agent.methods]\ntwo_stage = two_stage_package\n")
-    monkeypatch.syspath_prepend(folder)
-    monkeypatch.setenv("PYTHONPATH", f"{folder}:{Path(__file__).parents[2]}")
-    monkeypatch.setattr(METHODS, "_found", {})
-    registry._installed.cache_clear()
-    yield
-    registry._installed.cache_clear()
+    with added(EXAMPLE, METHODS, tmp_path / "site", monkeypatch):
+        yield
 
 
 def two_stage_bundle(folder):

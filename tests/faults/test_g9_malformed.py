@@ -23,7 +23,7 @@ from agent.line import run_line
 from agent.part import State
 from agent.settings import AgentSettings, BundleSettings, Config, LedgerSettings
 from agent.sinks.mqtt.settings import MqttSettings
-from engine.backends.onnxruntime_backend import OnnxRuntimeBackend
+from engine.backends.onnxruntime import OnnxRuntimeBackend
 from engine.frame import Frame
 from engine.methods import open_method
 from tests.faults.parsers import PARSERS

@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 import torch
 
-from engine.backends.onnxruntime_backend import OnnxRuntimeBackend
-from engine.build import MAX_BATCH
+from engine.backends.onnxruntime import OnnxRuntimeBackend
+from engine.backends.tensorrt.plans import MAX_BATCH
 from engine.errors import BackendError
 from train import cuda_reference
 from train.cuda_reference import CudaReference, TorchDeviceNetwork, reference_network

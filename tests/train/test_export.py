@@ -8,11 +8,11 @@ import onnx
 import pytest
 import torch
 
-from engine.backends import Runtime
+from engine.backends.base import Runtime
 from engine.backends.choice import fastest
-from engine.backends.onnxruntime_backend import OnnxRuntimeBackend
-from engine.backends.openvino_backend import OpenVinoBackend, has_openvino
-from engine.build import build_plan, find_tensorrt
+from engine.backends.onnxruntime import OnnxRuntimeBackend
+from engine.backends.openvino import OpenVino, OpenVinoBackend
+from engine.backends.tensorrt.plans import build_plan, find_tensorrt
 from engine.bundle import PARITY, WEIGHTS, open_bundle
 from engine.errors import BackendError, BundleError
 from engine.methods import open_method
@@ -135,7 +135,9 @@ def test_a_verdict_that_flips_stops_the_export_unless_accepted(copy, source, spl
     assert fastest(open_bundle(copy.path), backend="onnxruntime").precision == "fp32"
 
 
-@pytest.mark.skipif(not has_openvino(), reason="needs OpenVINO: pip install 'atac-agent[cpu]'")
+@pytest.mark.skipif(
+    not OpenVino.is_installed(), reason="needs OpenVINO: pip install 'atac-agent[cpu]'"
+)
 def test_openvino_is_judged_too_and_objections_to_it_stop_only_auto(copy, source, monkeypatch):
     extended, judged = add_precision(copy, "int8", source)
     assert list(judged) == ["onnxruntime cpu int8", "openvino cpu int8"]
@@ -163,7 +165,7 @@ def test_without_openvino_the_report_says_that_nobody_judged_it(copy, source, mo
     monkeypatch.undo()
     assert fastest(extended) == Runtime(backend="onnxruntime", precision="int8")
     # Exported again where it is installed, it is judged; again without it, that is void.
-    if has_openvino():
+    if OpenVino.is_installed():
         extended, _ = add_precision(extended, "int8", source)
         assert "openvino cpu int8" in bundle_parity(extended)
     monkeypatch.setitem(sys.modules, "openvino", None)

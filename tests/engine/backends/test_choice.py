@@ -6,8 +6,9 @@ from pathlib import Path
 
 import pytest
 
-from engine.backends import Runtime, choice
+from engine.backends.base import Runtime
 from engine.backends.choice import fastest, judgement
+from engine.backends.openvino import OpenVino
 from engine.bundle import PARITY, open_bundle, sha256, write_manifest
 from engine.errors import BundleError
 from engine.parity import bundle_parity
@@ -42,7 +43,7 @@ def test_int8_is_taken_from_a_runtime_that_was_judged_and_keeps_verdicts(
 ):
     bundle = judged(bundle, **judgements)
     for is_there, expected in ((True, with_openvino), (False, without)):
-        monkeypatch.setattr(choice, "has_openvino", lambda is_there=is_there: is_there)
+        monkeypatch.setattr(OpenVino, "is_installed", lambda is_there=is_there: is_there)
         assert fastest(bundle).cpu_name == expected
 
 
@@ -62,19 +63,19 @@ def test_int8_is_taken_from_a_runtime_that_was_judged_and_keeps_verdicts(
     ],
 )
 def test_what_is_named_is_taken_as_it_is(bundle, monkeypatch, asked, expected):
-    monkeypatch.setattr(choice, "has_openvino", lambda: True)
+    monkeypatch.setattr(OpenVino, "is_installed", lambda: True)
     assert fastest(judged(bundle, **OPENVINO_FLIPS), **asked).cpu_name == expected
 
 
 def test_a_bundle_without_int8_or_without_a_gate_runs_fp32(tmp_path, monkeypatch):
-    monkeypatch.setattr(choice, "has_openvino", lambda: False)
+    monkeypatch.setattr(OpenVino, "is_installed", lambda: False)
     bundle = tiny_bundle(tmp_path / "bundle")
     assert fastest(bundle) == Runtime(backend="onnxruntime", precision="fp32")
     assert bundle_parity(bundle) == {}
 
 
 def test_older_reports_are_of_onnx_runtime(bundle, monkeypatch):
-    monkeypatch.setattr(choice, "has_openvino", lambda: True)
+    monkeypatch.setattr(OpenVino, "is_installed", lambda: True)
     new = judged(bundle, **ONNX_RUNTIME)
     old = json.dumps({"int8": json.loads(new.read(PARITY))["onnxruntime cpu int8"]}).encode()
     (bundle.path / PARITY).write_bytes(old)

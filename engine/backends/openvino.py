@@ -7,14 +7,13 @@ import queue
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
-from importlib.util import find_spec
 from pathlib import Path
 from types import ModuleType
 from typing import Any, Final, Literal, Self
 
 import numpy as np
 
-from engine.backends import MOST_LANES, Outputs, joined, require_views
+from engine.backends.base import MOST_LANES, BackendSpec, Outputs, joined, require_views
 from engine.bundle import Bundle, Precision, replace_file, sha256
 from engine.errors import BackendError
 from engine.frame import Pixels
@@ -22,6 +21,18 @@ from engine.frame import Pixels
 _KEPT: Final = 8
 """Compiled networks in the cache; each is as large as its network."""
 _DIGEST: Final = 64
+
+
+class OpenVino(BackendSpec):
+    """The fastest on CPUs, and the only one with bf16; what it runs is for CPUs alone."""
+
+    type: Literal["openvino"] = "openvino"
+    title = "OpenVINO"
+    module = "openvino"
+    extra = "cpu"
+    precisions = ("fp32", "bf16", "fp16", "int8")
+    on_cpu = True
+    rank = 1
 
 
 class OpenVinoBackend:
@@ -50,7 +61,7 @@ class OpenVinoBackend:
         network = bundle.manifest.method.network
         self._side, self._outputs = network.side, tuple(network.outputs)
         self._lanes = min(threads, MOST_LANES)
-        graph = bundle.network("fp32" if precision == "bf16" else precision)
+        graph = bundle.network(OpenVino.graph(precision))
         with _explained(f"OpenVINO {openvino.__version__} cannot load {bundle.path}, {precision}"):
             compiled = _compiled(
                 openvino,
@@ -96,11 +107,6 @@ class OpenVinoBackend:
                 self._free.get_nowait()
 
 
-def has_openvino() -> bool:
-    """Whether it is installed, the extra `cpu`; loads nothing."""
-    return find_spec("openvino") is not None
-
-
 def find_openvino() -> Any:
     """The installed OpenVINO; raises `BackendError` where there is none."""
     # Its conversion tools would load a package that reports their use over the network. Nothing
@@ -110,7 +116,7 @@ def find_openvino() -> Any:
         return importlib.import_module("openvino")
     except (ImportError, OSError) as error:
         raise BackendError(
-            f"OpenVINO cannot be imported ({error}); install with: pip install 'atac-agent[cpu]'"
+            f"OpenVINO cannot be imported ({error}); install with: {OpenVino.install()}"
         ) from error
 
 
@@ -188,3 +194,6 @@ def _explained(what: str) -> Iterator[None]:
         raise
     except Exception as error:  # OpenVINO's exceptions share no base class
         raise BackendError(f"{what}: {str(error).strip().splitlines()[-1]}") from error
+
+
+open = OpenVinoBackend

@@ -7,7 +7,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, Final
 
-from engine.backends.cuda_driver import Gpu
+from engine.backends.tensorrt.driver import Gpu
 from engine.errors import BackendError
 
 SOURCES: Final = Path(__file__).with_name("cuda")

@@ -1,15 +1,25 @@
 """ONNX Runtime on the CPU: the embedded default, and the oracle the others are compared with."""
 
 import os
-from typing import Self
+from typing import Literal, Self
 
 import numpy as np
-import onnxruntime
 
-from engine.backends import MOST_LANES, Outputs
+from engine.backends.base import MOST_LANES, BackendSpec, Outputs
 from engine.bundle import Bundle, Precision
 from engine.errors import BackendError
 from engine.frame import Pixels
+
+
+class OnnxRuntime(BackendSpec):
+    """It computes everything that a bundle may have, and what others compute is held to it."""
+
+    type: Literal["onnxruntime"] = "onnxruntime"
+    title = "ONNX Runtime"
+    module = "onnxruntime"
+    precisions = ("fp32", "fp16", "int8", "int8_symmetric")
+    on_cpu = True
+    rank = 2
 
 
 class OnnxRuntimeBackend:
@@ -20,6 +30,8 @@ class OnnxRuntimeBackend:
     """
 
     def __init__(self, bundle: Bundle, *, precision: Precision = "fp32", threads: int = 0) -> None:
+        import onnxruntime
+
         options = onnxruntime.SessionOptions()
         threads = threads or os.cpu_count() or 1
         self._lanes = min(threads, MOST_LANES)
@@ -64,3 +76,6 @@ class OnnxRuntimeBackend:
 
     def __exit__(self, *_: object) -> None:
         del self._session
+
+
+open = OnnxRuntimeBackend

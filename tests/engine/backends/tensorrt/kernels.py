@@ -8,14 +8,14 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-import engine.backends
 from engine.attention import CropSpec
-from engine.backends.lab import lab_tables
+from engine.backends.tensorrt import compiler
+from engine.backends.tensorrt.lab import lab_tables
 from engine.frame import Box, Map, Pixels
 from engine.score import top_k_count
 from engine.view import ViewSpec
 
-SOURCES = Path(engine.backends.__file__).with_name("cuda")
+SOURCES = compiler.SOURCES
 
 
 class CBox(ctypes.Structure):

@@ -8,11 +8,12 @@ from typing import Any, Final, Self
 
 import numpy as np
 
-from engine.backends import MAX_PIXELS, Outputs, cuda_driver, joined, require_views
-from engine.backends.cuda_context import CudaContext
-from engine.backends.cuda_graph import DriverGraph, Graph
-from engine.backends.device_inspector import DeviceMemory, DeviceOpening
-from engine.build import (
+from engine.backends.base import MAX_PIXELS, Outputs, joined, require_views
+from engine.backends.tensorrt import driver
+from engine.backends.tensorrt.context import CudaContext
+from engine.backends.tensorrt.device import DeviceMemory, DeviceOpening
+from engine.backends.tensorrt.graph import DriverGraph, Graph
+from engine.backends.tensorrt.plans import (
     MAX_BATCH,
     Plan,
     TensorRt,
@@ -103,7 +104,7 @@ class TensorRtNetwork:
 
     def capture(self, stream: Any, record: Callable[[], None]) -> Graph:
         """What `record` enqueues, as a graph."""
-        return DriverGraph(cuda_driver.load_driver(), stream.handle, record)
+        return DriverGraph(driver.load_driver(), stream.handle, record)
 
 
 def open_plan(
@@ -121,7 +122,7 @@ def open_plan(
     compared is warned of; without `gate` neither, for the comparison itself. `tensorrt` is the
     runtime where it is not to be the first one that can be imported.
     """
-    gpu = cuda_driver.probe_gpu()
+    gpu = driver.probe_gpu()
     tensorrt = tensorrt or find_tensorrt()
     key = plan_key(bundle, precision, gpu=gpu, tensorrt=tensorrt)
     try:

@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy.typing as npt
 
-from engine.backends import cuda_driver
+from engine.backends.tensorrt import driver
 from engine.errors import BackendError
 
 
@@ -85,7 +85,7 @@ class CudaContext:
             self._context.detach()
             if threading.get_ident() == self._thread:
                 popped = ctypes.c_void_p()
-                cuda_driver.load_driver().cuCtxPopCurrent_v2(ctypes.byref(popped))
+                driver.load_driver().cuCtxPopCurrent_v2(ctypes.byref(popped))
 
     def _release_current(self, step: Callable[[], object]) -> None:
         with suppress(self.cuda.Error), self.current():

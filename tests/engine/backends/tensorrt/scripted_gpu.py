@@ -13,8 +13,8 @@ import numpy as np
 import onnx
 import onnxruntime
 
-from engine.backends.cuda_driver import Gpu
-from engine.build import TensorRt
+from engine.backends.tensorrt.driver import Gpu
+from engine.backends.tensorrt.plans import TensorRt
 
 _GUARD = 64
 GPU = Gpu(name="NVIDIA Test 1000", capability="8.6", driver="13.0")

@@ -21,7 +21,7 @@ from typing import Any, Final, Literal
 
 from pydantic import TypeAdapter, ValidationError
 
-from engine.backends.cuda_driver import Gpu
+from engine.backends.tensorrt.driver import Gpu
 from engine.bundle import Bundle, Precision, Sha256, replace_file, sha256
 from engine.errors import BackendError
 from engine.parity import Parity

@@ -20,13 +20,13 @@ import numpy as np
 import numpy.typing as npt
 
 from engine.attention import CropSpec
-from engine.backends import MAX_PIXELS
-from engine.backends.cuda_compiler import compile_kernels
-from engine.backends.cuda_context import CudaContext
-from engine.backends.cuda_driver import probe_gpu
-from engine.backends.cuda_graph import Graph
-from engine.backends.lab import lab_tables
-from engine.build import MAX_BATCH
+from engine.backends.base import MAX_PIXELS
+from engine.backends.tensorrt.compiler import compile_kernels
+from engine.backends.tensorrt.context import CudaContext
+from engine.backends.tensorrt.driver import probe_gpu
+from engine.backends.tensorrt.graph import Graph
+from engine.backends.tensorrt.lab import lab_tables
+from engine.backends.tensorrt.plans import MAX_BATCH
 from engine.errors import BackendError, InspectionError
 from engine.frame import Box, Inspection, Pass, Pixels
 from engine.methods import NetworkSpec, require_score

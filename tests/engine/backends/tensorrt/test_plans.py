@@ -12,10 +12,10 @@ from PIL import Image
 
 from agent import cli
 from agent.demo import BUNDLE
-from engine.backends import cuda_driver
-from engine.backends.cuda_driver import load_driver, probe_gpu
-from engine.backends.tensorrt_backend import TensorRtBackend
-from engine.build import (
+from engine.backends.tensorrt import driver
+from engine.backends.tensorrt.backend import TensorRtBackend
+from engine.backends.tensorrt.driver import load_driver, probe_gpu
+from engine.backends.tensorrt.plans import (
     MAX_BATCH,
     build_plan,
     ensure_plan,
@@ -26,8 +26,8 @@ from engine.build import (
 )
 from engine.bundle import open_bundle
 from engine.errors import BackendError
-from tests.engine.gpu_machine import gpu_machine
-from tests.engine.scripted_gpu import (
+from tests.engine.backends.tensorrt.gpu_machine import gpu_machine
+from tests.engine.backends.tensorrt.scripted_gpu import (
     GPU,
     Driver,
     ExecutionContext,
@@ -139,16 +139,16 @@ def test_a_plan_under_anothers_name_is_refused(ensure, folder):
 
 def test_no_half_plan_is_ever_in_place(ensure, folder, monkeypatch):
     # The crash: everything is written, the record is not.
-    from engine import build
+    from engine.backends.tensorrt import plans
 
-    real = build.replace_file
+    real = plans.replace_file
 
     def crash(path, data):
         if path.suffix == ".json":
             raise OSError(28, "No space left on device")
         real(path, data)
 
-    monkeypatch.setattr(build, "replace_file", crash)
+    monkeypatch.setattr(plans, "replace_file", crash)
     with pytest.raises(BackendError, match=r"cannot be written \(No space left on device\)"):
         ensure()
     monkeypatch.undo()
@@ -238,7 +238,7 @@ def test_a_driver_that_fails_is_one_sentence(driver, message):
 
 
 def test_a_machine_without_a_driver_is_told_so(monkeypatch):
-    monkeypatch.setattr(cuda_driver, "_LIBRARY", "libcuda-that-is-not-there.so.1")
+    monkeypatch.setattr(driver, "_LIBRARY", "libcuda-that-is-not-there.so.1")
     with pytest.raises(BackendError, match=r"no NVIDIA driver here .* install it, or run on"):
         load_driver()
 
@@ -262,7 +262,7 @@ def agent(monkeypatch, capsys):
 
 @pytest.fixture
 def on_a_gpu(monkeypatch, tensorrt):
-    monkeypatch.setattr(cuda_driver, "load_driver", Driver)
+    monkeypatch.setattr(driver, "load_driver", Driver)
     monkeypatch.setitem(sys.modules, "tensorrt", tensorrt.module)
 
 
@@ -349,7 +349,7 @@ def test_agent_build_wants_images_where_it_is_told_to_compare(agent, bundle, tmp
 
 
 def test_agent_build_without_a_driver_is_one_sentence(agent, bundle, monkeypatch):
-    monkeypatch.setattr(cuda_driver, "_LIBRARY", "libcuda-that-is-not-there.so.1")
+    monkeypatch.setattr(driver, "_LIBRARY", "libcuda-that-is-not-there.so.1")
     code, out, error = agent("build", "--bundle", bundle.path)
     assert (code, out, error.count("\n")) == (1, "", 1)
     assert "no NVIDIA driver here" in error

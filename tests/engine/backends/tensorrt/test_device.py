@@ -13,21 +13,21 @@ import numpy as np
 import pytest
 
 from engine.attention import CropSpec, attention_box
-from engine.backends import device_inspector
-from engine.backends.cuda_compiler import compile_kernels, load_compiler
-from engine.backends.device_inspector import Geometry, geometry_of
-from engine.backends.onnxruntime_backend import OnnxRuntimeBackend
+from engine.backends.onnxruntime import OnnxRuntimeBackend
 from engine.backends.opening import open_inspector
-from engine.backends.tensorrt_backend import open_device_inspector
-from engine.build import MAX_BATCH, ensure_plan, plans_folder
+from engine.backends.tensorrt import device
+from engine.backends.tensorrt.backend import open_device_inspector
+from engine.backends.tensorrt.compiler import compile_kernels, load_compiler
+from engine.backends.tensorrt.device import Geometry, geometry_of
+from engine.backends.tensorrt.plans import MAX_BATCH, ensure_plan, plans_folder
 from engine.errors import BackendError, InspectionError
 from engine.frame import Box
 from engine.methods import open_method
 from engine.methods.atac import atac_of
 from engine.view import ViewSpec, zoomed
 from engine.view import view as engine_view
-from tests.engine.gpu_machine import gpu_machine
-from tests.engine.scripted_gpu import GPU, scripted_tensorrt
+from tests.engine.backends.tensorrt.gpu_machine import gpu_machine
+from tests.engine.backends.tensorrt.scripted_gpu import GPU, scripted_tensorrt
 from tests.tiny_bundle import defective_part, good_part, tiny_bundle
 
 LINE = ViewSpec(side=64, equalise="after_resize", crop_from="frame", reducing_gap=3.0)
@@ -251,7 +251,7 @@ def test_everything_is_given_back(opened, cuda):
 
 
 def test_memory_of_sizes_long_unseen_is_given_back(opened, cuda, driver, monkeypatch):
-    monkeypatch.setattr(device_inspector, "_KEPT", 2)
+    monkeypatch.setattr(device, "_KEPT", 2)
     _, inspector = opened()
     with inspector:
         for width in (60, 70):
@@ -466,7 +466,7 @@ def test_a_machine_without_nvrtc_is_told_what_to_install(monkeypatch):
         tried.extend(names)
         return iter([Path("no.so")])
 
-    monkeypatch.setattr("engine.backends.cuda_compiler._places", places)
+    monkeypatch.setattr("engine.backends.tensorrt.compiler._places", places)
     for driver, package in (("13.1", "nvidia-cuda-nvrtc"), ("12.4", "nvidia-cuda-nvrtc-cu12")):
         with pytest.raises(BackendError, match=rf"NVRTC for CUDA .*pip install {package}$"):
             load_compiler(driver)
@@ -483,5 +483,5 @@ def test_nvrtc_compiles_the_kernels_without_a_gpu(capability):
     found = compile_kernels(replace(GPU, capability=capability), compiler)
     assert set(found) == {"view", "box", "score"}
     assert all(code.startswith(b"\x7fELF") for code in found.values())
-    for source, names in device_inspector._KERNELS.items():
+    for source, names in device._KERNELS.items():
         assert all(name.encode() in found[source] for name in names)

@@ -10,15 +10,21 @@ from importlib.util import find_spec
 import numpy as np
 import pytest
 
-from engine.backends import cuda_driver
-from engine.backends.onnxruntime_backend import OnnxRuntimeBackend
+from engine.backends.onnxruntime import OnnxRuntimeBackend
 from engine.backends.opening import open_backend
-from engine.backends.tensorrt_backend import TensorRtBackend
-from engine.build import MAX_BATCH, ensure_plan, find_tensorrt, plans_folder, write_parity
+from engine.backends.tensorrt import driver
+from engine.backends.tensorrt.backend import TensorRtBackend
+from engine.backends.tensorrt.plans import (
+    MAX_BATCH,
+    ensure_plan,
+    find_tensorrt,
+    plans_folder,
+    write_parity,
+)
 from engine.errors import BackendError
 from engine.frame import Box
 from engine.methods import open_method
-from tests.engine.scripted_gpu import (
+from tests.engine.backends.tensorrt.scripted_gpu import (
     GPU,
     Driver,
     Engine,
@@ -50,7 +56,7 @@ def cuda():
 def machine(monkeypatch, tmp_path, tensorrt, cuda):
     """A machine with a GPU, TensorRT and pycuda; tests take away what they are about."""
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
-    monkeypatch.setattr(cuda_driver, "load_driver", Driver)
+    monkeypatch.setattr(driver, "load_driver", Driver)
     monkeypatch.setitem(sys.modules, "tensorrt", tensorrt.module)
     monkeypatch.setitem(sys.modules, "pycuda.driver", cuda)
 
@@ -202,7 +208,7 @@ def without_driver(monkeypatch):
     def fail():
         raise BackendError("no NVIDIA driver here")
 
-    monkeypatch.setattr(cuda_driver, "load_driver", fail)
+    monkeypatch.setattr(driver, "load_driver", fail)
 
 
 def without_tensorrt(monkeypatch):

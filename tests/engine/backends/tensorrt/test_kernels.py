@@ -15,11 +15,11 @@ from engine.frame import Box, Map, Pixels
 from engine.image import images_below, read_image
 from engine.score import top_k_mean
 from engine.view import ViewSpec, view, zoomed
-from tests.engine.backends.cuda_kernels import SOURCES, Kernels
+from tests.engine.backends.tensorrt.kernels import SOURCES, Kernels
 from tests.tiny_bundle import defective_part, good_part
 from tools.kernel_report import ARCHITECTURES, MOST_REGISTERS, compiled, find_nvcc
 
-DATA = Path(os.environ.get("ATAC_DATA", Path(__file__).parents[4] / "shared" / "data"))
+DATA = Path(os.environ.get("ATAC_DATA", Path(__file__).parents[5] / "shared" / "data"))
 LINE = ViewSpec(equalise="after_resize", crop_from="frame", reducing_gap=3.0)
 PAPER = ViewSpec()
 PLAIN = ViewSpec(side=64, equalise="never")

@@ -9,15 +9,15 @@ from types import ModuleType
 from typing import Any
 from unittest.mock import patch
 
-from engine.backends import cuda_driver, device_inspector
-from engine.build import TensorRt
-from tests.engine.backends.cuda_kernels import SOURCES, Kernels
-from tests.engine.scripted_gpu import Driver, Pycuda, scripted_tensorrt
+from engine.backends.tensorrt import device, driver
+from engine.backends.tensorrt.plans import TensorRt
+from tests.engine.backends.tensorrt.kernels import SOURCES, Kernels
+from tests.engine.backends.tensorrt.scripted_gpu import Driver, Pycuda, scripted_tensorrt
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class GpuMachine:
-    """What a test may make fail; see `tests.engine.scripted_gpu`."""
+    """What a test may make fail; see `tests.engine.backends.tensorrt.scripted_gpu`."""
 
     cuda: Pycuda
     driver: Driver
@@ -42,10 +42,10 @@ def gpu_machine(kernels: Kernels, cuda: Pycuda | None = None) -> Iterator[GpuMac
             # One by one: what else is imported meanwhile must stay, since torch loads only once.
             stack.callback(_put_back, name, sys.modules.get(name))
             sys.modules[name] = stand_in
-        stack.enter_context(patch.object(cuda_driver, "load_driver", lambda: machine.driver))
+        stack.enter_context(patch.object(driver, "load_driver", lambda: machine.driver))
         stack.enter_context(
             patch.object(
-                device_inspector,
+                device,
                 "compile_kernels",
                 lambda _gpu: {path.stem: b"" for path in SOURCES.glob("*.cu")},
             )

@@ -1,0 +1,170 @@
+"""What a runtime must do to run a bundle's network, and how the runtimes are found.
+
+Each is one module of this package, or of an installed one (`engine/registry.py`). It exports a
+`BackendSpec` with `type: Literal[...]`, and `open(bundle, precision=...)`, which gives a `Backend`.
+It imports the runtime itself in `open` alone.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from importlib.util import find_spec
+from typing import Annotated, ClassVar, Final, Literal, Protocol, Self
+
+import numpy as np
+import numpy.typing as npt
+from pydantic import AfterValidator
+from pydantic_core import PydanticKnownError
+
+from engine.bundle import Bundle, Precision
+from engine.errors import BackendError, KindError
+from engine.frame import Pixels
+from engine.inspector import OpenInspector
+from engine.registry import Kinds
+
+Outputs = Mapping[str, npt.NDArray[np.float32]]
+"""What the network says of N views: its outputs by name, float32 `(N, ...)`."""
+
+BackendName = str
+"""The type of a runtime in `BACKENDS`, such as `onnxruntime`."""
+PrecisionChoice = Literal["auto", Precision]
+FallbackName = Literal["onnxruntime"]
+"""What may take over where the backend asked for cannot be used."""
+
+MOST_LANES: Final = 4
+"""Parts in hand on a CPU with more cores: beyond that each only waits longer."""
+MAX_PIXELS: Final = 24_000_000
+"""The largest frame that a GPU keeps memory for, unless it is told another."""
+
+
+class BackendSpec:
+    """What a runtime is and can do; each module of `engine/backends` has a class of its own.
+
+    `title` is its name for people, `module` what is imported and `extra` what installs it. It runs
+    networks of these `precisions`. Those `on_cpu` differ in rounding only; `auto` takes the one of
+    the lowest `rank` that is installed.
+    """
+
+    title: ClassVar[str]
+    module: ClassVar[str]
+    extra: ClassVar[str | None] = None
+    precisions: ClassVar[tuple[Precision, ...]]
+    on_cpu: ClassVar[bool] = False
+    rank: ClassVar[int] = 0
+
+    @classmethod
+    def is_installed(cls) -> bool:
+        """Whether it is there; loads nothing."""
+        return find_spec(cls.module) is not None
+
+    @classmethod
+    def install(cls) -> str:
+        """The command that installs it."""
+        return (
+            f"pip install 'atac-agent[{cls.extra}]'" if cls.extra else f"pip install {cls.module}"
+        )
+
+    @classmethod
+    def graph(cls, precision: Precision) -> Precision:
+        """Whose network it runs: bf16 is the fp32 network as some processors compute it."""
+        return "fp32" if precision == "bf16" else precision
+
+    @classmethod
+    def inspector(
+        cls, bundle: Bundle, *, precision: Precision, max_pixels: int
+    ) -> OpenInspector | None:
+        """More of the inspection than the network; `None`: this runtime has no way to do that.
+
+        `max_pixels` is the largest frame that it keeps memory for.
+        """
+        del bundle, precision, max_pixels
+        return None
+
+
+BACKENDS: Final = Kinds("engine.backends", BackendSpec, noun="backend")
+"""The runtimes that there are. The `open` of each takes a bundle and `precision`."""
+
+
+def cpu_backends(precision: Precision) -> tuple[BackendName, ...]:
+    """What runs networks of this precision on the CPU, the fastest first.
+
+    Those that are installed; where none is, all: what is missing is said when it is opened.
+    """
+    able = [
+        kind
+        for kind in map(BACKENDS.find, BACKENDS.names())
+        if kind.settings.on_cpu and precision in kind.settings.precisions
+    ]
+    there = [kind for kind in able if kind.settings.is_installed()] or able
+    return tuple(kind.name for kind in sorted(there, key=lambda kind: kind.settings.rank))
+
+
+def backend_of(record: str) -> BackendName | None:
+    """The backend that a record names, as in `openvino cpu int8`; `None` where it is none here."""
+    word = record.partition(" ")[0]
+    return next(
+        (name for name in BACKENDS.names() if word == name or word.startswith(f"{name}_")), None
+    )
+
+
+def _known(name: str) -> str:
+    if name != "auto":
+        try:
+            BACKENDS.find(name)
+        except KindError:
+            known = ", ".join(f"'{each}'" for each in ("auto", *BACKENDS.names()))
+            raise PydanticKnownError("literal_error", {"expected": known}) from None
+    return name
+
+
+BackendChoice = Annotated[BackendName, AfterValidator(_known)]
+"""`auto` is what the threshold was made with, or the fastest that keeps the verdicts (ADR 13)."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Runtime:
+    """What scores, and so thresholds, belong to: a backend and the precision it computes in."""
+
+    backend: BackendName
+    precision: Precision
+
+    @property
+    def cpu_name(self) -> str:
+        """What records call it, where it runs on a CPU: `onnxruntime cpu fp32`."""
+        return f"{self.backend} cpu {self.precision}"
+
+
+def joined(turns: Sequence[Outputs]) -> Outputs:
+    """The outputs of several turns, at least one, one after the other."""
+    return {name: np.concatenate([turn[name] for turn in turns]) for name in turns[0]}
+
+
+def require_views(views: Pixels, side: int, name: str) -> None:
+    """Raise `BackendError` for what is not uint8 `(N, side, side, 3)`, N ≥ 1; `name` says who."""
+    if views.dtype != np.uint8 or views.shape[1:] != (side, side, 3) or not len(views):
+        raise BackendError(
+            f"{name} takes uint8 (N, {side}, {side}, 3), not {views.dtype} {views.shape}"
+        )
+
+
+class Backend(Protocol):
+    """A network, loaded and ready; a context manager that owns its memory and threads.
+
+    `run` takes uint8 RGB views `(N, side, side, 3)`, N ≥ 1, in C order. As many threads as `lanes`
+    says may call it at once. Raises `BackendError` when the runtime fails.
+    """
+
+    @property
+    def name(self) -> str:
+        """Runtime, device and precision, for records: `onnxruntime cpu fp32`."""
+        ...
+
+    @property
+    def lanes(self) -> int:
+        """How many parts are worth having in hand at once."""
+        ...
+
+    def run(self, views: Pixels) -> Outputs: ...
+
+    def __enter__(self) -> Self: ...
+
+    def __exit__(self, *_: object) -> None: ...
