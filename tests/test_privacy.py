@@ -46,6 +46,24 @@ def folder(tmp_path_factory):
     return folder
 
 
+def test_a_program_that_uses_the_engine_is_as_quiet(tmp_path):
+    code = (
+        "from pathlib import Path\n"
+        "from engine.backends.opening import open_backend\n"
+        "from engine.bundle import open_bundle\n"
+        f"open_backend(open_bundle(Path({str(BUNDLE)!r})))\n"
+    )
+    hidden = {"CI", "ORT_DISABLE_TELEMETRY", "ORT_RUNNING_UNIT_TESTS", "XDG_CACHE_HOME"}
+    environment = {key: value for key, value in os.environ.items() if key not in hidden}
+    subprocess.run(
+        [sys.executable, "-c", code],
+        env={**environment, "HOME": str(tmp_path)},
+        cwd=ROOT,
+        check=True,
+    )
+    assert not list(tmp_path.iterdir())
+
+
 @pytest.mark.parametrize("command", COMMANDS)
 def test_a_command_speaks_with_nobody_but_the_broker_it_was_given(strace, folder, command):
     home = folder / "home" / command

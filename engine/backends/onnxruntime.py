@@ -9,6 +9,7 @@ from engine.backends.base import MOST_LANES, BackendSpec, Outputs
 from engine.bundle import Bundle, Precision
 from engine.errors import BackendError
 from engine.frame import Pixels
+from engine.privacy import keep_private
 
 
 class OnnxRuntime(BackendSpec):
@@ -30,6 +31,7 @@ class OnnxRuntimeBackend:
     """
 
     def __init__(self, bundle: Bundle, *, precision: Precision = "fp32", threads: int = 0) -> None:
+        keep_private()
         import onnxruntime
 
         options = onnxruntime.SessionOptions()

@@ -1,0 +1,1 @@
+"""One small example for each port; docs/extending.md shows them all."""

@@ -1,0 +1,73 @@
+"""The package of examples/extending, installed beside the agent and used by its commands."""
+
+import json
+import re
+import shutil
+from pathlib import Path
+
+import pytest
+
+from tests.fresh_environment import FreshEnvironment
+
+ROOT = Path(__file__).parents[1]
+EXAMPLES = ROOT / "examples" / "extending"
+CONFIGURATION = f"""\
+agent: {{id: line-3}}
+bundle: {{path: {ROOT / "agent" / "demo_bundle"}}}
+camera: {{type: noise, name: top}}
+mqtt: {{host: 127.0.0.1, port: 9}}
+"""
+
+
+@pytest.fixture(scope="module")
+def fresh(tmp_path_factory):
+    environment = FreshEnvironment(tmp_path_factory.mktemp("fresh"))
+    environment.make()
+    return environment
+
+
+@pytest.fixture(scope="module")
+def extended(fresh, tmp_path_factory):
+    source = tmp_path_factory.mktemp("examples") / "examples"
+    shutil.copytree(EXAMPLES, source, ignore=shutil.ignore_patterns("__pycache__"))
+    fresh.install(source)
+    return fresh
+
+
+def run(environment, folder, text, *arguments):
+    (folder / "agent.yaml").write_text(text)
+    return environment.ran("agent", "run", *arguments, cwd=folder)
+
+
+def test_a_camera_of_another_package_runs(extended, tmp_path):
+    done = run(extended, tmp_path, CONFIGURATION, "--parts", "3", "--json")
+    assert done.returncode == 0, done.stderr
+    assert json.loads(done.stdout)["triggers"] == 3
+
+
+def test_doctor_and_help_name_what_the_package_adds(extended, tmp_path):
+    (tmp_path / "agent.yaml").write_text(CONFIGURATION)
+    told = extended.ran("agent", "doctor", cwd=tmp_path).stdout
+    assert "noise gives 640×480 mono frames" in told
+    assert "reference" in extended.ran("agent", "bench", "--help").stdout
+
+
+def test_a_type_that_nobody_adds_is_refused_and_those_that_are_there_are_named(extended, tmp_path):
+    done = run(extended, tmp_path, CONFIGURATION.replace("noise", "radar"))
+    assert (done.returncode, done.stdout) == (2, "")
+    assert "camera.type: 'radar': write conveyor or folder or noise or video" in done.stderr
+
+
+@pytest.mark.parametrize("path", sorted(EXAMPLES.rglob("*.py")), ids=lambda path: path.stem)
+def test_the_page_shows_each_file_as_it_is_and_none_is_long(path):
+    page = (ROOT / "docs" / "extending.md").read_text()
+    text = path.read_text()
+    assert len(text.splitlines()) < 60
+    if path.name != "__init__.py":
+        assert f"```python\n{text}```" in page
+
+
+def test_the_page_names_every_group_of_entry_points():
+    page = (ROOT / "docs" / "extending.md").read_text()
+    groups = set(re.findall(r"atac_agent\.(\w+)", (EXAMPLES / "pyproject.toml").read_text()))
+    assert groups <= set(re.findall(r"atac_agent\.(\w+)", page))
