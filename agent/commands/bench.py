@@ -23,38 +23,40 @@ def bench(
     *,
     bundle: Annotated[Path, typer.Option(help="The bundle to measure.")],
     images: Annotated[
-        Path | None, typer.Option(help="Frames: twenty images of this folder; else generated.")
+        Path | None,
+        typer.Option(help="Folder: twenty of its images are the frames; default: generated."),
     ] = None,
     megapixels: Annotated[
         float, typer.Option(min=0.01, max=50, help="Size of generated frames.")
     ] = 1.2,
-    mono: Annotated[bool, typer.Option("--mono", help="Generated frames are mono.")] = False,
+    mono: Annotated[bool, typer.Option("--mono", help="Make the generated frames mono.")] = False,
     backend: Annotated[
         str,
         typer.Option(
             parser=options.backend,
             metavar=options.backend_metavar(),
-            help="What runs the network; auto: as it was calibrated, else the fastest.",
+            help="Runtime of the network; auto: that of the calibration, else the fastest.",
         ),
     ] = "auto",
     precision: Annotated[
         Literal["auto", "fp32", "bf16", "fp16", "int8", "int8_symmetric"],
-        typer.Option(help="How it computes; auto as for --backend."),
+        typer.Option(help="Number format; auto: as for --backend."),
     ] = "auto",
     compare: Annotated[
-        bool, typer.Option("--compare", help="Measure every backend and precision, name the best.")
+        bool,
+        typer.Option("--compare", help="Measure every backend and precision, and name the best."),
     ] = False,
     seconds: Annotated[
-        float, typer.Option(min=0.5, help="How long each part of a round takes.")
+        float, typer.Option(min=0.5, help="Duration of each part of a round.")
     ] = 5.0,
-    rounds: Annotated[int, typer.Option(min=1, help="Rounds of line and bare network.")] = 3,
+    rounds: Annotated[int, typer.Option(min=1, help="Rounds of line and network alone.")] = 3,
     as_json: Annotated[bool, typer.Option("--json", help="Print the result as JSON.")] = False,
 ) -> None:
-    """Run the line at saturation and at half of that, in turns with the network alone.
+    """Measure the line at its highest rate and at half of it, in turns with the network alone.
 
     Example: agent bench --bundle bottle --precision int8 --images parts/good
 
-    Frames are decoded beforehand and no part raises an alarm. Close other programs first.
+    Frames are decoded beforehand, and no part raises an alarm. Close other programs first.
     """
     from agent.bench import compared, measured, recommended
     from agent.process import prepare_process

@@ -25,20 +25,20 @@ def build(
     bundle: Annotated[Path, typer.Option(help="The bundle whose networks are compiled.")],
     precision: Annotated[
         Literal["fp32", "fp16", "int8", "int8_symmetric"] | None,
-        typer.Option(help="Which network of the bundle; without it all that it has."),
+        typer.Option(help="Which network of the bundle; default: all."),
     ] = None,
     plans: Annotated[
-        Path | None, typer.Option(help="Folder for the plans, instead of the user's cache.")
+        Path | None, typer.Option(help="Folder for the plans; default: the user's cache.")
     ] = None,
     good: Annotated[
         Path | None,
-        typer.Option(help="Good parts on which plan and ONNX Runtime must decide alike."),
+        typer.Option(help="Good parts, to compare the plan with ONNX Runtime."),
     ] = None,
     defective: Annotated[
-        Path | None, typer.Option(help="Defective parts for the same, beside --good.")
+        Path | None, typer.Option(help="Defective parts for the same, with --good.")
     ] = None,
     accept_flips: Annotated[
-        bool, typer.Option(help="Let the plan run even if verdicts change; they are on record.")
+        bool, typer.Option(help="Accept a plan that changes verdicts; they are recorded.")
     ] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print the result as JSON.")] = False,
 ) -> None:
@@ -46,8 +46,8 @@ def build(
 
     Example: agent build --bundle bottle --precision fp16 --good parts/good
 
-    A plan that is there already and still fits is kept. With --good the parts are inspected on the
-    GPU and by ONNX Runtime; a plan that changes a verdict at the calibrated threshold will not run.
+    An existing plan that still fits is kept. With --good, these parts are inspected on the GPU and
+    by ONNX Runtime; a plan that changes a verdict at the calibrated threshold is refused.
     Needs an NVIDIA driver, a GPU, and TensorRT or TensorRT-RTX; with --good also pycuda.
     """
     from engine.backends.tensorrt.driver import probe_gpu

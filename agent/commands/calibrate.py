@@ -29,44 +29,44 @@ def calibrate(
     *,
     bundle: Annotated[Path | None, typer.Option(help="The bundle to calibrate.")] = None,
     good: Annotated[
-        Path | None, typer.Option(help="Folder of good parts, unseen by training.")
+        Path | None, typer.Option(help="Folder of good parts that training has not seen.")
     ] = None,
     config: Annotated[
-        Path | None, typer.Option(help="agent.yaml, whose camera shows good parts only.")
+        Path | None, typer.Option(help="agent.yaml; its cameras must show good parts only.")
     ] = None,
     frames: Annotated[
-        int | None, typer.Option(min=1, help="How many frames to take from that camera.")
+        int | None, typer.Option(min=1, help="How many frames to take from those cameras.")
     ] = None,
     defective: Annotated[
         Path | None, typer.Option(help="Folder of defective parts, if there are any.")
     ] = None,
     max_false_reject: Annotated[
-        str, typer.Option(help="Share of good parts that may be rejected.")
+        str, typer.Option(help="Highest share of good parts that may be rejected.")
     ] = "1%",
-    confidence: Annotated[str, typer.Option(help="How sure that must be.")] = "95%",
+    confidence: Annotated[str, typer.Option(help="Confidence of that promise.")] = "95%",
     backend: Annotated[
         str | None,
         typer.Option(
             parser=options.backend,
             metavar=options.backend_metavar(),
-            help="What runs the network; auto takes the fastest.",
+            help="Runtime of the network; auto: the fastest.",
         ),
     ] = None,
     precision: Annotated[
         Literal["auto", "fp32", "bf16", "fp16", "int8", "int8_symmetric"] | None,
-        typer.Option(help="How it computes; auto takes the fastest that keeps the verdicts."),
+        typer.Option(help="Number format; auto: the fastest that keeps the verdicts."),
     ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print the result as JSON.")] = False,
 ) -> None:
-    """Set the threshold so that few good parts are rejected, with a stated confidence.
+    """Set the threshold from good parts, with a stated limit on false rejects.
 
     Example: agent calibrate --bundle bottle --good parts/good --defective parts/defective
 
     Or with the camera of the line: agent calibrate --config agent.yaml --frames 300
 
     Writes calibration.json and calibration.html into the bundle. The threshold belongs to the
-    backend and the precision that scored the parts; `agent run` takes the same. Refuses when the
-    good parts are too few for the promise and says how many it takes: 299 for 1 % at 95 %.
+    backend and the precision that scored the parts; `agent run` uses the same. Too few good parts
+    for the promise are an error that says how many are needed: 299 for 1 % at 95 %, 59 for 5 %.
     """
     from calibration.record import calibrate as calibrated
     from calibration.record import read_calibration, write_calibration

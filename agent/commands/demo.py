@@ -21,24 +21,23 @@ if TYPE_CHECKING:
 def demo(
     *,
     parts: Annotated[
-        int | None, typer.Option(min=1, help="Stop after so many parts; else run until stopped.")
+        int | None, typer.Option(min=1, help="How many parts; without it until Ctrl-C.")
     ] = None,
-    seed: Annotated[int, typer.Option(min=0, help="Another seed makes other parts.")] = 0,
+    seed: Annotated[int, typer.Option(min=0, help="Seed of the generated parts.")] = 0,
     rate: Annotated[
         float | None,
-        typer.Option(min=1, max=60_000, help="Parts a minute; default: as fast as this machine."),
+        typer.Option(min=1, max=60_000, help="Parts per minute; default: as fast as possible."),
     ] = None,
-    report: Annotated[Path, typer.Option(help="Where to write the page with pictures.")] = Path(
-        "runs/demo.html"
-    ),
+    report: Annotated[Path, typer.Option(help="The page with pictures.")] = Path("runs/demo.html"),
     as_json: Annotated[bool, typer.Option("--json", help="Print only a summary, as JSON.")] = False,
 ) -> None:
-    """Inspect generated parts and hear about the defective ones, without a camera or a broker.
+    """Inspect generated parts and receive their alarms, without a camera or a broker.
 
     Example: agent demo --parts 120
 
-    The parts are drawn, so the truth is known. The model, the two passes, the ledger and the MQTT
-    messages are real. Ctrl-C ends it with a summary and a page of pictures.
+    The parts are generated, so it is known which ones are defective. The model, both
+    passes, the ledger and the MQTT messages are real. Ctrl-C ends the demo with a summary
+    and a page of pictures.
     """
     started = perf_counter()
     if importlib.util.find_spec("amqtt") is None:

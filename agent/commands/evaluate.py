@@ -23,31 +23,35 @@ def evaluate(
     *,
     bundle: Annotated[Path, typer.Option(help="The bundle to evaluate.")],
     data: Annotated[
-        Path | None, typer.Option(help="Images: MVTec's layout, or good/ and defective/.")
+        Path | None, typer.Option(help="Folder of images: MVTec's layout, or good/ and defective/.")
     ] = None,
-    good: Annotated[Path | None, typer.Option(help="Folder of good parts, without --data.")] = None,
+    good: Annotated[
+        Path | None, typer.Option(help="Folder of good parts, instead of --data.")
+    ] = None,
     defective: Annotated[
-        Path | None, typer.Option(help="Folder of defective parts, beside --good.")
+        Path | None, typer.Option(help="Folder of defective parts, with --good.")
     ] = None,
     backend: Annotated[
         str,
         typer.Option(
             parser=options.backend,
             metavar=options.backend_metavar(),
-            help="What runs the network; auto: as it was calibrated, else the fastest.",
+            help="Runtime of the network; auto: that of the calibration, else the fastest.",
         ),
     ] = "auto",
     precision: Annotated[
         Literal["auto", "fp32", "bf16", "fp16", "int8", "int8_symmetric"],
-        typer.Option(help="How it computes; auto as for --backend."),
+        typer.Option(help="Number format; auto: as for --backend."),
     ] = "auto",
     as_json: Annotated[bool, typer.Option("--json", help="Print the result as JSON.")] = False,
 ) -> None:
-    """Score images that training never used: AUROC, AP, FPR at 95 % TPR, per defect type.
+    """Test a bundle on images that training never used.
 
     Example: agent evaluate --bundle bottle --data mvtec_bottle
 
-    With a calibration, also false rejects and misses at its threshold.
+    Says how many defects are found and how many good parts are rejected at the calibrated
+    threshold; then AUROC, average precision (AP) and false-positive rate at 95 % recall (FPR@95),
+    overall and for each type of defect.
     """
     from agent.runtime import bundle_runtime, warn_of_another_runtime
     from engine.backends.opening import open_backend

@@ -16,26 +16,30 @@ def export(
     *,
     bundle: Annotated[Path, typer.Option(help="The bundle to add to.")],
     precision: Annotated[
-        Literal["fp32", "fp16", "int8", "int8_symmetric"], typer.Option(help="What to make.")
+        Literal["fp32", "fp16", "int8", "int8_symmetric"], typer.Option(help="The new precision.")
     ] = "int8",
-    data: Annotated[Path | None, typer.Option(help="The images it was trained on.")] = None,
-    good: Annotated[Path | None, typer.Option(help="Their good folder, without --data.")] = None,
+    data: Annotated[
+        Path | None, typer.Option(help="The images that the bundle was trained on.")
+    ] = None,
+    good: Annotated[
+        Path | None, typer.Option(help="Folder of their good images, instead of --data.")
+    ] = None,
     defective: Annotated[
-        Path | None, typer.Option(help="Their defective folder, beside --good.")
+        Path | None, typer.Option(help="Folder of their defective images, with --good.")
     ] = None,
     accept_flips: Annotated[
-        bool, typer.Option(help="Write it even if decisions change; see parity.json.")
+        bool, typer.Option(help="Write it even if verdicts change; parity.json lists them.")
     ] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print the result as JSON.")] = False,
 ) -> None:
-    """Add a network in another precision and compare its decisions with the reference.
+    """Add the network in another precision, if its verdicts stay the same.
 
     Example: agent export --bundle bottle --precision int8 --data mvtec_bottle
 
-    Both passes run on good images that training never saw and on the known defects. The export
-    fails, and nothing changes, where verdicts change by more than the threshold is sure of, where
-    the boxes overlap by less than 0.9 in the median, or where the AUROC falls by more than 0.002.
-    The bundle gets a new id: calibrate it again.
+    Compares both passes on good images that training never saw and on the known defects. The export
+    is refused, and nothing changes, if a verdict changes outside the uncertainty of the threshold,
+    if the boxes overlap by less than 0.9 in the median, or if the AUROC falls by more than 0.002.
+    The bundle gets a new id, so calibrate it again.
     """
     require_training_packages("agent export")
     from calibration.record import read_calibration

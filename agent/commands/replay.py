@@ -9,19 +9,20 @@ import typer
 
 def replay(
     *,
-    first: Annotated[int, typer.Argument(min=1, help="The first sequence.")],
-    last: Annotated[int, typer.Argument(min=1, help="The last sequence, inclusive.")],
+    first: Annotated[int, typer.Argument(min=1, help="First sequence number.")],
+    last: Annotated[int, typer.Argument(min=1, help="Last sequence number, inclusive.")],
     config: Annotated[Path, typer.Option(help="The configuration.")] = Path("agent.yaml"),
     epoch: Annotated[
-        str | None, typer.Option(help="The epoch of the sequences; else the latest one.")
+        str | None, typer.Option(help="Epoch of these numbers; default: the latest.")
     ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print what was done as JSON.")] = False,
 ) -> None:
-    """Have alarms sent once more, to fill a consumer's gap; each is marked as resent.
+    """Send the alarms of a range of parts again, to fill a consumer's gap.
 
     Example: agent replay --config agent.yaml 1204 1260
 
-    A stopped agent sends them when it starts; a running one is asked over MQTT 5.
+    Each message is marked as resent. A stopped agent sends them when it starts; a running one gets
+    the request over MQTT 5.
     """
     from agent.ledger_file import requeue_in_file
     from agent.mqtt import ask, mqtt_settings

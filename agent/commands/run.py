@@ -26,15 +26,15 @@ def run(
     context: typer.Context,
     config: Annotated[Path, typer.Option(help="The configuration.")] = Path("agent.yaml"),
     parts: Annotated[
-        int | None, typer.Option(min=1, help="Stop after so many parts; else run until stopped.")
+        int | None, typer.Option(min=1, help="How many parts; without it until stopped.")
     ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print the summary as JSON.")] = False,
 ) -> None:
-    """Inspect the cameras' parts, record every verdict, and send an alarm for what is not OK.
+    """Inspect the cameras' parts, record every verdict, and send alarms.
 
     Example: agent run --config agent.yaml --parts 100
 
-    A camera or a broker that is away is waited for. Ctrl-C or SIGTERM finishes the part in hand.
+    Waits for cameras and brokers that are away. Ctrl-C or SIGTERM ends it after the current parts.
     """
     started = perf_counter()
     gc.disable()  # what is imported stays, and need not be looked through again and again

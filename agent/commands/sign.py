@@ -13,12 +13,12 @@ def sign(
     key: Annotated[Path, typer.Option(help="The Ed25519 private key, in PEM.")],
     as_json: Annotated[bool, typer.Option("--json", help="Print what was done as JSON.")] = False,
 ) -> None:
-    """Sign a bundle's manifest, and through its hashes every file that it names.
+    """Sign a bundle: its manifest, and through the hashes every file that it names.
 
     Example: agent sign --bundle model --key signing.pem
 
-    An agent with bundle.require_signature refuses what the matching key has not signed. Sign
-    last: agent export changes the manifest.
+    An agent with bundle.require_signature refuses bundles that the matching key has not
+    signed. Sign last: agent export changes the manifest.
     """
     from engine.bundle import MANIFEST, open_bundle, replace_file
     from engine.errors import BundleError

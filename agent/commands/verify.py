@@ -13,7 +13,7 @@ def verify(
     key: Annotated[Path, typer.Option(help="The Ed25519 public key of the signer, in PEM.")],
     as_json: Annotated[bool, typer.Option("--json", help="Print the finding as JSON.")] = False,
 ) -> None:
-    """Check that a bundle is signed by a key and that every file is as it was then.
+    """Check that a bundle is signed by a key and that no file has changed since.
 
     Example: agent verify --bundle model --key signing.pub.pem
     """
