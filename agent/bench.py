@@ -24,7 +24,7 @@ import numpy.typing as npt
 
 from agent.cameras.conveyor import ConveyorSettings
 from agent.cameras.pace import Pace
-from agent.inference import ChildInspector, Recipe
+from agent.inference.child import ChildInspector, Setup
 from agent.line import run_line
 from agent.settings import AgentSettings, BundleSettings, Config, LedgerSettings
 from agent.sinks.mqtt.settings import MqttSettings
@@ -130,13 +130,13 @@ def measured(
     Raises `BackendError` where the backend cannot be used.
     """
     backend, precision = runtime.backend, runtime.precision
-    recipe = Recipe(bundle=bundle.path, backend=backend, precision=precision)
+    setup = Setup(bundle=bundle.path, bundle_id=bundle.id, backend=backend, precision=precision)
     judged = judgement(bundle, runtime)
     own_mb = _resident_mb(os.getpid())
     with open_backend(bundle, backend=backend, precision=precision) as alone:
         difference = _score_difference(bundle, frames, backend=backend, precision=precision)
         began = perf_counter()
-        with ChildInspector(recipe) as child:
+        with ChildInspector(setup) as child:
             ready_s = perf_counter() - began
             found = []
             bare = bare_network(alone, bundle.manifest, seconds=seconds)

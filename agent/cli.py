@@ -9,7 +9,7 @@ from collections.abc import Callable
 from contextlib import nullcontext
 from typing import Final, NoReturn
 
-from agent.inference_start import StartingChild
+from agent.inference.start import StartingChild
 from engine.errors import AtacError, ConfigurationError
 from engine.privacy import keep_private
 

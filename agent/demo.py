@@ -19,7 +19,7 @@ from typing import Final
 
 from agent.broker import EmbeddedBroker
 from agent.cameras.conveyor import GOOD, ConveyorCamera, ConveyorSettings
-from agent.inference import ChildInspector, Recipe
+from agent.inference.child import ChildInspector, Setup
 from agent.line import run_line
 from agent.mqtt import Subscriber
 from agent.part import State
@@ -187,14 +187,19 @@ def run_demo(
     bundle = open_bundle(bundle_path)
     calibrated = read_calibration(bundle)
     runtime = calibrated_runtime(bundle, calibrated)
-    recipe = Recipe(bundle=bundle_path, backend=runtime.backend, precision=runtime.precision)
+    setup = Setup(
+        bundle=bundle_path,
+        bundle_id=bundle.id,
+        backend=runtime.backend,
+        precision=runtime.precision,
+    )
     threshold = calibrated.calibration.threshold
     settings = ConveyorSettings(seed=seed, defect_rate=DEFECT_RATE, parts_per_minute=rate)
     camera = ConveyorCamera(settings, stop)
     comparison = Comparison(camera=camera)
     listener = Listener(started, show)
     with ExitStack() as stack:
-        inspector = stack.enter_context(ChildInspector(recipe))
+        inspector = stack.enter_context(ChildInspector(setup))
         folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="atac-demo-")))
         broker = stack.enter_context(EmbeddedBroker())
         mqtt = MqttSettings(host=broker.host, port=broker.port, version="3.1.1")

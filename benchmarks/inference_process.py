@@ -20,7 +20,7 @@ import numpy as np
 
 from agent.cameras.conveyor import ConveyorCamera, ConveyorSettings, part
 from agent.demo import BUNDLE
-from agent.inference import ChildInspector, Recipe
+from agent.inference.child import ChildInspector, Setup
 from agent.line import run_line
 from agent.settings import AgentSettings, BundleSettings, Config, LedgerSettings
 from agent.sinks.mqtt.settings import MqttSettings
@@ -52,9 +52,9 @@ def main() -> None:
         starts = []
         for _ in range(5):
             begun = time.perf_counter()
-            with ChildInspector(Recipe(bundle=BUNDLE)):
+            with ChildInspector(Setup(bundle=BUNDLE, bundle_id=bundle.id)):
                 starts.append(time.perf_counter() - begun)
-        with ChildInspector(Recipe(bundle=BUNDLE)) as child:
+        with ChildInspector(Setup(bundle=BUNDLE, bundle_id=bundle.id)) as child:
             result = {
                 "machine": described(),
                 "command": "python -m benchmarks.inference_process",

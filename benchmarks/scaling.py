@@ -44,7 +44,7 @@ import numpy as np
 from agent.bench import FramesCamera, bare_network
 from agent.cameras.conveyor import HEIGHT, WIDTH, ConveyorSettings, part
 from agent.demo import BUNDLE
-from agent.inference import ChildInspector, Recipe
+from agent.inference.child import ChildInspector, Setup
 from agent.ledger import Ledger
 from agent.line import run_line
 from agent.messages import Origin, outgoing
@@ -244,7 +244,12 @@ def cameras_part(options: argparse.Namespace) -> dict[str, Any]:
 
 def child_of(options: argparse.Namespace) -> ChildInspector:
     return ChildInspector(
-        Recipe(bundle=options.bundle, backend=options.backend, precision=options.precision)
+        Setup(
+            bundle=options.bundle,
+            bundle_id=open_bundle(options.bundle).id,
+            backend=options.backend,
+            precision=options.precision,
+        )
     )
 
 

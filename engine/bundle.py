@@ -84,8 +84,9 @@ class Bundle:
     id: str
 
     def read(self, name: str) -> bytes:
-        """The bytes of file `name`, checked against the manifest once more."""
-        return _read_checked(self.path, name, self.manifest.files[name])
+        """The bytes of file `name`, checked against the manifest once more; also the manifest's."""
+        digest = self.id if name == MANIFEST else self.manifest.files[name]
+        return _read_checked(self.path, name, digest)
 
     def network(self, precision: Precision) -> bytes:
         """The ONNX model of one precision."""
@@ -101,14 +102,31 @@ class Bundle:
 
 
 def open_bundle(
-    path: Path, *, signed_by: Path | None = None, option: str = "bundle.require_signature"
+    path: Path,
+    *,
+    signed_by: Path | None = None,
+    option: str = "bundle.require_signature",
+    bundle_id: str | None = None,
 ) -> Bundle:
-    """Open the bundle in folder `path`; raises `BundleError` naming the file at fault.
+    """Open the bundle in folder `path`.
 
-    With `signed_by`, a public key, an unsigned manifest is refused before it is parsed; a key that
-    cannot be used is a `ConfigurationError` that names `option`.
+    Args:
+        path: the bundle's folder.
+        signed_by: a public key; what is not signed by it is refused before it is parsed.
+        option: where the key was named, for errors.
+        bundle_id: the id of the bundle that was opened before; any other one is refused.
+
+    Raises:
+        BundleError: the bundle cannot be used; it names the file at fault.
+        ConfigurationError: the key cannot be used.
     """
     data = _read(path, MANIFEST, limit=_MANIFEST_MAX_BYTES)
+    if bundle_id is not None and sha256(data) != bundle_id:
+        raise BundleError(
+            str(path),
+            f"holds another bundle than at the start ({sha256(data)[:12]}, not {bundle_id[:12]}); "
+            "put the first one back, or restart the agent to use this one",
+        )
     if signed_by is not None:
         signature.check(data, path, signed_by, option=option)
     try:

@@ -38,7 +38,7 @@ def run(
     """
     started = perf_counter()
     gc.disable()  # what is imported stays, and need not be looked through again and again
-    from agent.inference import ChildInspector, Recipe
+    from agent.inference.child import ChildInspector, Setup
     from agent.line import run_line, stopping_on_signals
     from agent.process import prepare_process
     from agent.registry import open_camera
@@ -57,8 +57,9 @@ def run(
     runtime = calibrated_runtime(
         bundle, record, backend=settings.bundle.backend, fallback=settings.bundle.fallback
     )
-    recipe = Recipe(
+    setup = Setup(
         bundle=settings.bundle.path,
+        bundle_id=bundle.id,
         signed_by=settings.bundle.require_signature,
         backend=runtime.backend,
         precision=runtime.precision,
@@ -66,7 +67,7 @@ def run(
         max_megapixels=settings.bundle.max_megapixels,
     )
     stop = threading.Event()
-    starting = ChildInspector(recipe, deadline_s=settings.longest_deadline_s, first=context.obj)
+    starting = ChildInspector(setup, deadline_s=settings.longest_deadline_s, first=context.obj)
     cameras = [open_camera(one, stop) for one in settings.cameras]
     with stopping_on_signals(stop), starting as inspector:
         if (made_with := record.calibration.backend) != inspector.backend:

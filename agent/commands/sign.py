@@ -27,8 +27,7 @@ def sign(
 
     opened = open_bundle(bundle)
     try:
-        manifest = (bundle / MANIFEST).read_bytes()
-        replace_file(bundle / SIGNATURE, signature_of(manifest, key))
+        replace_file(bundle / SIGNATURE, signature_of(opened.read(MANIFEST), key))
     except OSError as error:
         raise BundleError(str(bundle), f"cannot be signed ({error.strerror})") from error
     told = {"bundle": str(bundle), "bundle_id": opened.id, "signature": str(bundle / SIGNATURE)}

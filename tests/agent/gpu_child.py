@@ -8,7 +8,7 @@ from tests.engine.backends.tensorrt.scripted_gpu import Pycuda
 
 SITE = """
 import sys
-if "agent.inference_process" in sys.orig_argv:
+if "agent.inference.worker" in sys.orig_argv:
     from pathlib import Path
     from tests.agent.gpu_child import pretend
     lasting = pretend(Path({kernels!r}), Path({told!r}))

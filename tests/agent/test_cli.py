@@ -102,7 +102,7 @@ def test_run_with_a_wrong_option_leaves_no_child(called):
     assert "--tv" in err
     children = Path(f"/proc/self/task/{os.getpid()}/children").read_text(encoding="ascii").split()
     commands = [Path(f"/proc/{pid}/cmdline").read_bytes() for pid in children]
-    assert not [command for command in commands if b"inference_process" in command]
+    assert not [command for command in commands if b"agent.inference" in command]
 
 
 def test_a_disk_that_fails_is_one_line(called, monkeypatch):

@@ -1,18 +1,20 @@
 """Inspection in a child process: the same answers, and what becomes of parts when it fails."""
 
 import os
+import shutil
 import signal
 import socket
 import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from pathlib import Path
 
 import numpy as np
 import pytest
 
-from agent.inference import ChildInspector, Recipe, _queued_ns
-from agent.inference_start import StartingChild
+from agent.inference.child import ChildInspector, Setup, _queued_ns
+from agent.inference.start import StartingChild
 from engine.backends.onnxruntime import OnnxRuntimeBackend
 from engine.errors import BackendError, InspectionError, NoAnswerError
 from engine.methods import open_method
@@ -27,12 +29,12 @@ def bundle(tmp_path_factory):
 @pytest.fixture(autouse=True)
 def patience(monkeypatch):
     """On a busy machine a start may take long; no test is about how long."""
-    monkeypatch.setattr("agent.inference._RESTART_S", 300.0)
+    monkeypatch.setattr("agent.inference.child._RESTART_S", 300.0)
 
 
 @pytest.fixture
 def child(bundle):
-    with ChildInspector(Recipe(bundle=bundle.path)) as inspector:
+    with ChildInspector(Setup(bundle=bundle.path, bundle_id=bundle.id)) as inspector:
         yield inspector
 
 
@@ -130,7 +132,7 @@ def test_a_child_that_hangs_is_killed_and_replaced(child):
 
 
 def test_a_part_waits_for_a_new_child_no_longer_than_its_deadline(bundle):
-    with ChildInspector(Recipe(bundle=bundle.path), deadline_s=0.05) as child:
+    with ChildInspector(Setup(bundle=bundle.path, bundle_id=bundle.id), deadline_s=0.05) as child:
         kill(child)
         with pytest.raises(NoAnswerError, match="is being started anew"):
             child.inspect(good_part(1))
@@ -158,18 +160,18 @@ def test_restarts_leave_nothing_behind(child):
     assert child.restarts == 4
 
 
-def test_a_child_may_be_started_before_its_recipe_is_known(bundle):
+def test_a_child_may_be_started_before_its_setup_is_known(bundle):
     before = open_files()
     with (
         StartingChild() as starting,
-        ChildInspector(Recipe(bundle=bundle.path), first=starting) as child,
+        ChildInspector(Setup(bundle=bundle.path, bundle_id=bundle.id), first=starting) as child,
     ):
         assert child.pid == starting.process.pid
         assert child.inspect(good_part(1)).score > 0
     assert open_files() == before
 
 
-def test_a_child_that_gets_no_recipe_ends():
+def test_a_child_that_gets_no_setup_ends():
     before = open_files()
     with StartingChild() as starting:
         pass
@@ -182,14 +184,17 @@ def test_a_child_that_gets_no_recipe_ends():
 
 def test_a_child_that_cannot_start_stops_the_agent(tmp_path):
     before = open_files()
-    with pytest.raises(BackendError, match="manifest"), ChildInspector(Recipe(bundle=tmp_path)):
+    with (
+        pytest.raises(BackendError, match="manifest"),
+        ChildInspector(Setup(bundle=tmp_path, bundle_id="0" * 64)),
+    ):
         pass
     assert open_files() == before
 
 
 def test_a_child_that_cannot_start_again_is_tried_more_and_more_rarely(bundle, tmp_path, caplog):
     moved = tiny_bundle(tmp_path / "bundle")
-    with ChildInspector(Recipe(bundle=moved.path), deadline_s=2.0) as child:
+    with ChildInspector(Setup(bundle=moved.path, bundle_id=moved.id), deadline_s=2.0) as child:
         manifest = tmp_path / "bundle" / "manifest.json"
         text = manifest.read_bytes()
         manifest.unlink()
@@ -212,9 +217,35 @@ def test_a_child_that_cannot_start_again_is_tried_more_and_more_rarely(bundle, t
         assert child.trouble is None
 
 
+def test_a_child_that_comes_later_opens_what_the_agent_has_checked_and_nothing_else(
+    tmp_path, caplog
+):
+    first = tiny_bundle(tmp_path / "bundle")
+    # To the other bundle every part is good.
+    other = tiny_bundle(tmp_path / "other", gain=1e-9)
+    kept = shutil.copytree(first.path, tmp_path / "kept")
+    defect = defective_part(1)
+    with ChildInspector(Setup(bundle=first.path, bundle_id=first.id), deadline_s=2.0) as child:
+        score = child.inspect(defect).score
+        shutil.copytree(other.path, first.path, dirs_exist_ok=True)
+        assert child.inspect(defect).score == score  # what was opened is what runs
+        kill(child)
+        until = time.monotonic() + 300
+        while "holds another bundle than at the start" not in (child.trouble or ""):
+            with pytest.raises((BackendError, NoAnswerError)):
+                child.inspect(defect)
+            assert time.monotonic() < until
+        assert f"{other.id[:12]}, not {first.id[:12]}" in caplog.text
+        shutil.copytree(kept, first.path, dirs_exist_ok=True)
+        while child.trouble is not None:
+            with suppress(BackendError, NoAnswerError):
+                assert child.inspect(defect).score == score
+            assert time.monotonic() < until
+
+
 def test_children_that_die_before_a_part_gets_through_come_more_rarely(child, monkeypatch):
     waits = []
-    monkeypatch.setattr("agent.inference.sleep", waits.append)
+    monkeypatch.setattr("agent.inference.child.sleep", waits.append)
     child.inspect(good_part(1))
     kill(child)
     child._ready_child()  # at once; no part gets through
@@ -248,7 +279,7 @@ def test_a_child_leaves_ctrl_c_to_its_parent(child):
 def test_a_child_that_gets_no_processor_is_not_taken_for_hung(child, monkeypatch):
     """As on a machine that is too busy: stopped for three limits, but ready to run all the time."""
     queued = iter(range(0, 10**12, 10**9))
-    monkeypatch.setattr("agent.inference._queued_ns", lambda _pid: {"1": next(queued)})
+    monkeypatch.setattr("agent.inference.child._queued_ns", lambda _pid: {"1": next(queued)})
     os.kill(child.pid, signal.SIGSTOP)
     threading.Timer(3.0, os.kill, [child.pid, signal.SIGCONT]).start()
     assert child.inspect(good_part(1)).score > 0

@@ -15,7 +15,7 @@ import cv2
 import numpy as np
 import pytest
 
-from agent.inference import ChildInspector, Recipe
+from agent.inference.child import ChildInspector, Setup
 from engine.backends.onnxruntime import OnnxRuntimeBackend
 from engine.backends.tensorrt.plans import ensure_plan, plans_folder
 from engine.errors import BackendError, InspectionError, NoAnswerError
@@ -52,15 +52,15 @@ def _machine(tmp_path_factory, bundle, told, kernels_folder, kernels):
     with pytest.MonkeyPatch.context() as patched:
         patched.setenv("PYTHONPATH", f"{folder}{os.pathsep}{ROOT}")
         patched.setenv("XDG_CACHE_HOME", str(folder / "cache"))
-        patched.setattr("agent.inference._RESTART_S", 300.0)
+        patched.setattr("agent.inference.child._RESTART_S", 300.0)
         ensure_plan(plans_folder(), bundle, "fp32", gpu=GPU, tensorrt=scripted_tensorrt())
         yield
 
 
 @pytest.fixture(scope="module")
 def child(bundle, _machine):
-    recipe = Recipe(bundle=bundle.path, backend="tensorrt", max_megapixels=0.05)
-    with ChildInspector(recipe) as inspector:
+    setup = Setup(bundle=bundle.path, bundle_id=bundle.id, backend="tensorrt", max_megapixels=0.05)
+    with ChildInspector(setup) as inspector:
         yield inspector
 
 
@@ -136,7 +136,7 @@ def test_a_device_that_hangs_costs_the_part_in_hand_and_the_child(child, tell, m
     child.inspect(part)
     pid = child.pid
     tell("hang")
-    monkeypatch.setattr("agent.inference._LIMIT_S", 0.5)
+    monkeypatch.setattr("agent.inference.child._LIMIT_S", 0.5)
     with pytest.raises(NoAnswerError, match=r"did not answer within"):
         child.inspect(part)
     tell("")

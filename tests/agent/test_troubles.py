@@ -9,7 +9,7 @@ from dataclasses import replace
 import pytest
 
 from agent.cameras.conveyor import ConveyorCamera, ConveyorSettings
-from agent.inference import ChildInspector, Recipe
+from agent.inference.child import ChildInspector, Setup
 from agent.line import run_line
 from agent.mqtt import ask
 from agent.part import State
@@ -31,7 +31,7 @@ def line(broker, hear, tmp_path):
         ledger=LedgerSettings(path=tmp_path / "ledger.sqlite"),
     )
     line = Line(config, hear(broker.settings, "atac/line-3/health"))
-    with ChildInspector(Recipe(bundle=bundle.path)) as line.inspector:
+    with ChildInspector(Setup(bundle=bundle.path, bundle_id=bundle.id)) as line.inspector:
         yield line
         line.end()
 

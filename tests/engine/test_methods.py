@@ -9,7 +9,7 @@ import onnx
 import pytest
 from onnx import TensorProto, helper
 
-from agent.inference import ChildInspector, Recipe
+from agent.inference.child import ChildInspector, Setup
 from calibration.scores import Picture, score_pictures
 from engine.backends.opening import open_inspector
 from engine.bundle import MANIFEST, open_bundle, sha256, write_manifest
@@ -66,7 +66,7 @@ def test_one_file_adds_a_method_from_the_bundle_to_the_threshold(tmp_path):
     assert [each.zoomed for each in found] == [False] * 3
     assert found[1].score > 3 * found[0].score
     assert scores.values == tuple(each.score for each in found)
-    with ChildInspector(Recipe(bundle=bundle.path)) as child:
+    with ChildInspector(Setup(bundle=bundle.path, bundle_id=bundle.id)) as child:
         for part, one in zip(parts, found, strict=True):
             other = child.inspect(part)
             assert (one.score, one.box) == (other.score, other.box)

@@ -16,9 +16,10 @@ import pytest
 import agent.demo
 import agent.line
 from agent.cameras.conveyor import ConveyorCamera, ConveyorSettings
-from agent.inference import ChildInspector, Recipe
+from agent.inference.child import ChildInspector, Setup
 from agent.line import run_line
 from agent.mqtt import BrokerStatus
+from engine.bundle import open_bundle
 from engine.frame import Frame
 from tests.faults.belt import Belt, configured
 
@@ -129,7 +130,8 @@ def compared(folder, broker, tmp_path, monkeypatch, every_part, blocks, parts):
     rates: dict[bool, list[float]] = {True: [], False: []}
     alarms: dict[bool, int] = {True: 0, False: 0}
     delivered = 0
-    with ChildInspector(Recipe(bundle=folder), deadline_s=None) as inspector:
+    setup = Setup(bundle=folder, bundle_id=open_bundle(folder).id)
+    with ChildInspector(setup, deadline_s=None) as inspector:
         scores = [inspector.inspect(picture).score for picture in pictures]  # warms up, too
         threshold = float(np.quantile(scores, 11 / 12))
         for block in range(blocks):

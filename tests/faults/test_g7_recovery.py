@@ -19,7 +19,7 @@ import pytest
 
 from agent.cameras.conveyor import ConveyorCamera, ConveyorSettings
 from agent.demo import BUNDLE
-from agent.inference import ChildInspector, Recipe
+from agent.inference.child import ChildInspector, Setup
 from agent.line import run_line
 from agent.mqtt import Subscriber
 from agent.part import State
@@ -114,7 +114,7 @@ class Watched:
         self.stop = threading.Event()
         self.camera = SpoiltCamera(settings, self.stop)
         self.world = self.camera.world
-        self.inspector = ChildInspector(Recipe(bundle=BUNDLE))
+        self.inspector = ChildInspector(Setup(bundle=BUNDLE, bundle_id=bundle.id))
         self._changed = threading.Condition()
         self._reasons: list[str] | None = None
         self._broker = broker

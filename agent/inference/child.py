@@ -5,7 +5,7 @@
 
 Every lane has a connection of its own, with its memory; they share the child and its network. Both
 sides map the same anonymous memory, so nothing is left behind whatever ends either of them. The
-child is `agent/inference_process.py`. Why a process: `docs/adr/0012-inference-in-a-child.md`.
+child is `agent/inference/worker.py`. Why a process: `docs/adr/0012-inference-in-a-child.md`.
 """
 
 import json
@@ -28,9 +28,9 @@ from typing import Any, Final, Self
 
 import numpy as np
 
-from agent.inference_start import StartingChild
+from agent.inference.start import StartingChild
 from engine.backends.base import MAX_PIXELS, BackendName, FallbackName
-from engine.bundle import Precision
+from engine.bundle import Precision, Sha256
 from engine.errors import BackendError, InspectionError, NoAnswerError
 from engine.frame import Box, Inspection, Map, Pass, Pixels
 from engine.spec import spec
@@ -59,10 +59,14 @@ _LAST_RETRY_S: Final = 5.0
 
 
 @spec
-class Recipe:
-    """What the child opens: as `open_bundle` and `open_inspector` take it."""
+class Setup:
+    """What the child opens: as `open_bundle` and `open_inspector` take it.
+
+    The child opens by path what the agent has opened before: `bundle_id` says that it is the same.
+    """
 
     bundle: Path
+    bundle_id: Sha256
     signed_by: Path | None = None
     backend: BackendName = "onnxruntime"
     precision: Precision = "fp32"
@@ -70,8 +74,8 @@ class Recipe:
     max_megapixels: float = MAX_PIXELS / 1e6
 
 
-def _packed(recipe: Recipe) -> bytes:
-    return json.dumps(asdict(recipe), default=str).encode()
+def _packed(setup: Setup) -> bytes:
+    return json.dumps(asdict(setup), default=str).encode()
 
 
 class ChildInspector:
@@ -83,21 +87,21 @@ class ChildInspector:
     new child, but not beyond `deadline_s`. A part beside it that did no harm is inspected again.
     Where no part gets through in between, new children come more and more rarely. `lanes` threads
     may inspect at once, as many as the `backend`, here by its full name, serves; any thread may
-    read `trouble`. The `first` child may have been started before: it gets the recipe
+    read `trouble`. The `first` child may have been started before: it gets the setup
     at once, and is this inspector's from entering on.
     """
 
     def __init__(
         self,
-        recipe: Recipe,
+        setup: Setup,
         *,
         deadline_s: float | None = None,
         first: StartingChild | None = None,
     ) -> None:
-        self._recipe = recipe
+        self._setup = setup
         self._first = first
         if first is not None:
-            first.give(_packed(recipe))
+            first.give(_packed(setup))
         self._deadline_s = deadline_s
         self._child: _Child | None = None
         self._failure: str | None = None
@@ -128,7 +132,7 @@ class ChildInspector:
         return None
 
     def __enter__(self) -> Self:
-        self._child = _Child(self._recipe, self._first)
+        self._child = _Child(self._setup, self._first)
         try:
             is_ready = self._child.is_ready(_START_S)
         except BackendError:
@@ -178,7 +182,7 @@ class ChildInspector:
                 sleep(max(0.0, min(self._retry_at, until) - monotonic()))
                 if monotonic() < self._retry_at:
                     raise BackendError(f"inference {self._failure}")
-                self._child = _Child(self._recipe)
+                self._child = _Child(self._setup)
             try:
                 is_ready = self._child.is_ready(max(0.0, until - monotonic()))
             except BackendError as error:
@@ -204,7 +208,7 @@ class ChildInspector:
             self._close()
             if self._has_answered:
                 self._failure = f"{reason}; it was started anew"
-                self._child = _Child(self._recipe)
+                self._child = _Child(self._setup)
             else:
                 self._failure = f"{reason}, again and again"
                 self._wait_longer()
@@ -231,7 +235,7 @@ class ChildInspector:
 class _Child:
     """One child process with its connections; made, it is starting."""
 
-    def __init__(self, recipe: Recipe, starting: StartingChild | None = None) -> None:
+    def __init__(self, setup: Setup, starting: StartingChild | None = None) -> None:
         self._started = monotonic()
         self._is_ready = False
         self._closing = threading.Lock()
@@ -243,7 +247,7 @@ class _Child:
         self.backend = ""
         if starting is None:
             starting = StartingChild()
-            starting.give(_packed(recipe))
+            starting.give(_packed(setup))
         self._process = starting.taken().process
         self._connections = [_Connection(ours, memory) for ours, memory in starting.lanes]
 

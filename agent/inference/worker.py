@@ -1,6 +1,6 @@
-"""The child of `agent/inference.py`: opens a bundle and inspects the frames that it is handed.
+"""The inference process: opens a bundle and inspects the frames that it is given.
 
-It ends when its parent does, and leaves Ctrl-C and SIGTERM to it: the part in hand is finished.
+It ends when its parent does, and ignores Ctrl-C and SIGTERM: the parent finishes the part.
 """
 
 import ctypes
@@ -18,7 +18,7 @@ from typing import Final
 import numpy as np
 from pydantic import TypeAdapter
 
-from agent.inference import PACKET, REQUEST, Memory, Recipe
+from agent.inference.child import PACKET, REQUEST, Memory, Setup
 from agent.process import prepare_process
 from engine.backends.opening import open_inspector
 from engine.bundle import open_bundle
@@ -34,7 +34,7 @@ _PR_SET_PDEATHSIG: Final = 1
 def main(lanes: Sequence[tuple[socket.socket, Memory]]) -> None:
     """Serve as many of the `lanes` as the inspector can, until the parent closes them.
 
-    The first packet of the first lane is the recipe.
+    The first packet of the first lane is the setup.
     """
     prepare_process()
     # OpenCV makes its tables of colours with the first view, while the agent is still starting.
@@ -43,16 +43,16 @@ def main(lanes: Sequence[tuple[socket.socket, Memory]]) -> None:
     told = connection.recv(PACKET)
     if not told:  # the agent has stopped before it knew what to inspect with
         return
-    recipe = TypeAdapter(Recipe).validate_json(told)
+    setup = TypeAdapter(Setup).validate_json(told)
     begun = perf_counter()
     try:
-        bundle = open_bundle(recipe.bundle, signed_by=recipe.signed_by)
+        bundle = open_bundle(setup.bundle, signed_by=setup.signed_by, bundle_id=setup.bundle_id)
         opened = open_inspector(
             bundle,
-            backend=recipe.backend,
-            precision=recipe.precision,
-            fallback=recipe.fallback,
-            max_pixels=round(recipe.max_megapixels * 1e6),
+            backend=setup.backend,
+            precision=setup.precision,
+            fallback=setup.fallback,
+            max_pixels=round(setup.max_megapixels * 1e6),
         )
     except AtacError as error:
         _tell(connection, {"error": str(error)})
