@@ -1,4 +1,4 @@
-"""Attention map → box: Algorithm 1 of the paper, repaired as the spec (§1.2, D1-D7) says."""
+"""Attention map → box: Algorithm 1 of the paper (docs/method.md, Attention and the box)."""
 
 from typing import Annotated, Literal
 
@@ -15,10 +15,10 @@ class CropSpec:
     """How the attention box is cut; belongs to the bundle.
 
     `omega` is ω, the share of the normalised map above which a pixel is attended (Eq 5).
-    `normalise` is D1. `gate` is an absolute floor: a map whose maximum stays below it attends to
-    nothing in particular, and pass 2 is not worth its time (spec §5.3); 0 is the paper.
-    `padding` (share of the box side, on each side), `min_side` (view pixels) and `square` are D7;
-    their defaults are the paper's.
+    `gate` is an absolute floor: a map whose maximum stays below it points at no region, so there is
+    no pass 2; 0 is the paper.
+    `padding` (share of the box side, on each side), `min_side` (view pixels) and `square` widen the
+    box; their defaults are the paper's.
     """
 
     omega: Annotated[float, Field(gt=0, le=1)] = 0.40
@@ -33,7 +33,7 @@ def attention_box(attention: Map, whole: Box, spec: CropSpec) -> Box:
     """The box of `whole` (a view's own box) that holds everything attended; Algorithm 1, 1-6.
 
     `attention` is the non-negative float32 `(h, w)` map of pass 1. A map that says nothing (not
-    finite, nowhere positive, below the gate, flat under `minmax`) gives `whole` (D6).
+    finite, nowhere positive, below the gate, flat under `minmax`) gives `whole`.
     """
     if not np.isfinite(attention).all():
         return whole
@@ -43,14 +43,14 @@ def attention_box(attention: Map, whole: Box, spec: CropSpec) -> Box:
     if peak <= floor or peak < spec.gate:
         return whole
     normalised = (attention - floor) / (peak - floor)
-    # cv2's linear resize puts samples at pixel centres: align_corners=False (D3).
+    # cv2's linear resize puts sample points at pixel centres: align_corners=False.
     upsampled = cv2.resize(
         normalised.astype(np.float32), (whole.width, whole.height), interpolation=cv2.INTER_LINEAR
     )
     attended = upsampled >= spec.omega
     columns = np.flatnonzero(attended.any(axis=0))
     rows = np.flatnonzero(attended.any(axis=1))
-    if not len(rows):  # between two cells the upsampled peak can stay below a high ω
+    if not len(rows):  # between two patches the upsampled peak can stay below a high ω
         return whole
     left, right = _span(int(columns[0]), int(columns[-1]) + 1, whole.width, spec)
     top, bottom = _span(int(rows[0]), int(rows[-1]) + 1, whole.height, spec)

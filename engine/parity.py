@@ -1,4 +1,4 @@
-"""Do two ways of running one network decide alike? Verdicts, boxes and scores, side by side."""
+"""Do two ways to run one network give the same verdicts, boxes and scores?"""
 
 from collections.abc import Sequence
 from typing import Final, Literal
@@ -14,7 +14,7 @@ from engine.spec import spec
 ThresholdFrom = Literal["calibration", "held-out images", "these images"]
 
 LEAST_BOX_IOU: Final = 0.9
-"""The median below which pass 2 looks at other things than it was trained and tested on."""
+"""Below this median, pass 2 sees other regions than it was trained and tested on."""
 MOST_AUROC_LOSS: Final = 0.002
 
 
@@ -23,9 +23,9 @@ class Parity:
     """How the decisions of one way compare with the other's, `compared_with`, on `images` images.
 
     `flips` names the images whose verdict at `threshold` differs. A calibrated threshold is the
-    score of one good image; that image itself lies on the fence in any precision and is not
-    counted. Nor is an image whose expected score lies within `band`, where other good parts would
-    have put the threshold on its other side: those are `within_band`. Box IoUs are of the boxes
+    score of one good image; rounding alone can flip that image, so it is not counted. Nor are the
+    images `within_band`, whose expected score lies within `band`: other good parts would have put
+    the threshold on their other side. Box IoUs are of the boxes
     that pass 2 looked at. `auroc_loss` is negative where the images rank better than expected;
     `None` where they were all of one kind. Older records have neither.
     """

@@ -1,4 +1,4 @@
-"""Score map → score → deviation (Eq 8-11)."""
+"""Score map → score → deviation (Eq 8-11; docs/method.md, Scores)."""
 
 from typing import Annotated
 
@@ -13,8 +13,8 @@ from engine.spec import spec
 class ScoreSpec:
     """How a score map becomes a score; belongs to the bundle.
 
-    `top_k` is the share of the map that counts (K = floor(share · h · w), at least 1; D13).
-    `reference_mean` and `reference_std` are μ_R and σ_R of Eq 11, drawn once in training (D16).
+    `top_k` is the share of the map that counts (K = floor(share · h · w), at least 1).
+    `reference_mean` and `reference_std` are μ_R and σ_R of Eq 11, drawn once in training.
     """
 
     top_k: Annotated[float, Field(gt=0, le=1)] = 0.10
@@ -22,13 +22,13 @@ class ScoreSpec:
     reference_std: Annotated[float, Field(gt=0)] = 1.0
 
 
-def top_k_count(cells: int, share: float) -> int:
-    """K of Eq 8 for a map of `cells` cells: 49 → 4, 196 → 19 at 10 %."""
-    return max(1, int(share * cells))
+def top_k_count(patches: int, share: float) -> int:
+    """K of Eq 8 for a map of `patches` patches: 49 → 4, 196 → 19 at 10 %."""
+    return max(1, int(share * patches))
 
 
 def top_k_mean(score_map: Map, share: float) -> float:
-    """The mean of the K largest absolute values of a map of any shape (Eq 8 and 9, D12)."""
+    """The mean of the K largest absolute values of a map of any shape (Eq 8 and 9)."""
     magnitudes = np.abs(score_map.ravel())
     k = top_k_count(magnitudes.size, share)
     return float(np.partition(magnitudes, magnitudes.size - k)[-k:].mean(dtype=np.float64))

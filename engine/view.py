@@ -1,4 +1,4 @@
-"""A view: what the network sees of a frame. The only preprocessing in the product.
+"""A view: what the network sees of a frame (docs/method.md, Views). The only preprocessing.
 
 Training, calibration, the line and the benchmark all call `view`, so what was learnt and what
 is inspected cannot drift apart.
@@ -20,7 +20,7 @@ from engine.spec import spec
 class ViewSpec:
     """How views are made; belongs to the bundle and travels with the weights.
 
-    `equalise` says when CLAHE runs: on the native frame `before_resize` (paper; supplement §2),
+    `equalise` says when CLAHE runs: on the native frame `before_resize` (paper),
     on the small view `after_resize` (18-124 ms a frame cheaper), or `never`.
     `crop_from` says what pass 2 is cut from: the pass-1 `view` (paper) or the native `frame`,
     where the zoom adds real detail.
@@ -56,7 +56,7 @@ def view(pixels: Pixels, box: Box, spec: ViewSpec) -> Pixels:
 
     Mono images are equalised as mono and their one channel is repeated. Resizing is Pillow's,
     which antialiases; `box` is taken to the image's border exactly, without a prior crop, so
-    pixels just outside still reach the filter. The aspect ratio is not kept (spec §6.6).
+    pixels just outside still reach the filter. The aspect ratio is not kept.
     """
     if spec.equalise == "before_resize":
         pixels = equalised(pixels, spec)

@@ -37,7 +37,7 @@ class Scripted:
     def __exit__(self, *_: object) -> None: ...
 
 
-def cells(value: float) -> Map:
+def flat(value: float) -> Map:
     return np.full((8, 8), value, np.float32)
 
 
@@ -63,7 +63,7 @@ def backend(bundle: Bundle) -> Iterator[OnnxRuntimeBackend]:
 
 
 def test_a_good_part_is_seen_whole_in_one_run(bundle: Bundle) -> None:
-    backend = Scripted((cells(2), cells(0)))
+    backend = Scripted((flat(2), flat(0)))
     found = open_method(bundle.manifest.method, backend).inspect(good_part(0))
     assert len(backend.shown) == 1
     assert pass_scores(found) == [2.0]
@@ -74,18 +74,18 @@ def test_a_good_part_is_seen_whole_in_one_run(bundle: Bundle) -> None:
 
 
 def test_a_peak_is_seen_twice_and_the_scores_are_averaged(bundle: Bundle) -> None:
-    backend = Scripted((cells(2), peak()), (cells(6), cells(0)))
+    backend = Scripted((flat(2), peak()), (flat(6), flat(0)))
     pixels = good_part(0)
     found = open_method(bundle.manifest.method, backend).inspect(pixels)
     assert len(backend.shown) == 2
     assert pass_scores(found) == [2.0, 6.0]
-    assert found.score == 4.0  # Eq 10, D14
+    assert found.score == 4.0  # Eq 10
     assert found.zoomed
-    # 8×8 → 64×64 spreads one cell over view pixels 31 to 40; the box in the frame holds them.
+    # 8×8 → 64×64 spreads one patch over view pixels 31 to 40; the box in the frame holds them.
     assert found.box == Box(left=46, top=38, right=62, bottom=52)
     assert np.array_equal(backend.shown[1][0], view(pixels, found.box, atac_of(bundle).view))
     assert np.array_equal(found.attention, peak())
-    assert np.array_equal(found.score_map, cells(2))
+    assert np.array_equal(found.score_map, flat(2))
 
 
 def test_a_full_box_means_that_pass_2_would_repeat_pass_1_exactly(
@@ -130,7 +130,7 @@ def test_the_deviation_uses_the_bundles_reference(bundle: Bundle) -> None:
 
     score = ScoreSpec(reference_mean=0.5, reference_std=2.0)
     method = replace(atac_of(bundle), score=score)
-    found = open_method(method, Scripted((cells(4.5), cells(0)))).inspect(good_part(0))
+    found = open_method(method, Scripted((flat(4.5), flat(0)))).inspect(good_part(0))
     assert found.deviation == 2.0
 
 
@@ -146,17 +146,17 @@ def test_mono_frames_of_any_size_are_inspected(bundle: Bundle, backend: OnnxRunt
 def test_a_score_that_is_no_number_is_an_error_and_never_a_pass(
     bundle: Bundle, value: float, broken: int
 ) -> None:
-    answers = [(cells(2), peak()), (cells(2), cells(0))]
-    answers[broken - 1] = (cells(value), answers[broken - 1][1])
+    answers = [(flat(2), peak()), (flat(2), flat(0))]
+    answers[broken - 1] = (flat(value), answers[broken - 1][1])
     with pytest.raises(InspectionError, match="scripted answered a score of"):
         open_method(bundle.manifest.method, Scripted(*answers)).inspect(good_part(0))
 
 
 def test_one_nan_cell_is_enough(bundle: Bundle) -> None:
-    score_map = cells(1)
+    score_map = flat(1)
     score_map[7, 7] = np.nan
     with pytest.raises(InspectionError):
-        open_method(bundle.manifest.method, Scripted((score_map, cells(0)))).inspect(good_part(0))
+        open_method(bundle.manifest.method, Scripted((score_map, flat(0)))).inspect(good_part(0))
 
 
 def test_one_view_scores_as_it_does_in_a_batch(bundle: Bundle, backend: OnnxRuntimeBackend) -> None:

@@ -30,7 +30,7 @@ def installed(tmp_path, monkeypatch):
 
 
 def two_stage_bundle(folder):
-    """`tiny_bundle`, whose graph gives the largest cell as its score."""
+    """`tiny_bundle`, whose graph gives the largest patch as its score."""
     bundle = tiny_bundle(folder)
     graph = onnx.load_from_string(bundle.network("fp32"))
     graph.graph.node.append(

@@ -8,15 +8,15 @@ from engine.frame import Map
 from engine.score import ScoreSpec, deviation, top_k_count, top_k_mean
 
 
-@pytest.mark.parametrize(("cells", "k"), [(49, 4), (196, 19), (1, 1), (9, 1), (10, 1), (20, 2)])
-def test_k_is_the_share_rounded_down_and_at_least_one(cells: int, k: int) -> None:
-    assert top_k_count(cells, 0.10) == k  # D13
+@pytest.mark.parametrize(("patches", "k"), [(49, 4), (196, 19), (1, 1), (9, 1), (10, 1), (20, 2)])
+def test_k_is_the_share_rounded_down_and_at_least_one(patches: int, k: int) -> None:
+    assert top_k_count(patches, 0.10) == k
 
 
 def test_the_largest_magnitudes_count_whatever_their_sign() -> None:
     score_map = np.zeros((7, 7), np.float32)
     score_map[0, :5] = [-8, 6, -4, 2, 1]
-    assert top_k_mean(score_map, 0.10) == 5.0  # D12: the four of 8, 6, 4, 2
+    assert top_k_mean(score_map, 0.10) == 5.0  # the four of 8, 6, 4, 2
 
 
 def test_a_share_of_one_is_the_mean_of_all() -> None:

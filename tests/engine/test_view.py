@@ -122,7 +122,7 @@ def test_mono_is_equalised_as_mono_and_repeated() -> None:
 
 
 def test_equalising_keeps_hues() -> None:
-    # CLAHE on L leaves a and b alone; per-channel equalising would grey the red out (D26).
+    # CLAHE on L leaves a and b alone; per-channel equalising would grey the red out.
     rng = np.random.default_rng(0)
     red = np.zeros((96, 96, 3), np.uint8)
     red[...] = (150, 40, 40)

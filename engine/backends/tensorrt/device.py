@@ -357,7 +357,7 @@ class _Program:
         self._kernels = kernels
         self._network = network
         self._optics = optics
-        self._cells = spec.outputs["score_map"]
+        self._patches = spec.outputs["score_map"]
         self._constants = constants
         self.geometries = geometries
         with ExitStack() as stack:
@@ -386,7 +386,7 @@ class _Program:
     def _allocate(self, stack: ExitStack) -> None:
         optics, count = self._optics, len(self.geometries)
         side, tiles = optics.view.side, optics.view.clahe_tiles
-        maps = (count, *self._cells)
+        maps = (count, *self._patches)
         self._frames: list[Any] = []
         self.answers: dict[str, npt.NDArray[Any]] = {}
         # Freed pinned memory must not stay reachable as an array.
@@ -406,7 +406,7 @@ class _Program:
         longest = max(max(each.width, each.height, side) for each in self.geometries)
         largest = max(max(each.size, 3 * side * side) for each in self.geometries)
         taps = 2 * math.ceil(2 * max(1.0, longest / side)) + 1
-        cells = int(np.prod(maps))
+        patches = int(np.prod(maps))
         sizes = {
             "plan": _PLAN_BYTES,
             "reduced": largest // 2 + 3 * longest,
@@ -422,10 +422,10 @@ class _Program:
             "in_view": count * _BOX_BYTES,
             "in_frame": count * _BOX_BYTES,
             "zooms": count * 4,
-            "kept": cells * 4,
+            "kept": patches * 4,
             "scores": 2 * count * 8,
             **{
-                f"{name}_{each}": cells * 4
+                f"{name}_{each}": patches * 4
                 for name in ("score_map", "attention")
                 for each in (1, 2)
             },
@@ -657,11 +657,11 @@ class _Program:
     def _pass(self, number: int) -> None:
         """The network on all views of pass `number`, and their scores."""
         count = len(self.geometries)
-        cells = self._cells[0] * self._cells[1]
-        k = np.int32(top_k_count(cells, self._optics.score.top_k))
+        patches = self._patches[0] * self._patches[1]
+        k = np.int32(top_k_count(patches, self._optics.score.top_k))
         self._passes[number - 1](count, self._stream)
-        kept, size = self._at("kept"), (np.int32(count), np.int32(cells), k)
-        self._launch("chosen", count * cells, self._at(f"score_map_{number}"), *size, kept)
+        kept, size = self._at("kept"), (np.int32(count), np.int32(patches), k)
+        self._launch("chosen", count * patches, self._at(f"score_map_{number}"), *size, kept)
         self._launch("scores", count, kept, *size, self._at("scores", (number - 1) * count * 8))
 
     def _boxes(self) -> None:
@@ -669,7 +669,7 @@ class _Program:
         side, count = self._optics.view.side, len(self.geometries)
         attention, crop = self._at("attention_1"), np.uintp(self._constants["crop"])
         peaks, extents = self._at("peaks"), self._at("extents")
-        height, width = self._cells
+        height, width = self._patches
         self._launch(
             "peaks",
             count,

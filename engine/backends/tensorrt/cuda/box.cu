@@ -17,15 +17,15 @@ struct Peak {
 
 ATAC_FUNCTION float positive(float value) { return value > 0 ? value : 0; }
 
-// `attention` (count, h, w), cells = h · w → `peaks` (count); `extents` (count) are emptied.
-ATAC_KERNEL peaks(const float *attention, int count, int cells, const Crop *crop, Peak *found, Box *extents) {
+// `attention` (count, h, w), patches = h · w → `peaks` (count); `extents` (count) are emptied.
+ATAC_KERNEL peaks(const float *attention, int count, int patches, const Crop *crop, Peak *found, Box *extents) {
     ATAC_EACH(i, count) {
-        const float *map = attention + i * cells;
+        const float *map = attention + i * patches;
         bool finite = true;
         float low = positive(map[0]), high = low;
-        for (int cell = 0; cell < cells; cell++) {
-            float value = positive(map[cell]);
-            finite = finite && map[cell] - map[cell] == 0;
+        for (int patch = 0; patch < patches; patch++) {
+            float value = positive(map[patch]);
+            finite = finite && map[patch] - map[patch] == 0;
             low = value < low ? value : low;
             high = value > high ? value : high;
         }
@@ -37,23 +37,23 @@ ATAC_KERNEL peaks(const float *attention, int count, int cells, const Crop *crop
     }
 }
 
-// A sample between two cells, pixel centres aligned by area (align_corners=False): first cell,
-// second cell, share of the second.
-ATAC_FUNCTION void between(int place, int length, int cells, int *first, int *second, float *share) {
-    double scale = 1.0 / ((double)length / cells);
+// A sample between two patches, pixel centres aligned by area (align_corners=False): first patch,
+// second patch, share of the second.
+ATAC_FUNCTION void between(int place, int length, int patches, int *first, int *second, float *share) {
+    double scale = 1.0 / ((double)length / patches);
     float position = (float)((place + 0.5) * scale - 0.5);
-    int cell = (int)floorf(position);
-    *share = position - cell;
-    if (cell < 0 || cell >= cells - 1) *share = 0;
-    *first = clamped(cell, 0, cells - 1);
-    *second = smaller(*first + 1, cells - 1);
+    int patch = (int)floorf(position);
+    *share = position - patch;
+    if (patch < 0 || patch >= patches - 1) *share = 0;
+    *first = clamped(patch, 0, patches - 1);
+    *second = smaller(*first + 1, patches - 1);
 }
 
 ATAC_FUNCTION float normalised(float value, const Peak *peak) {
     return (positive(value) - peak->floor) / peak->range;
 }
 
-// The normalised map at one pixel of the view, linear between cells.
+// The normalised map at one pixel of the view, linear between patches.
 ATAC_FUNCTION float upsampled(const float *map, int map_h, int map_w, const Peak *peak, int side, int x, int y) {
     int left, right, top, bottom;
     float across, down;

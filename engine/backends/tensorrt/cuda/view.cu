@@ -90,8 +90,8 @@ ATAC_KERNEL plan_view(const Box *box, int width, int height, int side, double su
 
 ATAC_FUNCTION bool is_reduced(const ViewPlan *plan) { return plan->factor_x > 1 || plan->factor_y > 1; }
 
-// The mean of one cell, in Pillow's integers; cells at the right and lower border may be smaller.
-ATAC_FUNCTION uint8_t cell_mean(const uint8_t *frame, int width, int channels, const ViewPlan *plan, int x,
+// The mean of one block, in Pillow's integers; blocks at the right and lower border may be smaller.
+ATAC_FUNCTION uint8_t block_mean(const uint8_t *frame, int width, int channels, const ViewPlan *plan, int x,
                                 int y, int channel) {
     int left = plan->source.left + x * plan->factor_x;
     int top = plan->source.top + y * plan->factor_y;
@@ -110,7 +110,7 @@ ATAC_KERNEL reduce(const uint8_t *frame, int width, int channels, const ViewPlan
     int64_t items = is_reduced(plan) ? (int64_t)plan->width * plan->height * channels : 0;
     ATAC_EACH(i, items) {
         int64_t pixel = i / channels;
-        reduced[i] = cell_mean(frame, width, channels, plan, pixel % plan->width, pixel / plan->width,
+        reduced[i] = block_mean(frame, width, channels, plan, pixel % plan->width, pixel / plan->width,
                                i % channels);
     }
 }

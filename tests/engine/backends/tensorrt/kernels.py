@@ -148,12 +148,12 @@ class Kernels:
 
     def scores(self, score_maps: Map, share: float) -> list[float]:
         """`engine.score.top_k_mean` of each of N maps."""
-        count, cells = len(score_maps), score_maps[0].size
-        k = top_k_count(cells, share)
-        kept = np.empty((count, cells), np.float32)
+        count, patches = len(score_maps), score_maps[0].size
+        k = top_k_count(patches, share)
+        kept = np.empty((count, patches), np.float32)
         found = np.empty(count, np.float64)
-        self._call("chosen", score_maps, count, cells, k, kept)
-        self._call("scores", kept, count, cells, k, found)
+        self._call("chosen", score_maps, count, patches, k, kept)
+        self._call("scores", kept, count, patches, k, found)
         return [float(score) for score in found]
 
     def launch(self, name: str, *arguments: object) -> None:
