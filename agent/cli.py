@@ -10,7 +10,13 @@ from contextlib import nullcontext
 from typing import Final, NoReturn
 
 from agent.inference.start import StartingChild
-from engine.errors import AtacError, ConfigurationError
+from engine.errors import (
+    AtacError,
+    BundleError,
+    CalibrationError,
+    ConfigurationError,
+    NoBundleError,
+)
 from engine.privacy import keep_private
 
 COMMANDS: Final = (
@@ -39,8 +45,11 @@ def main() -> None:
     try:
         with StartingChild() if inspects else nullcontext() as child:
             code = _invoke(child)
-    except ConfigurationError as error:
+    except (ConfigurationError, NoBundleError) as error:
         _fail(str(error), code=2)
+    except (BundleError, CalibrationError) as error:
+        # A service that is started again finds the same bundle and the same calibration.
+        _fail(str(error), code=2 if inspects else 1)
     except AtacError as error:
         _fail(str(error), code=1)
     except OSError as error:  # a disk or a device that failed where no command foresaw it

@@ -19,7 +19,7 @@ from typing import Annotated, Final, Literal
 from pydantic import Field, TypeAdapter
 
 from engine import signature
-from engine.errors import BundleError
+from engine.errors import BundleError, NoBundleError
 from engine.frame import Pixels
 from engine.methods import METHODS, AnyMethod
 from engine.spec import SchemaError, parse, spec
@@ -199,4 +199,6 @@ def _read(folder: Path, name: str, *, limit: int | None = None) -> bytes:
             raise BundleError(str(file), f"is larger than {limit} bytes: not a bundle's manifest")
         return file.read_bytes()
     except OSError as error:
+        if name == MANIFEST and isinstance(error, FileNotFoundError | NotADirectoryError):
+            raise NoBundleError(str(folder)) from None
         raise BundleError(str(file), f"cannot be read ({error.strerror})") from error

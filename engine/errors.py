@@ -5,6 +5,7 @@
     ├── KindError               no such camera, sink, method, …, or its package cannot be used
     ├── ImageError              one image cannot be used; others may
     ├── BundleError             a model bundle is missing, damaged, too new or of another make
+    │   └── NoBundleError       … or there is none at that place (exit code 2)
     ├── BackendError            a runtime, its driver or its device cannot be used
     ├── InspectionError         the network answered something that is not a score
     │   └── NoAnswerError       … or nothing at all in the time that it had
@@ -58,6 +59,15 @@ class BundleError(AtacError):
         self.path = path
         self.reason = reason
         super().__init__(f"{path}: {reason}")
+
+
+class NoBundleError(BundleError):
+    """There is no bundle at `path`: the user has named another place, or has yet to make it."""
+
+    def __init__(self, path: str) -> None:
+        super().__init__(
+            path, "there is no bundle here; name another, or make one with: agent train"
+        )
 
 
 class BackendError(AtacError):

@@ -89,9 +89,9 @@ def calibrate(
     sure = share("--confidence", confidence)
     settings, good_parts = _source(bundle, good, config, frames, backend, precision)
     defective_parts = None if defective is None else _folder("--defective", defective)
+    opened = open_bundle(settings.path, signed_by=settings.require_signature)
     # Fewer pictures than it takes need not be scored.
     require_enough(good_parts.count, max_false_reject=rate, confidence=sure)
-    opened = open_bundle(settings.path, signed_by=settings.require_signature)
     # Not what an earlier threshold was set with: this one takes its place.
     runtime = fastest(opened, backend=settings.backend, precision=settings.precision)
     with open_inspector(

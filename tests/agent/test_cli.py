@@ -7,9 +7,10 @@ import sys
 from pathlib import Path
 
 import pytest
+from PIL import Image
 
 from agent import cli
-from engine.errors import BundleError, ConfigurationError
+from engine.errors import BundleError, ConfigurationError, NoBundleError
 
 
 @pytest.fixture
@@ -63,6 +64,7 @@ def test_a_wrong_option_value_is_wrong_use(called):
     [
         (ConfigurationError("camera.type", "tv", "write folder"), 2),
         (BundleError("bottle", "is damaged"), 1),
+        (NoBundleError("bottle"), 2),
     ],
 )
 def test_an_error_is_one_line_and_an_exit_code(called, monkeypatch, error, code):
@@ -76,6 +78,28 @@ def test_an_error_is_one_line_and_an_exit_code(called, monkeypatch, error, code)
     assert err.startswith("agent: ")
     assert err.count("\n") == 1
     assert str(error) in err
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        "bench --bundle nowhere",
+        "build --bundle nowhere",
+        "calibrate --bundle nowhere --good {folder}",
+        "evaluate --bundle nowhere --data {folder}",
+        "export --bundle nowhere --precision fp16 --data {folder}",
+        "sign --bundle nowhere --key {folder}/key.pem",
+        "verify --bundle nowhere --key {folder}/key.pem",
+        "run --config {folder}/agent.yaml",
+    ],
+)
+def test_a_bundle_that_is_not_there_is_wrong_use_and_said_first(called, tmp_path, arguments):
+    text = "agent: {id: a}\nbundle: {path: nowhere}\ncamera: {type: conveyor}\nmqtt: {host: a}\n"
+    (tmp_path / "agent.yaml").write_text(text)
+    Image.new("L", (64, 64)).save(tmp_path / "good.png")
+    code, out, err = called(*arguments.format(folder=tmp_path).split())
+    assert (code, out) == (2, "")
+    assert "nowhere: there is no bundle here" in err
 
 
 def test_ctrl_c_is_no_traceback(called, monkeypatch):

@@ -188,7 +188,7 @@ def test_a_bundle_has_to_be_signed_where_that_is_required(place):
     public = Ed25519PrivateKey.generate().public_key()
     key.write_bytes(public.public_bytes(Encoding.PEM, PublicFormat.SubjectPublicKeyInfo))
     code, _, err = agent("run", "--config", place / "agent.yaml", "--parts", "1")
-    assert code == 1
+    assert code == 2
     assert "manifest.sig: is missing" in err
 
 
@@ -264,14 +264,14 @@ def test_a_missing_configuration_is_one_line_and_code_2(place):
 
 def test_a_bundle_without_a_calibration_is_refused_with_the_remedy(place):
     (place / "bundle" / "calibration.json").unlink()
-    refused(place, 1, "there is no calibration", "agent calibrate")
+    refused(place, 2, "there is no calibration", "agent calibrate")
 
 
 def test_a_calibration_of_another_bundle_is_refused_with_the_remedy(place):
     record = (place / "bundle" / "calibration.json").read_bytes()
     tiny_bundle(place / "bundle", gain=41.0)
     (place / "bundle" / "calibration.json").write_bytes(record)
-    refused(place, 1, "belongs to another bundle", "agent calibrate")
+    refused(place, 2, "belongs to another bundle", "agent calibrate")
 
 
 @pytest.mark.parametrize("change", ["cut", "flip", "remove", "newer"])
@@ -287,9 +287,9 @@ def test_a_bundle_that_is_not_whole_is_refused(place, change):
         case "remove":
             network.unlink()
         case "newer":
-            text = manifest.read_text().replace('"schema_version": 1', '"schema_version": 99')
+            text = manifest.read_text().replace('"schema_version": 2', '"schema_version": 99')
             manifest.write_text(text)
-    refused(place, 1, "manifest.json" if change == "newer" else "network.onnx")
+    refused(place, 2, "manifest.json" if change == "newer" else "network.onnx")
 
 
 def test_the_doctor_finds_everything_but_the_broker_well(place):
