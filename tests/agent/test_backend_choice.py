@@ -127,7 +127,7 @@ def test_another_runtime_in_int8_by_name_is_warned_of(agent, place, caplog):
     # That there is no broker is all it has to say.
     assert {each.name for each in caplog.records} <= {"atac_agent.mqtt"}
     code, _, error = agent("run", "--config", left_to_auto(place, ", precision: fp32"))
-    assert code == 1
+    assert code == 2
     assert "was made for int8, not for fp32" in error
 
 
