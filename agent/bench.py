@@ -25,10 +25,11 @@ import numpy.typing as npt
 from agent.cameras.conveyor import ConveyorSettings
 from agent.cameras.pace import Pace
 from agent.inference.child import ChildInspector, Setup
-from agent.line import run_line
+from agent.part import Part
 from agent.settings import AgentSettings, BundleSettings, Config, LedgerSettings
 from agent.sinks.mqtt.settings import MqttSettings
-from agent.verdict import Verdict
+from agent.station.run import run_station
+from agent.station.station import Model
 from engine.backends.base import BACKENDS, Backend, BackendName, Runtime
 from engine.backends.choice import judgement
 from engine.backends.opening import open_backend, open_inspector
@@ -257,18 +258,18 @@ def _line(
     times: list[list[float]] = []
     passes = 0
 
-    def note(verdict: Verdict) -> None:
+    def note(part: Part) -> None:
         nonlocal passes
-        if verdict.inspection is None:
+        if part.inspection is None:
             return
-        stages = [verdict.inspection.stages.get(stage, 0.0) for stage in _STAGES]
-        whole = (verdict.decided_ns - verdict.trigger.triggered_ns) / 1e9
+        stages = [part.inspection.stages.get(stage, 0.0) for stage in _STAGES]
+        whole = (part.ended.decided_ns - part.trigger.triggered_ns) / 1e9
         times.append([*stages, whole])
-        passes += len(verdict.inspection.passes)
+        passes += len(part.inspection.passes)
 
     cpu = _cpu_s(child.pid)
     with tempfile.TemporaryDirectory(prefix="atac-bench-") as folder:
-        summary = run_line(
+        summary = run_station(
             Config(
                 agent=AgentSettings(id="bench"),
                 bundle=BundleSettings(path=Path(folder)),
@@ -278,9 +279,8 @@ def _line(
             ),
             cameras=[FramesCamera(frames, seconds=seconds, interval_s=interval_s)],
             inspector=child,
-            threshold=sys.float_info.max,
-            lanes=child.lanes,
-            watch=note,
+            model=Model(threshold=sys.float_info.max).on(child),
+            observers=(note,),
         )
     cpu = _cpu_s(child.pid) - cpu
     if not times:

@@ -14,20 +14,20 @@ from collections.abc import Callable
 from contextlib import ExitStack
 from dataclasses import dataclass, field
 from pathlib import Path
-from time import perf_counter
+from time import monotonic
 from typing import Final
 
 from agent.broker import EmbeddedBroker
 from agent.cameras.conveyor import GOOD, ConveyorCamera, ConveyorSettings
 from agent.inference.child import ChildInspector, Setup
-from agent.line import run_line
 from agent.mqtt import Subscriber
-from agent.part import State
+from agent.part import Part, State
 from agent.process import prepare_process
 from agent.settings import AgentSettings, BundleSettings, Config, LedgerSettings
 from agent.sinks.mqtt.settings import MqttSettings
-from agent.tally import Latency
-from agent.verdict import Verdict
+from agent.station.run import run_station
+from agent.station.station import Model
+from agent.station.summary import Latency
 from calibration.record import calibrated_runtime, read_calibration
 from engine.bundle import open_bundle
 
@@ -73,7 +73,7 @@ class DemoSummary:
 class Shown:
     """One part for the report: `outcome` is a key of `_SHOWN`, `truth` good or its defect."""
 
-    verdict: Verdict
+    part: Part
     truth: str
     outcome: str
 
@@ -89,21 +89,21 @@ class Comparison:
     good_scores: deque[float] = field(default_factory=lambda: deque(maxlen=_SCORES_KEPT))
     defective_scores: deque[float] = field(default_factory=lambda: deque(maxlen=_SCORES_KEPT))
 
-    def add(self, verdict: Verdict) -> None:
-        """Compare one verdict; called in the announcer's thread."""
-        found, frame = verdict.inspection, verdict.frame
-        if found is None or frame is None or verdict.state not in {State.OK, State.NG}:
+    def add(self, part: Part) -> None:
+        """Compare one verdict; called in the recording thread."""
+        found, frame, state = part.inspection, part.frame, part.ended.state
+        if found is None or frame is None or state not in {State.OK, State.NG}:
             self.undecided += 1
             return
         truth = self.camera.truth(frame.number)
         if truth == GOOD:
-            outcome = "passed" if verdict.state is State.OK else "false_alarm"
+            outcome = "passed" if state is State.OK else "false_alarm"
             self.good_scores.append(found.score)
         else:
-            outcome = "caught" if verdict.state is State.NG else "missed"
+            outcome = "caught" if state is State.NG else "missed"
             self.defective_scores.append(found.score)
         if self.counts[outcome] < _SHOWN[outcome]:
-            self.shown.append(Shown(verdict=verdict, truth=truth, outcome=outcome))
+            self.shown.append(Shown(part=part, truth=truth, outcome=outcome))
         self.counts[outcome] += 1
 
 
@@ -144,7 +144,7 @@ class Listener:
         if content["id"] in self._ids:  # QoS 1 may deliver twice
             return
         if self.first_s is None:
-            self.first_s = perf_counter() - self._started
+            self.first_s = monotonic() - self._started
         self._show(
             Alarm(
                 part_id=content["part_id"],
@@ -180,7 +180,7 @@ def run_demo(
     """Run until `parts` have passed or `stop` is set.
 
     `rate` is in parts a minute; `None` is as fast as they can be inspected. `started` is the
-    `perf_counter()` when the program began. `ready` gets the command line that would show the
+    `monotonic()` when the program began. `ready` gets the command line that would show the
     same alarms, before the first part comes; `show` gets each alarm.
     """
     prepare_process()
@@ -212,20 +212,17 @@ def run_demo(
             sinks=(mqtt,),
             ledger=LedgerSettings(path=folder / "ledger.sqlite"),
         )
-        summary = run_line(
+        summary = run_station(
             config,
             cameras=[camera],
             inspector=inspector,
-            threshold=threshold,
-            bundle_id=bundle.id,
-            calibration_id=calibrated.id,
+            model=Model(threshold=threshold, bundle_id=bundle.id, calibration_id=calibrated.id).on(
+                inspector
+            ),
             parts=parts,
             stop=stop,
             started=started,
-            lanes=inspector.lanes,
-            watch=comparison.add,
-            inference_trouble=lambda: inspector.trouble,
-            backend=lambda: inspector.backend,
+            observers=(comparison.add,),
         )
         listener.wait_for(summary.alarms, _LAST_ALARM_S)
     counts = comparison.counts

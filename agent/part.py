@@ -2,8 +2,12 @@
 
 from dataclasses import dataclass
 from enum import StrEnum
+from typing import Literal
 
 from engine.frame import Frame, Inspection
+
+FailSafe = Literal["reject", "pass"]
+"""What becomes of a part that nobody has inspected in time: an alarm, or nothing but its count."""
 
 
 class State(StrEnum):
@@ -14,7 +18,7 @@ class State(StrEnum):
     TIMEOUT = "TIMEOUT"
     """The verdict came after the deadline; the part is treated as the fail-safe says."""
     DROPPED = "DROPPED"
-    """The part was seen but not inspected, because the line was faster than the agent."""
+    """The part was not inspected: the line was faster than the agent, or inspection is paused."""
     NO_FRAME = "NO_FRAME"
     """The camera gave no frame for this part."""
     ERROR = "ERROR"
@@ -58,7 +62,7 @@ class Part:
 
     `received` is `Clock.now()` of the trigger: the deadline counts from there. `part_id` is `None`
     while nobody knows it. `frame` is there wherever there was one, `inspection` for OK and NG and
-    for a late result, `verdict` at the end.
+    for a late result, `verdict` at the end. `begun` is when a worker took it in hand.
     """
 
     trigger: Trigger
@@ -74,7 +78,27 @@ class Part:
         """The name of the camera that sees the part."""
         return self.trigger.camera
 
+    @property
+    def ended(self) -> Verdict:
+        """The verdict of a part that has one."""
+        assert self.verdict is not None, "asked before the end"
+        return self.verdict
+
 
 def decide(inspection: Inspection, threshold: float) -> State:
     """NG when the score is above the threshold: the threshold itself still passes."""
     return State.NG if inspection.score > threshold else State.OK
+
+
+def is_alarm(state: State, fail_safe: FailSafe) -> bool:
+    """Whether a part that ended so is announced as one that has to be looked after.
+
+    Whatever was not inspected in time, or not at all, is an alarm unless `fail_safe` is `pass`.
+    """
+    match state:
+        case State.OK:
+            return False
+        case State.NG | State.ERROR:
+            return True
+        case State.TIMEOUT | State.DROPPED | State.NO_FRAME:
+            return fail_safe == "reject"

@@ -170,11 +170,28 @@ class Sink(Protocol):
         ...
 
 
+class Watched(Protocol):
+    """What a service may read of the running agent, at any time and in any thread."""
+
+    def status(self) -> "Status":
+        """The newest status."""
+        ...
+
+    def age_s(self) -> float:
+        """How old the newest status is."""
+        ...
+
+    def newer(self, than: "Status | None", timeout_s: float) -> "Status | None":
+        """A status other than `than`, waited for; `None` when there is none in time."""
+        ...
+
+
 class Service(Protocol):
     """Reads status and feed while the line runs: terminal, watchdog, page, metrics.
 
-    A context manager around the run. It has a thread or process of its own, may be slow or die
-    without harm to inspection, and changes nothing except by requests.
+    A context manager around the run, made by `open(settings, watched)`. It has a thread or process
+    of its own, may be slow or die without harm to inspection, and changes nothing except by
+    requests.
     """
 
     def __enter__(self) -> Self: ...

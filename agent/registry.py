@@ -8,8 +8,8 @@ import threading
 from typing import Any, Final
 
 from agent.cameras.settings import CAMERAS, AnyCameraSettings
-from agent.ports import Camera
-from agent.services.settings import SERVICES
+from agent.ports import Camera, Service, Watched
+from agent.services.settings import SERVICES, AnyServiceSettings
 from agent.sinks.settings import SINKS
 from agent.triggers.settings import TRIGGERS
 from engine.registry import Kinds
@@ -22,3 +22,9 @@ def open_camera(settings: AnyCameraSettings, stop: threading.Event | None = None
     """The camera that `settings` describe, not entered yet; `stop` ends its waits."""
     camera: Camera = CAMERAS.of(settings).open(settings, stop or threading.Event())
     return camera
+
+
+def open_service(settings: AnyServiceSettings, watched: Watched) -> Service:
+    """The service that `settings` describe, not entered yet; it reads the agent `watched`."""
+    service: Service = SERVICES.of(settings).open(settings, watched)
+    return service

@@ -78,14 +78,13 @@ def _figures(summary: DemoSummary) -> dict[str, str]:
 
 
 def _part(part: Shown) -> dict[str, object]:
-    verdict = part.verdict
-    frame, found = verdict.frame, verdict.inspection
+    frame, found, verdict = part.part.frame, part.part.inspection, part.part.ended
     assert frame is not None
     assert found is not None
     box, threshold = found.box, verdict.threshold
     crop = frame.pixels[box.top : box.bottom, box.left : box.right]
     return {
-        "id": verdict.trigger.part_id,
+        "id": part.part.part_id,
         "state": verdict.state,
         "truth": "good" if part.truth == "good" else f"defective: {part.truth.replace('_', ' ')}",
         "score": found.score,

@@ -19,7 +19,7 @@ from pydantic import Field, StringConstraints, TypeAdapter, ValidationError
 from agent.ledger import Ledger
 from agent.messages import Message, Origin, response, software
 from agent.sinks.mqtt.settings import Command
-from agent.threshold import Threshold
+from agent.station.threshold import Threshold
 from engine.errors import AtacError
 from engine.spec import spec
 

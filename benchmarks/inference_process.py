@@ -21,9 +21,10 @@ import numpy as np
 from agent.cameras.conveyor import ConveyorCamera, ConveyorSettings, part
 from agent.demo import BUNDLE
 from agent.inference.child import ChildInspector, Setup
-from agent.line import run_line
 from agent.settings import AgentSettings, BundleSettings, Config, LedgerSettings
 from agent.sinks.mqtt.settings import MqttSettings
+from agent.station.run import run_station
+from agent.station.station import Model
 from benchmarks.machine import described, resident_mb
 from calibration.record import read_calibration
 from engine.backends.onnxruntime import OnnxRuntimeBackend
@@ -120,11 +121,11 @@ def rate(inspector: Inspector, parts: int) -> float:
             sinks=(MqttSettings(host="127.0.0.1", port=1, drain_s=0),),
             ledger=LedgerSettings(path=Path(folder) / "ledger.sqlite"),
         )
-        summary = run_line(
+        summary = run_station(
             config,
             cameras=[ConveyorCamera(settings)],
             inspector=inspector,
-            threshold=calibrated.calibration.threshold,
+            model=Model(threshold=calibrated.calibration.threshold),
         )
     return summary.parts_per_second
 

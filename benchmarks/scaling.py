@@ -46,12 +46,13 @@ from agent.cameras.conveyor import HEIGHT, WIDTH, ConveyorSettings, part
 from agent.demo import BUNDLE
 from agent.inference.child import ChildInspector, Setup
 from agent.ledger import Ledger
-from agent.line import run_line
 from agent.messages import Origin, outgoing
-from agent.part import State
+from agent.part import Part, State
 from agent.process import prepare_process
 from agent.settings import AgentSettings, BundleSettings, Config, LedgerSettings
 from agent.sinks.mqtt.settings import MqttSettings
+from agent.station.run import run_station
+from agent.station.station import Model
 from agent.verdict import Trigger, Verdict
 from benchmarks.broker import mosquitto
 from benchmarks.machine import cpu_s, described, resident_mb
@@ -118,16 +119,16 @@ def saturated(child: ChildInspector, frames: Sequence[Sequence[Pixels]], seconds
     """The line over one camera for each of `frames`, none of whose parts raises an alarm."""
     seen: list[tuple[float, float, bool]] = []
 
-    def note(verdict: Verdict) -> None:
-        assert verdict.inspection is not None, verdict.reason
-        passes = verdict.inspection.passes
-        whole = (verdict.decided_ns - verdict.trigger.triggered_ns) / 1e6
+    def note(part: Part) -> None:
+        assert part.inspection is not None, part.ended.reason
+        passes = part.inspection.passes
+        whole = (part.ended.decided_ns - part.trigger.triggered_ns) / 1e6
         views_s = sum(each.view_s for each in passes)
         seen.append((views_s * 1e3, whole, len(passes) > 1))
 
     cpu = cpu_s("self", child.pid)
     with tempfile.TemporaryDirectory(prefix="atac-scaling-") as folder:
-        summary = run_line(
+        summary = run_station(
             Config(
                 agent=AgentSettings(id="bench"),
                 bundle=BundleSettings(path=Path(folder)),
@@ -137,9 +138,8 @@ def saturated(child: ChildInspector, frames: Sequence[Sequence[Pixels]], seconds
             ),
             cameras=[FramesCamera(each, seconds=seconds, interval_s=0.0) for each in frames],
             inspector=child,
-            threshold=sys.float_info.max,
-            lanes=child.lanes,
-            watch=note,
+            model=Model(threshold=sys.float_info.max).on(child),
+            observers=(note,),
         )
     cpu = cpu_s("self", child.pid) - cpu
     views, wholes, zoomed = np.array(seen).T

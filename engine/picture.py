@@ -11,6 +11,8 @@ from engine.frame import Box, Inspection, Pixels
 
 MAX_SIDE: Final = 640
 """Annotated pictures are reduced to this, in pixels: enough to see, quick to draw and send."""
+_JPEG_MAX_SIDE: Final = 65_500
+"""The encoder takes no longer one."""
 
 _NG_COLOUR: Final = (255, 80, 40)
 _OK_COLOUR: Final = (60, 200, 120)
@@ -99,6 +101,7 @@ def jpeg(pixels: Pixels, *, max_bytes: int = 65_536, quality: int = 85) -> bytes
     `pixels` is `(H, W)` or `(H, W, 3)` uint8 RGB. Raises `ImageError` when even the smallest
     picture is larger than `max_bytes`.
     """
+    pixels = reduced(pixels, _JPEG_MAX_SIDE)
     while True:
         for attempt in (quality, quality * 3 // 4, quality // 2):
             data = _encoded(pixels, attempt)

@@ -91,7 +91,7 @@ def test_running_needs_no_torch():
     """Every module that `agent run` and `agent demo` import, in a process where torch is absent."""
     code = (
         "import sys; sys.modules['torch'] = None\n"
-        "import agent.cli, agent.commands.run, agent.line, agent.demo, agent.report\n"
+        "import agent.cli, agent.commands.run, agent.station.run, agent.demo, agent.report\n"
         "import agent.doctor, calibration.report, engine.backends.onnxruntime\n"
     )
     done = ran(sys.executable, "-c", code)

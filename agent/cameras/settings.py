@@ -1,16 +1,15 @@
 """What all kinds of cameras have in their settings."""
 
-from typing import Annotated, Final, Literal
+from typing import Annotated, Final
 
-from agent.settings_values import Milliseconds, Name, PartsPerMinute
+from agent.part import FailSafe
+from agent.settings_values import Milliseconds, Name, PartsPerMinute, Share
 from agent.triggers.settings import TRIGGERS, AnyTriggerSettings
 from engine.registry import Kinds
 from engine.spec import spec
 
 UNNAMED: Final = "main"
 """What a camera is called that was given no name."""
-
-FailSafe = Literal["reject", "pass"]
 
 
 @spec
@@ -19,13 +18,15 @@ class LineSettings:
 
     A part whose verdict is not there `deadline_ms` after its frame ends as TIMEOUT; without it
     `parts_per_minute` gives the deadline: the next part's time. `fail_safe` says what becomes of
-    a part without a verdict in time, or without a frame: `reject` raises an alarm, `pass` does
-    not; both are counted.
+    a part without a frame, or that was not inspected in time or not at all (NO_FRAME, TIMEOUT,
+    DROPPED): `reject` raises an alarm, `pass` does not; both are counted. When more than the share
+    `max_dropped` of the parts of the last minute was DROPPED, the agent is degraded.
     """
 
     deadline_ms: Milliseconds | None = None
     parts_per_minute: PartsPerMinute | None = None
     fail_safe: FailSafe = "reject"
+    max_dropped: Share = 0.01
 
     @property
     def deadline_s(self) -> float | None:

@@ -45,8 +45,8 @@ def demo(
             "agent demo", "amqtt", "not installed; pip install 'atac-agent[demo]'"
         )
     from agent.demo import run_demo
-    from agent.line import stopping_on_signals
     from agent.report import write_demo_report
+    from agent.station.station import stopping_on_signals
 
     logging.basicConfig(format="agent: %(message)s", level=logging.WARNING)
 

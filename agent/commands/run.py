@@ -3,12 +3,10 @@
 import gc
 import json
 import logging
-import sys
 import threading
-from collections import Counter
 from dataclasses import asdict
 from pathlib import Path
-from time import monotonic, perf_counter
+from time import monotonic
 from typing import TYPE_CHECKING, Annotated
 
 import typer
@@ -17,8 +15,7 @@ if TYPE_CHECKING:
     from collections.abc import Mapping
 
     from agent.part import State
-    from agent.tally import Summary
-    from agent.verdict import Verdict
+    from agent.station.summary import Summary
 
 
 def run(
@@ -28,6 +25,9 @@ def run(
     parts: Annotated[
         int | None, typer.Option(min=1, help="How many parts; without it until stopped.")
     ] = None,
+    verbose: Annotated[
+        bool, typer.Option("--verbose", help="Show how long each stage took.")
+    ] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print the summary as JSON.")] = False,
 ) -> None:
     """Inspect the cameras' parts, record every verdict, and send alarms.
@@ -36,14 +36,17 @@ def run(
 
     Waits for cameras and brokers that are away. Ctrl-C or SIGTERM ends it after the current parts.
     """
-    started = perf_counter()
+    started = monotonic()
     gc.disable()  # what is imported stays, and need not be looked through again and again
     from agent.inference.child import ChildInspector, Setup
-    from agent.line import run_line, stopping_on_signals
     from agent.process import prepare_process
     from agent.registry import open_camera
     from agent.runtime import warn_of_another_runtime
+    from agent.services.heartbeat import HeartbeatSettings
+    from agent.services.terminal import TerminalSettings
     from agent.settings import load_config
+    from agent.station.run import run_station
+    from agent.station.station import Model, stopping_on_signals
     from calibration.record import calibrated_runtime, read_calibration
     from engine.bundle import open_bundle
 
@@ -73,75 +76,44 @@ def run(
         if (made_with := record.calibration.backend) != inspector.backend:
             warn_of_another_runtime(made_with, inspector.backend, runtime.precision)
         typer.echo(f"agent: inspects with {inspector.backend}", err=True)
-        status = StatusLine()
-        summary = run_line(
+        summary = run_station(
             settings,
             cameras=cameras,
             inspector=inspector,
-            threshold=record.calibration.threshold,
-            bundle_id=bundle.id,
-            calibration_id=record.id,
+            model=Model(
+                threshold=record.calibration.threshold,
+                bundle_id=bundle.id,
+                calibration_id=record.id,
+            ).on(inspector),
             parts=parts,
             stop=stop,
             started=started,
-            lanes=inspector.lanes,
-            watch=status.show,
-            inference_trouble=lambda: inspector.trouble,
-            backend=lambda: inspector.backend,
+            services=(TerminalSettings(), HeartbeatSettings()),
         )
-        status.clear()
-    typer.echo(json.dumps(asdict(summary), indent=2) if as_json else told(summary))
+    typer.echo(json.dumps(asdict(summary), indent=2) if as_json else told(summary, verbose=verbose))
 
 
-class StatusLine:
-    """One line on a terminal's error output, rewritten as parts go by; nothing in a pipe."""
-
-    _EVERY_S = 0.2
-
-    def __init__(self) -> None:
-        self._shown = sys.stderr.isatty()
-        self._counts: Counter[State] = Counter()
-        self._started = monotonic()
-        self._due = 0.0
-
-    def show(self, verdict: "Verdict") -> None:
-        """Count `verdict`; rewrite the line five times a second."""
-        self._counts[verdict.state] += 1
-        now = monotonic()
-        if self._shown and now >= self._due:
-            self._due = now + self._EVERY_S
-            total = self._counts.total()
-            rate = total / max(now - self._started, 1e-9)
-            states = " · ".join(f"{state} {n}" for state, n in self._counts.items())
-            sys.stderr.write(f"\r\x1b[K{total} parts · {states} · {rate:.1f}/s")
-            sys.stderr.flush()
-
-    def clear(self) -> None:
-        """Make room for other output."""
-        if self._shown:
-            sys.stderr.write("\r\x1b[K")
-
-
-def told(summary: "Summary") -> str:
-    """The summary for people."""
+def told(summary: "Summary", *, verbose: bool) -> str:
+    """The summary for people; `verbose` adds how long each stage took."""
     rate = f"{summary.seconds:.1f} s ({summary.parts_per_second:.1f}/s)"
     sent = ", ".join(
         f"{getattr(summary, end)} {end}" for end in ("delivered", "refused", "undelivered")
     )
+    inspected, others = summary.inspected, summary.triggers - summary.inspected
     lines = [
         f"{summary.triggers} parts in {rate}: {told_counts(summary.counts)}",
-        f"{summary.zoomed} parts looked at twice, {summary.alarms} alarms recorded",
-        f"messages: {sent}",
+        f"{inspected} inspected, {summary.zoomed} of them looked at twice; {others} not inspected",
+        f"{summary.alarms} alarms recorded; messages: {sent}",
         f"inspected by {summary.backend}, first part {summary.start_up_s:.1f} s after the start",
     ]
     if len(summary.cameras) > 1:
         lines += [f"{name}: {told_counts(each)}" for name, each in summary.cameras.items()]
-    if summary.latencies:
+    if verbose and summary.latencies:
         lines.append("stage         p50 ms    p99 ms")
-    lines += [
-        f"{stage:<12}{latency.p50_ms:>8.1f}  {latency.p99_ms:>8.1f}"
-        for stage, latency in summary.latencies.items()
-    ]
+        lines += [
+            f"{stage:<12}{latency.p50_ms:>8.1f}  {latency.p99_ms:>8.1f}"
+            for stage, latency in summary.latencies.items()
+        ]
     return "\n".join(lines)
 
 

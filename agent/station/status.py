@@ -32,6 +32,28 @@ class Histogram:
         """How many were timed."""
         return sum(self.counts)
 
+    def since(self, earlier: "Histogram") -> "Histogram":
+        """What was timed after `earlier`, a reading of the same histogram."""
+        pairs = zip(self.counts, earlier.counts, strict=True)
+        return Histogram(
+            counts=tuple(now - then for now, then in pairs),
+            total_s=self.total_s - earlier.total_s,
+        )
+
+    def quantile(self, share: float) -> float | None:
+        """About which time `share` of all took at most, in seconds; `None` without any.
+
+        Between the bounds of a bucket it is interpolated; in the open one it is its lower bound.
+        """
+        rank, below = share * self.count, 0
+        for count, lower, upper in zip(
+            self.counts, (0.0, *BOUNDS_S), (*BOUNDS_S, BOUNDS_S[-1]), strict=True
+        ):
+            if count and below + count >= rank:
+                return lower + (upper - lower) * (rank - below) / count
+            below += count
+        return None
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class CameraStatus:
@@ -93,6 +115,12 @@ class Status:
     ledger: LedgerStatus
     faults: tuple[str, ...] = ()
     is_paused: bool = False
+    is_last: bool = False
+    """The run has ended: there is no later status, and it should be told at once."""
+    in_hand_s: float = 0.0
+    """For how long the oldest part has been in a worker's hand."""
+    ended_threads: tuple[str, ...] = ()
+    """Threads that have ended although the agent runs, by their names."""
 
     @property
     def is_degraded(self) -> bool:

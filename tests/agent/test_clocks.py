@@ -8,16 +8,19 @@ from datetime import UTC, datetime
 
 import pytest
 
+from agent.cameras.scripted import ScriptedCamera
 from agent.ledger import Ledger
-from agent.line import run_line
 from agent.messages import Origin
 from agent.part import State
 from agent.requests import Asked, Requests, request_json
 from agent.retention import AgeClock
 from agent.settings import AgentSettings, BundleSettings, Config, LedgerSettings
 from agent.sinks.mqtt.settings import MqttSettings
-from agent.threshold import Threshold
-from tests.agent.test_line import BrightnessInspector, ScriptedCamera, rows
+from agent.station.run import run_station
+from agent.station.station import Model
+from agent.station.threshold import Threshold
+from engine.scripted_inspector import BrightnessInspector
+from tests.agent.station.test_station import rows
 
 S = 1_000_000_000
 DAY = 86_400 * S
@@ -101,17 +104,17 @@ def test_a_clock_set_between_trigger_and_verdict_changes_neither(tmp_path, jump,
             return replace(frame, captured_ns=frame.captured_ns + jump)
 
     seen = []
-    run_line(
+    run_station(
         config,
         cameras=[Set(0, 1, 3)],
         inspector=BrightnessInspector(),
-        threshold=0.5,
-        watch=seen.append,
+        model=Model(threshold=0.5),
+        observers=[seen.append],
     )
     assert [state for _, _, state, _ in rows(config)] == ["OK", "OK", "NO_FRAME", "OK"]
-    for verdict in seen:
-        waited = verdict.decided_ns - verdict.trigger.triggered_ns
-        assert 0 <= waited < (5 * S if verdict.state is State.OK else 2 * YEAR)
+    for part in seen:
+        waited = part.ended.decided_ns - part.trigger.triggered_ns
+        assert 0 <= waited < (5 * S if part.ended.state is State.OK else 2 * YEAR)
 
 
 def asked(nonce, until):

@@ -20,7 +20,7 @@ from agent.mqtt import Publisher, ask
 from agent.part import State
 from agent.requests import COMMANDS, REQUEST_MAX_BYTES, Asked, RequestError, Requests, request_json
 from agent.sinks.mqtt.settings import MqttSettings
-from agent.threshold import Threshold
+from agent.station.threshold import Threshold
 from agent.verdict import Trigger, Verdict
 from engine.errors import BrokerError, ConfigurationError
 

@@ -19,9 +19,10 @@ from time import monotonic, time_ns
 import numpy as np
 
 from agent.cameras.folder import FolderSettings
-from agent.line import run_line, stopping_on_signals
 from agent.settings import AgentSettings, BundleSettings, Config, LedgerSettings
 from agent.sinks.mqtt.settings import MqttSettings
+from agent.station.run import run_station
+from agent.station.station import Model, stopping_on_signals
 from engine.frame import Box, Frame, Inspection
 from tests.inspections import inspection
 
@@ -110,8 +111,12 @@ def main() -> None:
     belt = Belt(rate, stop, first, file)
     belt.is_halted = (folder / "halt").exists
     with stopping_on_signals(stop):
-        run_line(
-            configured(folder, port), cameras=[belt], inspector=Eye(), threshold=1.0, stop=stop
+        run_station(
+            configured(folder, port),
+            cameras=[belt],
+            inspector=Eye(),
+            model=Model(threshold=1.0),
+            stop=stop,
         )
 
 

@@ -18,7 +18,7 @@ from PIL import Image
 from agent.messages import Origin
 from agent.requests import COMMANDS, Asked, Requests, request_json
 from agent.settings import Config, load_config
-from agent.threshold import Threshold
+from agent.station.threshold import Threshold
 from engine.bundle import open_bundle
 from engine.errors import BundleError, ConfigurationError, ImageError
 from engine.image import decode_image

@@ -1,8 +1,8 @@
 """G10: what the promise costs: parts a second with ledger and delivery, and without.
 
 The pictures are the demo's, and so is the network, in the child process of `agent run`; with
-`--faults-bundle` also one of the size that a line has. Without means that verdicts are decided,
-drawn and made into messages, and then forgotten. A twelfth of the parts is NG.
+`--faults-bundle` also one of the size that a line has. Without means that verdicts are decided
+and drawn, and then forgotten. A twelfth of the parts is NG.
 """
 
 import shutil
@@ -14,11 +14,14 @@ import numpy as np
 import pytest
 
 import agent.demo
-import agent.line
 from agent.cameras.conveyor import ConveyorCamera, ConveyorSettings
+from agent.clock import SystemClock
 from agent.inference.child import ChildInspector, Setup
-from agent.line import run_line
-from agent.mqtt import BrokerStatus
+from agent.station.controls import Controls
+from agent.station.run import run_station
+from agent.station.station import Model, Station
+from agent.station.status import LedgerStatus
+from agent.station.threshold import Threshold
 from engine.bundle import open_bundle
 from engine.frame import Frame
 from tests.faults.belt import Belt, configured
@@ -32,37 +35,26 @@ class Forgetful:
     """A ledger that keeps nothing."""
 
     epoch = "0" * 12
-    trouble = None
     is_alive = True
-    is_letting_go = False
-    pending = refused = newest_message = 0
-    lost = ()
 
-    def __init__(self, *_arguments, **_options):
+    def __init__(self):
         self._begun = 0
-        self.let_go = {}
-
-    def __enter__(self):
-        return self
-
-    def __exit__(self, *_error):
-        pass
 
     def next_sequence(self, _camera):
         self._begun += 1
         return self._begun
 
-    def expect(self, trigger):
+    def expect(self, part):
         pass
 
-    def record(self, _verdict, _messages):
-        return True
+    def record(self, part, thumbnail):
+        pass
 
-    def accounts(self):
+    def cameras(self):
         return {}
 
-    def total(self):
-        return self._begun
+    def status(self):
+        return LedgerStatus()
 
     def changed_threshold(self, _calibration_id):
         return None
@@ -71,23 +63,19 @@ class Forgetful:
         return True
 
 
-class Silent:
-    """A sender that sends nothing."""
-
-    is_alive = True
-    status = BrokerStatus(connected=True, trouble=None, delivered=0, refused=0, pending=0)
-
-    def __init__(self, *_arguments):
-        pass
-
-    def __enter__(self):
-        return self
-
-    def __exit__(self, *_error):
-        pass
-
-    def publish_now(self, message):
-        pass
+def run_without(config, *, model, **options):
+    """The station alone: nothing is kept and nothing delivered."""
+    ledger = Forgetful()
+    threshold = Threshold(ledger, calibrated=model.threshold, calibration_id="")
+    return Station(
+        config,
+        model=model,
+        record=ledger,
+        outlets=(),
+        controls=Controls(threshold=threshold),
+        clock=SystemClock(),
+        **options,
+    ).run()
 
 
 class Reel(Belt):
@@ -103,26 +91,24 @@ class Reel(Belt):
 
 
 @pytest.mark.parametrize("every_part", [False, True], ids=["alarms", "every part"])
-def test_the_promise_costs_little(broker, tmp_path, monkeypatch, is_full, record, every_part):
+def test_the_promise_costs_little(broker, tmp_path, is_full, record, every_part):
     blocks, parts = (20, 400) if is_full else (1, 30)
-    seen = compared(BUNDLE, broker, tmp_path, monkeypatch, every_part, blocks, parts)
+    seen = compared(BUNDLE, broker, tmp_path, every_part, blocks, parts)
     record("g10", "every part is sent" if every_part else "alarms are sent", **seen)
 
 
-def test_on_a_line_it_costs_next_to_nothing(
-    broker, tmp_path, monkeypatch, is_full, record, pytestconfig
-):
+def test_on_a_line_it_costs_next_to_nothing(broker, tmp_path, is_full, record, pytestconfig):
     bundle = pytestconfig.getoption("--faults-bundle", default=None)
     if bundle is None:
         pytest.skip("needs --faults-bundle, a bundle that agent train made")
     blocks, parts = (20, 40) if is_full else (1, 12)
-    seen = compared(bundle, broker, tmp_path, monkeypatch, False, blocks, parts)
+    seen = compared(bundle, broker, tmp_path, False, blocks, parts)
     record("g10", "alarms are sent, line's network", **seen)
     if is_full:
         assert seen["ratio"] >= 0.97
 
 
-def compared(folder, broker, tmp_path, monkeypatch, every_part, blocks, parts):
+def compared(folder, broker, tmp_path, every_part, blocks, parts):
     """Parts a second with and without, in blocks that take turns."""
     conveyor = ConveyorCamera(ConveyorSettings(type="conveyor", parts=64))
     with conveyor:
@@ -139,19 +125,15 @@ def compared(folder, broker, tmp_path, monkeypatch, every_part, blocks, parts):
                 place = tmp_path / f"{block}-{promised}"
                 place.mkdir()
                 stop = threading.Event()
-                with monkeypatch.context() as patched:
-                    if not promised:
-                        patched.setattr(agent.line, "Ledger", Forgetful)
-                        patched.setattr(agent.line, "Publisher", Silent)
-                    summary = run_line(
-                        configured(place, broker.port, every_part=every_part),
-                        cameras=[Reel(pictures, stop)],
-                        inspector=inspector,
-                        threshold=threshold,
-                        parts=parts,
-                        stop=stop,
-                        lanes=inspector.lanes,
-                    )
+                run = run_station if promised else run_without
+                summary = run(
+                    configured(place, broker.port, every_part=every_part),
+                    cameras=[Reel(pictures, stop)],
+                    inspector=inspector,
+                    model=Model(threshold=threshold).on(inspector),
+                    parts=parts,
+                    stop=stop,
+                )
                 shutil.rmtree(place)
                 assert summary.triggers == sum(summary.counts.values()) == parts
                 rates[promised].append(summary.parts_per_second)

@@ -15,13 +15,13 @@ from pathlib import Path
 import pytest
 
 import agent.ledger
-import agent.line
 from agent.ledger import Ledger
-from agent.line import run_line
 from agent.messages import Message
-from agent.mqtt import Publisher
-from agent.part import State
+from agent.part import Part, State
 from agent.retention import Limits
+from agent.station.run import run_station
+from agent.station.station import Model
+from agent.station.status import Status
 from agent.verdict import Trigger, Verdict
 from tests.faults.belt import Belt, Eye, configured
 
@@ -69,29 +69,23 @@ def filled(folder: Path) -> Iterator[None]:
 
 @pytest.mark.broker
 def test_a_full_disk_stops_no_inspection(
-    broker, small_disk, tmp_path, monkeypatch, hear, eventually, is_full, record
+    broker, small_disk, tmp_path, hear, eventually, is_full, record
 ):
     cycles = 20 if is_full else 1
     rng = random.Random(3)
-    told = []
-
-    class Watched(Publisher):
-        def publish_now(self, message):
-            told.append((time.monotonic(), json.loads(message.payload)))
-            super().publish_now(message)
-
-    monkeypatch.setattr(agent.line, "Publisher", Watched)
+    told: list[tuple[float, Status]] = []
     config = configured(small_disk, broker.port)
     config = replace(config, ledger=replace(config.ledger, memory_mb=MEMORY_MB))
     heard = hear(broker.settings, "atac/line1/verdict")
     stop = threading.Event()
     belt = Belt(RATE, stop)
-    settled: list[Verdict] = []
+    settled: list[Part] = []
     line = threading.Thread(
-        target=run_line,
+        target=run_station,
         args=(config,),
-        kwargs={"cameras": [belt], "inspector": Eye(), "threshold": 1.0, "stop": stop,
-                "watch": settled.append},
+        kwargs={"cameras": [belt], "inspector": Eye(), "model": Model(threshold=1.0), "stop": stop,
+                "observers": [settled.append],
+                "readers": [lambda status: told.append((time.monotonic(), status))]},
     )  # fmt: skip
     line.start()
     recoveries_s = []
@@ -100,15 +94,13 @@ def test_a_full_disk_stops_no_inspection(
         for _ in range(cycles):
             time.sleep(rng.uniform(0.0, 1.0))
             with filled(small_disk):
-                lost = told[-1][1]["lost"]["count"]
-                eventually(lambda lost=lost: told[-1][1]["lost"]["count"] > lost, 60)
-                assert told[-1][1]["ledger"]["status"] == "trouble"
+                lost = len(numbers(told[-1][1].ledger.lost))
+                eventually(lambda lost=lost: len(numbers(told[-1][1].ledger.lost)) > lost, 60)
+                assert told[-1][1].ledger.fault is not None
                 time.sleep(rng.uniform(0.0, 1.0))
             free_at = time.monotonic()
             eventually(
-                lambda free_at=free_at: (
-                    told[-1][0] > free_at and told[-1][1]["ledger"]["status"] == "ok"
-                ),
+                lambda free_at=free_at: told[-1][0] > free_at and told[-1][1].ledger.fault is None,
                 60,
             )
             recoveries_s.append(told[-1][0] - free_at)
@@ -132,17 +124,22 @@ def test_a_full_disk_stops_no_inspection(
         "full disk",
         cycles=cycles,
         parts=handed_over,
-        inspected=sum(verdict.inspection is not None for verdict in settled),
+        inspected=sum(part.inspection is not None for part in settled),
         recorded=len(kept | told_of),
         lost=len(lost),
-        lost_says_health=final["lost"]["count"],
+        lost_says_status=len(numbers(final.ledger.lost)),
         slowest_recovery_s=round(max(recoveries_s), 2),
     )
-    assert len(settled) == handed_over == ended == final["triggers"]
-    assert all(verdict.state in {State.OK, State.NG} for verdict in settled)
+    assert (
+        len(settled)
+        == handed_over
+        == ended
+        == sum(each.triggers for each in final.cameras.values())
+    )
+    assert all(part.ended.state in {State.OK, State.NG} for part in settled)
     assert still_open == 0
     assert lost
-    assert final["lost"]["count"] == len(lost)
+    assert numbers(final.ledger.lost) == lost
     assert not lost & (kept | told_of)
     assert lost | kept | told_of == set(range(1, handed_over + 1))
     if is_full:

@@ -1,6 +1,5 @@
 """G6: what a broker does not take is not delivered, and health says so within two seconds."""
 
-import json
 import sqlite3
 import threading
 import time
@@ -8,10 +7,10 @@ from contextlib import ExitStack, closing
 
 import pytest
 
-import agent.line
-from agent.line import run_line
-from agent.mqtt import Publisher
 from agent.sinks.mqtt.settings import TlsSettings
+from agent.station.run import run_station
+from agent.station.station import Model
+from agent.station.status import Status
 from tests.faults.belt import Belt, Eye, configured
 from tests.faults.wire import Wire
 
@@ -89,36 +88,29 @@ FAULTS = (
 
 @pytest.mark.parametrize("name", FAULTS)
 def test_nothing_that_is_refused_counts_as_delivered(
-    faulty, tmp_path, monkeypatch, eventually, is_full, record, name
+    faulty, tmp_path, eventually, is_full, record, name
 ):
     fault = faulty(name)
-    told = []
-
-    class Watched(Publisher):
-        """Health as it is said, also where the broker does not hear it."""
-
-        def publish_now(self, message):
-            told.append((time.monotonic(), json.loads(message.payload)))
-            super().publish_now(message)
-
-    monkeypatch.setattr(agent.line, "Publisher", Watched)
+    told: list[tuple[float, Status]] = []
     config = configured(tmp_path, fault.port, tls=fault.tls, drain_s=0)
     stop = threading.Event()
     line = threading.Thread(
-        target=run_line,
+        target=run_station,
         args=(config,),
-        kwargs={"cameras": [Belt(20, stop)], "inspector": Eye(), "threshold": 1.0, "stop": stop},
+        kwargs={
+            "cameras": [Belt(20, stop)],
+            "inspector": Eye(),
+            "model": Model(threshold=1.0),
+            "stop": stop,
+            "readers": [lambda status: told.append((time.monotonic(), status))],
+        },
     )
     began = time.monotonic()
     line.start()
     try:
 
         def said():
-            return [
-                at
-                for at, health in told
-                if health["degraded"] and fault.said in (health["broker"]["reason"] or "")
-            ]
+            return [at for at, status in told if any(fault.said in why for why in status.faults)]
 
         eventually(said)
         time.sleep(10 if is_full else 0.5)
@@ -136,7 +128,7 @@ def test_nothing_that_is_refused_counts_as_delivered(
         messages=len(concerned),
         marked_delivered=delivered,
         refused=sum(code is not None for _, _, code in concerned),
-        health_says=told[-1][1]["broker"]["reason"].replace(f"{tmp_path}/", ""),
+        health_says=" ".join(told[-1][1].faults).replace(f"{tmp_path}/", ""),
         health_says_after_s=round(seconds, 2),
     )
     assert concerned

@@ -20,11 +20,12 @@ import pytest
 from agent.cameras.conveyor import ConveyorCamera, ConveyorSettings
 from agent.demo import BUNDLE
 from agent.inference.child import ChildInspector, Setup
-from agent.line import run_line
 from agent.mqtt import Subscriber
 from agent.part import State
 from agent.process import prepare_process
 from agent.settings import AgentSettings, BundleSettings, Config, LedgerSettings
+from agent.station.run import run_station
+from agent.station.station import Model
 from calibration.record import read_calibration
 from engine.bundle import open_bundle
 from engine.errors import CameraError
@@ -142,14 +143,12 @@ class Watched:
         self.inspector.__exit__(None, None, None)
 
     def _run(self):
-        self.summary = run_line(
+        self.summary = run_station(
             self.config,
             cameras=[self.camera],
             inspector=self.inspector,
-            threshold=self.threshold,
+            model=Model(threshold=self.threshold).on(self.inspector),
             stop=self.stop,
-            lanes=self.inspector.lanes,
-            inference_trouble=lambda: self.inspector.trouble,
         )
 
     def _hear(self, _topic, payload):

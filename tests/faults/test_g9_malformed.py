@@ -19,10 +19,11 @@ from time import time_ns
 import numpy as np
 import pytest
 
-from agent.line import run_line
 from agent.part import State
 from agent.settings import AgentSettings, BundleSettings, Config, LedgerSettings
 from agent.sinks.mqtt.settings import MqttSettings
+from agent.station.run import run_station
+from agent.station.station import Model
 from engine.backends.onnxruntime import OnnxRuntimeBackend
 from engine.frame import Frame
 from engine.methods import open_method
@@ -173,11 +174,11 @@ def test_every_malformed_frame_ends_in_a_state(tmp_path, is_full, record):
         ledger=LedgerSettings(path=tmp_path / "ledger.sqlite"),
     )
     with OnnxRuntimeBackend(bundle) as backend:
-        summary = run_line(
+        summary = run_station(
             config,
             cameras=[GarbageCamera(cases)],
             inspector=open_method(bundle.manifest.method, backend),
-            threshold=0.5,
+            model=Model(threshold=0.5),
         )
     ends = {state.value: count for state, count in summary.counts.items() if count}
     record("g9", "camera", cases=cases, crashes=0, hangs=0, ends=ends)

@@ -10,10 +10,11 @@ import pytest
 
 from agent.cameras.conveyor import ConveyorCamera, ConveyorSettings
 from agent.inference.child import ChildInspector, Setup
-from agent.line import run_line
 from agent.mqtt import ask
 from agent.part import State
 from agent.settings import AgentSettings, BundleSettings, Config, LedgerSettings
+from agent.station.run import run_station
+from agent.station.station import Model
 from engine.errors import CameraError
 from tests.tiny_bundle import tiny_bundle
 
@@ -45,13 +46,12 @@ class Line:
 
     def begin(self, camera, **options) -> None:
         def run():
-            self.summary = run_line(
+            self.summary = run_station(
                 self.config,
                 cameras=[camera],
                 inspector=self.inspector,
-                threshold=0.5,
+                model=Model(threshold=0.5).on(self.inspector),
                 stop=self.stop,
-                inference_trouble=lambda: self.inspector.trouble,
                 **options,
             )
 
@@ -106,14 +106,14 @@ def test_a_threshold_set_by_request_counts_from_the_next_part_on(line, broker, e
     (mqtt,) = line.config.sinks
     line.config = replace(line.config, sinks=(replace(mqtt, commands=("set_threshold",)),))
     seen = []
-    line.begin(line.conveyor(), watch=seen.append)
+    line.begin(line.conveyor(), observers=[seen.append])
     eventually(lambda: len(seen) > 2)
     told = ask(broker.settings, "line-3", "set_threshold", threshold=-1e9, by="a test")
     assert told == {"threshold": -1e9, "calibrated": 0.5}
-    eventually(lambda: sum(verdict.threshold == -1e9 for verdict in seen) > 2)
+    eventually(lambda: sum(part.ended.threshold == -1e9 for part in seen) > 2)
     line.end()
-    thresholds = [verdict.threshold for verdict in seen]
+    thresholds = [part.ended.threshold for part in seen]
     assert thresholds == sorted(thresholds, reverse=True)  # 0.5 until then, not once afterwards
-    assert all(verdict.state is State.NG for verdict in seen if verdict.threshold < 0)
+    assert all(part.ended.state is State.NG for part in seen if part.ended.threshold < 0)
     health = json.loads(line.heard.on("health")[-1])
     assert health["threshold"] == {"in_force": -1e9, "calibrated": 0.5}

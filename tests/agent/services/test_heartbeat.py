@@ -5,11 +5,13 @@ import secrets
 import socket
 import tempfile
 import threading
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
 
-from agent.heartbeat import Heartbeat, Progress
+from agent.services.heartbeat import Heartbeat
+from tests.agent.statuses import Newest, status
 
 
 @pytest.fixture(params=["file", "abstract"])
@@ -35,51 +37,47 @@ def next_of(heard):
 
 def test_ready_then_signs_of_life_then_stopping(systemd):
     heard, address = systemd
-    asked = []
-
-    def is_well(limit_s):
-        asked.append(limit_s)
-        return True
-
     environment = {
         "NOTIFY_SOCKET": address,
         "WATCHDOG_USEC": "80000",
         "WATCHDOG_PID": str(os.getpid()),
     }
-    with Heartbeat(is_well, environment):
+    with Heartbeat(Newest(status()), environment):
         assert [next_of(heard) for _ in range(4)] == ["READY=1"] + ["WATCHDOG=1"] * 3
     while (last := next_of(heard)) == "WATCHDOG=1":
         pass
     assert last == "STOPPING=1"
-    assert set(asked) == {0.04}
 
 
-def test_no_sign_of_life_from_an_agent_that_hangs(systemd, caplog):
+@pytest.mark.parametrize(
+    ("hangs", "age_s"), [({"in_hand_s": 3.0}, 0.0), ({}, 60.0), ({"ended_threads": ("x",)}, 0.0)]
+)
+def test_no_sign_of_life_from_an_agent_that_hangs(systemd, caplog, hangs, age_s):
     heard, address = systemd
-    looked = threading.Semaphore(0)
-    found = []
-    progress = Progress()
+    asked = threading.Semaphore(0)
 
-    def is_well(limit_s):
-        found.append(progress.in_hand_s() < limit_s)
-        looked.release()
-        return found[-1]
+    class Asked(Newest):
+        def age_s(self):
+            asked.release()
+            return super().age_s()
 
-    environment = {"NOTIFY_SOCKET": address, "WATCHDOG_USEC": "80000"}
-    with Heartbeat(is_well, environment):
+    watched = Asked(status())
+    with Heartbeat(watched, {"NOTIFY_SOCKET": address, "WATCHDOG_USEC": "80000"}):
         assert next_of(heard) == "READY=1"
         assert next_of(heard) == "WATCHDOG=1"
-        progress.begin()  # and never an end
-        while "nothing gets on" not in caplog.text:
-            assert looked.acquire(timeout=10)
-        for _ in range(5):
-            assert looked.acquire(timeout=10)
-    said = ["WATCHDOG=1"]
-    while (line := next_of(heard)) != "STOPPING=1":
-        said.append(line)
-    assert len(said) == found.count(True)
-    assert found == sorted(found, reverse=True)  # once it hangs there is not one more
-    assert caplog.text.count("nothing gets on") == 1
+        watched.age = age_s
+        watched.latest = status(**hangs)
+        while "nothing is inspected" not in caplog.text:
+            assert asked.acquire(timeout=10)
+        heard.setblocking(False)
+        with suppress(BlockingIOError):
+            while True:
+                heard.recv(100)
+        heard.settimeout(10.0)
+        for _ in range(asked._value + 5):
+            assert asked.acquire(timeout=10)
+    assert next_of(heard) == "STOPPING=1"  # once it hangs there is not one more
+    assert caplog.text.count("nothing is inspected") == 1
 
 
 @pytest.mark.parametrize(
@@ -93,31 +91,22 @@ def test_no_sign_of_life_from_an_agent_that_hangs(systemd, caplog):
 )
 def test_without_a_watchdog_there_is_no_thread(systemd, watchdog):
     heard, address = systemd
-    with Heartbeat(lambda _limit_s: True, {"NOTIFY_SOCKET": address, **watchdog}):
+    with Heartbeat(Newest(status()), {"NOTIFY_SOCKET": address, **watchdog}):
         assert not any(one.name == "atac-heartbeat" for one in threading.enumerate())
     assert [next_of(heard), next_of(heard)] == ["READY=1", "STOPPING=1"]
 
 
 def test_nobody_to_tell_and_nobody_who_hears(tmp_path, caplog):
-    with Heartbeat(lambda _limit_s: True, {"WATCHDOG_USEC": "1000"}):
+    with Heartbeat(Newest(status()), {"WATCHDOG_USEC": "1000"}):
         pass
     assert caplog.text == ""
-    with Heartbeat(lambda _limit_s: True, {"NOTIFY_SOCKET": str(tmp_path / "nobody")}):
+    with Heartbeat(Newest(status()), {"NOTIFY_SOCKET": str(tmp_path / "nobody")}):
         pass
     assert "systemd does not hear READY=1" in caplog.text
 
 
-def test_progress_counts_from_the_part_in_hand():
-    progress = Progress()
-    assert progress.in_hand_s() == 0
-    progress.begin()
-    assert progress.in_hand_s() > 0
-    progress.end()
-    assert progress.in_hand_s() == 0
-
-
 def test_the_unit_says_what_the_agent_does():
-    unit = (Path(__file__).parents[2] / "docs/systemd/atac-agent.service").read_text()
+    unit = (Path(__file__).parents[3] / "docs/systemd/atac-agent.service").read_text()
     settings = dict(line.split("=", 1) for line in unit.splitlines() if "=" in line[:30])
     assert settings["Type"] == "notify"
     assert int(settings["WatchdogSec"]) > 0

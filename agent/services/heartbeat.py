@@ -1,4 +1,4 @@
-"""What the agent tells systemd: that it has started, that it gets on, that it is stopping.
+"""What systemd is told: that the agent has started, that it works, that it is stopping.
 
 The protocol of `Type=notify`: datagrams to the socket that `NOTIFY_SOCKET` names. Where nobody
 asked for it, nothing is sent. With `WatchdogSec` a sign of life is due within `WATCHDOG_USEC`;
@@ -9,46 +9,38 @@ import logging
 import os
 import socket
 import threading
-from collections.abc import Callable, Mapping
-from time import monotonic
-from types import TracebackType
-from typing import Final, Self
+from collections.abc import Mapping
+from typing import Final, Literal, Self
+
+from agent.ports import Watched
+from agent.services.settings import AnyServiceSettings
+from engine.spec import spec
 
 _LOG: Final = logging.getLogger("atac_agent.line")
 
 
-class Progress:
-    """Since when each lane has had the same part in hand; read by other threads."""
+@spec
+class HeartbeatSettings(AnyServiceSettings):
+    """Nothing to set: systemd's environment says what it wants."""
 
-    def __init__(self) -> None:
-        self._since: dict[int, float] = {}
+    type: Literal["heartbeat"] = "heartbeat"
 
-    def begin(self) -> None:
-        """The calling thread takes a part in hand."""
-        self._since[threading.get_ident()] = monotonic()
 
-    def end(self) -> None:
-        """The part has its verdict, and the verdict is on its way to the ledger."""
-        del self._since[threading.get_ident()]
-
-    def in_hand_s(self) -> float:
-        """For how many seconds the oldest part has been in hand; 0 while there is none."""
-        # A copy: the lanes go on meanwhile.
-        since = tuple(self._since.values())
-        return monotonic() - min(since) if since else 0.0
+def open(_settings: HeartbeatSettings, watched: Watched) -> "Heartbeat":
+    """The heartbeat of the agent whose status is `watched`."""
+    return Heartbeat(watched)
 
 
 class Heartbeat:
     """Tells systemd `READY=1` on entry and `STOPPING=1` on leaving; a context manager.
 
     In between a thread of its own sends `WATCHDOG=1`, four times as often as is asked for, while
-    `is_well(seconds)` holds: nothing has been stuck for so long, half of the time that is allowed.
+    nothing has hung for half of the time that is allowed: no part in a worker's hand, not the
+    status itself, and no thread that should run has ended.
     """
 
-    def __init__(
-        self, is_well: Callable[[float], bool], environment: Mapping[str, str] = os.environ
-    ) -> None:
-        self._is_well = is_well
+    def __init__(self, watched: Watched, environment: Mapping[str, str] = os.environ) -> None:
+        self._watched = watched
         self._address = environment.get("NOTIFY_SOCKET", "")
         self._allowed_s = _allowed_s(environment)
         self._leaving = threading.Event()
@@ -60,12 +52,7 @@ class Heartbeat:
             self._thread.start()
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         self._leaving.set()
         if self._thread.ident is not None:
             self._thread.join()
@@ -74,12 +61,19 @@ class Heartbeat:
     def _beat(self) -> None:
         was_well = True
         while not self._leaving.wait(self._allowed_s / 4):
-            is_well = self._is_well(self._allowed_s / 2)
+            is_well = self._is_well()
             if is_well:
                 self._tell("WATCHDOG=1")
             elif was_well:
-                _LOG.error("nothing gets on any more: systemd will start the agent anew")
+                _LOG.error("nothing is inspected any more: systemd will start the agent anew")
             was_well = is_well
+
+    def _is_well(self) -> bool:
+        status, age_s = self._watched.status(), self._watched.age_s()
+        # A status is made anew every second, so that it may be that old.
+        in_hand_s = status.in_hand_s + age_s if status.in_hand_s else 0.0
+        limit_s = self._allowed_s / 2
+        return in_hand_s < limit_s and age_s < 1.5 + limit_s and not status.ended_threads
 
     def _tell(self, line: str) -> None:
         if not self._address:

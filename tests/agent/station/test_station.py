@@ -1,98 +1,32 @@
-"""The line: every trigger ends in exactly one state, whatever camera, inspector and clock do."""
+"""The station: every trigger ends in exactly one state, whatever camera, inspector and clock do."""
 
 import json
 import os
 import sqlite3
 import threading
-from collections.abc import Callable
-from itertools import pairwise
 from pathlib import Path
-from time import sleep, time_ns
-from types import TracebackType
-from typing import Self
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
-from hypothesis import strategies as st
 from PIL import Image
 
-from agent.acquisition import Arrival, Handover
 from agent.cameras.conveyor import ConveyorCamera, ConveyorSettings
 from agent.cameras.folder import FolderCamera, FolderSettings
+from agent.cameras.scripted import ScriptedCamera
 from agent.cameras.video import VideoCamera, VideoSettings
-from agent.line import run_line
-from agent.part import State
+from agent.clock import ManualClock
+from agent.part import Part, State
 from agent.settings import Config, load_config
-from agent.tally import Summary
-from agent.verdict import Trigger, Verdict
+from agent.station.run import run_station
+from agent.station.station import Model
+from agent.station.summary import Summary
 from engine.errors import CameraError, ImageError, InspectionError
-from engine.frame import Box, Frame, Inspection, Pixels
-from tests import inspections
+from engine.frame import Frame, Pixels
+from engine.scripted_inspector import BrightnessInspector
 
 THRESHOLD = 0.5
-PIXELS = np.zeros((8, 10, 3), np.uint8)
-DATA = Path(os.environ.get("ATAC_DATA", Path(__file__).parents[3] / "shared" / "data"))
+DATA = Path(os.environ.get("ATAC_DATA", Path(__file__).parents[4] / "shared" / "data"))
 VIDEO = DATA / "video" / "bottle-detection.mp4"
-
-
-def inspection(score: float) -> Inspection:
-    return inspections.inspection(score, Box.around(PIXELS))
-
-
-class BrightnessInspector:
-    """The red of the first pixel is the score in percent; `before` may do something first."""
-
-    def __init__(self, before: Callable[[Pixels], None] = lambda _pixels: None) -> None:
-        self._before = before
-
-    def inspect(self, pixels: Pixels) -> Inspection:
-        self._before(pixels)
-        return inspection(float(pixels[0, 0, 0]) / 100)
-
-
-class ScriptedCamera:
-    """A camera that does what a script says: a frame number, an error to raise, or a callable.
-
-    Its frames have their number as the score in percent.
-    """
-
-    def __init__(self, *script: int | Exception | Callable[[], None], triggered: bool = True):
-        self._script = list(script)
-        self.triggered = triggered
-        self.entered = 0
-
-    def read(self) -> Frame | None:
-        while self._script:
-            match self._script.pop(0):
-                case int() as number:
-                    pixels = np.full_like(PIXELS, number)
-                    return Frame(pixels=pixels, number=number, captured_ns=time_ns())
-                case Exception() as error:
-                    raise error
-                case act:
-                    act()
-        return None
-
-    silence_s = None
-    is_live = False
-
-    def renewed(self) -> Self:
-        return self
-
-    def part_id(self, number: int) -> str:
-        return f"p{number}"
-
-    def __enter__(self) -> Self:
-        self.entered += 1
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None: ...
 
 
 @pytest.fixture
@@ -127,11 +61,12 @@ def topics(config: Config) -> list[str]:
 
 def ran(config: Config, camera, inspector=None, **options) -> Summary:
     """Run to the end and check what is always true."""
-    summary = run_line(
+    workers = options.pop("workers", 1)
+    summary = run_station(
         config,
         cameras=[camera],
         inspector=inspector or BrightnessInspector(),
-        threshold=THRESHOLD,
+        model=Model(threshold=THRESHOLD, workers=workers),
         **options,
     )
     found = rows(config)
@@ -143,14 +78,14 @@ def ran(config: Config, camera, inspector=None, **options) -> Summary:
 
 
 def test_parts_are_judged_and_ng_ones_raise_alarms_with_pictures(config):
-    seen: list[Verdict] = []
-    summary = ran(config, ScriptedCamera(49, 50, 51, 52), watch=seen.append)
+    seen: list[Part] = []
+    summary = ran(config, ScriptedCamera(49, 50, 51, 52), observers=[seen.append])
     # Numbers rise without gaps; the threshold itself still passes.
     assert [state for _, _, state, _ in rows(config)] == ["OK", "OK", "NG", "NG"]
     assert [part for _, part, _, _ in rows(config)] == ["p49", "p50", "p51", "p52"]
     assert summary.alarms == 2
     assert topics(config) == ["atac/test/alarm", "atac/test/thumbnail"] * 2
-    assert [verdict.trigger.part_id for verdict in seen] == ["p49", "p50", "p51", "p52"]
+    assert [part.part_id for part in seen] == ["p49", "p50", "p51", "p52"]
     assert set(summary.latencies) == {
         "wait", "view_1", "pass_1", "attention", "inspect", "end_to_end",
     }  # fmt: skip
@@ -239,13 +174,15 @@ def with_line(config: Config, tmp_path: Path, **line) -> Config:
 
 @pytest.mark.parametrize(("fail_safe", "alarms"), [("reject", 2), ("pass", 1)])
 def test_a_late_verdict_is_a_timeout_with_its_result_beside_it(config, tmp_path, fail_safe, alarms):
-    config = with_line(config, tmp_path, deadline_ms=500, fail_safe=fail_safe)
+    config, clock = with_line(config, tmp_path, deadline_ms=500, fail_safe=fail_safe), ManualClock()
 
     def dawdle(pixels: Pixels) -> None:
         if pixels[0, 0, 0] == 60:
-            sleep(0.55)
+            clock.advance(0.55)
 
-    summary = ran(config, ScriptedCamera(59, 60), BrightnessInspector(dawdle))
+    summary = ran(
+        config, ScriptedCamera(59, 60, triggered=True), BrightnessInspector(dawdle), clock=clock
+    )
     assert [state for _, _, state, _ in rows(config)] == ["NG", "TIMEOUT"]
     assert rows(config)[1][3].startswith("NG came ")
     assert summary.alarms == alarms
@@ -270,15 +207,15 @@ def test_a_late_verdict_is_a_timeout_with_its_result_beside_it(config, tmp_path,
 
 
 def test_a_part_whose_deadline_passed_while_it_waited_is_not_inspected(config, tmp_path):
-    config = with_line(config, tmp_path, deadline_ms=300)
-    inspected = []
+    config, clock = with_line(config, tmp_path, deadline_ms=300), ManualClock()
+    inspected, waits = [], threading.Event()
 
     def dawdle(pixels: Pixels) -> None:
         inspected.append(int(pixels[0, 0, 0]))
-        if pixels[0, 0, 0] == 0:
-            sleep(0.4)
+        assert waits.wait(10)
+        clock.advance(0.4)
 
-    ran(config, ScriptedCamera(0, 1), BrightnessInspector(dawdle))
+    ran(config, ScriptedCamera(0, 1, waits.set), BrightnessInspector(dawdle), clock=clock)
     assert [state for _, _, state, _ in rows(config)] == ["TIMEOUT", "TIMEOUT"]
     assert inspected == [0]
     assert "before its inspection began" in rows(config)[1][3]
@@ -299,15 +236,17 @@ def test_a_free_running_camera_keeps_the_newest_frame_and_counts_the_others(conf
     summary = ran(config, camera, BrightnessInspector(hold))
     assert [part for _, part, state, _ in rows(config) if state == "OK"] == ["p0", "p8"]
     assert summary.counts[State.DROPPED] == 7
-    assert summary.alarms == 0
+    assert summary.inspected == 2
+    assert summary.alarms == 7
+    assert topics(config) == ["atac/test/alarm"] * 7  # a part that nobody looked at has no picture
 
 
 def test_a_triggered_camera_s_parts_all_wait_for_their_inspection(config):
-    inspector = BrightnessInspector(lambda _pixels: sleep(0.01))
+    inspector = BrightnessInspector()
     assert ran(config, ScriptedCamera(*range(20)), inspector).counts[State.OK] == 20
 
 
-def test_with_two_lanes_the_ledger_keeps_the_order_of_the_parts(config):
+def test_with_two_workers_the_ledger_keeps_the_order_of_the_parts(config):
     second_done = threading.Event()
 
     def hold(pixels: Pixels) -> None:
@@ -320,24 +259,24 @@ def test_with_two_lanes_the_ledger_keeps_the_order_of_the_parts(config):
         config,
         ScriptedCamera(*range(20)),
         BrightnessInspector(hold),
-        lanes=2,
-        watch=lambda verdict: seen.append(verdict.trigger.sequence),
+        workers=2,
+        observers=[lambda part: seen.append(part.trigger.sequence)],
     )
     assert summary.counts[State.OK] == 20
     assert seen == list(range(1, 21))
 
 
 def test_a_verdict_that_the_part_before_made_late_is_a_timeout(config, tmp_path):
-    config = with_line(config, tmp_path, deadline_ms=400)
+    config, clock = with_line(config, tmp_path, deadline_ms=400), ManualClock()
     second_done = threading.Event()
 
     def hold(pixels: Pixels) -> None:
         if pixels[0, 0, 0] == 59:
             assert second_done.wait(10)
-            sleep(0.5)
+            clock.advance(0.5)
         second_done.set()
 
-    ran(config, ScriptedCamera(59, 60), BrightnessInspector(hold), lanes=2)
+    ran(config, ScriptedCamera(59, 60), BrightnessInspector(hold), workers=2, clock=clock)
     assert [state for _, _, state, _ in rows(config)] == ["TIMEOUT", "TIMEOUT"]
     assert rows(config)[1][3].startswith("NG came ")
 
@@ -359,34 +298,55 @@ def test_stopping_finishes_the_part_in_hand_and_records_it(config):
 
 def test_sequences_go_on_after_a_restart(config):
     first = ran(config, ScriptedCamera(0, 1))
-    second = run_line(
-        config, cameras=[ScriptedCamera(0)], inspector=BrightnessInspector(), threshold=THRESHOLD
+    second = run_station(
+        config,
+        cameras=[ScriptedCamera(0)],
+        inspector=BrightnessInspector(),
+        model=Model(threshold=THRESHOLD),
     )
     assert second.epoch == first.epoch
     assert second.triggers == 1
     assert [sequence for sequence, *_ in rows(config)] == [1, 2, 3]
 
 
-def test_an_error_in_a_thread_ends_the_run_and_is_raised(config):
+def test_an_error_in_a_camera_s_thread_ends_the_run_and_is_raised(config):
     with pytest.raises(RuntimeError, match="a bug"):
-        run_line(
+        run_station(
             config,
             cameras=[ScriptedCamera(0, RuntimeError("a bug"), 1)],
             inspector=BrightnessInspector(),
-            threshold=THRESHOLD,
+            model=Model(threshold=THRESHOLD),
         )
 
-    def watch(_verdict: Verdict) -> None:
+
+def test_an_observer_that_fails_is_told_no_more_and_costs_no_part(config, caplog):
+    seen = []
+
+    def watch(part: Part) -> None:
+        seen.append(part)
         raise RuntimeError("another bug")
 
-    with pytest.raises(RuntimeError, match="another bug"):
-        run_line(
+    summary = ran(config, ScriptedCamera(*range(20)), observers=[watch])
+    assert summary.counts[State.OK] == 20
+    assert len(seen) == 1
+    assert "another bug" in caplog.text
+
+
+def test_a_part_that_its_camera_cannot_name_has_a_name_that_never_comes_again(config):
+    class Nameless(ScriptedCamera):
+        def part_id(self, _number: int) -> None:
+            return None
+
+    for _ in range(2):
+        run_station(
             config,
-            cameras=[ScriptedCamera(*range(100))],
+            cameras=[Nameless(0, 1)],
             inspector=BrightnessInspector(),
-            threshold=THRESHOLD,
-            watch=watch,
+            model=Model(threshold=THRESHOLD),
         )
+    names = [part for _, part, _, _ in rows(config)]
+    assert len(set(names)) == 4
+    assert [name.partition("-")[2] for name in names] == ["000001", "000002", "000003", "000004"]
 
 
 def test_real_images_with_a_damaged_one_and_a_lost_folder_are_all_accounted_for(config, tmp_path):
@@ -410,40 +370,26 @@ def test_real_images_with_a_damaged_one_and_a_lost_folder_are_all_accounted_for(
     assert "is damaged" in next(r for _, p, s, r in rows(config) if s == "ERROR")
 
 
-@settings(max_examples=40, deadline=None)
-@given(st.lists(st.sampled_from(["put", "replace", "take"]), max_size=30))
-def test_what_is_handed_over_is_taken_or_given_back_once_and_in_order(actions):
-    handover, taken, returned, sent = Handover(["main"]), [], [], 0
-    arrivals = iter(handover)
-    waiting = 0
-    for action in actions:
-        if (action == "take" and not waiting) or (action == "put" and waiting >= 2):
-            continue  # these would wait
-        if action == "take":
-            taken.append(next(arrivals).trigger.sequence)
-            waiting -= 1
-            continue
-        sent += 1
-        trigger = Trigger(sequence=sent, camera="main", part_id="", triggered_ns=0)
-        frame = Frame(pixels=PIXELS, number=sent, captured_ns=0)
-        back = getattr(handover, action)(Arrival(trigger=trigger, frame=frame, received=0.0))
-        waiting += back is None
-        if back is not None:
-            returned.append(back.trigger.sequence)
-    handover.close()
-    taken += [arrival.trigger.sequence for arrival in arrivals]
-    assert sorted(taken + returned) == list(range(1, sent + 1))
-    assert all(a < b for a, b in pairwise(taken))
-
-
 @pytest.mark.data
 def test_every_frame_of_a_real_video_at_its_own_rate_is_accounted_for(config):
     """The first 120 frames; benchmarks run all 1 189."""
     if not VIDEO.is_file():
         pytest.skip(f"needs {VIDEO}; set ATAC_DATA")
-    camera = VideoCamera(VideoSettings(path=VIDEO))
-    inspector = BrightnessInspector(lambda _pixels: sleep(0.08))
+    read = threading.Semaphore(0)
+
+    class Counted(VideoCamera):
+        def read(self) -> Frame | None:
+            read.release()
+            return super().read()
+
+    def dawdle(_pixels: Pixels) -> None:
+        """Until two more frames have come, or the video has been read to the last one wanted."""
+        for _ in range(2):
+            read.acquire(timeout=2)
+
+    camera = Counted(VideoSettings(path=VIDEO))
+    inspector = BrightnessInspector(dawdle)
     summary = ran(config, camera, inspector, parts=120)
     assert summary.triggers == 120
     assert summary.counts[State.DROPPED] > 20
-    assert [part for _, part, _, _ in rows(config)] == [f"frame-{n:06d}" for n in range(120)]
+    assert [sequence for sequence, *_ in rows(config)] == list(range(1, 121))

@@ -5,87 +5,22 @@ import sqlite3
 import threading
 from collections import Counter
 from dataclasses import replace
-from time import sleep
 
-import numpy as np
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
 from PIL import Image
 
-from agent.acquisition import Arrival, Handover
 from agent.cameras.conveyor import ConveyorCamera, ConveyorSettings
 from agent.cameras.folder import FolderCamera, FolderSettings
+from agent.cameras.scripted import ScriptedCamera
 from agent.cameras.settings import LineSettings
-from agent.heartbeat import Progress
-from agent.lanes import through_lanes
-from agent.line import run_line
+from agent.clock import ManualClock
 from agent.part import State
 from agent.settings import AgentSettings, BundleSettings, Config, LedgerSettings
 from agent.sinks.mqtt.settings import MqttSettings
-from agent.verdict import Trigger
+from agent.station.run import run_station
+from agent.station.station import Model
 from engine.errors import CameraError
-from engine.frame import Frame
-from tests.agent.test_line import BrightnessInspector, ScriptedCamera
-
-PIXELS = np.zeros((2, 2), np.uint8)
-
-
-def arrival(camera, number=0):
-    return Arrival(
-        trigger=Trigger(sequence=number + 1, camera=camera, part_id="", triggered_ns=0),
-        frame=Frame(pixels=PIXELS, number=number, captured_ns=0),
-        received=0.0,
-    )
-
-
-@given(st.lists(st.sampled_from(["top", "side", "end", "take", "take"]), max_size=80))
-def test_who_waits_is_next_after_one_of_each_other_camera(actions):
-    handover = Handover(["top", "side", "end"])
-    arrivals = iter(handover)
-    waiting, passed = Counter(), {camera: Counter() for camera in ("top", "side", "end")}
-    for action in actions:
-        if action != "take":
-            waiting[action] += handover.replace(arrival(action)) is None
-        elif waiting.total():
-            served = next(arrivals).trigger.camera
-            waiting[served] -= 1
-            passed[served].clear()
-            for other in passed.keys() - {served}:
-                passed[other][served] += waiting[other] > 0
-                assert passed[other][served] <= 1
-
-
-def test_a_camera_s_end_leaves_the_others_theirs():
-    handover = Handover(["top", "side"])
-    assert handover.put(arrival("top")) is None
-    handover.end("top")
-    late = arrival("top", 1)
-    assert handover.put(late) is late
-    assert handover.put(arrival("side")) is None
-    handover.end("side")
-    assert [one.trigger.camera for one in handover] == ["top", "side"]
-
-
-def test_a_part_in_hand_holds_up_its_own_camera_s_verdicts_only():
-    handover, released = Handover(["slow", "fast"]), []
-    last = threading.Event()
-    for one in (arrival("slow", 0), arrival("fast", 0), arrival("slow", 1), arrival("fast", 1)):
-        handover.put(one)
-    handover.close()
-
-    def inspect(part):
-        if part.trigger == Trigger(sequence=1, camera="slow", part_id="", triggered_ns=0):
-            assert last.wait(10), "the others were not released beside it"
-        return part.trigger.camera, part.frame.number
-
-    def release(found):
-        released.append(found)
-        if found == ("fast", 1):
-            last.set()
-
-    through_lanes(handover, inspect, release, lanes=2, progress=Progress())
-    assert released == [("fast", 0), ("fast", 1), ("slow", 0), ("slow", 1)]
+from engine.scripted_inspector import BrightnessInspector
 
 
 def configured(folder, *cameras, **changes):
@@ -117,11 +52,12 @@ def counted(config):
 
 def ran(config, cameras, inspector=None, **options):
     """Run to the end, and hold the summary against the ledger."""
-    summary = run_line(
+    model = Model(threshold=0.5, workers=options.pop("workers", 1))
+    summary = run_station(
         config,
         cameras=cameras,
         inspector=inspector or BrightnessInspector(),
-        threshold=0.5,
+        model=model,
         **options,
     )
     found = counted(config)
@@ -141,8 +77,8 @@ def pictures(folder, grey, size=(30, 20)):
     return folder
 
 
-@pytest.mark.parametrize("lanes", [1, 2])
-def test_cameras_that_always_have_parts_get_equal_shares(tmp_path, lanes):
+@pytest.mark.parametrize("workers", [1, 2])
+def test_cameras_that_always_have_parts_get_equal_shares(tmp_path, workers):
     """Three folders of frames as different as can be; each always has parts that wait."""
     sizes = {"small": (30, 20), "large": (640, 480), "wide": (500, 10)}
     read, taken = Counter(), Counter()
@@ -176,7 +112,7 @@ def test_cameras_that_always_have_parts_get_equal_shares(tmp_path, lanes):
         cameras,
         BrightnessInspector(hold),
         parts=240,
-        lanes=lanes,
+        workers=workers,
         stop=stop,
     )
     inspected = [counts[State.OK] for counts in summary.cameras.values()]
@@ -192,14 +128,16 @@ def test_all_parts_of_all_folders_are_inspected_once(tmp_path):
     (tmp_path / "bad" / "2.png").write_bytes(b"no picture")
     seen = []
     summary = ran(
-        configured(tmp_path, *settings), [FolderCamera(one) for one in settings], watch=seen.append
+        configured(tmp_path, *settings),
+        [FolderCamera(one) for one in settings],
+        observers=[seen.append],
     )
     assert summary.cameras["good"][State.OK] == 5
     assert (summary.cameras["bad"][State.NG], summary.cameras["bad"][State.ERROR]) == (4, 1)
-    sequences = sorted(verdict.trigger.sequence for verdict in seen)
+    sequences = sorted(part.trigger.sequence for part in seen)
     assert sequences == list(range(1, 11))
     for name in ("good", "bad"):
-        assert [v.trigger.part_id for v in seen if v.trigger.camera == name and v.inspection] == [
+        assert [one.part_id for one in seen if one.camera == name and one.inspection] == [
             f"{index}.png" for index in range(5) if (name, index) != ("bad", 2)
         ]
 
@@ -214,11 +152,13 @@ def test_each_camera_has_the_deadline_and_the_fail_safe_of_its_own_line(tmp_path
     common = LineSettings(deadline_ms=51)
     patient = replace(settings[1], line=LineSettings())
     config = configured(tmp_path, settings[0], patient, settings[2], line=common)
+    clock = ManualClock()
     # Each camera loses one frame; each part takes longer than two of the deadlines allow.
     summary = ran(
         config,
         [ScriptedCamera(1, 3) for _ in settings],
-        BrightnessInspector(lambda _pixels: sleep(0.06)),
+        BrightnessInspector(lambda _pixels: clock.advance(0.06)),
+        clock=clock,
     )
     assert summary.cameras["patient"] == dict.fromkeys(State, 0) | {
         State.OK: 2, State.NO_FRAME: 1
@@ -249,11 +189,11 @@ def test_a_bug_in_one_camera_ends_the_run_although_the_others_could_go_on(tmp_pa
     stop = threading.Event()
     endless = ConveyorSettings(name="endless", parts_per_minute=600)
     with pytest.raises(RuntimeError, match="a bug"):
-        run_line(
+        run_station(
             configured(tmp_path, ConveyorSettings(name="broken"), endless),
             cameras=[ScriptedCamera(0, RuntimeError("a bug")), ConveyorCamera(endless, stop)],
             inspector=BrightnessInspector(),
-            threshold=0.5,
+            model=Model(threshold=0.5),
             stop=stop,
         )
 
@@ -307,13 +247,13 @@ def test_a_camera_in_trouble_is_named_and_holds_up_no_other(
     seen = Counter()
 
     def run():
-        run_line(
+        run_station(
             config,
             cameras=[left, right],
             inspector=BrightnessInspector(),
-            threshold=0.5,
+            model=Model(threshold=0.5),
             stop=stop,
-            watch=lambda verdict: seen.update([verdict.trigger.camera]),
+            observers=[lambda part: seen.update([part.camera])],
         )
 
     def health():

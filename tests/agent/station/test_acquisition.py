@@ -8,11 +8,13 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from agent.acquisition import Acquisition, Handover
 from agent.cameras.conveyor import ConveyorCamera, ConveyorSettings
 from agent.cameras.folder import FolderCamera, FolderSettings
 from agent.cameras.video import VideoCamera, VideoSettings
-from agent.verdict import Trigger
+from agent.clock import ManualClock
+from agent.part import Part, Trigger
+from agent.station.acquisition import Acquisition, FrameIntake
+from agent.station.queue import PartQueue
 from engine.errors import CameraError, ImageError
 from engine.frame import Frame
 from tests.tiny_bundle import good_part
@@ -65,46 +67,76 @@ class Line:
     def __init__(self, camera):
         self.good = []
         self.ended = []
-        self.troubles = []
         self._sequence = 0
+        self.clock = ManualClock()
         self.stop = threading.Event()
-        self.arrivals = Handover(["main"])
+        self.parts = PartQueue(["main"])
+        intake = FrameIntake(
+            "main", self.parts, begin=self.begin, end=self.end, clock=self.clock, waits=True
+        )
         self.acquisition = Acquisition(
-            "main", camera, self.arrivals, begin=self.begin, end=self.end, stop=self.stop
+            "main", camera, intake, self.parts, stop=self.stop, clock=self.clock
         )
+        self.thread = threading.Thread(target=self._run)
 
-    def begin(self, camera, part_id, captured_ns):
+    def begin(self, camera, *, received, triggered_ns, part_id):
         self._sequence += 1
-        return Trigger(
-            sequence=self._sequence, camera=camera, part_id=part_id, triggered_ns=captured_ns
-        )
+        trigger = Trigger(sequence=self._sequence, camera=camera, triggered_ns=triggered_ns)
+        return Part(trigger=trigger, received=received, part_id=part_id)
 
-    def end(self, trigger, state, reason):
-        self.ended.append((trigger.part_id, state.value, reason))
+    def end(self, part, state, reason):
+        self.ended.append((part.part_id, state.value, reason))
+
+    def _run(self):
+        with self.acquisition:
+            for part in self.parts:
+                self.good.append(part.part_id)
 
     def run(self):
-        with self.acquisition:
-            for arrival in self.arrivals:
-                self.good.append(arrival.trigger.part_id)
+        """Until the camera has ended; no time passes, unless its faults let it."""
+        self.thread.start()
+        self.thread.join(60)
+        assert not self.thread.is_alive()
         return self
+
+    def let_time_pass(self, until):
+        """A little at a time, so that what gets on is never taken for hanging."""
+        for _ in range(20_000):
+            if until():
+                return
+            self.clock.advance(0.1)
+            time.sleep(0.001)
+        raise AssertionError("it did not happen")
+
+
+class Noting(list):
+    """A list that tells of what is appended."""
+
+    def __init__(self, tell):
+        super().__init__()
+        self.append = tell
 
 
 def said(caplog):
     return [record.message for record in caplog.records if record.name == "atac_agent.camera"]
 
 
-def test_a_read_that_does_not_return_is_left_and_another_camera_goes_on(caplog):
-    released = threading.Event()
+def test_a_read_that_does_not_return_is_left_and_another_camera_goes_on(caplog, eventually):
+    released, hangs = threading.Event(), threading.Event()
 
     def hang(number):
         if number == 2 and not released.is_set():
-            released.wait(30)
+            hangs.set()
+            released.wait(60)
 
     before = threading.active_count()
     camera = FaultyCamera(hang, parts=5)
     line = Line(camera)
+    line.thread.start()
     try:
-        line.run()
+        assert hangs.wait(20)
+        line.let_time_pass(lambda: said(caplog))
+        line.thread.join(60)
     finally:
         released.set()
     # The number that was taken when the read began is the hanging one's; the next goes on.
@@ -114,10 +146,8 @@ def test_a_read_that_does_not_return_is_left_and_another_camera_goes_on(caplog):
         f"camera main: has not answered for {SILENCE_S} s; trying again until it is back",
         "camera main: is back",
     ]
-    until = time.monotonic() + 10
-    while threading.active_count() > before or camera.opened:  # what was left has let go
-        assert time.monotonic() < until
-        time.sleep(0.01)
+    # What was left has let go.
+    eventually(lambda: threading.active_count() <= before and not camera.opened)
 
 
 def test_no_more_than_three_reads_are_left_behind(caplog):
@@ -129,31 +159,32 @@ def test_no_more_than_three_reads_are_left_behind(caplog):
         released.wait(30)
 
     line = Line(FaultyCamera(hang, parts=100))
-    thread = threading.Thread(target=line.run)
-    thread.start()
-    until = time.monotonic() + 20
-    while len(names) < 4:
-        assert time.monotonic() < until
-        time.sleep(0.01)
-    time.sleep(2 * SILENCE_S)
-    assert line.acquisition.trouble.startswith("has not answered")
+    line.thread.start()
+    line.let_time_pass(lambda: len(names) == 4)
+    until = line.clock.now() + 100 * SILENCE_S
+    line.let_time_pass(lambda: line.clock.now() > until)
+    assert line.acquisition.fault.startswith("has not answered")
     assert len(names) == 4
     released.set()
     line.stop.set()
-    thread.join(20)
-    assert not thread.is_alive()
+    line.thread.join(60)
+    assert not line.thread.is_alive()
     assert len(said(caplog)) <= 2
 
 
 def test_a_hanging_camera_does_not_keep_the_agent_from_stopping():
     released = threading.Event()
-    line = Line(FaultyCamera(lambda _number: released.wait(60) and None, parts=3))
-    thread = threading.Thread(target=line.run)
-    thread.start()
-    time.sleep(0.1)
+    hangs = threading.Event()
+
+    def hang(_number):
+        hangs.set()
+        released.wait(60)
+
+    line = Line(FaultyCamera(hang, parts=3))
+    line.thread.start()
+    assert hangs.wait(20)
     line.stop.set()
-    thread.join(20)
-    assert not thread.is_alive()
+    line.let_time_pass(lambda: not line.thread.is_alive())
     released.set()
 
 
@@ -171,23 +202,21 @@ def test_a_camera_that_stays_frozen_is_connected_anew(caplog):
     thawed = threading.Event()
 
     def freeze(number):
-        time.sleep(0.02)
+        line.clock.advance(0.1)
         return None if thawed.is_set() or number == 0 else still
 
     class Camera(FaultyCamera):
+        silence_s = None
+
         def __exit__(self, *error):
             thawed.set()
             super().__exit__(*error)
 
     line = Line(Camera(freeze, parts=10_000))
-    thread = threading.Thread(target=line.run)
-    thread.start()
-    until = time.monotonic() + 20
-    while "camera main: is back" not in said(caplog):
-        assert time.monotonic() < until
-        time.sleep(0.01)
+    line.thread.start()
+    line.let_time_pass(lambda: "camera main: is back" in said(caplog))
     line.stop.set()
-    thread.join()
+    line.thread.join(60)
     assert said(caplog)[0].startswith(
         "camera main: the camera shows the same picture again; trying"
     )
@@ -213,26 +242,25 @@ def test_garbage_ends_its_part_as_error(garbage, reason):
     assert reason in told
 
 
-def test_pictures_of_a_folder_may_repeat_and_may_all_be_bad(monkeypatch):
+def test_pictures_of_a_folder_may_repeat_and_may_all_be_bad():
     """What is not live is never connected anew for what it shows, which would change nothing."""
-    monkeypatch.setattr("agent.acquisition._BAD_S", 0.0)
     still = good_part(1)
 
     def fault(number):
         if number in {4, 5, 6}:
+            line.clock.advance(5.0)
             raise ImageError(f"{number}.png", "is damaged")
         return still
 
     camera = FaultyCamera(fault, parts=8)
     camera.is_live = False
-    seen = []
-    line = Line(camera)
-    line.end = lambda trigger, *_: seen.append((trigger.part_id, line.acquisition.trouble))
-    line.acquisition._end = line.end
+    camera.silence_s = None
+    line, seen = Line(camera), []
+    line.ended = Noting(lambda end: seen.append((end[0], line.acquisition.fault)))
     line.run()
     assert line.good == ["p0", "p1", "p2", "p3", "p7"]
-    assert [trouble for _, trouble in seen] == [None, "4.png: is damaged", "5.png: is damaged"]
-    assert line.acquisition.trouble is None
+    assert [fault for _, fault in seen] == [None, None, "5.png: is damaged"]
+    assert line.acquisition.fault is None
 
 
 def test_a_camera_that_goes_away_keeps_being_tried():
@@ -244,7 +272,11 @@ def test_a_camera_that_goes_away_keeps_being_tried():
             raise error
 
     camera = FaultyCamera(go, parts=3)
-    assert Line(camera).run().good == ["p0", "p1", "p2"]
+    camera.silence_s = None
+    line = Line(camera)
+    line.thread.start()
+    line.let_time_pass(lambda: not line.thread.is_alive())
+    assert line.good == ["p0", "p1", "p2"]
 
 
 def test_every_camera_goes_on_where_it_was_when_renewed(tmp_path):

@@ -1,0 +1,224 @@
+"""Evidence: frames of rejected and of doubtful parts as JPEG files, within three limits.
+
+    recorder ── a part worth keeping ──▶ four places ──▶ atac-evidence: index, JPEG, the oldest out
+
+Each file is a whole frame as it was inspected, without heat map or box, and holds the part's id as
+its JPEG comment. Age, number and size of all are bounded; the oldest go first. What may go is what
+the index names: a text file of this agent's own in the folder, with a line for each file before
+it is written. Nothing else there is ever touched.
+"""
+
+import hashlib
+import logging
+import os
+import queue
+import re
+from collections import deque
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Final, Self
+
+from agent.messages import with_comment
+from agent.part import Part, State
+from agent.retention import AgeClock
+from agent.settings import EvidenceSettings
+from engine.bundle import replace_file
+from engine.errors import ImageError
+from engine.picture import jpeg
+
+_LOG: Final = logging.getLogger("atac_agent.line")
+_ROOM: Final = 4
+"""Frames that may wait for the disk; what comes then is not kept."""
+_LOOK_S: Final = 10.0
+_QUALITY: Final = 95
+_LARGEST_BYTES: Final = 8_000_000
+_UNFINISHED: Final = ".part"
+_NAME: Final = re.compile(r"[0-9a-f]{12}_\d{10,19}_[A-Z_]+\.jpg")
+_TIDY: Final = 1000
+"""Lines of files that have gone, before the index is written anew."""
+
+
+class Evidence:
+    """A thread that keeps pictures; a context manager that does nothing without a folder.
+
+    A folder that cannot be written is a `fault`, said once; pictures are then not kept. So is
+    anything else that goes wrong with a picture; the thread continues with the next one.
+
+    Args:
+        settings: The folder and its limits.
+        agent_id: Names the index, so that two agents may share a folder.
+        epoch: The ledger's; with the sequence it names each file.
+        ages: The clock by which files become old.
+    """
+
+    def __init__(
+        self,
+        settings: EvidenceSettings,
+        agent_id: str,
+        epoch: str,
+        ages: AgeClock | None = None,
+    ) -> None:
+        self._settings = settings
+        self._agent_id = agent_id
+        self._epoch = epoch
+        self._ages = ages or AgeClock()
+        self._queue: queue.Queue[Part | None] = queue.Queue(_ROOM)
+        self._kept: deque[_Kept] = deque()
+        self._bytes = 0
+        self._gone = 0
+        self._fault: str | None = None
+        self._thread = ThreadPoolExecutor(1, thread_name_prefix="atac-evidence")
+        self.not_kept = 0
+
+    @property
+    def fault(self) -> str | None:
+        """Why nothing can be kept, in one line; `None` while it can."""
+        return self._fault
+
+    def __enter__(self) -> Self:
+        if self._settings.folder is not None:
+            self._ended = self._thread.submit(self._run, self._settings.folder)
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self._settings.folder is not None:
+            while not self._ended.done():
+                with suppress(queue.Full):
+                    self._queue.put(None, timeout=0.2)
+                    break
+            self._thread.shutdown()
+        if self.not_kept:
+            pictures = "1 picture was" if self.not_kept == 1 else f"{self.not_kept} pictures were"
+            _LOG.warning("%s not kept as evidence", pictures)
+
+    def offer(self, part: Part) -> None:
+        """Keep the frame of `part` if it is worth it; never waits."""
+        if self._settings.folder is None or not self._is_worth_it(part):
+            return
+        try:
+            self._queue.put_nowait(part)
+        except queue.Full:
+            self.not_kept += 1
+
+    def _is_worth_it(self, part: Part) -> bool:
+        verdict, found = part.ended, part.inspection
+        if part.frame is None or verdict.state is State.DROPPED:
+            return False
+        if verdict.state is not State.OK or found is None:
+            return True
+        return found.score > verdict.threshold - self._settings.near * abs(verdict.threshold)
+
+    # ---- in the thread that keeps
+
+    def _run(self, folder: Path) -> None:
+        try:
+            self._take_up(folder)
+            while True:
+                try:
+                    part = self._queue.get(timeout=_LOOK_S)
+                except queue.Empty:
+                    self._make_room(folder)
+                    continue
+                if part is None:
+                    return
+                self._try_to_keep(folder, part)
+                self._make_room(folder)
+        except Exception as error:  # noqa: BLE001 - a fault, not the end of the run
+            _LOG.exception("the thread that keeps evidence has ended")
+            self._fault = f"its thread has ended: {type(error).__name__}: {error}"
+
+    def _try_to_keep(self, folder: Path, part: Part) -> None:
+        try:
+            self._keep(folder, part)
+        except OSError as error:
+            self._fail(f"{folder}: {error.strerror}")
+        except ImageError as error:
+            self._fail(str(error))
+        except Exception as error:  # noqa: BLE001 - the next picture may be kept
+            _LOG.exception("a picture of part %s cannot be kept", part.part_id)
+            self._fail(f"{type(error).__name__}: {error}")
+        else:
+            if self._fault is not None:
+                _LOG.warning("evidence is kept again in %s", folder)
+            self._fault = None
+
+    def _fail(self, fault: str) -> None:
+        self.not_kept += 1
+        if self._fault is None:
+            _LOG.error("no evidence can be kept: %s", fault)
+        self._fault = fault
+
+    def _index(self, folder: Path) -> Path:
+        owner = hashlib.sha256(self._agent_id.encode()).hexdigest()[:12]
+        return folder / f".atac-evidence-{owner}"
+
+    def _take_up(self, folder: Path) -> None:
+        """Take up what earlier runs have kept, and remove what they did not finish."""
+        names: list[str] = []
+        with suppress(OSError):
+            text = self._index(folder).read_text(encoding="ascii", errors="replace")
+            names = [line for line in text.splitlines() if _NAME.fullmatch(line)]
+        found = []
+        for name in dict.fromkeys(names):
+            path = folder / name
+            with suppress(OSError):
+                path.with_name(name + _UNFINISHED).unlink()
+            with suppress(OSError):
+                status = path.stat()
+                found.append(_Kept(time_ns=status.st_mtime_ns, name=name, size=status.st_size))
+        self._kept.extend(sorted(found))
+        self._bytes = sum(one.size for one in found)
+        self._gone = len(names) - len(found)
+        self._make_room(folder)
+
+    def _keep(self, folder: Path, part: Part) -> None:
+        assert part.frame is not None
+        sequence = part.trigger.sequence
+        picture = jpeg(part.frame.pixels, max_bytes=_LARGEST_BYTES, quality=_QUALITY)
+        data = with_comment(picture, f"{self._agent_id}:{self._epoch}:{sequence}")
+        name = f"{self._epoch}_{sequence:010d}_{part.ended.state}.jpg"
+        path, now_ns = folder / name, self._ages.now_ns()
+        unfinished = path.with_name(name + _UNFINISHED)
+        folder.mkdir(parents=True, exist_ok=True)
+        with self._index(folder).open("a", encoding="ascii") as file:
+            file.write(f"{name}\n")
+        try:
+            unfinished.write_bytes(data)
+            os.utime(unfinished, ns=(now_ns, now_ns))
+            unfinished.replace(path)
+        except OSError:
+            self._gone += 1
+            with suppress(OSError):
+                unfinished.unlink()
+            raise
+        self._kept.append(_Kept(time_ns=now_ns, name=name, size=len(data)))
+        self._bytes += len(data)
+
+    def _make_room(self, folder: Path) -> None:
+        limits = self._settings
+        oldest_ns = self._ages.now_ns() - round(limits.keep_days * 86_400e9)
+        while self._kept and (
+            len(self._kept) > limits.max_files
+            or self._bytes > limits.max_mb * 1_000_000
+            or self._kept[0].time_ns < oldest_ns
+        ):
+            old = self._kept.popleft()
+            self._bytes -= old.size
+            self._gone += 1
+            with suppress(OSError):
+                (folder / old.name).unlink()
+        if self._gone >= _TIDY:
+            with suppress(OSError):
+                replace_file(
+                    self._index(folder), "".join(f"{one.name}\n" for one in self._kept).encode()
+                )
+                self._gone = 0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, order=True)
+class _Kept:
+    time_ns: int
+    name: str
+    size: int

@@ -1,0 +1,422 @@
+"""The station: cameras' parts are inspected in turns, and every one is accounted for.
+
+    atac-camera, one each      main, atac-worker            atac-recorder       atac-ledger
+    read ─▶ frame, trigger ─▶ part ─▶ queue ─▶ inspect ─▶ decide ─▶ thumbnail ─▶ commit ─▶ sinks
+                                └─ skipped, lost, unusable ────────────▲
+
+Inspection never waits for a receiver or a disk, and no camera for another. The queue holds two
+parts of each camera, the recorder eight.
+"""
+
+import logging
+import signal
+import threading
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, ExitStack, contextmanager
+from dataclasses import dataclass, replace
+from types import FrameType
+from typing import Final, Protocol
+
+from agent.cameras.settings import LineSettings
+from agent.part import Part, State, Trigger, Verdict, decide, is_alarm
+from agent.ports import Camera, Clock, Service, Watched
+from agent.settings import Config
+from agent.station.acquisition import Acquisition, FrameIntake
+from agent.station.controls import Controls
+from agent.station.evidence import Evidence
+from agent.station.monitor import DropWatch, Monitor
+from agent.station.queue import PartQueue
+from agent.station.recorder import Observer, Recorder
+from agent.station.status import CameraStatus, LedgerStatus, SinkStatus, Status
+from agent.station.summary import Ends, Summary, Timing
+from agent.station.workers import Progress, run_workers
+from engine.errors import AtacError, NoAnswerError
+from engine.inspector import Inspector
+
+_LOG: Final = logging.getLogger("atac_agent.line")
+_PAUSED: Final = "inspection is paused by request"
+_DISCARDING: Final = "ledger: is full, and undelivered messages make room; see ledger.max_mb"
+
+
+class Record(Protocol):
+    """What the station needs of the ledger."""
+
+    @property
+    def epoch(self) -> str: ...
+    @property
+    def is_alive(self) -> bool: ...
+    def next_sequence(self, camera: str) -> int: ...
+    def expect(self, part: Part) -> None: ...
+    def record(self, part: Part, thumbnail: bytes | None) -> None: ...
+    def cameras(self) -> Mapping[str, CameraStatus]: ...
+    def status(self) -> LedgerStatus: ...
+    def flush(self) -> bool: ...
+
+
+class ServingInspector(Protocol):
+    """An inspector that knows what it runs on and how it is."""
+
+    @property
+    def lanes(self) -> int: ...
+    @property
+    def backend(self) -> str: ...
+    @property
+    def trouble(self) -> str | None: ...
+
+
+class Outlet(Protocol):
+    """What the station needs of a sink that runs: how it is, and that it is told of the agent."""
+
+    @property
+    def name(self) -> str: ...
+    @property
+    def is_alive(self) -> bool: ...
+    def status(self) -> SinkStatus: ...
+    def report(self, status: Status) -> None: ...
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Model:
+    """What inspects: the calibrated `threshold`, and what names bundle and calibration.
+
+    `workers` threads may call the inspector at once. `backend` says what it runs on, by its full
+    name, and `fault` why it gives no answers just now.
+    """
+
+    threshold: float
+    bundle_id: str = ""
+    calibration_id: str = ""
+    workers: int = 1
+    backend: Callable[[], str] = lambda: ""
+    fault: Callable[[], str | None] = lambda: None
+
+    def on(self, inspector: ServingInspector) -> "Model":
+        """The same, served by `inspector`."""
+        return replace(
+            self,
+            workers=inspector.lanes,
+            backend=lambda: inspector.backend,
+            fault=lambda: inspector.trouble,
+        )
+
+
+class Station:
+    """The run from the cameras to the ledger.
+
+    Args:
+        config: What is known of cameras and their parts.
+        cameras: Those of `config`, in its order, made with the same `stop`.
+        inspector: Inspects a frame; called by `model.workers` threads at once.
+        model: What inspects.
+        record: The ledger, entered.
+        outlets: The sinks, entered.
+        controls: The threshold in force, and whether inspection is paused.
+        clock: The time.
+        stop: Ends the run; set with the last of `parts`, and on return.
+        parts: How many triggers may begin; `None`: as many as come.
+        started: `clock.now()` when the program began.
+        observers: Are told of each part once it is recorded.
+        services: Make the services that read the status.
+        readers: Are told of each status, in the thread that makes it: they must not wait.
+    """
+
+    def __init__(
+        self,
+        config: Config,
+        *,
+        cameras: Sequence[Camera],
+        inspector: Inspector,
+        model: Model,
+        record: Record,
+        outlets: Sequence[Outlet],
+        controls: Controls,
+        clock: Clock,
+        stop: threading.Event,
+        parts: int | None = None,
+        started: float | None = None,
+        observers: Sequence[Observer] = (),
+        services: Sequence[Callable[[Watched], Service]] = (),
+        readers: Sequence[Callable[[Status], None]] = (),
+    ) -> None:
+        self._config = config
+        self._inspector = inspector
+        self._model = model
+        self._record = record
+        self._outlets = outlets
+        self._controls = controls
+        self._clock = clock
+        self._stop = stop
+        self._parts = parts
+        self._started = clock.now() if started is None else started
+        self._lines: dict[str, LineSettings] = config.lines
+        self._announcing = threading.Lock()
+        self._triggers = 0
+        self._first: float | None = None
+        self._last = self._started
+        self._alarms = 0
+
+        self._queue = PartQueue(self._lines)
+        self._acquisitions = {
+            name: self._acquisition(name, camera)
+            for name, camera in zip(self._lines, cameras, strict=True)
+        }
+        self._progress = Progress(clock)
+        self._timing = Timing()
+        self._ends = Ends(self._lines)
+        self._drops = DropWatch(
+            {name: line.max_dropped for name, line in self._lines.items()}, clock
+        )
+        self._evidence = Evidence(config.evidence, config.agent.id, record.epoch)
+        self._recorder = Recorder(
+            record.record,
+            wants_thumbnail=self._wants_thumbnail,
+            observers=(self._count, self._evidence.offer, *observers),
+        )
+        self.monitor: Final = Monitor(
+            self._status, clock=clock, readers=[*(outlet.report for outlet in outlets), *readers]
+        )
+        self._services = [make(self.monitor) for make in services]
+
+    def _acquisition(self, name: str, camera: Camera) -> Acquisition:
+        intake = FrameIntake(
+            name,
+            self._queue,
+            begin=self._announce,
+            end=self._end,
+            clock=self._clock,
+            waits=camera.triggered,
+        )
+        return Acquisition(name, camera, intake, self._queue, stop=self._stop, clock=self._clock)
+
+    def run(self) -> Summary:
+        """Run until all cameras end, `parts` triggers have begun or `stop` is set."""
+        inner: tuple[AbstractContextManager[object], ...] = (
+            self._evidence,
+            self.monitor,
+            self._recorder,
+        )
+        with ExitStack() as running:
+            for each in (*inner, *self._acquisitions.values(), *self._services):
+                running.enter_context(each)
+            run_workers(
+                self._queue, self._life, workers=self._model.workers, progress=self._progress
+            )
+        self._record.flush()
+        return self._summary()
+
+    # ---- the life of a part
+
+    def _announce(
+        self,
+        camera: str,
+        *,
+        received: float,
+        triggered_ns: int,
+        part_id: str | None = None,
+        count: int | None = None,
+    ) -> Part | None:
+        """A part has arrived: it gets its number. `None` when it is one too many."""
+        with self._announcing:
+            if self._triggers == self._parts:
+                return None
+            self._triggers += 1
+            if self._first is None:
+                self._first = received
+            if self._triggers == self._parts:
+                self._stop.set()
+        deadline_s = self._lines[camera].deadline_s
+        sequence = self._record.next_sequence(camera)
+        trigger = Trigger(
+            sequence=sequence,
+            camera=camera,
+            triggered_ns=triggered_ns,
+            deadline_ns=None if deadline_s is None else triggered_ns + round(deadline_s * 1e9),
+            count=count,
+        )
+        part = Part(trigger=trigger, received=received, part_id=part_id)
+        if part_id is None:
+            part.part_id = f"{self._record.epoch}-{sequence:06d}"
+        self._record.expect(part)
+        return part
+
+    def _life(self, part: Part) -> Iterator[None]:
+        """What happens to a part from the queue to the ledger; see `run_workers`."""
+        part.begun = self._clock.now()
+        threshold = self._controls.threshold.value
+        state, reason = self._inspected(part, threshold)
+        yield  # until the parts of the same camera before it have left
+        part.verdict = self._verdict(part, state, reason, threshold)
+        self._recorder.put(part)  # thumbnail, ledger, observers
+        if part.inspection is not None:
+            self._timing.add(part, self._clock.now())
+
+    def _inspected(self, part: Part, threshold: float) -> tuple[State, str]:
+        """Have the frame inspected, if there is time; the state as it is then, and a reason."""
+        assert part.frame is not None
+        if self._controls.paused.is_set():
+            return State.DROPPED, _PAUSED
+        if self._late_s(part) > 0:
+            return State.TIMEOUT, "its deadline passed before its inspection began"
+        try:
+            part.inspection = self._inspector.inspect(part.frame.pixels)
+            return decide(part.inspection, threshold), ""
+        except NoAnswerError as error:
+            return State.TIMEOUT, str(error)
+        except AtacError as error:
+            return State.ERROR, str(error)
+        except Exception as error:  # noqa: BLE001 - one part must never stop the line
+            _LOG.exception("inspection of part %s failed", part.part_id)
+            return State.ERROR, f"{type(error).__name__}: {error}"
+
+    def _verdict(self, part: Part, state: State, reason: str, threshold: float) -> Verdict:
+        """The verdict as it leaves; waiting for the parts before it may have made it late."""
+        late_s, late_state = self._late_s(part), None
+        if part.inspection is not None and late_s > 0:
+            reason = f"{state} came {late_s * 1e3:.1f} ms after the deadline"
+            state, late_state = State.TIMEOUT, state
+        # By the steady clock, so that deadline and latency hold when UTC is set meanwhile.
+        taken_ns = round((self._clock.now() - part.received) * 1e9)
+        return Verdict(
+            state=state,
+            decided_ns=part.trigger.triggered_ns + taken_ns,
+            threshold=threshold,
+            reason=reason,
+            late_state=late_state,
+        )
+
+    def _late_s(self, part: Part) -> float:
+        """Seconds since the deadline, negative before it; by the steady clock, as UTC may jump."""
+        trigger = part.trigger
+        if trigger.deadline_ns is None:
+            return -float("inf")
+        allowed_s = (trigger.deadline_ns - trigger.triggered_ns) / 1e9
+        return self._clock.now() - part.received - allowed_s
+
+    def _end(self, part: Part, state: State, reason: str) -> None:
+        """A part ends without inspection."""
+        part.verdict = Verdict(
+            state=state,
+            decided_ns=max(self._clock.utc_ns(), part.trigger.triggered_ns),
+            threshold=self._controls.threshold.value,
+            reason=reason,
+        )
+        self._recorder.put(part)
+
+    # ---- what is told of it
+
+    def _wants_thumbnail(self, part: Part) -> bool:
+        return self._config.evidence.thumbnails and self._is_alarm(part)
+
+    def _is_alarm(self, part: Part) -> bool:
+        return is_alarm(part.ended.state, self._lines[part.camera].fail_safe)
+
+    def _count(self, part: Part) -> None:
+        self._ends.add(part)
+        self._alarms += self._is_alarm(part)
+        self._last = self._clock.now()
+
+    def _status(self) -> Status:
+        now = self._clock.now()
+        recorded = self._record.cameras()
+        cameras = {
+            name: CameraStatus(
+                triggers=known.triggers,
+                counts=known.counts,
+                fault=self._acquisitions[name].fault if name in self._lines else None,
+                is_removed=name not in self._lines,
+            )
+            for name, known in (dict.fromkeys(self._lines, _NONE_YET) | dict(recorded)).items()
+        }
+        ledger = self._record.status()
+        sinks = {outlet.name: outlet.status() for outlet in self._outlets}
+        ended = [
+            *([] if self._record.is_alive else ["ledger"]),
+            *(outlet.name for outlet in self._outlets if not outlet.is_alive),
+        ]
+        return Status(
+            time_ns=self._clock.utc_ns(),
+            uptime_s=now - self._started,
+            agent_id=self._config.agent.id,
+            epoch=self._record.epoch,
+            bundle_id=self._model.bundle_id,
+            calibration_id=self._model.calibration_id,
+            backend=self._model.backend(),
+            threshold=self._controls.threshold.value,
+            calibrated_threshold=self._model.threshold,
+            cameras=cameras,
+            latencies=self._timing.histograms(),
+            sinks=sinks,
+            ledger=ledger,
+            faults=tuple(self._faults(cameras, sinks, ledger)),
+            is_paused=self._controls.paused.is_set(),
+            in_hand_s=self._progress.in_hand_s(),
+            ended_threads=tuple(ended),
+        )
+
+    def _faults(
+        self,
+        cameras: Mapping[str, CameraStatus],
+        sinks: Mapping[str, SinkStatus],
+        ledger: LedgerStatus,
+    ) -> Iterator[str]:
+        drops = self._drops.faults(cameras)
+        named = {
+            **{f"camera {name}": camera.fault for name, camera in cameras.items()},
+            **{name: sink.fault for name, sink in sinks.items()},
+            "ledger": ledger.fault,
+            **{f"camera {name} ": fault for name, fault in drops.items()},
+            "inference": self._model.fault(),
+            "evidence": self._evidence.fault,
+            "recorder": self._recorder.fault,
+        }
+        for name, fault in named.items():
+            if fault is not None:
+                yield f"{name.rstrip()}: {fault}"
+        if ledger.is_discarding:
+            yield _DISCARDING
+        if self._controls.paused.is_set():
+            yield f"line: {_PAUSED}"
+
+    def _summary(self) -> Summary:
+        first = self._last if self._first is None else self._first
+        seconds = self._last - first
+        sinks = [outlet.status() for outlet in self._outlets]
+        return Summary(
+            epoch=self._record.epoch,
+            backend=self._model.backend(),
+            triggers=self._triggers,
+            inspected=self._ends.inspected,
+            counts=self._ends.counts,
+            cameras=self._ends.cameras,
+            zoomed=self._ends.zoomed,
+            alarms=self._alarms,
+            delivered=sum(sink.delivered for sink in sinks),
+            refused=sum(sink.refused for sink in sinks),
+            undelivered=sum(sink.pending for sink in sinks),
+            start_up_s=first - self._started,
+            seconds=seconds,
+            parts_per_second=self._triggers / seconds if seconds else 0.0,
+            latencies=self._timing.latencies(),
+        )
+
+
+_NONE_YET: Final = CameraStatus(triggers=0, counts=dict.fromkeys(State, 0))
+
+
+@contextmanager
+def stopping_on_signals(stop: threading.Event) -> Iterator[None]:
+    """Within this context Ctrl-C and SIGTERM set `stop`; a second one acts as usual."""
+
+    def handle(number: int, _frame: FrameType | None) -> None:
+        signal.signal(number, before[signal.Signals(number)])
+        # In another thread, as this one may hold the event's lock right now.
+        threading.Thread(target=stop.set, name="atac-stop").start()
+
+    before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+    for number in before:
+        signal.signal(number, handle)
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
