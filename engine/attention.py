@@ -1,6 +1,6 @@
 """Attention map → box: Algorithm 1 of the paper (docs/method.md, Attention and the box)."""
 
-from typing import Annotated, Literal
+from typing import Annotated
 
 import cv2
 import numpy as np
@@ -14,7 +14,7 @@ from engine.spec import spec
 class CropSpec:
     """How the attention box is cut; belongs to the bundle.
 
-    `omega` is ω, the share of the normalised map above which a pixel is attended (Eq 5).
+    `omega` is ω, the share of the map's maximum above which a pixel is attended (Eq 5).
     `gate` is an absolute floor: a map whose maximum stays below it points at no region, so there is
     no pass 2; 0 is the paper.
     `padding` (share of the box side, on each side), `min_side` (view pixels) and `square` widen the
@@ -22,7 +22,6 @@ class CropSpec:
     """
 
     omega: Annotated[float, Field(gt=0, le=1)] = 0.40
-    normalise: Literal["max", "minmax"] = "max"
     gate: Annotated[float, Field(ge=0)] = 0.0
     padding: Annotated[float, Field(ge=0, le=1)] = 0.0
     min_side: Annotated[int, Field(ge=1)] = 1
@@ -33,16 +32,15 @@ def attention_box(attention: Map, whole: Box, spec: CropSpec) -> Box:
     """The box of `whole` (a view's own box) that holds everything attended; Algorithm 1, 1-6.
 
     `attention` is the non-negative float32 `(h, w)` map of pass 1. A map that says nothing (not
-    finite, nowhere positive, below the gate, flat under `minmax`) gives `whole`.
+    finite, nowhere positive, below the gate) gives `whole`.
     """
     if not np.isfinite(attention).all():
         return whole
     attention = np.maximum(attention, np.float32(0))
     peak = float(attention.max())
-    floor = float(attention.min()) if spec.normalise == "minmax" else 0.0
-    if peak <= floor or peak < spec.gate:
+    if peak <= 0 or peak < spec.gate:
         return whole
-    normalised = (attention - floor) / (peak - floor)
+    normalised = attention / peak
     # cv2's linear resize puts sample points at pixel centres: align_corners=False.
     upsampled = cv2.resize(
         normalised.astype(np.float32), (whole.width, whole.height), interpolation=cv2.INTER_LINEAR

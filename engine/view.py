@@ -20,8 +20,8 @@ from engine.spec import spec
 class ViewSpec:
     """How views are made; belongs to the bundle and travels with the weights.
 
-    `equalise` says when CLAHE runs: on the native frame `before_resize` (paper),
-    on the small view `after_resize` (18-124 ms a frame cheaper), or `never`.
+    `equalise` says when CLAHE runs: on the native frame `before_resize` (paper), on the small view
+    `after_resize` (18-124 ms a frame cheaper), or `never`.
     `crop_from` says what pass 2 is cut from: the pass-1 `view` (paper) or the native `frame`,
     where the zoom adds real detail.
     `reducing_gap` lets Pillow shrink by whole steps first (see `Image.resize`); on a part 3.0
@@ -31,7 +31,6 @@ class ViewSpec:
     side: Annotated[int, Field(ge=32, le=1024)] = 224
     equalise: Literal["before_resize", "after_resize", "never"] = "before_resize"
     crop_from: Literal["view", "frame"] = "view"
-    resize: Literal["bicubic", "bilinear"] = "bicubic"
     reducing_gap: Annotated[float, Field(ge=1.0)] | None = None
     clahe_clip_limit: Annotated[float, Field(gt=0)] = 2.0
     clahe_tiles: Annotated[int, Field(ge=1, le=64)] = 8
@@ -42,9 +41,9 @@ class ViewSpec:
         return Box.whole(self.side, self.side)
 
 
-_FILTERS: Final = {"bicubic": Image.Resampling.BICUBIC, "bilinear": Image.Resampling.BILINEAR}
-_SUPPORT: Final = {"bicubic": 2.0, "bilinear": 1.0}
-"""How far a filter reaches from its middle, in pixels of the view or of the frame, the larger."""
+_FILTER: Final = Image.Resampling.BICUBIC
+_SUPPORT: Final = 2.0
+"""How far the filter reaches from its middle, in pixels of the view or of the frame, the larger."""
 _STRIP: Final = 1_000_000
 """In pixels: a strip's memory is there for the next one, that of a large frame would not be."""
 _Edges = tuple[float, float]
@@ -72,7 +71,7 @@ def zoomed(pixels: Pixels, whole: Pixels, box: Box, spec: ViewSpec) -> tuple[Pix
     """The view of pass 2 and the box of `pixels` that it shows.
 
     `whole` is the pass-1 view of `pixels`; `box` is in its pixels. With `crop_from="view"` this
-    is Algorithm 1, lines 5-7: slice the view, scale back bilinearly.
+    the view is cut and scaled back bilinearly, as in the paper's Algorithm 1.
     """
     in_frame = box.scaled(of=spec.box, to=Box.around(pixels))
     if spec.crop_from == "frame":
@@ -103,7 +102,7 @@ def _resized(pixels: Pixels, box: Box, spec: ViewSpec) -> Pixels:
     steps = _steps(across, spec), _steps(along, spec)
     if steps != (1, 1):
         # As far as Pillow goes, since the steps begin there.
-        reach = _SUPPORT[spec.resize] - 0.5
+        reach = _SUPPORT - 0.5
         columns = _reached(across, reach * _scale(across, spec), pixels.shape[1])
         rows = _reached(along, reach * _scale(along, spec), pixels.shape[0])
         pixels = _reduced(pixels[rows, columns], steps)
@@ -114,7 +113,7 @@ def _resized(pixels: Pixels, box: Box, spec: ViewSpec) -> Pixels:
         # Which axis goes first with tall images differs between Pillow's versions, and is seen.
         corners = across[0], along[0], across[1], along[1]
         tall = Image.fromarray(pixels)
-        return np.asarray(tall.resize((spec.side, spec.side), _FILTERS[spec.resize], box=corners))
+        return np.asarray(tall.resize((spec.side, spec.side), _FILTER, box=corners))
     columns = _reached(across, _margin(across, spec), width)
     rows = _reached(along, _margin(along, spec), height)
     narrow = _filtered(pixels[rows, columns], across, columns.start, width, spec)
@@ -132,9 +131,7 @@ def _filtered(pixels: Pixels, edges: _Edges, start: int, width: int, spec: ViewS
     cv2.transpose(pixels, dst=turned[start : start + count, :height])
     fours = turned[0].size // 4
     image = Image.frombuffer("RGBX", (fours, width), turned, "raw", "RGBX", 0, 1)
-    small = image.resize(
-        (fours, spec.side), _FILTERS[spec.resize], box=(0, edges[0], fours, edges[1])
-    )
+    small = image.resize((fours, spec.side), _FILTER, box=(0, edges[0], fours, edges[1]))
     rows = np.asarray(small).reshape(spec.side, *turned.shape[1:])
     return np.ascontiguousarray(rows[:, :height])
 
@@ -174,7 +171,7 @@ def _scale(edges: _Edges, spec: ViewSpec) -> float:
 
 def _margin(edges: _Edges, spec: ViewSpec) -> float:
     """How far beyond the edges the filter reads, and a pixel more."""
-    return _SUPPORT[spec.resize] * max(1.0, _scale(edges, spec)) + 1
+    return _SUPPORT * max(1.0, _scale(edges, spec)) + 1
 
 
 def _reached(edges: _Edges, margin: float, length: int) -> slice:

@@ -127,7 +127,7 @@ class Profile:
 PAPER: Final = Profile(
     name="paper",
     view=ViewSpec(side=224, equalise="before_resize", crop_from="view"),
-    crop=CropSpec(omega=0.40, normalise="max"),
+    crop=CropSpec(omega=0.40),
     standardise="clip",
     architecture="resnet50",
     stages=("layer4",),
@@ -170,7 +170,7 @@ PAPER: Final = Profile(
 LINE: Final = Profile(
     name="line",
     view=ViewSpec(side=224, equalise="after_resize", crop_from="frame", reducing_gap=2.0),
-    crop=CropSpec(omega=0.40, normalise="max", gate=0.5, padding=0.1, min_side=96, square=True),
+    crop=CropSpec(omega=0.40, gate=0.5, padding=0.1, min_side=96, square=True),
     standardise="imagenet",
     architecture="resnet50",
     stages=("layer2", "layer3"),

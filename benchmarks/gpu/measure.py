@@ -500,7 +500,7 @@ def cvcuda(bench: Bench) -> Results:
     """Whole mono frames as pass 1 sees them, by CV-CUDA: how far its pixels are from ours."""
     library, torch = import_module("cvcuda"), import_module("torch")
     spec, found = atac_of(bench.bundle).view, {}
-    interpolation = library.Interp.CUBIC if spec.resize == "bicubic" else library.Interp.LINEAR
+    interpolation = library.Interp.CUBIC
 
     def resized(image: Any) -> Any:
         shape = (1, spec.side, spec.side, 1)

@@ -50,13 +50,6 @@ def test_uncropped_until_the_peak_is_two_and_a_half_times_the_background() -> No
     assert box(0.39) != VIEW
 
 
-def test_minmax_looks_at_the_peak_above_the_floor() -> None:
-    attention = np.full((7, 7), 0.9, np.float32)
-    attention[3, 3] = 1
-    box = attention_box(attention, VIEW, CropSpec(normalise="minmax"))
-    assert box == attention_box(one_patch(7, 3, 3), VIEW, PAPER)
-
-
 DEGENERATE = {
     "zeros": np.zeros((7, 7), np.float32),
     "negative": np.full((7, 7), -1, np.float32),
@@ -69,10 +62,9 @@ DEGENERATE = {
 }
 
 
-@pytest.mark.parametrize("normalise", ["max", "minmax"])
 @pytest.mark.parametrize("name", DEGENERATE)
-def test_a_map_that_says_nothing_gives_the_whole_view(name: str, normalise: str) -> None:
-    assert attention_box(DEGENERATE[name], VIEW, CropSpec(normalise=normalise)) == VIEW
+def test_a_map_that_says_nothing_gives_the_whole_view(name: str) -> None:
+    assert attention_box(DEGENERATE[name], VIEW, PAPER) == VIEW
 
 
 def test_negative_cells_count_as_nothing() -> None:
@@ -119,7 +111,6 @@ def test_padding_minimum_side_and_square_grow_the_box_and_stay_inside() -> None:
     crop=st.builds(
         CropSpec,
         omega=st.floats(0.01, 1),
-        normalise=st.sampled_from(["max", "minmax"]),
         padding=st.floats(0, 1),
         min_side=st.integers(1, 300),
         square=st.booleans(),

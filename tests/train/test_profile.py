@@ -10,7 +10,7 @@ def test_paper_is_the_letter_of_the_spec():
         "before_resize",
         "view",
     )
-    assert (PAPER.crop.omega, PAPER.crop.normalise, PAPER.crop.padding) == (0.4, "max", 0)
+    assert (PAPER.crop.omega, PAPER.crop.padding) == (0.4, 0)
     assert (PAPER.architecture, PAPER.stages, PAPER.freeze) == ("resnet50", ("layer4",), False)
     assert (PAPER.epochs, PAPER.batch, PAPER.learning_rate) == (30, 16, 1e-3)
     assert (PAPER.decay_every, PAPER.decay, PAPER.least_steps) == (10, 0.1, 20)

@@ -59,11 +59,11 @@ _BOX_BYTES: Final = 16  # struct Box of portable.h: four int32
 _CROP: Final = np.dtype(
     [
         *((name, np.float64) for name in ("omega", "gate", "padding")),
-        *((name, np.int32) for name in ("minmax", "min_side", "square")),
+        *((name, np.int32) for name in ("min_side", "square")),
     ],
     align=True,
 )
-_PEAK_BYTES: Final = 12  # struct Peak of box.cu
+_PEAK_BYTES: Final = 8  # struct Peak of box.cu
 _PLAN_BYTES: Final = 48  # struct ViewPlan of view.cu
 
 
@@ -548,7 +548,7 @@ class _Program:
             geometry.height,
             geometry.channels,
             box,
-            cubic=view.resize == "bicubic",
+            cubic=True,
             reducing_gap=view.reducing_gap or 0.0,
             confined=False,
         )
@@ -725,7 +725,6 @@ def _crop(spec: CropSpec) -> npt.NDArray[Any]:
             spec.omega,
             spec.gate,
             spec.padding,
-            spec.normalise == "minmax",
             spec.min_side,
             spec.square,
         ),

@@ -3,15 +3,15 @@
 // For N maps at once: peaks, then extents, then boxes.
 #include "portable.h"
 
-// engine.attention.CropSpec; `minmax` and `square` are 0 or 1.
+// engine.attention.CropSpec; `square` is 0 or 1.
 struct Crop {
     double omega, gate, padding;
-    int32_t minmax, min_side, square;
+    int32_t min_side, square;
 };
 
 // What one map is normalised by. `speaks` is 0 where it says nothing: the box is the whole view.
 struct Peak {
-    float floor, range;
+    float range;
     int32_t speaks;
 };
 
@@ -22,17 +22,14 @@ ATAC_KERNEL peaks(const float *attention, int count, int patches, const Crop *cr
     ATAC_EACH(i, count) {
         const float *map = attention + i * patches;
         bool finite = true;
-        float low = positive(map[0]), high = low;
+        float high = 0;
         for (int patch = 0; patch < patches; patch++) {
             float value = positive(map[patch]);
             finite = finite && map[patch] - map[patch] == 0;
-            low = value < low ? value : low;
             high = value > high ? value : high;
         }
-        float base = crop->minmax ? low : 0;
-        found[i].floor = base;
-        found[i].range = (float)((double)high - (double)base);
-        found[i].speaks = finite && high > base && (double)high >= crop->gate;
+        found[i].range = high;
+        found[i].speaks = finite && high > 0 && (double)high >= crop->gate;
         extents[i] = Box{INT32_MAX, INT32_MAX, -1, -1};
     }
 }
@@ -50,7 +47,7 @@ ATAC_FUNCTION void between(int place, int length, int patches, int *first, int *
 }
 
 ATAC_FUNCTION float normalised(float value, const Peak *peak) {
-    return (positive(value) - peak->floor) / peak->range;
+    return positive(value) / peak->range;
 }
 
 // The normalised map at one pixel of the view, linear between patches.

@@ -33,13 +33,12 @@ class CPlan(ctypes.Structure):
 class CCrop(ctypes.Structure):
     _fields_ = (
         *((name, ctypes.c_double) for name in ("omega", "gate", "padding")),
-        *((name, ctypes.c_int32) for name in ("minmax", "min_side", "square")),
+        *((name, ctypes.c_int32) for name in ("min_side", "square")),
     )
 
 
 class CPeak(ctypes.Structure):
     _fields_ = (
-        ("floor", ctypes.c_float),
         ("range", ctypes.c_float),
         ("speaks", ctypes.c_int32),
     )
@@ -68,7 +67,7 @@ class Kernels:
         self._tables = lab_tables()
 
     def view(self, pixels: Pixels, box: Box, spec: ViewSpec, *, confined: bool = False) -> Pixels:
-        """What `engine.view.view` makes; `confined` cuts the box out first."""
+        """What `engine.view.view` makes; `confined` cuts the box out of a view, as pass 2 may."""
         if spec.equalise == "before_resize":
             pixels = self.equalised(pixels, spec)
         small = self.resized(pixels, box, spec, confined=confined)
@@ -80,7 +79,7 @@ class Kernels:
 
     def resized(self, pixels: Pixels, box: Box, spec: ViewSpec, *, confined: bool) -> Pixels:
         height, width = pixels.shape[:2]
-        channels, side, cubic = _channels(pixels), spec.side, spec.resize == "bicubic"
+        channels, side, cubic = _channels(pixels), spec.side, not confined
         plan = CPlan()
         corners = CBox(box.left, box.top, box.right, box.bottom)
         self._call(
@@ -132,7 +131,7 @@ class Kernels:
         """For each of N maps: the box in the view, in the frame, and whether pass 2 is wanted."""
         count, map_h, map_w = attention.shape
         crop = CCrop(
-            spec.omega, spec.gate, spec.padding, spec.normalise == "minmax", spec.min_side,
+            spec.omega, spec.gate, spec.padding, spec.min_side,
             spec.square,
         )  # fmt: skip
         found, in_view, in_frame = ((CBox * count)() for _ in range(3))

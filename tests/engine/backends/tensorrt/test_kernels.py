@@ -36,7 +36,6 @@ def assert_same_picture(found: Pixels, expected: Pixels) -> None:
     assert (apart <= 1).mean() >= 0.999, f"{(apart > 1).mean():.2%} differ, by up to {apart.max()}"
 
 
-@pytest.mark.parametrize("resize", ["bicubic", "bilinear"])
 @pytest.mark.parametrize("gap", [None, 1.0, 3.0])
 @pytest.mark.parametrize(
     ("shape", "box"),
@@ -52,9 +51,9 @@ def assert_same_picture(found: Pixels, expected: Pixels) -> None:
         ((1, 1, 3), (0, 0, 1, 1)),
     ],
 )
-def test_resizing_is_pillows_to_the_last_bit(kernels, shape, box, gap, resize) -> None:
+def test_resizing_is_pillows_to_the_last_bit(kernels, shape, box, gap) -> None:
     pixels = noise(*shape)
-    spec = ViewSpec(side=64, equalise="never", resize=resize, reducing_gap=gap)
+    spec = ViewSpec(side=64, equalise="never", reducing_gap=gap)
     corners = Box(left=box[0], top=box[1], right=box[2], bottom=box[3])
     assert np.array_equal(kernels.view(pixels, corners, spec), view(pixels, corners, spec))
 
@@ -118,7 +117,7 @@ def test_pass_2_of_the_paper_is_cut_from_the_view(kernels) -> None:
     whole = view(pixels, Box.around(pixels), PAPER)
     box = Box(left=31, top=8, right=119, bottom=140)
     expected, _ = zoomed(pixels, whole, box, PAPER)
-    second = ViewSpec(equalise="never", resize="bilinear")
+    second = ViewSpec(equalise="never")
     assert np.array_equal(kernels.view(whole, box, second, confined=True), expected)
 
 
@@ -148,7 +147,6 @@ def assert_same_box(kernels: Kernels, attention: Map, crop: CropSpec, side: int)
 CROPS = st.builds(
     CropSpec,
     omega=st.floats(0.01, 1),
-    normalise=st.sampled_from(["max", "minmax"]),
     gate=st.sampled_from([0.0, 0.3, 0.9]),
     padding=st.floats(0, 1),
     min_side=st.integers(1, 300),
