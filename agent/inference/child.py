@@ -1,11 +1,11 @@
-"""The inspection in a process of its own, which can be killed when it hangs and may die alone.
+"""The inspection in a child process, which can be killed when it hangs.
 
     agent ── frame in shared memory, its shape in a packet ──▶ child: the same two passes
-          ◀── maps in shared memory, all else in a packet ──
+          ◀── maps in shared memory, everything else in a packet ──
 
-Every lane has a connection of its own, with its memory; they share the child and its network. Both
-sides map the same anonymous memory, so nothing is left behind whatever ends either of them. The
-child is `agent/inference/worker.py`. Why a process: `docs/adr/0012-inference-in-a-child.md`.
+Each worker thread has its own connection and memory; all share the child and its network. Both
+sides map the same anonymous memory, so nothing is left behind however one of them ends. The child
+is `agent/inference/worker.py`. Why a process: `docs/adr/0012-inference-in-a-child.md`.
 """
 
 import json
@@ -40,20 +40,20 @@ REQUEST: Final = struct.Struct("<QIII")
 PACKET: Final = 65_536
 _ALIGNMENT: Final = 64
 _LOG: Final = logging.getLogger("atac_agent.inference")
-_LIMIT_S: Final = 2.0
-"""After so long without an answer the child is killed, unless its network is known to be slow."""
+_TIMEOUT_S: Final = 2.0
+"""Without an answer for this long the child is killed, unless its network is known to be slow."""
 _SLOW_S: Final = 1.0
-"""After so long health says so."""
-_PATIENCE: Final = 10
-"""A network may take so many times what it took when it was started."""
-_STARVED: Final = 10
-"""So many more halves of its time for a child that spends them in the queue for a processor."""
+"""Without an answer for this long health reports a fault."""
+_PASSES: Final = 10
+"""A slow network may take this many times the duration of its warm-up."""
+_MAX_EXTENSIONS: Final = 10
+"""How often the timeout is extended by half while the child is runnable but gets no CPU."""
 _START_S: Final = 120.0
-"""A TensorRT plan of some hundred megabytes has to be read and laid out."""
+"""How long a start may take: a TensorRT plan may have some hundred megabytes."""
 _RESTART_S: Final = 10.0
-"""How long a part without a deadline waits for a child that is being started anew."""
+"""How long a part without a deadline waits for a new child."""
 _DYING_S: Final = 5.0
-"""A killed process needs a processor once more, to go."""
+"""How long a killed process may take to end: it needs the CPU once more."""
 _FIRST_RETRY_S: Final = 0.25
 _LAST_RETRY_S: Final = 5.0
 
@@ -81,14 +81,19 @@ def _packed(setup: Setup) -> bytes:
 class ChildInspector:
     """An `Inspector` whose passes run in a child process; a context manager.
 
-    Entering starts the child and waits until it is ready; raises `BackendError` when it cannot be.
-    A child that does not answer or whose runtime has failed is killed, and one that has died is
-    replaced: the part in hand gets `NoAnswerError` or `BackendError`, the next one waits for the
-    new child, but not beyond `deadline_s`. A part beside it that did no harm is inspected again.
-    Where no part gets through in between, new children come more and more rarely. `lanes` threads
-    may inspect at once, as many as the `backend`, here by its full name, serves; any thread may
-    read `trouble`. The `first` child may have been started before: it gets the setup
-    at once, and is this inspector's from entering on.
+    Entering starts the child and waits until it is ready; raises `BackendError` if it cannot start.
+    A child that does not answer, or whose runtime has failed, is killed; it and a child that has
+    died are replaced. The part that it was inspecting gets `NoAnswerError` or `BackendError`, the
+    next one waits for the new child, but not beyond `deadline_s`. Parts in progress on other
+    threads are retried. If children keep failing, restarts use exponential back-off. `lanes`
+    threads may inspect at once, as many as `backend`, here by its full name, serves; any thread may
+    read `trouble`.
+
+    Args:
+        setup: What the child opens.
+        deadline_s: How long a part may wait for a child; None: ten seconds.
+        first: A child that was started before. It gets the setup at once, and belongs to this
+            inspector from entering on.
     """
 
     def __init__(
@@ -121,7 +126,7 @@ class ChildInspector:
 
     @property
     def trouble(self) -> str | None:
-        """Why there are no answers, in one line; `None` while there are."""
+        """Why there are no answers, in one line; `None` while answers arrive."""
         child, asked = self._child, min(tuple(self._asked.values()), default=None)
         if self._failure is not None:
             return self._failure
@@ -150,7 +155,7 @@ class ChildInspector:
     def inspect(self, pixels: Pixels) -> Inspection:
         """As an `OpenInspector` does, by the child."""
         child = self._ready_child()
-        limit_s = max(_LIMIT_S, child.slow_s, self._deadline_s or 0.0)
+        limit_s = max(_TIMEOUT_S, child.slow_s, self._deadline_s or 0.0)
         self._asked[threading.get_ident()] = monotonic()
         try:
             inspection = child.inspect(pixels, limit_s)
@@ -163,7 +168,7 @@ class ChildInspector:
             inspection = None
         finally:
             del self._asked[threading.get_ident()]
-        if inspection is None:  # the child was lost to another lane's part
+        if inspection is None:  # the child ended because of another thread's part
             return self.inspect(pixels)
         self._has_answered = True
         self._retry_s = _FIRST_RETRY_S
@@ -173,7 +178,7 @@ class ChildInspector:
         return inspection
 
     def _ready_child(self) -> "_Child":
-        """The child, waited for as long as a part may wait; starts one where there is none."""
+        """The child, waited for as long as a part may wait; starts one if there is none."""
         until = monotonic() + (_RESTART_S if self._deadline_s is None else self._deadline_s)
         with self._changing:
             if self._child is not None and (end := self._child.end()) is not None:
@@ -191,33 +196,33 @@ class ChildInspector:
             if not is_ready:
                 if self._child.age_s() > _START_S:
                     self._fail_to_start(f"was not ready after {_START_S:g} s")
-                raise NoAnswerError("inference is being started anew")
+                raise NoAnswerError("inference is being restarted")
             self.backend = self._child.backend
             return self._child
 
     def _lose(self, child: "_Child", reason: str) -> bool:
-        """`child` hangs, fails or has died: another one, at once if a part got through since.
+        """Replace a `child` that hangs, fails or has died; at once if a part succeeded since.
 
-        `False` where one has taken over.
+        `False` if it has been replaced already.
         """
         with self._changing:
             if self._child is not child:
                 return False
-            _LOG.error("inference %s; starting it anew", reason)
+            _LOG.error("inference %s; restarting it", reason)
             self.restarts += 1
             self._close()
             if self._has_answered:
-                self._failure = f"{reason}; it was started anew"
+                self._failure = f"{reason}; it was restarted"
                 self._child = _Child(self._setup)
             else:
-                self._failure = f"{reason}, again and again"
+                self._failure = f"{reason}, repeatedly"
                 self._wait_longer()
             self._has_answered = False
             return True
 
     def _fail_to_start(self, reason: str) -> None:
         if reason != self._failure:
-            _LOG.error("inference cannot be started, trying again: %s", reason)
+            _LOG.error("inference cannot start, trying again: %s", reason)
         self._failure = reason
         self._close()
         self._wait_longer()
@@ -233,7 +238,7 @@ class ChildInspector:
 
 
 class _Child:
-    """One child process with its connections; made, it is starting."""
+    """One child process with its connections; it starts when it is created."""
 
     def __init__(self, setup: Setup, starting: StartingChild | None = None) -> None:
         self._started = monotonic()
@@ -249,7 +254,7 @@ class _Child:
             starting = StartingChild()
             starting.give(_packed(setup))
         self._process = starting.taken().process
-        self._connections = [_Connection(ours, memory) for ours, memory in starting.lanes]
+        self._connections = [_Connection(ours, memory) for ours, memory in starting.connections]
 
     @property
     def pid(self) -> int:
@@ -259,40 +264,40 @@ class _Child:
         return monotonic() - self._started
 
     def end(self) -> str | None:
-        """How the process has ended, in words; `None` while it runs."""
+        """How the process ended, in words; `None` while it runs."""
         code = self._process.poll()
         if code is None:
             return None
         return f"was ended by {signal.Signals(-code).name}" if code < 0 else f"ended with {code}"
 
     def is_ready(self, within_s: float) -> bool:
-        """Whether it can be asked, waited for; raises `BackendError` when it never will be."""
+        """Wait until it answers; False after `within_s`. Raises `BackendError` if it failed."""
         if self._is_ready:
             return True
         try:
-            told = self._connections[0].hear(within_s)
+            answer = self._connections[0].hear(within_s)
         except ConnectionError as error:
             raise self._ended() from error
-        if told is None:
+        if answer is None:
             return False
-        if "error" in told:
-            raise BackendError(told["error"])
+        if "error" in answer:
+            raise BackendError(answer["error"])
         self._is_ready = True
-        self._start_s = told["start_s"]
-        self.slow_s = max(_SLOW_S, _PATIENCE * told["pass_s"])
-        self.lanes, self.backend = told["lanes"], told["backend"]
-        for lane, connection in enumerate(self._connections):
-            if lane < self.lanes:
+        self._start_s = answer["start_s"]
+        self.slow_s = max(_SLOW_S, _PASSES * answer["pass_s"])
+        self.lanes, self.backend = answer["lanes"], answer["backend"]
+        for number, connection in enumerate(self._connections):
+            if number < self.lanes:
                 self._free.put(connection)
             else:
                 connection.close()
         return True
 
     def inspect(self, pixels: Pixels, within_s: float) -> Inspection:
-        """By any thread; more than `lanes` of them wait for each other."""
+        """Inspect; any thread may call, more than `lanes` of them wait for each other."""
         connection = self._free.get()
         if connection.frame_shape != pixels.shape:
-            # A GPU sets up memory and a graph for another size; its start did that and much more.
+            # For a new size a GPU allocates memory and captures a graph, as its start did.
             connection.frame_shape = pixels.shape
             within_s = max(within_s, self._start_s)
         try:
@@ -307,9 +312,9 @@ class _Child:
                     self._free.put(connection)
 
     def close(self) -> None:
-        """End it for good; one that the kernel holds on to is left to the kernel.
+        """End it; a process that the kernel cannot end is left to the kernel.
 
-        A connection that a lane is waiting on ends for it, and is closed by it.
+        A thread that waits on a connection is woken, and closes that connection.
         """
         self._process.kill()
         with suppress(subprocess.TimeoutExpired):
@@ -333,55 +338,55 @@ class _Child:
 
 
 class _Connection:
-    """One lane's way to the child: a socket, and the memory where its frame and maps lie."""
+    """One connection to the child: a socket, and the memory of its frame and maps."""
 
     def __init__(self, ours: socket.socket, memory: int) -> None:
         self._socket = ours
         self.memory = Memory(memory)
-        self.frame_shape: tuple[int, ...] = ()  # of the last one
+        self.frame_shape: tuple[int, ...] = ()  # the last frame's
 
     def inspect(self, pixels: Pixels, within_s: float, pid: int) -> Inspection:
-        """Raises `ConnectionError` when the child `pid` has ended, `BackendError` when it must."""
+        """Raises `ConnectionError` if the child has ended, `BackendError` if its runtime failed."""
         height, width = pixels.shape[:2]
         self.memory.hold(pixels.nbytes)
         np.copyto(self.memory.pixels(pixels.shape), pixels)
         channels = pixels.shape[2] if pixels.ndim == 3 else 0
-        with suppress(ConnectionError):  # it has just died, as the next line will find
+        with suppress(ConnectionError):  # it has just died; the next line notices
             self._socket.send(REQUEST.pack(self.memory.size, height, width, channels))
-        told = self._patiently_heard(within_s, pid)
-        if told is None:
+        answer = self._extended_hear(within_s, pid)
+        if answer is None:
             raise NoAnswerError(f"did not answer within {within_s:.1f} s")
-        if "failed" in told:
-            raise BackendError(told["failed"])
-        if "error" in told:
-            raise InspectionError(told["error"])
-        self.memory.map(told["size"])
-        attention, score_map = self.memory.maps(pixels.nbytes, told["shapes"])
+        if "failed" in answer:
+            raise BackendError(answer["failed"])
+        if "error" in answer:
+            raise InspectionError(answer["error"])
+        self.memory.map(answer["size"])
+        attention, score_map = self.memory.maps(pixels.nbytes, answer["shapes"])
         return Inspection(
-            score=told["score"],
-            deviation=told["deviation"],
-            passes=tuple(Pass(**each | {"box": Box(**each["box"])}) for each in told["passes"]),
+            score=answer["score"],
+            deviation=answer["deviation"],
+            passes=tuple(Pass(**each | {"box": Box(**each["box"])}) for each in answer["passes"]),
             attention=attention.copy(),
             score_map=score_map.copy(),
-            attention_s=told["attention_s"],
+            attention_s=answer["attention_s"],
         )
 
-    def _patiently_heard(self, within_s: float, pid: int) -> dict[str, Any] | None:
-        """As `hear`; a child that hardly gets on a processor is given more time."""
-        told = self.hear(within_s / 2)
-        for _ in range(_STARVED):
-            if told is not None:
+    def _extended_hear(self, within_s: float, pid: int) -> dict[str, Any] | None:
+        """As `hear`; the timeout is extended while the child gets no CPU."""
+        answer = self.hear(within_s / 2)
+        for _ in range(_MAX_EXTENSIONS):
+            if answer is not None:
                 break
             before = _queued_ns(pid)
-            told = self.hear(within_s / 2)
+            answer = self.hear(within_s / 2)
             after = _queued_ns(pid)
             queued_ns = max((after.get(task, was) - was for task, was in before.items()), default=0)
             if queued_ns / 1e9 < within_s / 4:
                 break
-        return told
+        return answer
 
     def hear(self, within_s: float) -> dict[str, Any] | None:
-        """The next packet, `None` when there is none in time; `ConnectionError` at the end."""
+        """The next packet, `None` if there is none in time; `ConnectionError` at the end."""
         self._socket.settimeout(max(within_s, 1e-3))
         try:
             packet = self._socket.recv(PACKET)
@@ -389,11 +394,11 @@ class _Connection:
             return None
         if not packet:
             raise ConnectionResetError
-        told: dict[str, Any] = json.loads(packet)
-        return told
+        answer: dict[str, Any] = json.loads(packet)
+        return answer
 
     def hang_up(self) -> None:
-        """Whoever waits here waits no longer."""
+        """Wake a thread that waits here."""
         with suppress(OSError):
             self._socket.shutdown(socket.SHUT_RDWR)
 
@@ -403,7 +408,7 @@ class _Connection:
 
 
 def _queued_ns(pid: int) -> dict[str, int]:
-    """For how long each thread of a process has been ready and had no processor."""
+    """How long each thread of a process has been runnable without a CPU."""
     found = {}
     with suppress(OSError):
         for task in Path(f"/proc/{pid}/task").iterdir():
@@ -413,7 +418,7 @@ def _queued_ns(pid: int) -> dict[str, int]:
 
 
 class Memory:
-    """The shared memory behind `file`: a frame, then the maps of its inspection; it grows."""
+    """The shared memory of `file`, which grows: a frame, then the maps of its inspection."""
 
     def __init__(self, file: int) -> None:
         self.file: Final = file
@@ -421,23 +426,23 @@ class Memory:
         self._mapped: mmap.mmap | None = None
 
     def hold(self, size: int) -> None:
-        """Have room for `size` bytes; what was in it is kept."""
+        """Grow to `size` bytes at least; the content is kept."""
         if size > self.size:
             os.ftruncate(self.file, size)
             self.map(size)
 
     def map(self, size: int) -> None:
-        """Map `size` bytes, unless they are mapped."""
+        """Map `size` bytes, if they are not mapped yet."""
         if size != self.size:
             self._mapped, self.size = mmap.mmap(self.file, size), size
 
     def pixels(self, shape: tuple[int, ...]) -> Pixels:
-        """The frame, uint8 of `shape`, as it lies there."""
+        """The frame, uint8 of `shape`, without a copy."""
         assert self._mapped is not None
         return np.frombuffer(self._mapped, np.uint8, math.prod(shape)).reshape(shape)
 
     def maps(self, after: int, shapes: Sequence[Sequence[int]]) -> list[Map]:
-        """Float32 arrays of `shapes` as they lie there, behind a frame of `after` bytes."""
+        """Float32 arrays of `shapes`, without a copy, behind a frame of `after` bytes."""
         assert self._mapped is not None
         found, offset = [], after + -after % _ALIGNMENT
         for shape in shapes:
@@ -452,6 +457,6 @@ class Memory:
         return after + -after % _ALIGNMENT + sum(each.nbytes for each in maps)
 
     def close(self) -> None:
-        """Give the memory back; the mapping goes with the last array over it."""
+        """Free the memory; the mapping ends with the last array over it."""
         self._mapped = None
         os.close(self.file)

@@ -1,6 +1,6 @@
-"""The inference process: opens a bundle and inspects the frames that it is given.
+"""The inference process: opens a bundle and inspects the frames that it receives.
 
-It ends when its parent does, and ignores Ctrl-C and SIGTERM: the parent finishes the part.
+It ends with its parent, and ignores Ctrl-C and SIGTERM: the parent finishes the current parts.
 """
 
 import ctypes
@@ -31,19 +31,19 @@ _LOG: Final = logging.getLogger("atac_agent.inference")
 _PR_SET_PDEATHSIG: Final = 1
 
 
-def main(lanes: Sequence[tuple[socket.socket, Memory]]) -> None:
-    """Serve as many of the `lanes` as the inspector can, until the parent closes them.
+def main(connections: Sequence[tuple[socket.socket, Memory]]) -> None:
+    """Serve as many connections as the inspector can, until the parent closes them.
 
-    The first packet of the first lane is the setup.
+    The first packet of the first connection is the setup.
     """
     prepare_process()
-    # OpenCV makes its tables of colours with the first view, while the agent is still starting.
+    # OpenCV makes its colour tables with the first view; the agent is still starting.
     view(np.zeros((1, 1, 3), np.uint8), Box.whole(1, 1), ViewSpec())
-    connection, _ = lanes[0]
-    told = connection.recv(PACKET)
-    if not told:  # the agent has stopped before it knew what to inspect with
+    connection, _ = connections[0]
+    packet = connection.recv(PACKET)
+    if not packet:  # the agent stopped before it had read its configuration
         return
-    setup = TypeAdapter(Setup).validate_json(told)
+    setup = TypeAdapter(Setup).validate_json(packet)
     begun = perf_counter()
     try:
         bundle = open_bundle(setup.bundle, signed_by=setup.signed_by, bundle_id=setup.bundle_id)
@@ -60,7 +60,7 @@ def main(lanes: Sequence[tuple[socket.socket, Memory]]) -> None:
     with opened as inspector:
         ready = perf_counter()
         inspector.warm_up()
-        served = lanes[: inspector.lanes]
+        served = connections[: inspector.lanes]
         _tell(
             connection,
             {
@@ -70,13 +70,13 @@ def main(lanes: Sequence[tuple[socket.socket, Memory]]) -> None:
                 "backend": inspector.name,
             },
         )
-        with ThreadPoolExecutor(len(served), thread_name_prefix="atac-lane") as pool:
+        with ThreadPoolExecutor(len(served), thread_name_prefix="atac-inference") as pool:
             for each, memory in served:
                 pool.submit(_serve, inspector, each, memory)
 
 
 def _serve(inspector: Inspector, connection: socket.socket, memory: Memory) -> None:
-    # Closed with whatever ends this lane, so that the parent knows at once.
+    # However this thread ends, its connection is closed, so that the parent notices at once.
     with connection:
         while request := connection.recv(REQUEST.size):
             _tell(connection, _answer(inspector, memory, request))
@@ -90,8 +90,8 @@ def _answer(inspector: Inspector, memory: Memory, request: bytes) -> dict[str, o
     try:
         found = inspector.inspect(pixels)
     except BackendError as error:
-        # What a runtime or a device that has failed answers from now on is worth nothing: the
-        # parent ends this process, which gives everything back whatever state it is in.
+        # Later answers of a runtime or device that has failed cannot be trusted: the parent ends
+        # this process, which frees everything in any state.
         return {"failed": str(error)}
     except AtacError as error:
         return {"error": str(error)}
@@ -122,7 +122,7 @@ def _tell(connection: socket.socket, content: dict[str, object]) -> None:
 if __name__ == "__main__":
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
-    # Also a child that hangs shall not outlive its parent.
+    # A child that hangs must not outlive its parent.
     ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
     logging.basicConfig(format="agent: %(message)s", level=logging.WARNING)
     main([(socket.socket(fileno=end), Memory(memory)) for end, memory in json.loads(sys.argv[1])])

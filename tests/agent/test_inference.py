@@ -118,7 +118,7 @@ def test_a_child_that_dies_with_a_part_in_hand_ends_it_as_error(child):
     threading.Timer(0.2, killer.kill).start()
     with pytest.raises(BackendError, match="was ended by SIGKILL"):
         child.inspect(good_part(1))
-    assert "started anew" in child.trouble
+    assert "restarted" in child.trouble
     assert child.inspect(good_part(1)).score > 0
 
 
@@ -126,7 +126,7 @@ def test_a_child_that_hangs_is_killed_and_replaced(child):
     os.kill(child.pid, signal.SIGSTOP)
     with pytest.raises(NoAnswerError, match=r"did not answer within [\d.]+ s"):
         child.inspect(good_part(1))
-    assert child.trouble.endswith(" s; it was started anew")
+    assert child.trouble.endswith(" s; it was restarted")
     assert child.inspect(good_part(1)).score > 0
     assert child.trouble is None
 
@@ -134,7 +134,7 @@ def test_a_child_that_hangs_is_killed_and_replaced(child):
 def test_a_part_waits_for_a_new_child_no_longer_than_its_deadline(bundle):
     with ChildInspector(Setup(bundle=bundle.path, bundle_id=bundle.id), deadline_s=0.05) as child:
         kill(child)
-        with pytest.raises(NoAnswerError, match="is being started anew"):
+        with pytest.raises(NoAnswerError, match="is being restarted"):
             child.inspect(good_part(1))
         pid = child.pid
         until = time.monotonic() + 300
@@ -178,7 +178,7 @@ def test_a_child_that_gets_no_setup_ends():
     assert starting.process.returncode == -signal.SIGKILL
     assert open_files() == before
     with StartingChild() as starting:
-        starting.lanes[0][0].shutdown(socket.SHUT_RDWR)  # as when the agent has died
+        starting.connections[0][0].shutdown(socket.SHUT_RDWR)  # as when the agent has died
         assert starting.process.wait(300) == 0
 
 
@@ -192,7 +192,7 @@ def test_a_child_that_cannot_start_stops_the_agent(tmp_path):
     assert open_files() == before
 
 
-def test_a_child_that_cannot_start_again_is_tried_more_and_more_rarely(bundle, tmp_path, caplog):
+def test_a_child_that_cannot_start_again_is_tried_with_back_off(bundle, tmp_path, caplog):
     moved = tiny_bundle(tmp_path / "bundle")
     with ChildInspector(Setup(bundle=moved.path, bundle_id=moved.id), deadline_s=2.0) as child:
         manifest = tmp_path / "bundle" / "manifest.json"
@@ -204,7 +204,7 @@ def test_a_child_that_cannot_start_again_is_tried_more_and_more_rarely(bundle, t
             with pytest.raises((BackendError, NoAnswerError)):
                 child.inspect(good_part(1))
             assert time.monotonic() < until
-        said = [record for record in caplog.records if "cannot be started" in record.message]
+        said = [record for record in caplog.records if "cannot start" in record.message]
         assert len(said) == 1
         manifest.write_bytes(text)
         until = time.monotonic() + 300
@@ -251,10 +251,10 @@ def test_children_that_die_before_a_part_gets_through_come_more_rarely(child, mo
     child._ready_child()  # at once; no part gets through
     assert not waits
     kill(child)
-    with pytest.raises(BackendError, match="was ended by SIGKILL, again and again"):
+    with pytest.raises(BackendError, match="was ended by SIGKILL, repeatedly"):
         child.inspect(good_part(1))
     assert 0 < waits[-1] <= 0.25
-    assert child.trouble == "was ended by SIGKILL, again and again"
+    assert child.trouble == "was ended by SIGKILL, repeatedly"
     monkeypatch.undo()
     assert child.inspect(good_part(1)).score > 0
     assert (child.trouble, child.restarts) == (None, 2)

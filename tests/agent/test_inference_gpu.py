@@ -136,7 +136,7 @@ def test_a_device_that_hangs_costs_the_part_in_hand_and_the_child(child, tell, m
     child.inspect(part)
     pid = child.pid
     tell("hang")
-    monkeypatch.setattr("agent.inference.child._LIMIT_S", 0.5)
+    monkeypatch.setattr("agent.inference.child._TIMEOUT_S", 0.5)
     with pytest.raises(NoAnswerError, match=r"did not answer within"):
         child.inspect(part)
     tell("")
