@@ -91,7 +91,9 @@ def _ok(check: str, message: str) -> Finding:
 def _packages(owners: Mapping[str, Sequence[str]]) -> Finding:
     missing = [module for module in _NEEDED if find_spec(module) is None]
     if missing:
-        message = f"{', '.join(missing)} missing; install with: pip install {DISTRIBUTION}"
+        message = (
+            f"{', '.join(missing)} missing; install with: pip install . in the folder of its source"
+        )
         return Finding(check="packages", level="fail", message=message)
     runtimes = (BACKENDS.find(name).settings.module for name in BACKENDS.names())
     present = dict.fromkeys((*_NEEDED, *runtimes))
@@ -118,7 +120,7 @@ def names(owners: Mapping[str, Sequence[str]]) -> Finding:
         message = f"our packages come from different places: {places}; start with: agent"
         return Finding(check="names", level="fail", message=message)
     if not all(owners.get(package) for package in OUR_PACKAGES):
-        message = f"runs from a checkout, not installed; install with: pip install {DISTRIBUTION}"
+        message = "runs from a checkout, not installed; install with: pip install . in that folder"
         return Finding(check="names", level="warn", message=message)
     return _ok("names", f"{', '.join(OUR_PACKAGES)} are ours, in {homes['agent']}")
 

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
 from engine.errors import BundleError, ConfigurationError
+from engine.extras import install
 
 if TYPE_CHECKING:
     from cryptography.hazmat.primitives.asymmetric.ed25519 import (
@@ -94,7 +95,7 @@ def _pem(key: Path, option: str) -> bytes:
     try:
         import cryptography  # noqa: F401 - the sentence below is all that is wanted of it
     except ImportError:
-        remedy = "needs the package cryptography; pip install 'atac-agent[sign]'"
+        remedy = f"needs the package cryptography; {install('sign')}"
         raise ConfigurationError(option, str(key), remedy) from None
     try:
         with key.open("rb") as file:

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from engine.errors import ConfigurationError
+from engine.extras import install
 
 if TYPE_CHECKING:
     from agent.demo import Alarm, DemoSummary
@@ -41,9 +42,7 @@ def demo(
     """
     started = perf_counter()
     if importlib.util.find_spec("amqtt") is None:
-        raise ConfigurationError(
-            "agent demo", "amqtt", "not installed; pip install 'atac-agent[demo]'"
-        )
+        raise ConfigurationError("agent demo", "amqtt", f"not installed; {install('demo')}")
     from agent.demo import run_demo
     from agent.report import write_demo_report
     from agent.station.station import stopping_on_signals

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 import typer
 
 from engine.errors import AtacError, ConfigurationError
+from engine.extras import install
 
 if TYPE_CHECKING:
     from engine.bundle import Bundle
@@ -157,9 +158,7 @@ def require_training_packages(command: str) -> None:
         if importlib.util.find_spec(name) is None
     ]
     if missing:
-        raise ConfigurationError(
-            command, ", ".join(missing), "not installed; pip install 'atac-agent[train]'"
-        )
+        raise ConfigurationError(command, ", ".join(missing), f"not installed; {install('train')}")
 
 
 def _settings(

@@ -17,6 +17,7 @@ from pydantic_core import PydanticKnownError
 
 from engine.bundle import Bundle, Precision
 from engine.errors import BackendError, KindError
+from engine.extras import install
 from engine.frame import Pixels
 from engine.inspector import OpenInspector
 from engine.registry import Kinds
@@ -59,9 +60,7 @@ class BackendSpec:
     @classmethod
     def install(cls) -> str:
         """The command that installs it."""
-        return (
-            f"pip install 'atac-agent[{cls.extra}]'" if cls.extra else f"pip install {cls.module}"
-        )
+        return install(cls.extra) if cls.extra else f"pip install {cls.module}"
 
     @classmethod
     def graph(cls, precision: Precision) -> Precision:

@@ -25,7 +25,7 @@ mqtt: {{host: 127.0.0.1, port: 1}}
 """
 FALLBACK = ", fallback: onnxruntime"
 needs_openvino = pytest.mark.skipif(
-    find_spec("openvino") is None, reason="needs OpenVINO: pip install 'atac-agent[cpu]'"
+    find_spec("openvino") is None, reason="needs OpenVINO: pip install '.[cpu]'"
 )
 
 
@@ -98,7 +98,10 @@ def test_calibrate_chooses_records_it_and_run_follows(agent, place, monkeypatch)
         code, out, error = agent(*command)
         assert (code, out, error.count("\n")) == (1, "", 1)
         assert "was set with openvino cpu fp32, and OpenVINO is not installed here" in error
-        assert "pip install 'atac-agent[cpu]', or calibrate again: agent calibrate" in error
+        assert (
+            "pip install '.[cpu]' in the folder of its source, or calibrate again: agent calibrate"
+            in error
+        )
     _, out, _ = agent("doctor", "--config", config, "--json")
     found = {each["check"]: each for each in json.loads(out)}
     assert "set with openvino cpu fp32" in found["calibration"]["message"]

@@ -135,9 +135,7 @@ def test_a_verdict_that_flips_stops_the_export_unless_accepted(copy, source, spl
     assert fastest(open_bundle(copy.path), backend="onnxruntime").precision == "fp32"
 
 
-@pytest.mark.skipif(
-    not OpenVino.is_installed(), reason="needs OpenVINO: pip install 'atac-agent[cpu]'"
-)
+@pytest.mark.skipif(not OpenVino.is_installed(), reason="needs OpenVINO: pip install '.[cpu]'")
 def test_openvino_is_judged_too_and_objections_to_it_stop_only_auto(copy, source, monkeypatch):
     extended, judged = add_precision(copy, "int8", source)
     assert list(judged) == ["onnxruntime cpu int8", "openvino cpu int8"]

@@ -24,6 +24,7 @@ from pydantic import TypeAdapter, ValidationError
 from engine.backends.tensorrt.driver import Gpu
 from engine.bundle import Bundle, Precision, Sha256, replace_file, sha256
 from engine.errors import BackendError
+from engine.extras import install
 from engine.parity import Parity
 from engine.spec import spec
 
@@ -129,10 +130,7 @@ def find_tensorrt(*names: RuntimeName) -> TensorRt:
             )
         return TensorRt(name=name, version=version, module=module)
     missing = broken or f"{' or '.join(wanted)} is not installed"
-    raise BackendError(
-        f"{missing}; install with: pip install 'atac-agent[gpu]', or 'atac-agent[rtx]' for "
-        "TensorRT-RTX"
-    )
+    raise BackendError(f"{missing}; install with: {install('gpu')}, or '.[rtx]' for TensorRT-RTX")
 
 
 def plan_key(bundle: Bundle, precision: Precision, *, gpu: Gpu, tensorrt: TensorRt) -> PlanKey:

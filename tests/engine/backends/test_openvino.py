@@ -18,7 +18,7 @@ from engine.methods import open_method
 from tests.tiny_bundle import defective_part, good_part, tiny_bundle
 
 needs_openvino = pytest.mark.skipif(
-    find_spec("openvino") is None, reason="needs OpenVINO: pip install 'atac-agent[cpu]'"
+    find_spec("openvino") is None, reason="needs OpenVINO: pip install '.[cpu]'"
 )
 
 
