@@ -59,6 +59,15 @@ def test_the_commands_make_an_agent_that_only_lacks_its_broker(device):
     assert wrong == {"broker"}, done.stdout
 
 
+def test_the_wheel_holds_every_file_of_the_packages(device):
+    _, environment = device
+    (installed,) = (environment.bin.parent / "lib").glob("python*/site-packages")
+    for name in ("agent", "calibration", "engine", "train"):
+        for path in (ROOT / name).rglob("*"):
+            if path.is_file() and "__pycache__" not in path.parts:
+                assert (installed / path.relative_to(ROOT)).is_file(), path
+
+
 def test_the_agent_writes_only_where_the_unit_lets_it(tmp_path):
     (tmp_path / "agent.yaml").write_text(CONFIGURATION)
     config = load_config(tmp_path / "agent.yaml")
