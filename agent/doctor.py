@@ -15,14 +15,15 @@ from typing import Final, Literal
 from agent.cameras.settings import AnyCameraSettings
 from agent.ledger_file import check_place
 from agent.mqtt import mqtt_settings, probe
-from agent.registry import open_camera
+from agent.registry import ROOMS, open_camera
 from agent.runtime import bundle_runtime
 from agent.settings import Config, load_config
 from calibration.record import read_calibration
 from engine.backends.base import BACKENDS
 from engine.backends.opening import open_inspector
 from engine.bundle import Bundle, open_bundle
-from engine.errors import AtacError, BackendError, ImageError
+from engine.errors import AtacError, BackendError, ImageError, KindError
+from engine.methods import METHODS
 
 DISTRIBUTION: Final = "atac-agent"
 OUR_PACKAGES: Final = ("agent", "calibration", "engine", "train")
@@ -63,6 +64,7 @@ def examine(path: Path) -> Iterator[Finding]:
     owners = packages_distributions()
     yield _packages(owners)
     yield names(owners)
+    yield from _added()
     try:
         config = load_config(path)
     except AtacError as error:
@@ -99,6 +101,16 @@ def _packages(owners: Mapping[str, Sequence[str]]) -> Finding:
     present = dict.fromkeys((*_NEEDED, *runtimes))
     distributions = sorted({name for module in present for name in owners.get(module, ())})
     return _ok("packages", ", ".join(f"{name} {version(name)}" for name in distributions))
+
+
+def _added() -> Iterator[Finding]:
+    """The kinds that other packages add, where there are any."""
+    for kinds in (*ROOMS, METHODS, BACKENDS):
+        try:
+            if added := kinds.added():
+                yield _ok("plug-ins", ", ".join(added.values()))
+        except KindError as error:
+            yield Finding(check="plug-ins", level="fail", message=str(error))
 
 
 def names(owners: Mapping[str, Sequence[str]]) -> Finding:

@@ -83,6 +83,16 @@ class Kinds(Generic[S]):
         ours = [each.name for each in pkgutil.iter_modules(path) if self._own(each.name)]
         return tuple(sorted({*ours, *(entry.name for entry in _entries(self.group))}))
 
+    def added(self) -> dict[str, str]:
+        """What installed packages add, by type: `camera noise of atac-examples`.
+
+        Raises `KindError` for the first kind that cannot be used.
+        """
+        return {
+            self.find(entry.name).name: f"{self._noun} {entry.name} of {_packages([entry])}"
+            for entry in _entries(self.group)
+        }
+
     def __get_pydantic_core_schema__(
         self, source: object, handler: GetCoreSchemaHandler
     ) -> CoreSchema:

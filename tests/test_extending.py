@@ -56,6 +56,7 @@ def test_doctor_and_help_name_what_the_package_adds(extended, tmp_path):
     (tmp_path / "agent.yaml").write_text(CONFIGURATION)
     told = extended.ran("agent", "doctor", cwd=tmp_path).stdout
     assert "noise gives 640×480 mono frames" in told
+    assert "plug-ins       camera noise of atac-examples" in told
     assert "reference" in extended.ran("agent", "bench", "--help").stdout
 
 

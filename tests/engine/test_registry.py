@@ -83,6 +83,7 @@ def test_an_installed_package_adds_a_kind(lamps):
     kind = kinds.find("wall")
     assert kind.open(kind.settings(colour="blue")) == ("wall", "blue")
     assert kinds.names() == ("desk", "floor", "wall")
+    assert kinds.added() == {"wall": "lamp wall of wall_lamps"}
 
 
 @pytest.mark.parametrize(
@@ -114,6 +115,8 @@ def test_packages_that_clash_are_named(lamps):
     install("wall_desk", "desk", KIND.format(title="W", name="desk"))
     with pytest.raises(KindError, match="the package wall_desk adds a lamp of type 'desk', which"):
         kinds.find("desk")
+    with pytest.raises(KindError, match=r"adds a lamp of type 'desk'|all add a lamp"):
+        kinds.added()
 
 
 def test_pydantic_reads_any_kind_by_its_type_and_says_where_something_is_wrong(lamps):
