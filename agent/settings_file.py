@@ -15,6 +15,7 @@ from engine.errors import ConfigurationError
 
 _MAX_BYTES: Final = 1_000_000
 _MAX_DEPTH: Final = 10
+_EXPONENT: Final = ("tag:yaml.org,2002:float", re.compile(r"[-+]?\d+(\.\d*)?[eE][-+]?\d+$"))
 _SHORT: Final = {"camera": "cameras", "mqtt": "sinks"}
 """Keys that stand in place of a list of one."""
 
@@ -166,7 +167,10 @@ class _Loader(yaml.SafeLoader):
     """YAML without duplicate keys; a date is text, and 1e3 a number."""
 
     yaml_implicit_resolvers = {  # noqa: RUF012 - the base class looks it up
-        first: [(tag, form) for tag, form in forms if not tag.endswith(":timestamp")]
+        first: [
+            *((tag, form) for tag, form in forms if not tag.endswith(":timestamp")),
+            *([_EXPONENT] if first in "-+0123456789" else []),
+        ]
         for first, forms in yaml.SafeLoader.yaml_implicit_resolvers.items()
     }
 
