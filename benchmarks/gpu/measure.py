@@ -46,7 +46,6 @@ from engine.backends.onnxruntime import OnnxRuntimeBackend
 from engine.backends.tensorrt import driver as cuda_driver
 from engine.backends.tensorrt.backend import TensorRtBackend, TensorRtNetwork, open_plan
 from engine.backends.tensorrt.device import (
-    DeviceInspector,
     DeviceMemory,
     DeviceNetwork,
     Form,
@@ -54,6 +53,7 @@ from engine.backends.tensorrt.device import (
 )
 from engine.backends.tensorrt.driver import probe_gpu
 from engine.backends.tensorrt.graph import DriverGraph, Graph
+from engine.backends.tensorrt.inspector import DeviceInspector
 from engine.backends.tensorrt.plans import RuntimeName, ensure_plan, find_tensorrt
 from engine.bundle import Bundle, Precision, open_bundle
 from engine.errors import AtacError, CalibrationError

@@ -43,7 +43,7 @@ class AtacMethod(MethodSpec):
 
     def on_device(self, opening: "DeviceOpening", *, max_pixels: int) -> OpenInspector:
         """Views, boxes and scores too are made on the GPU."""
-        from engine.backends.tensorrt.device import DeviceInspector
+        from engine.backends.tensorrt.inspector import DeviceInspector
 
         return DeviceInspector(opening, self, self.network, max_pixels=max_pixels)
 

@@ -9,7 +9,7 @@ from types import ModuleType
 from typing import Any
 from unittest.mock import patch
 
-from engine.backends.tensorrt import device, driver
+from engine.backends.tensorrt import driver, inspector
 from engine.backends.tensorrt.plans import TensorRt
 from tests.engine.backends.tensorrt.kernels import SOURCES, Kernels
 from tests.engine.backends.tensorrt.scripted_gpu import Driver, Pycuda, scripted_tensorrt
@@ -45,7 +45,7 @@ def gpu_machine(kernels: Kernels, cuda: Pycuda | None = None) -> Iterator[GpuMac
         stack.enter_context(patch.object(driver, "load_driver", lambda: machine.driver))
         stack.enter_context(
             patch.object(
-                device,
+                inspector,
                 "compile_kernels",
                 lambda _gpu: {path.stem: b"" for path in SOURCES.glob("*.cu")},
             )

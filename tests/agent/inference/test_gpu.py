@@ -21,12 +21,12 @@ from engine.backends.tensorrt.plans import ensure_plan, plans_folder
 from engine.errors import BackendError, InspectionError, NoAnswerError
 from engine.methods import open_method
 from engine.view import ViewSpec
-from tests.agent.gpu_child import SITE
+from tests.agent.inference.gpu_child import SITE
 from tests.agent.test_run import calibrated
 from tests.engine.backends.tensorrt.scripted_gpu import GPU, scripted_tensorrt
 from tests.tiny_bundle import defective_part, good_part, tiny_bundle
 
-ROOT = Path(__file__).parents[2]
+ROOT = Path(__file__).parents[3]
 LINE = ViewSpec(side=64, equalise="after_resize", crop_from="frame", reducing_gap=3.0)
 
 

@@ -10,7 +10,7 @@ SITE = """
 import sys
 if "agent.inference.worker" in sys.orig_argv:
     from pathlib import Path
-    from tests.agent.gpu_child import pretend
+    from tests.agent.inference.gpu_child import pretend
     lasting = pretend(Path({kernels!r}), Path({told!r}))
 """
 """A `sitecustomize.py`; `told` is a file that names what fails from now on."""

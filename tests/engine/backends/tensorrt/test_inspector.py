@@ -15,7 +15,8 @@ import pytest
 from engine.attention import CropSpec, attention_box
 from engine.backends.onnxruntime import OnnxRuntimeBackend
 from engine.backends.opening import open_inspector
-from engine.backends.tensorrt import device
+from engine.backends.tensorrt import inspector as inspector_module
+from engine.backends.tensorrt import program
 from engine.backends.tensorrt.backend import open_device_inspector
 from engine.backends.tensorrt.compiler import compile_kernels, load_compiler
 from engine.backends.tensorrt.device import Geometry, geometry_of
@@ -251,7 +252,7 @@ def test_everything_is_given_back(opened, cuda):
 
 
 def test_memory_of_sizes_long_unseen_is_given_back(opened, cuda, driver, monkeypatch):
-    monkeypatch.setattr(device, "_KEPT", 2)
+    monkeypatch.setattr(inspector_module, "_KEPT", 2)
     _, inspector = opened()
     with inspector:
         for width in (60, 70):
@@ -483,5 +484,5 @@ def test_nvrtc_compiles_the_kernels_without_a_gpu(capability):
     found = compile_kernels(replace(GPU, capability=capability), compiler)
     assert set(found) == {"view", "box", "score"}
     assert all(code.startswith(b"\x7fELF") for code in found.values())
-    for source, names in device._KERNELS.items():
+    for source, names in program.KERNELS.items():
         assert all(name.encode() in found[source] for name in names)
