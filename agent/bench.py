@@ -11,21 +11,21 @@ import os
 import resource
 import sys
 import tempfile
-import threading
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
-from time import perf_counter, process_time, time_ns
+from time import perf_counter, process_time
 from typing import Final, Self
 
 import numpy as np
 import numpy.typing as npt
 
 from agent.cameras.conveyor import ConveyorSettings
-from agent.cameras.pace import Pace
+from agent.cameras.pace import PacedCamera
 from agent.inference.child import ChildInspector, Setup
 from agent.part import Part
+from agent.ports import CameraContext
 from agent.settings import AgentSettings, BundleSettings, Config, LedgerSettings
 from agent.sinks.mqtt.settings import MqttSettings
 from agent.station.run import run_station
@@ -214,42 +214,29 @@ def bare_network(backend: Backend, manifest: Manifest, *, seconds: float) -> Bar
     )
 
 
-class FramesCamera:
+class FramesCamera(PacedCamera):
     """A triggered camera that has its frames already, shown again and again for `seconds`."""
 
-    triggered: Final = True
-    silence_s: Final = None
-    is_live: Final = False
+    silence_s = None
 
     def __init__(self, frames: Sequence[Pixels], *, seconds: float, interval_s: float) -> None:
+        super().__init__(CameraContext(), interval_s=interval_s)
         self._frames = frames
         self._seconds = seconds
         self._until = 0.0
-        self._pace = Pace(interval_s, threading.Event())
-        self._number = 0
 
     def __enter__(self) -> Self:
         self._until = perf_counter() + self._seconds
-        self._pace.restart()
-        return self
-
-    def __exit__(self, *_: object) -> None: ...
+        return super().__enter__()
 
     def read(self) -> Frame | None:
-        self._pace.wait()
+        self.pace.wait()
         if perf_counter() > self._until:
             return None
-        pixels = self._frames[self._number % len(self._frames)]
-        frame = Frame(pixels=pixels, number=self._number, captured_ns=time_ns())
-        self._number += 1
-        return frame
+        return self.frame(self._frames[self.number % len(self._frames)])
 
     def renewed(self) -> "FramesCamera":
         return self
-
-    def part_id(self, number: int) -> str:
-        """`part-000012`."""
-        return f"part-{number:06d}"
 
 
 def _line(

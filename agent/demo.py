@@ -18,16 +18,18 @@ from time import monotonic
 from typing import Final
 
 from agent.broker import EmbeddedBroker
-from agent.cameras.conveyor import GOOD, ConveyorCamera, ConveyorSettings
+from agent.cameras.conveyor import ConveyorCamera, ConveyorSettings
 from agent.inference.child import ChildInspector, Setup
 from agent.mqtt import Subscriber
 from agent.part import Part, State
+from agent.ports import CameraContext
 from agent.process import prepare_process
 from agent.settings import AgentSettings, BundleSettings, Config, LedgerSettings
 from agent.sinks.mqtt.settings import MqttSettings
 from agent.station.run import run_station
 from agent.station.station import Model
 from agent.station.summary import Latency
+from agent.synthetic.flange import GOOD
 from calibration.record import calibrated_runtime, read_calibration
 from engine.bundle import open_bundle
 
@@ -195,7 +197,7 @@ def run_demo(
     )
     threshold = calibrated.calibration.threshold
     settings = ConveyorSettings(seed=seed, defect_rate=DEFECT_RATE, parts_per_minute=rate)
-    camera = ConveyorCamera(settings, stop)
+    camera = ConveyorCamera(settings, CameraContext(stop=stop))
     comparison = Comparison(camera=camera)
     listener = Listener(started, show)
     with ExitStack() as stack:

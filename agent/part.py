@@ -61,13 +61,15 @@ class Part:
     """One part, filled as it goes; one thread has it at a time.
 
     `received` is `Clock.now()` of the trigger: the deadline counts from there. `part_id` is `None`
-    while nobody knows it. `frame` is there wherever there was one, `inspection` for OK and NG and
+    while nobody knows it. `source` identifies the content of the frame also after a restart, where
+    the camera knows that. `frame` is there wherever there was one, `inspection` for OK and NG and
     for a late result, `verdict` at the end. `begun` is when a worker took it in hand.
     """
 
     trigger: Trigger
     received: float
     part_id: str | None = None
+    source: str | None = None
     frame: Frame | None = None
     begun: float | None = None
     inspection: Inspection | None = None

@@ -9,15 +9,15 @@ exports its settings class, with `type: Literal[...]`, and `open`; `agent/regist
 Settings import no vendor library; `open` does, and touches neither device nor network.
 """
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+import threading
+from collections.abc import Callable, Collection, Sequence
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Protocol, Self
 
+from agent.clock import SystemClock
 from engine.frame import Frame
 
 if TYPE_CHECKING:
-    import threading
-
     from agent.part import Part
     from agent.record.rows import Delivery, Event
     from agent.station.status import Status
@@ -34,9 +34,22 @@ class Clock(Protocol):
         """UTC in nanoseconds since 1970; may jump."""
         ...
 
-    def wait(self, event: "threading.Event", timeout_s: float) -> bool:
+    def wait(self, event: threading.Event, timeout_s: float) -> bool:
         """Wait until `event` is set or `timeout_s` have passed; says whether it is set."""
         ...
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CameraContext:
+    """What a camera is opened with, beside its settings.
+
+    `stop` ends its waits. `recorded` tells which of some `sources` have a part in the ledger; a
+    camera that is opened without it remembers nothing and tidies nothing up.
+    """
+
+    stop: threading.Event = field(default_factory=threading.Event)
+    clock: Clock = field(default_factory=SystemClock)
+    recorded: Callable[[Collection[str]], Collection[str]] | None = None
 
 
 class Camera(Protocol):
@@ -64,6 +77,11 @@ class Camera(Protocol):
         """Whether frames have a sensor's noise, so that two equal ones mean a frozen camera."""
         ...
 
+    @property
+    def fault(self) -> str | None:
+        """What is wrong while frames come, such as a sub-folder that cannot be read."""
+        ...
+
     def renewed(self) -> "Camera":
         """A camera, not entered, that continues where this one is and shares nothing with it."""
         ...
@@ -78,6 +96,13 @@ class Camera(Protocol):
 
     def part_id(self, number: int) -> str | None:
         """The id of the part in the recent frame `number`, where the camera knows one."""
+        ...
+
+    def source(self, number: int) -> str | None:
+        """What identifies the content of the recent frame `number` also after a restart.
+
+        Of a file that may be read again, such as by inode, size and time; else `None`.
+        """
         ...
 
     def __enter__(self) -> Self: ...

@@ -5,10 +5,12 @@ Each room has its kinds beside the base of their settings: `CAMERAS`, `TRIGGERS`
 """
 
 import threading
+from collections.abc import Callable, Collection
 from typing import Any, Final
 
 from agent.cameras.settings import CAMERAS, AnyCameraSettings
-from agent.ports import Camera, Service, Watched
+from agent.clock import SystemClock
+from agent.ports import Camera, CameraContext, Clock, Service, Watched
 from agent.services.settings import SERVICES, AnyServiceSettings
 from agent.sinks.settings import SINKS
 from agent.triggers.settings import TRIGGERS
@@ -18,9 +20,28 @@ ROOMS: Final[tuple[Kinds[Any], ...]] = (CAMERAS, TRIGGERS, SINKS, SERVICES)
 """All kinds that a configuration can name."""
 
 
-def open_camera(settings: AnyCameraSettings, stop: threading.Event | None = None) -> Camera:
-    """The camera that `settings` describe, not entered yet; `stop` ends its waits."""
-    camera: Camera = CAMERAS.of(settings).open(settings, stop or threading.Event())
+def open_camera(
+    settings: AnyCameraSettings,
+    stop: threading.Event | None = None,
+    *,
+    clock: Clock | None = None,
+    recorded: Callable[[Collection[str]], Collection[str]] | None = None,
+) -> Camera:
+    """The camera that `settings` describe, not entered yet.
+
+    Args:
+        settings: Of any kind.
+        stop: Ends its waits.
+        clock: Paces it; without one the system's.
+        recorded: Which of some sources have a part in the ledger; without it nothing is known.
+
+    Returns:
+        The camera, which has touched nothing.
+    """
+    context = CameraContext(
+        stop=stop or threading.Event(), clock=clock or SystemClock(), recorded=recorded
+    )
+    camera: Camera = CAMERAS.of(settings).open(settings, context)
     return camera
 
 

@@ -18,13 +18,15 @@ from pathlib import Path
 import cv2
 import numpy as np
 
-from agent.cameras.conveyor import ConveyorCamera, ConveyorSettings, part
+from agent.cameras.conveyor import ConveyorCamera, ConveyorSettings
 from agent.demo import BUNDLE
 from agent.inference.child import ChildInspector, Setup
+from agent.ports import CameraContext
 from agent.settings import AgentSettings, BundleSettings, Config, LedgerSettings
 from agent.sinks.mqtt.settings import MqttSettings
 from agent.station.run import run_station
 from agent.station.station import Model
+from agent.synthetic.flange import part
 from benchmarks.machine import described, resident_mb
 from calibration.record import read_calibration
 from engine.backends.onnxruntime import OnnxRuntimeBackend
@@ -123,7 +125,7 @@ def rate(inspector: Inspector, parts: int) -> float:
         )
         summary = run_station(
             config,
-            cameras=[ConveyorCamera(settings)],
+            cameras=[ConveyorCamera(settings, CameraContext())],
             inspector=inspector,
             model=Model(threshold=calibrated.calibration.threshold),
         )

@@ -42,7 +42,7 @@ import cv2
 import numpy as np
 
 from agent.bench import FramesCamera, bare_network
-from agent.cameras.conveyor import HEIGHT, WIDTH, ConveyorSettings, part
+from agent.cameras.conveyor import ConveyorSettings
 from agent.demo import BUNDLE
 from agent.inference.child import ChildInspector, Setup
 from agent.ledger import Ledger
@@ -53,6 +53,7 @@ from agent.settings import AgentSettings, BundleSettings, Config, LedgerSettings
 from agent.sinks.mqtt.settings import MqttSettings
 from agent.station.run import run_station
 from agent.station.station import Model
+from agent.synthetic.flange import HEIGHT, WIDTH, part
 from agent.verdict import Trigger, Verdict
 from benchmarks.broker import mosquitto
 from benchmarks.machine import cpu_s, described, resident_mb

@@ -4,6 +4,7 @@
     ├── ConfigurationError      a value the user wrote cannot work (exit code 2)
     ├── KindError               no such camera, sink, method, …, or its package cannot be used
     ├── ImageError              one image cannot be used; others may
+    │   └── FrameLostError      … or was lost on its way; its part ends as NO_FRAME
     ├── BundleError             a model bundle is missing, damaged, too new or of another make
     │   └── NoBundleError       … or there is none at that place (exit code 2)
     ├── BackendError            a runtime, its driver or its device cannot be used
@@ -50,6 +51,10 @@ class ImageError(AtacError):
         self.source = source
         self.reason = reason
         super().__init__(f"{source}: {reason}")
+
+
+class FrameLostError(ImageError):
+    """A camera knows that it lost one frame, such as to damage in a video."""
 
 
 class BundleError(AtacError):

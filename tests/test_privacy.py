@@ -11,6 +11,7 @@ import pytest
 from PIL import Image
 
 from agent.cameras.conveyor import ConveyorCamera, ConveyorSettings
+from agent.ports import CameraContext
 
 ROOT = Path(__file__).parents[1]
 BUNDLE = ROOT / "agent" / "demo_bundle"
@@ -38,7 +39,7 @@ def folder(tmp_path_factory):
     folder = tmp_path_factory.mktemp("private")
     shutil.copytree(BUNDLE, folder / "bundle")
     (folder / "good").mkdir()
-    with ConveyorCamera(ConveyorSettings(defect_rate=0)) as camera:
+    with ConveyorCamera(ConveyorSettings(defect_rate=0), CameraContext()) as camera:
         for number in range(6):
             Image.fromarray(camera.read().pixels).save(folder / "good" / f"{number}.png")
     text = (ROOT / "agent.yaml").read_text()

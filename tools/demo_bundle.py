@@ -11,7 +11,7 @@ import sys
 from dataclasses import replace
 from pathlib import Path
 
-from agent.cameras.conveyor import write_parts
+from agent.synthetic.flange import write_parts
 from engine.bundle import write_manifest
 from engine.methods.atac import atac_of
 from train.datasets import find_source

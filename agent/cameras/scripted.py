@@ -18,6 +18,7 @@ class ScriptedCamera:
 
     silence_s = None
     is_live = False
+    fault: str | None = None
 
     def __init__(
         self, *script: int | Frame | Exception | Callable[[], object], triggered: bool = True
@@ -53,6 +54,11 @@ class ScriptedCamera:
     def part_id(self, number: int) -> str:
         """`p12`: the frame's number."""
         return f"p{number}"
+
+    def source(self, number: int) -> str | None:
+        """Nothing that is there after a restart."""
+        del number
+        return None
 
 
 def scripted_frame(number: int, *, trigger_count: int | None = None) -> Frame:

@@ -146,7 +146,7 @@ def _generated(megapixels: float, *, mono: bool) -> "list[Pixels]":
     import cv2
     import numpy as np
 
-    from agent.cameras.conveyor import HEIGHT, WIDTH, part
+    from agent.synthetic.flange import HEIGHT, WIDTH, part
 
     scale = (megapixels * 1e6 / (WIDTH * HEIGHT)) ** 0.5
     size = round(WIDTH * scale), round(HEIGHT * scale)

@@ -21,7 +21,7 @@ import numpy as np
 from agent.part import Part, State
 from agent.ports import Camera, Clock
 from agent.station.queue import PartQueue
-from engine.errors import CameraError, ImageError
+from engine.errors import CameraError, FrameLostError, ImageError
 from engine.frame import Frame, Pixels
 from engine.image import MAX_PIXELS
 
@@ -43,8 +43,11 @@ _SAMPLE: Final = 16
 """Of how many rows and columns one is compared first."""
 
 
-PartId = Callable[[int], str | None]
-"""What a camera knows of the part in one of its frames."""
+class Names(Protocol):
+    """What a camera knows of the parts in its recent frames."""
+
+    def part_id(self, number: int) -> str | None: ...
+    def source(self, number: int) -> str | None: ...
 
 
 class Intake(Protocol):
@@ -54,12 +57,16 @@ class Intake(Protocol):
         """The camera is connected, perhaps once more: its numbers may start again."""
         ...
 
-    def seen(self, frame: Frame, part_id: PartId, received: float) -> bool:
+    def seen(self, frame: Frame, names: Names, received: float) -> bool:
         """Take a frame that arrived at `received`; `False` when no more are wanted."""
         ...
 
-    def spoilt(self, number: int | None, part_id: PartId, why: str) -> None:
+    def spoilt(self, number: int | None, names: Names, why: str) -> None:
         """Take note of a frame that cannot be used; `None`: the number after the last."""
+        ...
+
+    def lost(self, names: Names, why: str) -> None:
+        """Take note of a frame that the camera knows it has lost, the one after the last."""
         ...
 
 
@@ -73,6 +80,7 @@ class Begin(Protocol):
         received: float,
         triggered_ns: int,
         part_id: str | None = None,
+        source: str | None = None,
         count: int | None = None,
     ) -> Part | None: ...
 
@@ -104,14 +112,15 @@ class FrameIntake:
     def connected(self) -> None:
         self._is_first = True
 
-    def seen(self, frame: Frame, part_id: PartId, received: float) -> bool:
-        self._account_for_gap(frame.number, part_id)
+    def seen(self, frame: Frame, names: Names, received: float) -> bool:
+        self._account_for_gap(frame.number, names)
         self._expected = frame.number + 1
         part = self._begin(
             self._name,
             received=received,
             triggered_ns=frame.captured_ns,
-            part_id=part_id(frame.number),
+            part_id=names.part_id(frame.number),
+            source=names.source(frame.number),
         )
         if part is None:
             return False
@@ -123,14 +132,17 @@ class FrameIntake:
             self._end(skipped, State.DROPPED, "a newer frame came first")
         return True
 
-    def spoilt(self, number: int | None, part_id: PartId, why: str) -> None:
+    def spoilt(self, number: int | None, names: Names, why: str) -> None:
         if number is None:
             number = self._expected
         else:
-            self._account_for_gap(number, part_id)
-        self._lose(number, part_id, State.ERROR, why)
+            self._account_for_gap(number, names)
+        self._lose(number, names, State.ERROR, why)
 
-    def _account_for_gap(self, number: int, part_id: PartId) -> None:
+    def lost(self, names: Names, why: str) -> None:
+        self._lose(self._expected, names, State.NO_FRAME, why)
+
+    def _account_for_gap(self, number: int, names: Names) -> None:
         missing = range(0) if self._is_first else range(self._expected, number)
         self._is_first = False
         if len(missing) > _LARGEST_GAP:
@@ -138,14 +150,15 @@ class FrameIntake:
             _LOG.warning("camera %s: frame numbers jump from %d to %d", self._name, *jump)
             return
         for lost in missing:
-            self._lose(lost, part_id, State.NO_FRAME, f"the camera lost frame {lost}")
+            self._lose(lost, names, State.NO_FRAME, f"the camera lost frame {lost}")
 
-    def _lose(self, number: int, part_id: PartId, state: State, reason: str) -> None:
+    def _lose(self, number: int, names: Names, state: State, reason: str) -> None:
         part = self._begin(
             self._name,
             received=self._clock.now(),
             triggered_ns=self._clock.utc_ns(),
-            part_id=part_id(number),
+            part_id=names.part_id(number),
+            source=names.source(number),
         )
         if part is not None:
             self._end(part, state, reason)
@@ -201,7 +214,7 @@ class Acquisition:
         reading = self._reading
         if self._fault is None and reading.busy_s() > reading.limit_s * self._patience / 2:
             return "has not answered for a while"
-        return self._fault
+        return self._fault or self._camera.fault
 
     def __enter__(self) -> Self:
         self._ended = self._thread.submit(self._watch)
@@ -299,6 +312,10 @@ class Acquisition:
             try:
                 frame = camera.read()
                 received = self._clock.now()
+            except FrameLostError as error:
+                self._check_answer(reading)
+                self._intake.lost(camera, str(error))
+                continue
             except ImageError as error:
                 self._check_answer(reading)
                 self._reject(camera, None, str(error))
@@ -313,7 +330,7 @@ class Acquisition:
                 self._reject(camera, frame.number, problem)
             else:
                 self._is_well()
-                if not self._intake.seen(frame, camera.part_id, received):
+                if not self._intake.seen(frame, camera, received):
                     return
 
     def _check_answer(self, reading: "_Reading") -> None:
@@ -347,7 +364,7 @@ class Acquisition:
 
     def _reject(self, camera: Camera, number: int | None, reason: str) -> None:
         """A frame is of no use; a camera that gives no others has a fault."""
-        self._intake.spoilt(number, camera.part_id, reason)
+        self._intake.spoilt(number, camera, reason)
         now = self._clock.now()
         if self._bad_since is None:
             self._bad_since = now

@@ -213,6 +213,7 @@ class Station:
         received: float,
         triggered_ns: int,
         part_id: str | None = None,
+        source: str | None = None,
         count: int | None = None,
     ) -> Part | None:
         """A part has arrived: it gets its number. `None` when it is one too many."""
@@ -233,7 +234,7 @@ class Station:
             deadline_ns=None if deadline_s is None else triggered_ns + round(deadline_s * 1e9),
             count=count,
         )
-        part = Part(trigger=trigger, received=received, part_id=part_id)
+        part = Part(trigger=trigger, received=received, part_id=part_id, source=source)
         if part_id is None:
             part.part_id = f"{self._record.epoch}-{sequence:06d}"
         self._record.expect(part)

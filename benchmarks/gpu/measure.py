@@ -37,7 +37,7 @@ from typing import Any
 import cv2
 import numpy as np
 
-from agent.cameras.conveyor import part
+from agent.synthetic.flange import part
 from benchmarks.machine import commit, processor
 from calibration.record import read_calibration
 from engine.attention import attention_box

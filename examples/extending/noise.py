@@ -1,13 +1,12 @@
 """A camera that gives frames of noise."""
 
-from dataclasses import dataclass, replace
-from threading import Event
-from time import time_ns
-from typing import Literal, Self
+from typing import Literal
 
 import numpy as np
 
+from agent.cameras.pace import PacedCamera
 from agent.cameras.settings import AnyCameraSettings
+from agent.ports import CameraContext
 from engine.frame import Frame
 from engine.spec import spec
 
@@ -17,27 +16,16 @@ class NoiseSettings(AnyCameraSettings):
     type: Literal["noise"] = "noise"
 
 
-@dataclass
-class NoiseCamera:
-    settings: NoiseSettings
-    stop: Event
-    number: int = -1
-    triggered, silence_s, is_live = True, None, True
+class NoiseCamera(PacedCamera):
+    is_live = True
 
     def renewed(self) -> "NoiseCamera":
-        return replace(self)
+        return NoiseCamera(self.context)
 
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(self, *_: object) -> None: ...
-
-    def part_id(self, _number: int) -> None: ...
-
-    def read(self) -> Frame | None:
-        self.number += 1
+    def read(self) -> Frame:
         pixels = np.random.default_rng(self.number).integers(0, 256, (480, 640), np.uint8)
-        return Frame(pixels=pixels, number=self.number, captured_ns=time_ns())
+        return self.frame(pixels)
 
 
-open = NoiseCamera
+def open(_settings: NoiseSettings, context: CameraContext) -> NoiseCamera:
+    return NoiseCamera(context)

@@ -1,9 +1,12 @@
+import contextlib
 import io
+import os
 import struct
 import zlib
 from pathlib import Path
 from typing import Any
 
+import cv2
 import numpy as np
 import pytest
 from hypothesis import example, given
@@ -11,7 +14,7 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from engine.errors import ImageError
-from engine.image import decode_image, images_below, read_image
+from engine.image import decode, decode_image, read_image
 from tests.tiny_bundle import good_part
 
 
@@ -182,12 +185,116 @@ def test_a_file_that_cannot_be_read_is_named(tmp_path: Path) -> None:
         read_image(tmp_path / "folder.png")
 
 
-def test_images_are_listed_in_one_order_and_by_suffix(tmp_path: Path) -> None:
-    for name in ("b.PNG", "a.jpg", "sub/c.tif", "note.txt", ".hidden"):
-        file = tmp_path / name
-        file.parent.mkdir(exist_ok=True)
-        file.write_bytes(b"")
-    (tmp_path / "folder.png").mkdir()
-    found = [path.relative_to(tmp_path).as_posix() for path in images_below(tmp_path)]
-    assert found == ["a.jpg", "b.PNG", "sub/c.tif"]
-    assert images_below(tmp_path / "nowhere") == []
+def test_a_pipe_and_a_device_are_no_files(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "pipe.png")
+    for path in (tmp_path / "pipe.png", Path("/dev/zero")):
+        with pytest.raises(ImageError, match="not a regular file"):
+            read_image(path)
+
+
+def test_a_file_with_more_bytes_than_its_pixels_can_have_is_not_read(tmp_path: Path) -> None:
+    with (tmp_path / "sparse.png").open("wb") as file:
+        file.truncate(50_000_000_000)
+    with pytest.raises(ImageError, match="50000 MB, more than 100000000 pixels can take"):
+        read_image(tmp_path / "sparse.png")
+
+
+@pytest.mark.parametrize("form", ["EPS", "GIF", "ICO", "PDF", "TGA", "PCX", "SGI"])
+def test_other_formats_are_refused_by_content(form: str) -> None:
+    with pytest.raises(ImageError, match=r"known format \(BMP, JPEG, PNG, PPM, TIFF, WEBP\)"):
+        decoded(COLOUR, form)
+
+
+DAMAGE = {
+    "a byte is another": lambda data, at: data[:at] + bytes([data[at] ^ 0xFF]) + data[at + 1 :],
+    "bytes are missing": lambda data, at: data[:at] + data[at + 60 :],
+    "bytes are noise": lambda data, at: data[:at] + os.urandom(60) + data[at + 60 :],
+}
+
+
+@pytest.mark.parametrize("damage", DAMAGE)
+def test_a_damaged_png_is_refused(damage: str) -> None:
+    data = encoded(COLOUR)
+    for at in range(60, len(data) - 80, 97):
+        with pytest.raises(ImageError, match="is damaged"):
+            decode_image(DAMAGE[damage](data, at), source="x")
+
+
+def test_a_jpeg_that_its_decoder_warns_of_is_refused_unless_that_is_accepted() -> None:
+    data = encoded(Image.fromarray(good_part(1, width=320, height=240)), "JPEG", quality=90)
+    damaged = [DAMAGE["bytes are missing"](data, at) for at in range(800, len(data) - 80, 211)]
+    refused = []
+    for each in damaged:
+        try:
+            decode(each, source="x")
+        except ImageError as error:
+            refused.append(str(error))
+    assert len(refused) > 0.7 * len(damaged)
+    assert all("is damaged (" in reason for reason in refused)
+    shown = []
+    for each in damaged:
+        with contextlib.suppress(ImageError):
+            shown.append(decode(each, source="x", accept_damaged=True).pixels.shape)
+    assert len(shown) > 0.9 * len(damaged)
+    assert set(shown) == {(240, 320, 3)}
+
+
+@pytest.mark.parametrize("form", ["JPEG", "PNG", "WEBP", "BMP", "TIFF", "PPM"])
+def test_half_a_file_is_refused_also_where_damage_is_accepted(form: str) -> None:
+    data = encoded(COLOUR, form)
+    for accept in (False, True):
+        with pytest.raises(ImageError):
+            decode(data[: len(data) // 2], source="x", accept_damaged=accept)
+
+
+def test_jpegs_have_the_pixels_that_pillow_gives() -> None:
+    for mode in ("L", "RGB"):
+        for options in ({"quality": 60}, {"quality": 95, "subsampling": 0}, {"progressive": True}):
+            data = encoded(COLOUR.convert(mode), "JPEG", **options)
+            assert np.array_equal(
+                decode_image(data, source="x"), np.asarray(Image.open(io.BytesIO(data)))
+            )
+
+
+WIDE = np.linspace(0, 4095, 17 * 31).reshape(17, 31).astype(np.uint16)
+"""Twelve bits in sixteen."""
+
+
+def with_significant(data: bytes, bits: int) -> bytes:
+    """A PNG that says how many of its bits are significant."""
+    body = b"sBIT" + bytes([bits])
+    chunk = struct.pack(">I", 1) + body + struct.pack(">I", zlib.crc32(body))
+    return data[:33] + chunk + data[33:]
+
+
+def test_twelve_bits_in_sixteen_keep_their_grey_levels_where_they_are_known() -> None:
+    wanted = (WIDE.astype(int) * 255 + 2047) // 4095
+    plain = encoded(Image.fromarray(WIDE))
+    tiff = encoded(Image.fromarray(WIDE), "TIFF", tiffinfo={281: 4095})
+    assert np.array_equal(decode_image(plain, source="x", bits=12), wanted)
+    assert np.array_equal(decode_image(with_significant(plain, 12), source="x"), wanted)
+    assert np.array_equal(decode_image(tiff, source="x"), wanted)
+
+
+def test_twelve_upper_bits_are_taken_as_they_stand() -> None:
+    upper = encoded(Image.fromarray(WIDE << 4))
+    found = decode_image(with_significant(upper, 12), source="x")
+    assert np.array_equal(found, decode_image(upper, source="x"))
+
+
+def test_colours_of_twelve_bits_in_sixteen_keep_their_levels() -> None:
+    wide = np.stack([WIDE, WIDE[::-1], WIDE // 2], axis=2)
+    data = cv2.imencode(".png", wide[..., ::-1])[1].tobytes()
+    wanted = (wide.astype(int) * 255 + 2047) // 4095
+    assert np.array_equal(decode_image(data, source="x", bits=12), wanted)
+    assert decode(data, source="x").note is not None
+
+
+def test_empty_upper_bits_are_said_and_values_beyond_the_bits_are_refused() -> None:
+    decoded = decode(encoded(Image.fromarray(WIDE)), source="x")
+    assert decoded.note is not None
+    assert "uses more than 12" in decoded.note
+    assert "bits: 12" in decoded.note
+    assert decode(encoded(Image.fromarray(WIDE << 4)), source="x").note is None
+    with pytest.raises(ImageError, match="4095, which is more than 10 bits hold"):
+        decode(encoded(Image.fromarray(WIDE)), source="x", bits=10)

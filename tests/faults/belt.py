@@ -50,6 +50,7 @@ class Belt:
     triggered = True
     silence_s = None
     is_live = False
+    fault = None
 
     def __init__(self, rate: float, stop: threading.Event, first: int = 1, seen: int = -1) -> None:
         self._period_s = 1 / rate
@@ -71,6 +72,9 @@ class Belt:
 
     def part_id(self, number: int) -> str:
         return f"part-{number}"
+
+    def source(self, _number: int) -> None:
+        return None
 
     def read(self) -> Frame | None:
         self._due += self._period_s

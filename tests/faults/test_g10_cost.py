@@ -17,6 +17,7 @@ import agent.demo
 from agent.cameras.conveyor import ConveyorCamera, ConveyorSettings
 from agent.clock import SystemClock
 from agent.inference.child import ChildInspector, Setup
+from agent.ports import CameraContext
 from agent.station.controls import Controls
 from agent.station.run import run_station
 from agent.station.station import Model, Station
@@ -110,7 +111,7 @@ def test_on_a_line_it_costs_next_to_nothing(broker, tmp_path, is_full, record, p
 
 def compared(folder, broker, tmp_path, every_part, blocks, parts):
     """Parts a second with and without, in blocks that take turns."""
-    conveyor = ConveyorCamera(ConveyorSettings(type="conveyor", parts=64))
+    conveyor = ConveyorCamera(ConveyorSettings(type="conveyor", parts=64), CameraContext())
     with conveyor:
         pictures = [frame.pixels for frame in iter(conveyor.read, None)]
     rates: dict[bool, list[float]] = {True: [], False: []}

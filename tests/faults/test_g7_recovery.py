@@ -22,6 +22,7 @@ from agent.demo import BUNDLE
 from agent.inference.child import ChildInspector, Setup
 from agent.mqtt import Subscriber
 from agent.part import State
+from agent.ports import CameraContext
 from agent.process import prepare_process
 from agent.settings import AgentSettings, BundleSettings, Config, LedgerSettings
 from agent.station.run import run_station
@@ -47,11 +48,12 @@ class SpoiltCamera:
 
     triggered = True
     is_live = True
+    fault = None
 
     def __init__(self, settings, stop, world=None):
         self.world = world or World()
         self.settings, self.stop = settings, stop
-        self._camera = ConveyorCamera(settings, stop)
+        self._camera = ConveyorCamera(settings, CameraContext(stop=stop))
         self._last = None
 
     @property
@@ -90,6 +92,9 @@ class SpoiltCamera:
 
     def part_id(self, number):
         return self._camera.part_id(number)
+
+    def source(self, number):
+        return self._camera.source(number)
 
 
 class World:

@@ -109,6 +109,7 @@ class GarbageCamera:
     triggered = True
     is_live = False
     silence_s = None
+    fault = None
 
     def __init__(self, count: int) -> None:
         self._rng = np.random.default_rng(9)
@@ -126,6 +127,9 @@ class GarbageCamera:
 
     def part_id(self, number):
         return f"p{number}"
+
+    def source(self, _number):
+        return None
 
     def read(self):
         if not self._left:

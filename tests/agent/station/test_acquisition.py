@@ -13,6 +13,7 @@ from agent.cameras.folder import FolderCamera, FolderSettings
 from agent.cameras.video import VideoCamera, VideoSettings
 from agent.clock import ManualClock
 from agent.part import Part, Trigger
+from agent.ports import CameraContext
 from agent.station.acquisition import Acquisition, FrameIntake
 from agent.station.queue import PartQueue
 from engine.errors import CameraError, ImageError
@@ -23,17 +24,18 @@ SILENCE_S = 0.4
 
 
 class FaultyCamera:
-    """A live camera that shows part after part, and does what `fault(number)` does.
+    """A live camera that shows part after part, and does what `act(number)` does.
 
-    A fault may raise, wait, or give other pixels for the picture. What is `renewed` goes on.
+    An act may raise, wait, or give other pixels for the picture. What is `renewed` goes on.
     """
 
     triggered = True
     is_live = True
     silence_s = SILENCE_S
+    fault = None
 
-    def __init__(self, fault, parts, number=0, opened=None):
-        self.fault = fault
+    def __init__(self, act, parts, number=0, opened=None):
+        self.act = act
         self.parts = parts
         self.number = number
         self.opened = [] if opened is None else opened
@@ -49,16 +51,19 @@ class FaultyCamera:
         if self.number >= self.parts:
             return None
         self.number += 1
-        pixels = self.fault(self.number - 1)
+        pixels = self.act(self.number - 1)
         if pixels is None:
             pixels = good_part(self.number)
         return Frame(pixels=pixels, number=self.number - 1, captured_ns=time.time_ns())
 
     def renewed(self):
-        return FaultyCamera(self.fault, self.parts, self.number, self.opened)
+        return FaultyCamera(self.act, self.parts, self.number, self.opened)
 
     def part_id(self, number):
         return f"p{number}"
+
+    def source(self, _number):
+        return None
 
 
 class Line:
@@ -79,10 +84,10 @@ class Line:
         )
         self.thread = threading.Thread(target=self._run)
 
-    def begin(self, camera, *, received, triggered_ns, part_id):
+    def begin(self, camera, *, received, triggered_ns, part_id, source):
         self._sequence += 1
         trigger = Trigger(sequence=self._sequence, camera=camera, triggered_ns=triggered_ns)
-        return Part(trigger=trigger, received=received, part_id=part_id)
+        return Part(trigger=trigger, received=received, part_id=part_id, source=source)
 
     def end(self, part, state, reason):
         self.ended.append((part.part_id, state.value, reason))
@@ -280,7 +285,7 @@ def test_a_camera_that_goes_away_keeps_being_tried():
 
 
 def test_every_camera_goes_on_where_it_was_when_renewed(tmp_path):
-    conveyor = ConveyorCamera(ConveyorSettings(parts=3))
+    conveyor = ConveyorCamera(ConveyorSettings(parts=3), CameraContext())
     with conveyor:
         conveyor.read()
     with conveyor.renewed() as again:
@@ -288,23 +293,26 @@ def test_every_camera_goes_on_where_it_was_when_renewed(tmp_path):
 
     for number in range(3):
         Image.fromarray(good_part(number)).save(tmp_path / f"{number}.png")
-    folder = FolderCamera(FolderSettings(path=tmp_path))
+    folder = FolderCamera(FolderSettings(path=tmp_path), CameraContext())
     with folder:
         folder.read()
     with folder.renewed() as again:
         frame = again.read()
         assert (frame.number, again.part_id(1)) == (1, "1.png")
-        assert folder.part_id(1) != "1.png"  # nothing is shared
+        assert folder.part_id(1) is None  # nothing is shared
 
-    video = VideoCamera(VideoSettings(path=Path("none.mp4")))
+    video = VideoCamera(VideoSettings(path=Path("none.mp4")), CameraContext())
     assert video.renewed() is not video
     assert (video.is_live, folder.is_live, conveyor.is_live) == (False, False, True)
 
 
 @pytest.mark.parametrize(("per_minute", "silence_s"), [(None, 2.0), (600, 2.0), (6, 30.0)])
 def test_how_long_a_camera_may_be_silent(per_minute, silence_s):
-    assert ConveyorCamera(ConveyorSettings(parts_per_minute=per_minute)).silence_s == silence_s
-    folder = FolderSettings(path=Path(), parts_per_minute=per_minute)
-    assert FolderCamera(folder).silence_s == silence_s
+    assert (
+        ConveyorCamera(ConveyorSettings(parts_per_minute=per_minute), CameraContext()).silence_s
+        == silence_s
+    )
     watched = FolderSettings(path=Path(), after_last="watch")
-    assert FolderCamera(watched).silence_s is None  # parts come when they come
+    assert (
+        FolderCamera(watched, CameraContext()).silence_s is None
+    )  # its child is watched by itself

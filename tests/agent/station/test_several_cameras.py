@@ -15,6 +15,7 @@ from agent.cameras.scripted import ScriptedCamera
 from agent.cameras.settings import LineSettings
 from agent.clock import ManualClock
 from agent.part import State
+from agent.ports import CameraContext
 from agent.settings import AgentSettings, BundleSettings, Config, LedgerSettings
 from agent.sinks.mqtt.settings import MqttSettings
 from agent.station.run import run_station
@@ -95,7 +96,7 @@ def test_cameras_that_always_have_parts_get_equal_shares(tmp_path, workers):
         FolderSettings(name=name, path=pictures(tmp_path / name, grey, size), after_last="repeat")
         for grey, (name, size) in enumerate(sizes.items())
     ]
-    cameras = [Eager(one, stop) for one in settings]
+    cameras = [Eager(one, CameraContext(stop=stop)) for one in settings]
     names = {camera: one.name for camera, one in zip(cameras, settings, strict=True)}
 
     def hold(pixels):
@@ -129,7 +130,7 @@ def test_all_parts_of_all_folders_are_inspected_once(tmp_path):
     seen = []
     summary = ran(
         configured(tmp_path, *settings),
-        [FolderCamera(one) for one in settings],
+        [FolderCamera(one, CameraContext()) for one in settings],
         observers=[seen.append],
     )
     assert summary.cameras["good"][State.OK] == 5
@@ -179,7 +180,7 @@ def test_the_run_ends_after_so_many_parts_of_all_cameras_together(tmp_path):
     cameras = [
         ScriptedCamera(*range(50)),
         ScriptedCamera(*range(50)),
-        FolderCamera(settings[2], stop),
+        FolderCamera(settings[2], CameraContext(stop=stop)),
     ]
     summary = ran(configured(tmp_path, *settings), cameras, parts=33, stop=stop)
     assert summary.triggers == 33
@@ -191,7 +192,10 @@ def test_a_bug_in_one_camera_ends_the_run_although_the_others_could_go_on(tmp_pa
     with pytest.raises(RuntimeError, match="a bug"):
         run_station(
             configured(tmp_path, ConveyorSettings(name="broken"), endless),
-            cameras=[ScriptedCamera(0, RuntimeError("a bug")), ConveyorCamera(endless, stop)],
+            cameras=[
+                ScriptedCamera(0, RuntimeError("a bug")),
+                ConveyorCamera(endless, CameraContext(stop=stop)),
+            ],
             inspector=BrightnessInspector(),
             model=Model(threshold=0.5),
             stop=stop,
@@ -199,30 +203,30 @@ def test_a_bug_in_one_camera_ends_the_run_although_the_others_could_go_on(tmp_pa
 
 
 class Spoilt(ConveyorCamera):
-    """A conveyor that does what its `fault` says once that is set."""
+    """A conveyor that does what is `wrong` with it once that is set."""
 
-    fault = None
+    wrong = None
 
     def read(self):
-        match self.fault:
+        match self.wrong:
             case None:
-                self.frame = super().read()
-                return self.frame
+                self.last = super().read()
+                return self.last
             case "gone":
                 raise CameraError("the cable is out")
             case "hangs":
-                self._stop.wait()
+                self.context.stop.wait()
                 return None
             case "frozen":
-                self._pace.wait()
-                return replace(self.frame, number=self.frame.number + 1)
+                self.pace.wait()
+                return replace(self.last, number=self.last.number + 1)
 
     def renewed(self):
         return self
 
 
 @pytest.mark.parametrize(
-    ("fault", "said"),
+    ("wrong", "said"),
     [
         ("gone", "the cable is out"),
         ("hangs", "has not answered for a while"),
@@ -230,7 +234,7 @@ class Spoilt(ConveyorCamera):
     ],
 )
 def test_a_camera_in_trouble_is_named_and_holds_up_no_other(
-    broker, hear, tmp_path, eventually, fault, said
+    broker, hear, tmp_path, eventually, wrong, said
 ):
     """On a real broker: health names the camera, and the other one's parts go on.
 
@@ -243,7 +247,7 @@ def test_a_camera_in_trouble_is_named_and_holds_up_no_other(
     ]
     config = configured(tmp_path, *settings, sinks=(replace(broker.settings, health_s=3600),))
     heard, stop = hear(broker.settings, "atac/line-3/#"), threading.Event()
-    left, right = (Spoilt(one, stop) for one in settings)
+    left, right = (Spoilt(one, CameraContext(stop=stop)) for one in settings)
     seen = Counter()
 
     def run():
@@ -268,7 +272,7 @@ def test_a_camera_in_trouble_is_named_and_holds_up_no_other(
     line.start()
     try:
         eventually(lambda: min(seen["left"], seen["right"]) > 2)
-        right.fault = fault
+        right.wrong = wrong
         eventually(told)
         left_then = seen["left"]
         eventually(lambda: seen["left"] > left_then + 10)

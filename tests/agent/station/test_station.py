@@ -16,6 +16,7 @@ from agent.cameras.scripted import ScriptedCamera
 from agent.cameras.video import VideoCamera, VideoSettings
 from agent.clock import ManualClock
 from agent.part import Part, State
+from agent.ports import CameraContext
 from agent.settings import Config, load_config
 from agent.station.run import run_station
 from agent.station.station import Model
@@ -290,7 +291,7 @@ def test_the_run_ends_after_so_many_parts(config, triggered):
 def test_stopping_finishes_the_part_in_hand_and_records_it(config):
     stop = threading.Event()
     inspector = BrightnessInspector(lambda _pixels: stop.set())
-    camera = ConveyorCamera(ConveyorSettings(parts_per_minute=600), stop)
+    camera = ConveyorCamera(ConveyorSettings(parts_per_minute=600), CameraContext(stop=stop))
     summary = ran(config, camera, inspector, stop=stop)
     assert 1 <= summary.triggers <= 4
     assert summary.counts[State.OK] + summary.counts[State.NG] >= 1
@@ -363,7 +364,7 @@ def test_real_images_with_a_damaged_one_and_a_lost_folder_are_all_accounted_for(
             folder.rename(tmp_path / "away")
             threading.Timer(0.5, (tmp_path / "away").rename, [folder]).start()
 
-    camera = FolderCamera(FolderSettings(path=folder))
+    camera = FolderCamera(FolderSettings(path=folder), CameraContext())
     summary = ran(config, camera, BrightnessInspector(lose_the_folder))
     assert [part for _, part, _, _ in rows(config)] == [f"{index}.png" for index in range(6)]
     assert summary.counts[State.OK] == 5
@@ -387,7 +388,7 @@ def test_every_frame_of_a_real_video_at_its_own_rate_is_accounted_for(config):
         for _ in range(2):
             read.acquire(timeout=2)
 
-    camera = Counted(VideoSettings(path=VIDEO))
+    camera = Counted(VideoSettings(path=VIDEO), CameraContext())
     inspector = BrightnessInspector(dawdle)
     summary = ran(config, camera, inspector, parts=120)
     assert summary.triggers == 120

@@ -12,6 +12,7 @@ from agent.cameras.conveyor import ConveyorCamera, ConveyorSettings
 from agent.inference.child import ChildInspector, Setup
 from agent.mqtt import ask
 from agent.part import State
+from agent.ports import CameraContext
 from agent.settings import AgentSettings, BundleSettings, Config, LedgerSettings
 from agent.station.run import run_station
 from agent.station.station import Model
@@ -68,7 +69,7 @@ class Line:
         return said[said.index([]) :] if [] in said else []
 
     def conveyor(self, kind=ConveyorCamera):
-        return kind(self.config.cameras[0], self.stop)
+        return kind(self.config.cameras[0], CameraContext(stop=self.stop))
 
 
 def test_a_camera_that_goes_away_and_comes_back_is_said_at_once(line, eventually):

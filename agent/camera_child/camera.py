@@ -1,0 +1,121 @@
+"""What cameras with a child process have in common: it is asked, watched and replaced."""
+
+from typing import Any, ClassVar, Final, Self
+
+from agent.camera_child.process import CameraChild, Message
+from agent.cameras.pace import PacedCamera
+from agent.ports import CameraContext
+from engine.errors import CameraError
+
+_STUCK_S: Final = 10.0
+"""After so long without a sign the child is ended."""
+_START_S: Final = 60.0
+_STOP_S: Final = 0.25
+
+
+class ChildCamera(PacedCamera):
+    """A camera whose files and decoders are touched by a child alone; `read` is left to add.
+
+    A child that hangs or dies ends as `CameraError`, and is made anew when it is asked again.
+    """
+
+    kind: ClassVar[str]
+    """The module of `agent/camera_child` that the child runs."""
+
+    def __init__(self, context: CameraContext, *, what: str, interval_s: float = 0.0) -> None:
+        super().__init__(context, interval_s=interval_s)
+        self._what = what
+        self._child: CameraChild | None = None
+        self._stuck: list[CameraChild] = []
+        self._doing: Message = {}
+
+    @property
+    def silence_s(self) -> float | None:
+        """Nobody else needs to watch a read: a child that hangs is noticed here."""
+        return None
+
+    def __enter__(self) -> Self:
+        try:
+            self.connect()
+        except BaseException:
+            self._end_child()
+            raise
+        return super().__enter__()
+
+    def __exit__(self, *_: object) -> None:
+        self._end_child()
+
+    def connect(self) -> None:
+        """Find out whether there is something to read; raises `CameraError`."""
+        raise NotImplementedError
+
+    def child_settings(self) -> dict[str, Any]:
+        """What the child is told first."""
+        raise NotImplementedError
+
+    def replied(self, told: Message) -> Message | None:
+        """The answer to a question that the child asks; `None` when `told` is no question."""
+        del told
+        return None
+
+    def failed(self, doing: Message, reason: str) -> Message | None:
+        """What comes of a child that ended during `doing`; `None`: the source has gone."""
+        del doing, reason
+        return None
+
+    def ask(self, request: Message | None) -> Message | None:
+        """What the child answers; `None` when it is time to stop. Without a request, listen on."""
+        if self._child is None:
+            self._child = self._new_child()
+        if request is not None:
+            self._doing = {}
+            self._child.tell(request)
+        quiet_s = 0.0
+        while not self.context.stop.is_set():
+            try:
+                told = self._child.hear(_STOP_S)
+            except ConnectionError as error:
+                return self._lost(str(error))
+            if told is None:
+                quiet_s += _STOP_S
+                limit_s = _STUCK_S if self._child.has_spoken else max(_STUCK_S, _START_S)
+                if quiet_s >= limit_s:
+                    return self._lost(f"has not answered for {limit_s:g} s")
+                continue
+            quiet_s = 0.0
+            if "gone" in told:
+                raise self.gone(told["gone"])
+            if "doing" in told:
+                self._doing = told
+            elif (reply := self.replied(told)) is not None:
+                self._child.tell(reply)
+            else:
+                return told
+        return None
+
+    def picture(self, told: Message) -> Any:
+        """The pixels that the child has told of."""
+        assert self._child is not None
+        return self._child.pixels(tuple(told["shape"]))
+
+    def gone(self, reason: str) -> CameraError:
+        """The error of a camera that cannot be read now."""
+        return CameraError(f"{self._what} {reason}")
+
+    def _lost(self, reason: str) -> Message:
+        self._end_child()
+        told = self.failed(self._doing, f"the process that decodes it {reason}")
+        if told is None:
+            raise self.gone(f"cannot be read: the process that reads it {reason}")
+        return told
+
+    def _new_child(self) -> CameraChild:
+        self._stuck = [child for child in self._stuck if not child.has_ended()]
+        if self._stuck:
+            raise self.gone("does not answer; the process that reads it hangs in the system")
+        return CameraChild(self.kind, self.child_settings())
+
+    def _end_child(self) -> None:
+        if self._child is not None and not self._child.close():
+            self._stuck.append(self._child)
+        self._child = None

@@ -1,0 +1,1 @@
+"""Parts that are drawn, not photographed: what demo, benchmarks and tests look at."""

@@ -1,0 +1,50 @@
+"""Generated parts: a pure function of seed and number, with truth and masks."""
+
+import numpy as np
+
+from agent.synthetic.flange import DEFECTS, part, truth, write_parts
+from engine.image import read_image
+
+
+def test_generated_parts_are_a_pure_function_of_seed_and_number():
+    one, same, other = part(5, 3, 1.0), part(5, 3, 1.0), part(6, 3, 1.0)
+    assert np.array_equal(one.pixels, same.pixels)
+    assert not np.array_equal(one.pixels, other.pixels)
+    assert one.pixels.shape == (480, 640, 3)
+    assert one.pixels.dtype == np.uint8
+    assert part(5, 3, 0.0).defect is None
+    assert not part(5, 3, 0.0).mask.any()
+
+
+def test_every_kind_of_defect_changes_the_picture_where_its_mask_says():
+    found = {}
+    number = 0
+    while set(found) != set(DEFECTS):
+        made = part(1, number, 1.0)
+        assert truth(1, number, 1.0) == made.defect
+        found.setdefault(made.defect, []).append(made)
+        number += 1
+    for made in (each for kind in found.values() for each in kind):
+        assert set(np.unique(made.mask)) == {0, 255}
+        share = (made.mask > 0).mean()
+        assert 0.00005 < share < 0.03
+
+
+def test_parts_are_written_in_the_layout_of_mvtec(tmp_path):
+    write_parts(tmp_path, seed=1, good=3, defective=7)
+    count = {
+        path.relative_to(tmp_path).as_posix(): len(list(path.glob("*.png")))
+        for path in sorted(tmp_path.rglob("*"))
+        if path.is_dir() and any(path.glob("*.png"))
+    }
+    kinds = {kind: 2 if kind == DEFECTS[0] else 1 for kind in DEFECTS}
+    assert count == (
+        {"train/good": 3, "test/good": 7}
+        | {f"test/{kind}": n for kind, n in kinds.items()}
+        | {f"ground_truth/{kind}": n for kind, n in kinds.items()}
+    )
+    for kind in DEFECTS:
+        mask = read_image(tmp_path / "ground_truth" / kind / "000_mask.png")
+        assert mask.shape == (480, 640)
+        assert set(np.unique(mask)) == {0, 255}
+        assert read_image(tmp_path / "test" / kind / "000.png").shape == (480, 640, 3)
