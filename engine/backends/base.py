@@ -12,7 +12,7 @@ from typing import Annotated, ClassVar, Final, Literal, Protocol, Self
 
 import numpy as np
 import numpy.typing as npt
-from pydantic import AfterValidator
+from pydantic import AfterValidator, Field
 from pydantic_core import PydanticKnownError
 
 from engine.bundle import Bundle, Precision
@@ -115,7 +115,7 @@ def _known(name: str) -> str:
     return name
 
 
-BackendChoice = Annotated[BackendName, AfterValidator(_known)]
+BackendChoice = Annotated[BackendName, Field(max_length=64), AfterValidator(_known)]
 """`auto` is what the threshold was made with, or the fastest that keeps the verdicts (ADR 13)."""
 
 

@@ -2,6 +2,8 @@
 
 import dataclasses
 import re
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -263,3 +265,16 @@ def test_no_text_escapes_as_another_error(tmp_path_factory, text):
     path.write_bytes(text.encode("utf-8", "surrogatepass"))
     with pytest.raises(ConfigurationError):
         load_config(path)
+
+
+def test_reading_a_configuration_loads_no_driver():
+    code = (
+        "import sys; from pathlib import Path; from agent.settings import load_config\n"
+        f"load_config(Path({str(ROOT / 'agent.yaml')!r}))\n"
+        "heavy = {'cv2', 'sqlite3', 'paho', 'onnxruntime', 'openvino', 'torch'}\n"
+        "assert not heavy & set(sys.modules), heavy & set(sys.modules)\n"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stderr
