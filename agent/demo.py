@@ -17,14 +17,14 @@ from pathlib import Path
 from time import monotonic
 from typing import Final
 
-from agent.broker import EmbeddedBroker
 from agent.cameras.conveyor import ConveyorCamera, ConveyorSettings
 from agent.inference.child import ChildInspector, Setup
-from agent.mqtt import Subscriber
 from agent.part import Part, State
 from agent.ports import CameraContext
 from agent.process import prepare_process
 from agent.settings import AgentSettings, BundleSettings, Config, LedgerSettings
+from agent.sinks.mqtt.broker import EmbeddedBroker
+from agent.sinks.mqtt.link import Subscriber
 from agent.sinks.mqtt.settings import MqttSettings
 from agent.station.run import run_station
 from agent.station.station import Model
@@ -121,6 +121,14 @@ class Alarm:
     reason: str | None
 
 
+def _box(passes: list[dict[str, dict[str, int]]]) -> tuple[int, int, int, int] | None:
+    """What the last pass looked at."""
+    if not passes:
+        return None
+    box = passes[-1]["box"]
+    return box["left"], box["top"], box["right"], box["bottom"]
+
+
 class Listener:
     """What a subscriber hears; `show` is called with each alarm, once, in its thread."""
 
@@ -153,8 +161,7 @@ class Listener:
                 state=content["state"],
                 score=content["score"],
                 threshold=content["threshold"],
-                box=content["box"]
-                and tuple(content["box"][side] for side in ("left", "top", "right", "bottom")),
+                box=_box(content["passes"]),
                 reason=content["reason"],
             )
         )

@@ -13,11 +13,12 @@ from time import perf_counter
 from typing import Final, Literal
 
 from agent.cameras.settings import AnyCameraSettings
-from agent.ledger_file import check_place
-from agent.mqtt import mqtt_settings, probe
+from agent.record.schema import check_place
 from agent.registry import ROOMS, open_camera
 from agent.runtime import bundle_runtime
 from agent.settings import Config, load_config
+from agent.sinks.mqtt.link import probe
+from agent.sinks.mqtt.settings import MqttSettings
 from calibration.record import read_calibration
 from engine.backends.base import BACKENDS
 from engine.backends.opening import open_inspector
@@ -76,7 +77,9 @@ def examine(path: Path) -> Iterator[Finding]:
         found = _checked("camera", partial(_camera, camera))
         yield replace(found, message=f"{camera.name}: {found.message}")
     yield _checked("ledger", lambda: _ledger(config))
-    yield _checked("broker", lambda: _ok("broker", probe(mqtt_settings(config), config.agent.id)))
+    for sink in config.sinks:
+        if isinstance(sink, MqttSettings):
+            yield _checked("broker", partial(_broker, sink, config.agent.id))
 
 
 def _checked(check: str, look: Callable[[], Finding]) -> Finding:
@@ -197,6 +200,10 @@ def _camera(settings: AnyCameraSettings) -> Finding:
     height, width = frame.pixels.shape[:2]
     kind = "mono" if frame.pixels.ndim == 2 else "colour"
     return _ok("camera", f"{settings.type} gives {width}×{height} {kind} frames")
+
+
+def _broker(settings: MqttSettings, agent_id: str) -> Finding:
+    return _ok("broker", probe(settings, agent_id))
 
 
 def _ledger(config: Config) -> Finding:

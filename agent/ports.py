@@ -12,7 +12,7 @@ Settings import no vendor library; `open` does, and touches neither device nor n
 import threading
 from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Protocol, Self
+from typing import TYPE_CHECKING, Protocol, Self, runtime_checkable
 
 from agent.clock import SystemClock
 from engine.frame import Frame
@@ -20,6 +20,7 @@ from engine.frame import Frame
 if TYPE_CHECKING:
     from agent.part import Part
     from agent.record.rows import Delivery, Event
+    from agent.requests import Requests
     from agent.station.status import Status
 
 
@@ -192,6 +193,32 @@ class Sink(Protocol):
 
     def disconnect(self, *, is_stopping: bool) -> None:
         """Leave the receiver; with `is_stopping` it is told that the agent goes."""
+        ...
+
+
+class RequestService(Protocol):
+    """Takes requests for the agent while the line runs; a context manager with its own thread."""
+
+    accepted: int
+    refused: int
+
+    def __enter__(self) -> Self: ...
+
+    def __exit__(self, *_: object) -> None: ...
+
+
+@runtime_checkable
+class TakesRequests(Protocol):
+    """A sink whose receiver may also ask something of the agent."""
+
+    def listen(
+        self, requests: "Requests", replay: Callable[[str, int, int], int]
+    ) -> RequestService:
+        """Make, not enter, what takes requests and has `requests` obey them.
+
+        `replay(epoch, first, last)` has the sink's deliveries of these parts made again and says
+        how many there are.
+        """
         ...
 
 

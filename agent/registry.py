@@ -10,9 +10,10 @@ from typing import Any, Final
 
 from agent.cameras.settings import CAMERAS, AnyCameraSettings
 from agent.clock import SystemClock
-from agent.ports import Camera, CameraContext, Clock, Service, Watched
+from agent.part import Part
+from agent.ports import Camera, CameraContext, Clock, Service, Sink, Watched
 from agent.services.settings import SERVICES, AnyServiceSettings
-from agent.sinks.settings import SINKS
+from agent.sinks.settings import SINKS, AnySinkSettings
 from agent.triggers.settings import TRIGGERS
 from engine.registry import Kinds
 
@@ -49,3 +50,17 @@ def open_service(settings: AnyServiceSettings, watched: Watched) -> Service:
     """The service that `settings` describe, not entered yet; it reads the agent `watched`."""
     service: Service = SERVICES.of(settings).open(settings, watched)
     return service
+
+
+def open_sink(
+    settings: AnySinkSettings, *, agent_id: str, is_alarm: Callable[[Part], bool]
+) -> Sink:
+    """The sink that `settings` describe, not connected yet.
+
+    Args:
+        settings: Of any kind.
+        agent_id: Whose events these are.
+        is_alarm: Whether an ended part has to be looked after.
+    """
+    sink: Sink = SINKS.of(settings).open(settings, agent_id=agent_id, is_alarm=is_alarm)
+    return sink

@@ -45,16 +45,17 @@ from agent.bench import FramesCamera, bare_network
 from agent.cameras.conveyor import ConveyorSettings
 from agent.demo import BUNDLE
 from agent.inference.child import ChildInspector, Setup
-from agent.ledger import Ledger
-from agent.messages import Origin, outgoing
-from agent.part import Part, State
+from agent.part import Part, State, Trigger, Verdict
 from agent.process import prepare_process
+from agent.record.outbox import Mark
+from agent.record.retention import Limits
+from agent.record.writer import Ledger
 from agent.settings import AgentSettings, BundleSettings, Config, LedgerSettings
+from agent.sinks.memory import MemorySink
 from agent.sinks.mqtt.settings import MqttSettings
 from agent.station.run import run_station
 from agent.station.station import Model
 from agent.synthetic.flange import HEIGHT, WIDTH, part
-from agent.verdict import Trigger, Verdict
 from benchmarks.broker import mosquitto
 from benchmarks.machine import cpu_s, described, resident_mb
 from engine.backends.opening import open_backend
@@ -70,6 +71,7 @@ SPAN = 200
 ALARMS = 10
 """One part of so many is NG and has an alarm."""
 SAMPLE_S = 2.0
+SINK = "bench"
 AGENT = Path(sys.executable).parent / "agent"
 
 
@@ -279,16 +281,14 @@ def ledger_part(options: argparse.Namespace) -> dict[str, Any]:
     with tempfile.TemporaryDirectory(prefix="atac-scaling-") as name, ExitStack() as stack:
         paths = {kind: Path(name) / f"{kind}.sqlite" for kind in ("empty", "large")}
         began = perf_counter()
-        with Ledger(paths["large"], agent_id="bench", limits=LedgerSettings().limits) as ledger:
+        with opened(paths["large"]) as ledger:
             fill(ledger, rows)
         filled_s = perf_counter() - began
         size_mb = paths["large"].stat().st_size / 1e6
         opened_s, ledgers = {}, {}
         for kind, path in paths.items():
             began = perf_counter()
-            ledgers[kind] = stack.enter_context(
-                Ledger(path, agent_id="bench", limits=LedgerSettings().limits)
-            )
+            ledgers[kind] = stack.enter_context(opened(path))
             opened_s[kind] = perf_counter() - began
         times: dict[str, dict[str, list[float]]] = {}
         for _ in range(rounds):
@@ -315,6 +315,12 @@ def ledger_part(options: argparse.Namespace) -> dict[str, Any]:
         }
 
 
+def opened(path: Path) -> Ledger:
+    """A ledger with one sink, which wants an alarm of each part that did not end OK."""
+    limits = Limits(keep_ns=LedgerSettings().keep_ns, max_bytes=LedgerSettings().max_bytes)
+    return Ledger(path, agent_id="bench", sinks=[MemorySink(SINK)], limits=limits)
+
+
 def fill(ledger: Ledger, rows: int) -> None:
     """Parts of a day that is over: every tenth has an alarm, which the broker has."""
     for number in range(rows):
@@ -329,9 +335,9 @@ def fill(ledger: Ledger, rows: int) -> None:
 def deliver(ledger: Ledger) -> list[int]:
     """Mark all that waits as delivered, a hundred at a time, as the sender does."""
     ids: list[int] = []
-    while found := ledger.pending_messages(after=ids[-1] if ids else 0, limit=100):
-        ids += [one.id for one in found]
-        ledger.mark_delivered([one.id for one in found])
+    while found := ledger.waiting_for(SINK, after=ids[-1] if ids else 0, limit=100):
+        ids += [one.id for one, _ in found]
+        ledger.settle([Mark(id=one.id, time_ns=time.time_ns()) for one, _ in found])
     assert ledger.flush(600)
     return ids
 
@@ -339,21 +345,15 @@ def deliver(ledger: Ledger) -> list[int]:
 def settle(ledger: Ledger, *, is_alarm: bool) -> None:
     """One part, from its trigger to its verdict and alarm."""
     trigger = Trigger(
-        sequence=ledger.next_sequence("main"),
-        camera="main",
-        part_id="part-000000",
-        triggered_ns=time.time_ns(),
+        sequence=ledger.next_sequence("main"), camera="main", triggered_ns=time.time_ns()
     )
-    verdict = Verdict(
-        trigger=trigger,
-        state=State.NG if is_alarm else State.OK,
-        decided_ns=time.time_ns(),
-        threshold=1.0,
-        frame=FRAME,
-        inspection=FOUND,
+    part = Part(trigger=trigger, received=0.0, part_id="part-000000")
+    ledger.expect(part)
+    part.frame, part.inspection = FRAME, FOUND
+    part.verdict = Verdict(
+        state=State.NG if is_alarm else State.OK, decided_ns=time.time_ns(), threshold=1.0
     )
-    ledger.expect(trigger)
-    ledger.record(verdict, outgoing(Origin(agent_id="bench", epoch=ledger.epoch), verdict))
+    ledger.record(part)
 
 
 def worked(ledger: Ledger, singles: int) -> dict[str, list[float]]:
@@ -375,10 +375,10 @@ def worked(ledger: Ledger, singles: int) -> dict[str, list[float]]:
     found["one part with an alarm, committed"] = [timed(one_part) for _ in range(singles)]
     deliver(ledger)
     found["what the sender asks: what waits?"] = [
-        timed(lambda: ledger.pending_messages(after=0, limit=100)) for _ in range(singles)
+        timed(lambda: ledger.waiting_for(SINK, after=0, limit=100)) for _ in range(singles)
     ]
     found["what a replay asks: twenty parts"] = [
-        timed(partial(ledger.requeue, ledger.epoch, (first, first + SPAN), parts=20))
+        timed(partial(ledger.requeue, SINK, ledger.epoch, (first, first + SPAN), parts=20))
         for first in some
     ]
     deliver(ledger)

@@ -14,7 +14,8 @@
     ├── TrainingError           the images at hand, or their numbers, cannot be learnt from
     ├── CameraError             a camera is not ready or has gone; the line retries
     ├── TriggerError            a trigger source is not ready or has gone; the line retries
-    ├── BrokerError             an MQTT broker is away or refuses; the sender retries
+    ├── SinkError               a receiver of events is away or refuses; its sink is retried
+    │   └── BrokerError         … an MQTT broker
     └── LedgerError             the ledger's file cannot be read or written
 
 Messages say what is wrong, with which value, and what to do about it; a command-line user sees
@@ -103,12 +104,16 @@ class TriggerError(AtacError):
     """A trigger source is not ready or has gone away; worth retrying."""
 
 
-class BrokerError(AtacError):
-    """An MQTT broker is away or refuses; `is_refusal` says that waiting alone will not help."""
+class SinkError(AtacError):
+    """A receiver is away or refuses; `is_refusal` says that waiting alone will not help."""
 
     def __init__(self, message: str, *, is_refusal: bool = False) -> None:
         self.is_refusal = is_refusal
         super().__init__(message)
+
+
+class BrokerError(SinkError):
+    """An MQTT broker is away or refuses."""
 
 
 class LedgerError(AtacError):

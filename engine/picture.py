@@ -11,6 +11,8 @@ from engine.frame import Box, Inspection, Pixels
 
 MAX_SIDE: Final = 640
 """Annotated pictures are reduced to this, in pixels: enough to see, quick to draw and send."""
+_JPEG_START: Final = b"\xff\xd8"
+_JPEG_COMMENT: Final = b"\xff\xfe"
 _JPEG_MAX_SIDE: Final = 65_500
 """The encoder takes no longer one."""
 
@@ -147,3 +149,21 @@ def _encoded(pixels: Pixels, quality: int) -> bytes:
     done, data = cv2.imencode(".jpg", pixels, [cv2.IMWRITE_JPEG_QUALITY, quality])
     assert done, "OpenCV encodes every uint8 image of one or three channels"
     return data.tobytes()
+
+
+def with_comment(jpeg: bytes, comment: str) -> bytes:
+    """The same JPEG with a comment as its first segment."""
+    if not jpeg.startswith(_JPEG_START):
+        raise ValueError("not a JPEG")
+    text = comment.encode()
+    segment = _JPEG_COMMENT + (len(text) + 2).to_bytes(2, "big") + text
+    return _JPEG_START + segment + jpeg[len(_JPEG_START) :]
+
+
+def comment_of(jpeg: bytes) -> str | None:
+    """The comment that `with_comment` put first, or `None`."""
+    head = _JPEG_START + _JPEG_COMMENT
+    if not jpeg.startswith(head):
+        return None
+    end = len(head) + int.from_bytes(jpeg[len(head) : len(head) + 2], "big")
+    return jpeg[len(head) + 2 : end].decode(errors="replace")

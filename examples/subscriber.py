@@ -100,7 +100,8 @@ class Consumer:
                 self.file.execute(
                     "INSERT OR IGNORE INTO missing VALUES (?, ?, 0)", (epoch, previous)
                 )
-        print(part["time"], part["part_id"], part["state"], part["score"], flush=True)
+        name = part["part_id"] or part["id"]
+        print(part["time"], name, part["state"], part["score"], flush=True)
         return True
 
     def has(self, epoch: str, sequence: int) -> bool:

@@ -42,9 +42,9 @@ def test_data_flows_one_way():
 @pytest.mark.parametrize(
     ("package", "homes"),
     [
-        ("paho", {"agent/mqtt.py"}),
+        ("paho", {"agent/sinks/mqtt/link.py"}),
         ("yaml", {"agent/settings_file.py"}),
-        ("amqtt", {"agent/broker.py"}),
+        ("amqtt", {"agent/sinks/mqtt/broker.py"}),
         ("pickle", set()),
     ],
 )

@@ -24,22 +24,28 @@ def replay(
     Each message is marked as resent. A stopped agent sends them when it starts; a running one gets
     the request over MQTT 5.
     """
-    from agent.ledger_file import requeue_in_file
-    from agent.mqtt import ask, mqtt_settings
+    from agent.record.replay import requeue_in_file
     from agent.settings import load_config
+    from agent.sinks.mqtt.requests import ask
+    from agent.sinks.mqtt.settings import MqttSettings
     from engine.errors import ConfigurationError
 
     settings = load_config(config)
     if last < first:
         raise ConfigurationError("LAST", last, f"is before FIRST, {first}; swap them")
-    messages = requeue_in_file(settings.ledger.path, settings.agent.id, (first, last), epoch)
+    agent = settings.agent.id
+    names = [sink.name for sink in settings.sinks]
+    messages = requeue_in_file(settings.ledger.path, agent, names, (first, last), epoch)
     is_running = messages is None
-    if is_running:
-        mqtt = mqtt_settings(settings)
-        told = ask(mqtt, settings.agent.id, "replay", first=first, last=last, epoch=epoch)
-        messages = int(str(told["messages"]))
+    if messages is None:
+        brokers = [sink for sink in settings.sinks if isinstance(sink, MqttSettings)]
+        if not brokers:
+            remedy = "names no broker, so a running agent cannot be asked; stop it first"
+            raise ConfigurationError("sinks", None, remedy)
+        asked = (ask(one, agent, "replay", first=first, last=last, epoch=epoch) for one in brokers)
+        messages = sum(int(str(told["messages"])) for told in asked)
     if as_json:
         typer.echo(json.dumps({"messages": messages, "running": is_running}, indent=2))
     else:
         when = "is sending" if is_running else "will send, when it starts,"
-        typer.echo(f"{settings.agent.id} {when} {messages} messages again")
+        typer.echo(f"{agent} {when} {messages} messages again")

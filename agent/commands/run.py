@@ -49,6 +49,7 @@ def run(
     from agent.station.station import Model, stopping_on_signals
     from calibration.record import calibrated_runtime, read_calibration
     from engine.bundle import open_bundle
+    from engine.errors import LedgerError
 
     gc.freeze()
     gc.enable()
@@ -91,6 +92,8 @@ def run(
             services=(TerminalSettings(), HeartbeatSettings()),
         )
     typer.echo(json.dumps(asdict(summary), indent=2) if as_json else told(summary, verbose=verbose))
+    if summary.lost:
+        raise LedgerError(f"{summary.lost} parts could not be recorded")
 
 
 def told(summary: "Summary", *, verbose: bool) -> str:

@@ -8,30 +8,33 @@ the index names: a text file of this agent's own in the folder, with a line for 
 it is written. Nothing else there is ever touched.
 """
 
+import errno
 import hashlib
 import logging
 import os
 import queue
 import re
 from collections import deque
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final, Self
 
-from agent.messages import with_comment
 from agent.part import Part, State
-from agent.retention import AgeClock
+from agent.record.retention import AgeClock
 from agent.settings import EvidenceSettings
 from engine.bundle import replace_file
 from engine.errors import ImageError
-from engine.picture import jpeg
+from engine.picture import jpeg, with_comment
 
 _LOG: Final = logging.getLogger("atac_agent.line")
 _ROOM: Final = 4
 """Frames that may wait for the disk; what comes then is not kept."""
 _LOOK_S: Final = 10.0
+_COMMIT_S: Final = 2.0
+"""How long to wait for the ledger to hold a part."""
 _QUALITY: Final = 95
 _LARGEST_BYTES: Final = 8_000_000
 _UNFINISHED: Final = ".part"
@@ -51,6 +54,7 @@ class Evidence:
         agent_id: Names the index, so that two agents may share a folder.
         epoch: The ledger's; with the sequence it names each file.
         ages: The clock by which files become old.
+        may_leave: Whether a sequence is safe to be known outside the process, waited for.
     """
 
     def __init__(
@@ -59,7 +63,9 @@ class Evidence:
         agent_id: str,
         epoch: str,
         ages: AgeClock | None = None,
+        may_leave: Callable[[int, float], bool] = lambda _sequence, _timeout_s: True,
     ) -> None:
+        self._may_leave = may_leave
         self._settings = settings
         self._agent_id = agent_id
         self._epoch = epoch
@@ -176,6 +182,9 @@ class Evidence:
     def _keep(self, folder: Path, part: Part) -> None:
         assert part.frame is not None
         sequence = part.trigger.sequence
+        if not self._may_leave(sequence, _COMMIT_S):
+            # Another part could get the number after a crash.
+            raise OSError(errno.EIO, "the ledger cannot be written")
         picture = jpeg(part.frame.pixels, max_bytes=_LARGEST_BYTES, quality=_QUALITY)
         data = with_comment(picture, f"{self._agent_id}:{self._epoch}:{sequence}")
         name = f"{self._epoch}_{sequence:010d}_{part.ended.state}.jpg"

@@ -10,8 +10,8 @@ from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Final, Self
 
-from agent.messages import THUMBNAIL_MAX_BYTES
 from agent.part import Part, State
+from agent.record.rows import THUMBNAIL_MAX_BYTES
 from engine.errors import ImageError
 from engine.picture import annotated, jpeg, reduced
 
@@ -38,7 +38,7 @@ class Recorder:
 
     def __init__(
         self,
-        record: Callable[[Part, bytes | None], None],
+        record: Callable[[Part, bytes | None], object],
         *,
         wants_thumbnail: Callable[[Part], bool],
         observers: Sequence[Observer],

@@ -20,6 +20,7 @@ from typing import Final, Protocol
 from agent.cameras.settings import LineSettings
 from agent.part import Part, State, Trigger, Verdict, decide, is_alarm
 from agent.ports import Camera, Clock, Service, Watched
+from agent.record.retention import AgeClock
 from agent.settings import Config
 from agent.station.acquisition import Acquisition, FrameIntake
 from agent.station.controls import Controls
@@ -45,9 +46,12 @@ class Record(Protocol):
     def epoch(self) -> str: ...
     @property
     def is_alive(self) -> bool: ...
+    @property
+    def ages(self) -> AgeClock: ...
+    def may_leave(self, sequence: int, timeout_s: float, /) -> bool: ...
     def next_sequence(self, camera: str) -> int: ...
     def expect(self, part: Part) -> None: ...
-    def record(self, part: Part, thumbnail: bytes | None) -> None: ...
+    def record(self, part: Part, thumbnail: bytes | None) -> object: ...
     def cameras(self) -> Mapping[str, CameraStatus]: ...
     def status(self) -> LedgerStatus: ...
     def flush(self) -> bool: ...
@@ -166,7 +170,13 @@ class Station:
         self._drops = DropWatch(
             {name: line.max_dropped for name, line in self._lines.items()}, clock
         )
-        self._evidence = Evidence(config.evidence, config.agent.id, record.epoch)
+        self._evidence = Evidence(
+            config.evidence,
+            config.agent.id,
+            record.epoch,
+            ages=record.ages,
+            may_leave=record.may_leave,
+        )
         self._recorder = Recorder(
             record.record,
             wants_thumbnail=self._wants_thumbnail,

@@ -39,7 +39,8 @@ class Summary:
     `triggers`; `cameras` has the counts of each, which sum to `counts`. `inspected` parts have a
     score, `zoomed` of them were looked at twice. `alarms` were recorded for delivery. Of the
     outbox's messages (an alarm and its thumbnail are two) `delivered` were taken and `refused`
-    others in this run; `undelivered` wait for the next one. `start_up_s` is from the program's
+    others in this run; `undelivered` wait for the next one. `lost` parts could not be recorded.
+    `start_up_s` is from the program's
     start to the first part, `seconds` from there to the last verdict. `latencies` are by stage;
     see `Timing`.
     """
@@ -59,6 +60,7 @@ class Summary:
     seconds: float
     parts_per_second: float
     latencies: dict[str, Latency]
+    lost: int = 0
 
 
 class Timing:

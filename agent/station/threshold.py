@@ -5,25 +5,16 @@ from the next part on and over restarts, until it is taken back or the calibrati
 """
 
 import logging
-from dataclasses import dataclass
 from typing import Final
 
-from agent.ledger import Ledger
-from agent.ledger_file import ThresholdChange
+from agent.record.annotations import ThresholdChange
+from agent.record.writer import Ledger
 
 _LOG: Final = logging.getLogger("atac_agent.line")
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Thresholds:
-    """What counts, and what the calibration says."""
-
-    in_force: float
-    calibrated: float
-
-
 class Threshold:
-    """Read by the lanes for each part, changed by the sender's thread."""
+    """Read by the workers for each part; may be changed by any thread."""
 
     def __init__(self, ledger: Ledger, *, calibrated: float, calibration_id: str) -> None:
         self._ledger = ledger
@@ -40,14 +31,16 @@ class Threshold:
         return self._in_force
 
     @property
-    def both(self) -> Thresholds:
-        return Thresholds(in_force=self._in_force, calibrated=self._calibrated)
+    def calibrated(self) -> float:
+        """What the calibration says."""
+        return self._calibrated
 
     def change(self, value: float | None, *, by: str, nonce: str) -> bool:
         """Use `value` from the next part on, `None` for the calibration's.
 
         `False` when the ledger cannot be written: then nothing has changed.
         """
+        by = "".join(letter if letter.isprintable() else "\ufffd" for letter in by)
         new = self._calibrated if value is None else value
         change = ThresholdChange(
             calibration_id=self._calibration_id,

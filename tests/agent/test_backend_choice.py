@@ -128,7 +128,7 @@ def test_another_runtime_in_int8_by_name_is_warned_of(agent, place, caplog):
     _, out, _ = agent("run", "--config", config, "--parts", 1, "--json")
     assert json.loads(out)["backend"] == "onnxruntime cpu int8"
     # That there is no broker is all it has to say.
-    assert {each.name for each in caplog.records} <= {"atac_agent.mqtt"}
+    assert {each.name for each in caplog.records} <= {"atac_agent.sink"}
     code, _, error = agent("run", "--config", left_to_auto(place, ", precision: fp32"))
     assert code == 2
     assert "was made for int8, not for fp32" in error

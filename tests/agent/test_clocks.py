@@ -9,12 +9,14 @@ from datetime import UTC, datetime
 import pytest
 
 from agent.cameras.scripted import ScriptedCamera
-from agent.ledger import Ledger
-from agent.messages import Origin
 from agent.part import State
-from agent.requests import Asked, Requests, request_json
-from agent.retention import AgeClock
+from agent.record.retention import AgeClock, Trusted
+from agent.record.writer import Ledger
+from agent.requests import Requests
 from agent.settings import AgentSettings, BundleSettings, Config, LedgerSettings
+from agent.sinks.mqtt.link import Heard
+from agent.sinks.mqtt.messages import Topics
+from agent.sinks.mqtt.requests import MqttRequests, request_json
 from agent.sinks.mqtt.settings import MqttSettings
 from agent.station.run import run_station
 from agent.station.station import Model
@@ -79,9 +81,40 @@ def test_a_jump_that_holds_for_a_day_is_believed():
     assert ages.now_ns() == clocks.wall
 
 
+def started(clocks, trusted):
+    ages = clocks.ages()
+    ages.take_up(trusted)
+    return ages
+
+
+def test_a_clock_that_is_wrong_at_the_start_makes_nothing_old():
+    clocks = Clocks()
+    before = clocks.ages().trusted()
+    clocks.pass_time(60 * S)
+    true = clocks.wall
+    clocks.wall += 60 * DAY  # the network has not set it yet
+    ages = started(clocks, before)
+    assert ages.now_ns() < true
+    clocks.pass_time(60 * S)
+    clocks.wall -= 60 * DAY
+    assert abs(ages.now_ns() - clocks.wall) <= 60 * S
+
+
+def test_what_has_differed_for_a_day_of_running_time_is_believed_over_restarts():
+    clocks = Clocks()
+    trusted = clocks.ages().trusted()
+    clocks.wall += 10 * DAY  # the machine was off for so long
+    for _ in range(3):
+        ages = started(clocks, trusted)
+        ages.now_ns()
+        clocks.pass_time(9 * 3600 * S)
+        trusted = ages.trusted()
+    assert trusted == Trusted(now_ns=clocks.wall)
+
+
 def test_the_ledger_takes_ages_from_that_clock(tmp_path):
     ledger = Ledger(tmp_path / "ledger.sqlite", agent_id="a")
-    assert abs(ledger._ages.now_ns() - time.time_ns()) < 60 * S
+    assert abs(ledger.ages.now_ns() - time.time_ns()) < 60 * S
 
 
 @pytest.mark.parametrize("jump", [YEAR, -YEAR])
@@ -120,26 +153,27 @@ def test_a_clock_set_between_trigger_and_verdict_changes_neither(tmp_path, jump,
 def asked(nonce, until):
     expires = f"{datetime.fromtimestamp(until, UTC):%Y-%m-%dT%H:%M:%SZ}"
     payload = request_json("ping", nonce, expires)
-    return Asked(
-        payload=payload, response_topic="atac/a/response", correlation=None, is_retained=False
-    )
+    return Heard(payload=payload, response_topic="atac/a/response")
 
 
 def test_a_request_cannot_be_repeated_by_setting_the_clock_back(tmp_path):
     now = 1_800_000_000.0
     with Ledger(tmp_path / "ledger.sqlite", agent_id="a") as ledger:
-        origin = Origin(agent_id="a", epoch=ledger.epoch)
-        requests = Requests(
-            origin,
-            ledger,
-            allowed=("ping",),
-            threshold=Threshold(ledger, calibrated=1.0, calibration_id=""),
-            paused=threading.Event(),
+        requests = MqttRequests(
+            MqttSettings(host="127.0.0.1", commands=("ping",)),
+            Topics(agent_id="a"),
+            Requests(
+                ledger,
+                agent_id="a",
+                threshold=Threshold(ledger, calibrated=1.0, calibration_id=""),
+                paused=threading.Event(),
+            ),
+            lambda *_: 0,
             now=lambda: now,
         )
 
         def answer(request):
-            return json.loads(requests.answer(request, lambda *_: 0).payload)
+            return json.loads(requests.answer(request).payload)
 
         first = asked("nonce-0001", now + 60)
         assert answer(first)["ok"]

@@ -11,10 +11,10 @@ from time import perf_counter
 
 import pytest
 
-from agent.broker import EmbeddedBroker
 from agent.commands.demo import told, told_alarm
 from agent.demo import BUNDLE, Alarm, Listener, run_demo
 from agent.report import write_demo_report
+from agent.sinks.mqtt.broker import EmbeddedBroker
 from engine.errors import ConfigurationError
 
 
@@ -144,7 +144,7 @@ def test_an_alarm_that_comes_twice_counts_once():
             "state": "ERROR",
             "score": None,
             "threshold": None,
-            "box": None,
+            "passes": [],
             "reason": "why",
         }
     ).encode()

@@ -17,7 +17,7 @@ GUIDED_BY = {
         *(f"PIL.{form}ImagePlugin" for form in ("Bmp", "Jpeg", "Png", "Ppm", "Tiff", "WebP")),
     ],
     "configuration": ["agent.settings", "yaml"],
-    "command": ["agent.requests", "agent.station.threshold"],
+    "command": ["agent.requests", "agent.sinks.mqtt.requests", "agent.station.threshold"],
     "manifest": ["engine.bundle", "engine.spec", "engine.view"],
 }
 """Modules whose branches count. What is not written in Python, as libjpeg, is not instrumented."""

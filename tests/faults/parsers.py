@@ -15,9 +15,12 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from agent.messages import Origin
-from agent.requests import COMMANDS, Asked, Requests, request_json
+from agent.requests import Requests
 from agent.settings import Config, load_config
+from agent.sinks.mqtt.link import Heard
+from agent.sinks.mqtt.messages import Topics
+from agent.sinks.mqtt.requests import COMMANDS, MqttRequests, request_json
+from agent.sinks.mqtt.settings import MqttSettings
 from agent.station.threshold import Threshold
 from engine.bundle import open_bundle
 from engine.errors import BundleError, ConfigurationError, ImageError
@@ -82,19 +85,25 @@ class _AnyLedger:
     def change_threshold(self, _change: object) -> bool:
         return True
 
+    def use_nonce(self, *_: object, **__: object) -> bool:
+        return True
+
 
 def _command(data: bytes) -> bool:
     ledger = _AnyLedger()
-    requests = Requests(
-        Origin(agent_id="a", epoch=ledger.epoch),
-        ledger,
-        allowed=COMMANDS,
-        threshold=Threshold(ledger, calibrated=1.0, calibration_id=""),
-        paused=threading.Event(),
+    requests = MqttRequests(
+        MqttSettings(host="localhost", commands=COMMANDS),
+        Topics(agent_id="a"),
+        Requests(
+            ledger,
+            agent_id="a",
+            threshold=Threshold(ledger, calibrated=1.0, calibration_id=""),
+            paused=threading.Event(),
+        ),
+        lambda _epoch, first, last: last - first,
         now=lambda: 1_800_000_000.0,
     )
-    asked = Asked(payload=data, response_topic=RESPONSE, correlation=None, is_retained=False)
-    message = requests.answer(asked, lambda _epoch, first, last: last - first)
+    message = requests.answer(Heard(payload=data, response_topic=RESPONSE))
     assert message is not None
     told = json.loads(message.payload)
     assert (requests.accepted, requests.refused) == ((1, 0) if told["ok"] else (0, 1))

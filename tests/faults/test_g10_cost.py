@@ -18,6 +18,7 @@ from agent.cameras.conveyor import ConveyorCamera, ConveyorSettings
 from agent.clock import SystemClock
 from agent.inference.child import ChildInspector, Setup
 from agent.ports import CameraContext
+from agent.record.retention import AgeClock
 from agent.station.controls import Controls
 from agent.station.run import run_station
 from agent.station.station import Model, Station
@@ -40,6 +41,10 @@ class Forgetful:
 
     def __init__(self):
         self._begun = 0
+        self.ages = AgeClock()
+
+    def may_leave(self, _sequence, _timeout_s):
+        return True
 
     def next_sequence(self, _camera):
         self._begun += 1

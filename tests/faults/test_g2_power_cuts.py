@@ -11,12 +11,11 @@ from pathlib import Path
 
 import pytest
 
-from agent.ledger import Ledger
-from agent.ledger_file import ABANDONED
-from agent.messages import Origin, outgoing
 from agent.part import State
-from agent.verdict import Trigger, Verdict
+from agent.record.runs import ABANDONED
+from agent.record.writer import Ledger
 from tests.faults.power_cut_disk import PowerCutDisk, mount, unmount, why_not
+from tests.records import Wants, add, settle
 
 ROOT = Path(__file__).parents[2]
 DISK_BYTES = 48 << 20
@@ -25,33 +24,18 @@ CUTS_A_DISK = 10
 
 def write(folder: Path, told: int, synchronous: str) -> None:
     """Record parts in groups as they come; `told` always holds how many are committed."""
-    with Ledger(folder / "ledger.sqlite", agent_id="line1") as ledger:
-
-        def set_synchronous() -> None:
-            ledger._connection.execute(f"PRAGMA synchronous = {synchronous}")
-
+    sinks = [Wants()]
+    with Ledger(folder / "ledger.sqlite", agent_id="line1", sinks=sinks) as ledger:
         # In the owner thread and outside a transaction, where SQLite takes it.
-        ledger._reads.append(set_synchronous)
-        assert ledger.pending_messages(after=0, limit=1) == []
-        origin = Origin(agent_id="line1", epoch=ledger.epoch)
+        ledger._read(lambda file: file.execute(f"PRAGMA synchronous = {synchronous}"))
         rng = random.Random(1)
         while True:
-            for _ in range(rng.randrange(1, 6)):
-                trigger = Trigger(
-                    sequence=ledger.next_sequence("main"),
-                    camera="main",
-                    part_id="part",
-                    triggered_ns=time.time_ns(),
-                )
-                ledger.expect(trigger)
-                verdict = Verdict(
-                    trigger=trigger, state=State.NG, decided_ns=time.time_ns(), threshold=1.0
-                )
-                ledger.record(verdict, outgoing(origin, verdict))
+            add(ledger, *[State.NG] * rng.randrange(1, 6))
             assert ledger.flush(60)
-            assert ledger.trouble is None
+            assert ledger.fault is None
             os.pwrite(told, ledger.total().to_bytes(8, "little"), 0)
-            ledger.mark_delivered([ledger.newest_message])
+            newest = ledger.newest("mqtt")
+            settle(ledger, *ledger.waiting_for("mqtt", after=newest - 1, limit=1))
 
 
 def survivors(place: Path, image: Path) -> tuple[int, int, int]:
@@ -63,16 +47,16 @@ def survivors(place: Path, image: Path) -> tuple[int, int, int]:
         if not (folder / "ledger.sqlite").exists():
             return 0, 0, 0
         with Ledger(folder / "ledger.sqlite", agent_id="line1") as ledger:
-            assert ledger.trouble is None
+            assert ledger.fault is None
             # With NORMAL a cut can take every row, and the camera's account with them.
-            accounts = ledger.accounts().values()
+            accounts = ledger.cameras().values()
             assert sum(sum(each.counts.values()) for each in accounts) == ledger.total()
         assert not list(folder.glob("*.damaged-*"))
         with closing(sqlite3.connect(folder / "ledger.sqlite")) as file:
             verdicts = unbroken(
                 file, f"SELECT sequence FROM triggers WHERE reason IS NOT '{ABANDONED}'"
             )
-            alarms = unbroken(file, "SELECT sequence FROM outbox JOIN payloads USING (id)")
+            alarms = unbroken(file, "SELECT sequence FROM deliveries")
             (begun,) = file.execute("SELECT count(*) FROM triggers").fetchone()
         return verdicts, alarms, begun
     finally:

@@ -14,16 +14,15 @@ from pathlib import Path
 
 import pytest
 
-import agent.ledger
-from agent.ledger import Ledger
-from agent.messages import Message
+import agent.record.writer
 from agent.part import Part, State
-from agent.retention import Limits
+from agent.record.retention import Limits
+from agent.record.writer import Ledger
 from agent.station.run import run_station
 from agent.station.station import Model
 from agent.station.status import Status
-from agent.verdict import Trigger, Verdict
 from tests.faults.belt import Belt, Eye, configured
+from tests.records import Wants, add, settle, with_thumbnails
 
 DISK_MB = 32
 RATE = 200
@@ -151,56 +150,46 @@ def test_a_ledger_at_its_limit_names_what_had_to_go(
 ):
     """SQLite's own limit, `max_page_count`, with a broker that is away."""
     if not is_full:
-        monkeypatch.setattr(agent.ledger, "_RETRY_S", 0.02)
+        monkeypatch.setattr(agent.record.writer, "_RETRY_S", 0.02)
     parts = 20_000 if is_full else 450
     limits = Limits(keep_ns=10**18, max_bytes=(64 if is_full else 4) * 1_000_000)
     path = tmp_path / "ledger.sqlite"
     picture = random.Random(5).randbytes(10_000)
-
-    def add(ledger: Ledger) -> None:
-        sequence = ledger.next_sequence("main")
-        trigger = Trigger(sequence=sequence, camera="main", part_id="part", triggered_ns=0)
-        ledger.expect(trigger)
-        verdict = Verdict(trigger=trigger, state=State.NG, decided_ns=time.time_ns(), threshold=1.0)
-        number = sequence.to_bytes(8, "little")
-        messages = [
-            Message(topic="message", payload=number + picture[:1000]),
-            Message(topic="picture", payload=number + picture, content_type="image/jpeg"),
-        ]
-        ledger.record(verdict, messages)
-
     delivered: dict[str, set[int]] = {"message": set(), "picture": set()}
-    with Ledger(path, agent_id="line1", limits=limits) as ledger:
+    sinks = [Wants(with_thumbnails)]
+    with Ledger(path, agent_id="line1", limits=limits, sinks=sinks) as ledger:
         for n in range(parts):
-            add(ledger)
+            add(ledger, State.NG, thumbnail=picture)
             if n % 20 == 0:
                 assert ledger.flush(60)
         assert ledger.flush(60)
-        assert ledger.is_letting_go
-        assert ledger.accounts()["main"].counts[State.NG] == parts
-        # The broker is back.
+        assert ledger.is_discarding
+        assert ledger.cameras()["main"].counts[State.NG] == parts
+        # The receiver is back.
         back_at = time.monotonic()
         last = 0
-        while found := ledger.pending_messages(after=last, limit=100):
-            last = found[-1].id
-            for one in found:
-                sequence = int.from_bytes(one.message.payload[:8], "little")
-                delivered[one.message.topic].add(sequence)
-            ledger.mark_delivered([one.id for one in found])
+        while found := ledger.waiting_for("mqtt", after=last, limit=100):
+            last = found[-1][0].id
+            for one, event in found:
+                if one.item == "thumbnail":
+                    assert event.thumbnail == picture
+                kind = "picture" if one.item == "thumbnail" else "message"
+                delivered[kind].add(one.sequence)
+            settle(ledger, *found)
         assert ledger.flush(60)
-        eventually(lambda: not ledger.is_letting_go and ledger.trouble is None, 60)
+        eventually(lambda: not ledger.is_discarding and ledger.fault is None, 60)
         recovery_s = time.monotonic() - back_at
-        gone = {kind: numbers(spans) for kind, spans in ledger.let_go.items()}
+        gone = {kind: numbers(spans) for kind, spans in ledger.discarded.items()}
         lost = numbers(ledger.lost)
-        assert ledger.pending == 0
+        assert ledger.waiting("mqtt") == 0
     record(
         "g3",
         "ledger at its limit",
         parts=parts,
         limit_bytes=limits.max_bytes,
         file_bytes=path.stat().st_size,
-        pictures_let_go=len(gone["picture"]),
-        messages_let_go=len(gone["message"]),
+        pictures_discarded=len(gone["picture"]),
+        messages_discarded=len(gone["message"]),
         verdicts_lost=len(lost),
         recovery_s=round(recovery_s, 2),
     )

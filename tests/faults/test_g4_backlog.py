@@ -9,12 +9,12 @@ import numpy as np
 import paho.mqtt.client as paho
 import pytest
 
-from agent.ledger import Ledger
-from agent.messages import Origin, outgoing
-from agent.mqtt import Publisher
 from agent.part import State
+from agent.record.writer import Ledger
+from agent.sinks.delivery import Deliverer
 from agent.sinks.mqtt.settings import MqttSettings
-from agent.verdict import Trigger, Verdict
+from agent.sinks.mqtt.sink import MqttSink
+from tests import records
 from tests.faults.wire import Wire
 
 pytestmark = pytest.mark.broker
@@ -24,16 +24,17 @@ RECEIVE_MAXIMUM = 15
 LIVE_PER_S = 10
 
 
+def sink_of(settings: MqttSettings) -> MqttSink:
+    return MqttSink(settings, agent_id="line1", is_alarm=lambda _part: True)
+
+
+def sending(settings: MqttSettings, ledger: Ledger) -> Deliverer:
+    return Deliverer(sink_of(settings), ledger, drain_s=settings.drain_s)
+
+
 def end(ledger: Ledger, part_id: str) -> None:
-    origin = Origin(agent_id="line1", epoch=ledger.epoch)
-    trigger = Trigger(
-        sequence=ledger.next_sequence("main"),
-        camera="main",
-        part_id=part_id,
-        triggered_ns=time.time_ns(),
-    )
-    verdict = Verdict(trigger=trigger, state=State.ERROR, decided_ns=time.time_ns(), threshold=1.0)
-    ledger.record(verdict, outgoing(origin, verdict))
+    part = records.begin(ledger, part_id, triggered_ns=time.time_ns())
+    records.end(ledger, part, State.ERROR)
 
 
 def listen(port: int, path: Path) -> None:
@@ -63,28 +64,29 @@ def test_a_backlog_drains_within_the_window_and_behind_live_alarms(
     waiting = 66_000 if is_full else 1_500
     broker = start_broker(extra=f"max_inflight_messages {RECEIVE_MAXIMUM}")
     broker.kill()
-    with Ledger(tmp_path / "ledger.sqlite", agent_id="line1") as ledger:
+    sinks = [sink_of(broker.settings)]
+    with Ledger(tmp_path / "ledger.sqlite", agent_id="line1", sinks=sinks) as ledger:
         for n in range(waiting):
             end(ledger, f"part-{n}")
             if n % 5_000 == 0:
                 assert ledger.flush(60)
         assert ledger.flush(60)
-        assert ledger.pending == waiting
+        assert ledger.waiting("mqtt") == waiting
         assert not ledger.lost
 
         # The window, on connections that break while it is full.
         with Wire(broker.port, hold_s=0.002) as wire:
             settings = MqttSettings(host="127.0.0.1", port=wire.port, window=500, drain_s=0)
-            with Publisher(settings, ledger, "line1") as publisher:
+            with sending(settings, ledger) as publisher:
                 for n in range(1, 4):
                     broker.start()
-                    eventually(lambda n=n: publisher.status.delivered > 100 * n)
+                    eventually(lambda n=n: publisher.status().delivered > 100 * n)
                     broker.kill()
             peak, connections = wire.peak, wire.connections
 
         # The pace, with live alarms and a consumer that hears everything.
         broker.start()
-        left = ledger.pending
+        left = ledger.waiting("mqtt")
         path = tmp_path / "live"
         listener = subprocess.Popen(
             [sys.executable, "-m", "tests.faults.test_g4_backlog", str(broker.port), path],
@@ -95,10 +97,10 @@ def test_a_backlog_drains_within_the_window_and_behind_live_alarms(
             time.sleep(0.5)
             settings = MqttSettings(host="127.0.0.1", port=broker.port)
             live = 0
-            with Publisher(settings, ledger, "line1") as publisher:
+            with sending(settings, ledger) as publisher:
                 began = time.monotonic()
-                eventually(lambda: publisher.status.connected)
-                while publisher.status.delivered < left + live:
+                eventually(lambda: publisher.status().is_connected)
+                while publisher.status().delivered < left + live:
                     end(ledger, f"live-{time.time_ns()}-")
                     live += 1
                     time.sleep(1 / LIVE_PER_S)
@@ -108,8 +110,8 @@ def test_a_backlog_drains_within_the_window_and_behind_live_alarms(
         finally:
             listener.kill()
             listener.wait()
-        assert ledger.pending == 0
-        assert ledger.refused == 0
+        assert ledger.waiting("mqtt") == 0
+        assert ledger.refused("mqtt") == 0
     pairs = np.array([line.split() for line in path.read_text().splitlines()], np.int64)
     latencies_s = (pairs[:, 1] - pairs[:, 0]) / 1e9
     rate = (left + live) / seconds

@@ -6,12 +6,14 @@ import time
 import numpy as np
 import pytest
 
-from agent.ledger import Ledger
-from agent.messages import Message
-from agent.mqtt import Publisher
+import agent.sinks.mqtt.messages
 from agent.part import State
+from agent.record.writer import Ledger
+from agent.sinks.delivery import Deliverer
 from agent.sinks.mqtt.settings import MqttSettings, TlsSettings
-from agent.verdict import Trigger, Verdict
+from agent.sinks.mqtt.sink import MqttSink
+from engine.picture import with_comment
+from tests.records import add
 
 pytestmark = pytest.mark.broker
 
@@ -20,7 +22,7 @@ RATE = 20
 
 
 def test_evidence_over_mutual_tls(
-    start_broker, tmp_path, certify, eventually, hear, is_full, record
+    start_broker, tmp_path, certify, eventually, hear, is_full, record, monkeypatch
 ):
     count = 1200 if is_full else 40
     broker = start_broker(tls=certify("127.0.0.1"), extra="require_certificate true")
@@ -32,48 +34,42 @@ def test_evidence_over_mutual_tls(
             ca_file=mine.ca_file, certificate_file=mine.certificate_file, key_file=mine.key_file
         ),
     )
-    pictures = [os.urandom(EVIDENCE_BYTES) for _ in range(8)]
+    # As much as a message of evidence had; thumbnails are smaller otherwise.
+    monkeypatch.setattr(agent.sinks.mqtt.messages, "THUMBNAIL_MAX_BYTES", 2 * EVIDENCE_BYTES)
+    pictures = [b"\xff\xd8" + os.urandom(EVIDENCE_BYTES) for _ in range(8)]
     committed: dict[int, float] = {}
     acknowledged: dict[int, float] = {}
+
+    class PicturesOnly(MqttSink):
+        def items(self, _part):
+            return ("thumbnail",)
+
+    sink = PicturesOnly(settings, agent_id="line1", is_alarm=lambda _part: True)
     with (
-        Ledger(tmp_path / "ledger.sqlite", agent_id="line1") as ledger,
-        Publisher(settings, ledger, "line1") as publisher,
+        Ledger(tmp_path / "ledger.sqlite", agent_id="line1", sinks=[sink]) as ledger,
+        Deliverer(sink, ledger) as publisher,
     ):
-        mark = ledger.mark_delivered
+        settle = ledger.settle
 
         def note_commit() -> None:
-            for number in range(len(committed) + 1, ledger.newest_message + 1):
+            for number in range(len(committed) + 1, ledger.newest("mqtt") + 1):
                 committed[number] = time.perf_counter()
-            publisher._wake()
+            publisher._wake.set()
 
-        def note_acknowledgement(ids: list[int]) -> None:
-            acknowledged.update(dict.fromkeys(ids, time.perf_counter()))
-            mark(ids)
+        def note_acknowledgement(marks) -> None:
+            acknowledged.update(dict.fromkeys((m.id for m in marks), time.perf_counter()))
+            settle(marks)
 
-        ledger.listen(note_commit)
-        ledger.mark_delivered = note_acknowledgement
-        eventually(lambda: publisher.status.connected)
-        heard = hear(settings, "atac/line1/evidence") if not is_full else None
+        ledger.listen("mqtt", note_commit)
+        ledger.settle = note_acknowledgement
+        eventually(lambda: publisher.status().is_connected)
+        heard = hear(settings, "atac/line1/thumbnail") if not is_full else None
         begun = time.perf_counter()
         for n in range(count):
             time.sleep(max(0.0, begun + n / RATE - time.perf_counter()))
-            trigger = Trigger(
-                sequence=ledger.next_sequence("main"),
-                camera="main",
-                part_id="part",
-                triggered_ns=time.time_ns(),
-            )
-            ledger.expect(trigger)
-            evidence = Message(
-                topic="atac/line1/evidence",
-                payload=pictures[n % len(pictures)],
-                content_type="image/jpeg",
-            )
-            verdict = Verdict(
-                trigger=trigger, state=State.NG, decided_ns=time.time_ns(), threshold=1.0
-            )
-            ledger.record(verdict, [evidence])
+            add(ledger, State.NG, thumbnail=pictures[n % len(pictures)])
         eventually(lambda: len(acknowledged) == count)
+        epoch = ledger.epoch
     waited_ms = [(acknowledged[n] - committed[n]) * 1e3 for n in sorted(acknowledged)]
     p50, p99 = np.percentile(waited_ms, (50, 99))
     record(
@@ -90,7 +86,8 @@ def test_evidence_over_mutual_tls(
     if heard is not None:
         eventually(lambda: len(heard.messages) == count)
         assert [payload for _, payload in heard.messages] == [
-            pictures[n % len(pictures)] for n in range(count)
+            with_comment(pictures[n % len(pictures)], f"line1:{epoch}:{n + 1}")
+            for n in range(count)
         ]
     if is_full:
         assert p99 <= 25

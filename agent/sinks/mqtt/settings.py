@@ -5,7 +5,7 @@ from typing import Annotated, Final, Literal
 
 from pydantic import AfterValidator, BeforeValidator, Field
 
-from agent.settings_values import AnyPath, HostName, Name, Port, Seconds, SecondsOrNone, Text
+from agent.settings_values import AnyPath, HostName, Name, Port, Seconds, Text
 from agent.sinks.settings import AnySinkSettings
 from engine.spec import spec
 
@@ -45,8 +45,8 @@ class MqttSettings(AnySinkSettings):
 
     The password is the content of `password_file` or of the environment variable
     `password_variable`. `port` is 1883, or 8883 with TLS, unless given. `window` bounds the
-    messages that wait for an acknowledgement; `drain_s` is how long a stopping agent goes on
-    sending what is left. `commands` are those that others may give, over MQTT 5 only.
+    messages that wait for an acknowledgement. `commands` are those that others may give, over
+    MQTT 5 only.
     """
 
     type: Literal["mqtt"] = "mqtt"
@@ -63,5 +63,4 @@ class MqttSettings(AnySinkSettings):
     health_s: Annotated[Seconds, Field(le=3600)] = 5.0
     keepalive_s: Annotated[int, Field(ge=5, le=3600)] = 30
     window: Annotated[int, Field(ge=1, le=65_535)] = 20
-    drain_s: SecondsOrNone = 5.0
     commands: tuple[Command, ...] = ("ping", "replay")

@@ -9,11 +9,11 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from agent.messages import comment_of
 from agent.part import State
 from agent.settings import EvidenceSettings
 from agent.station.evidence import Evidence
 from engine.frame import Box
+from engine.picture import comment_of
 from tests.agent.parts import ended
 from tests.inspections import inspection
 from tests.tiny_bundle import good_part

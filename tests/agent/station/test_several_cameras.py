@@ -281,7 +281,7 @@ def test_a_camera_in_trouble_is_named_and_holds_up_no_other(
         line.join()
     statuses = {one["name"]: one["status"] for one in told()[0]["cameras"]}
     assert list(statuses) == ["left", "right", "old"]
-    assert (statuses["right"], statuses["old"]) == ("trouble", "removed")
+    assert (statuses["right"], statuses["old"]) == ("fault", "removed")
     for one in health():
         for key in ("triggers", "open"):
             assert one[key] == sum(camera[key] for camera in one["cameras"])

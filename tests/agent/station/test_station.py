@@ -1,6 +1,5 @@
 """The station: every trigger ends in exactly one state, whatever camera, inspector and clock do."""
 
-import json
 import os
 import sqlite3
 import threading
@@ -52,10 +51,10 @@ def rows(config: Config) -> list[tuple[int, str, str, str]]:
         connection.close()
 
 
-def topics(config: Config) -> list[str]:
+def items(config: Config) -> list[str]:
     connection = sqlite3.connect(config.ledger.path)
     try:
-        return [t for (t,) in connection.execute("SELECT topic FROM outbox ORDER BY id")]
+        return [t for (t,) in connection.execute("SELECT item FROM deliveries ORDER BY id")]
     finally:
         connection.close()
 
@@ -85,7 +84,7 @@ def test_parts_are_judged_and_ng_ones_raise_alarms_with_pictures(config):
     assert [state for _, _, state, _ in rows(config)] == ["OK", "OK", "NG", "NG"]
     assert [part for _, part, _, _ in rows(config)] == ["p49", "p50", "p51", "p52"]
     assert summary.alarms == 2
-    assert topics(config) == ["atac/test/alarm", "atac/test/thumbnail"] * 2
+    assert items(config) == ["alarm", "thumbnail"] * 2
     assert [part.part_id for part in seen] == ["p49", "p50", "p51", "p52"]
     assert set(summary.latencies) == {
         "wait", "view_1", "pass_1", "attention", "inspect", "end_to_end",
@@ -134,7 +133,7 @@ def test_an_unusable_picture_ends_as_error_and_the_line_goes_on(config):
         ("p2", "OK", ""),
     ]
     assert summary.alarms == 1
-    assert topics(config) == ["atac/test/alarm"]  # there is no picture to show
+    assert items(config) == ["alarm"]  # there is no picture to show
 
 
 def test_a_camera_that_goes_away_is_said_once_and_retried(config, caplog):
@@ -163,7 +162,7 @@ def test_an_inspector_that_fails_ends_its_part_as_error(config, error):
     assert [state for _, _, state, _ in rows(config)] == ["OK", "ERROR", "OK"]
     assert str(error) in rows(config)[1][3]
     assert summary.alarms == 1
-    assert topics(config) == ["atac/test/alarm", "atac/test/thumbnail"]
+    assert items(config) == ["alarm", "thumbnail"]
 
 
 def with_line(config: Config, tmp_path: Path, **line) -> Config:
@@ -191,17 +190,18 @@ def test_a_late_verdict_is_a_timeout_with_its_result_beside_it(config, tmp_path,
     ((score, late_state, deadline, decided),) = connection.execute(
         "SELECT score, late_state, deadline_ns, decided_ns FROM triggers WHERE state = 'TIMEOUT'"
     ).fetchall()
-    told = [
-        json.loads(payload)
-        for (payload,) in connection.execute(
-            "SELECT payload FROM outbox JOIN payloads USING (id) WHERE topic LIKE '%alarm'"
-        )
-    ]
+    told = connection.execute(
+        "SELECT triggers.state, late_state FROM triggers JOIN deliveries USING (epoch, sequence)"
+        " WHERE item = 'alarm'"
+    ).fetchall()
     connection.close()
-    assert [(part["state"], part["late_state"]) for part in told] == [
-        ("NG", None),
-        ("TIMEOUT", "NG"),
-    ][:alarms]
+    assert (
+        told
+        == [
+            ("NG", None),
+            ("TIMEOUT", "NG"),
+        ][:alarms]
+    )
     assert late_state == "NG"
     assert score == pytest.approx(0.6)
     assert decided > deadline
@@ -239,7 +239,7 @@ def test_a_free_running_camera_keeps_the_newest_frame_and_counts_the_others(conf
     assert summary.counts[State.DROPPED] == 7
     assert summary.inspected == 2
     assert summary.alarms == 7
-    assert topics(config) == ["atac/test/alarm"] * 7  # a part that nobody looked at has no picture
+    assert items(config) == ["alarm"] * 7  # a part that nobody looked at has no picture
 
 
 def test_a_triggered_camera_s_parts_all_wait_for_their_inspection(config):

@@ -10,10 +10,10 @@ import pytest
 
 from agent.cameras.conveyor import ConveyorCamera, ConveyorSettings
 from agent.inference.child import ChildInspector, Setup
-from agent.mqtt import ask
 from agent.part import State
 from agent.ports import CameraContext
 from agent.settings import AgentSettings, BundleSettings, Config, LedgerSettings
+from agent.sinks.mqtt.requests import ask
 from agent.station.run import run_station
 from agent.station.station import Model
 from engine.errors import CameraError

@@ -7,7 +7,7 @@ from cryptography import x509
 from hypothesis import given
 from hypothesis import strategies as st
 
-from agent.certificate import valid_until
+from agent.sinks.mqtt.security import valid_until
 
 
 @pytest.mark.parametrize("days", [1, -1, 400, 36_500])  # the last is written with four digits

@@ -4,27 +4,35 @@ import sqlite3
 import subprocess
 import sys
 import threading
-import time
 from contextlib import closing, contextmanager
 from pathlib import Path
 
 import pytest
 
-from agent.ledger import Ledger
-from agent.messages import Origin, outgoing
-from agent.mqtt import Publisher
-from agent.part import State
+from agent.part import State, is_alarm
+from agent.record.writer import Ledger
 from agent.requests import Requests
-from agent.verdict import Trigger, Verdict
+from agent.sinks.delivery import Deliverer
+from agent.sinks.mqtt.settings import MqttSettings
+from agent.sinks.mqtt.sink import MqttSink
+from agent.station.threshold import Threshold
+from tests.records import add, settle
 
 pytestmark = pytest.mark.broker
 
-SCRIPT = Path(__file__).parents[2] / "examples" / "subscriber.py"
+SCRIPT = Path(__file__).parents[4] / "examples" / "subscriber.py"
+
+
+def sink_of(settings):
+    return MqttSink(
+        settings, agent_id="line1", is_alarm=lambda part: is_alarm(part.ended.state, "reject")
+    )
 
 
 @pytest.fixture
 def ledger(tmp_path):
-    with Ledger(tmp_path / "ledger.sqlite", agent_id="line1") as opened:
+    sinks = [sink_of(MqttSettings(host="127.0.0.1"))]
+    with Ledger(tmp_path / "ledger.sqlite", agent_id="line1", sinks=sinks) as opened:
         yield opened
 
 
@@ -40,29 +48,19 @@ def sending(broker, ledger):
 
     def start():
         requests = Requests(
-            Origin(agent_id="line1", epoch=ledger.epoch),
             ledger,
-            allowed=("ping", "replay"),
-            threshold=1.0,
+            agent_id="line1",
+            threshold=Threshold(ledger, calibrated=1.0, calibration_id=""),
             paused=threading.Event(),
         )
-        return Publisher(broker.settings, ledger, "line1", requests)
+        return Deliverer(sink_of(broker.settings), ledger, requests=requests)
 
     return start
 
 
 def end(ledger, states):
     """Parts that end so; those that are not OK with an alarm."""
-    origin = Origin(agent_id="line1", epoch=ledger.epoch)
-    for state in states:
-        trigger = Trigger(
-            sequence=ledger.next_sequence("main"),
-            camera="main",
-            part_id="p",
-            triggered_ns=time.time_ns(),
-        )
-        verdict = Verdict(trigger=trigger, state=state, decided_ns=time.time_ns(), threshold=1.0)
-        ledger.record(verdict, outgoing(origin, verdict))
+    add(ledger, *states)
     assert ledger.flush()
 
 
@@ -112,10 +110,10 @@ def test_what_a_broker_has_forgotten_is_asked_for_again(
             end(ledger, [OK, NG, NG, OK, NG])
             eventually(lambda: consumer.heard() == [2, 3, 5])
         end(ledger, [OK, NG, NG, OK])  # the broker keeps these for the consumer, and dies
-        eventually(lambda: ledger.pending == 0)
+        eventually(lambda: ledger.waiting("mqtt") == 0)
         broker.kill()
         broker.start()
-        eventually(lambda: publisher.status.connected)
+        eventually(lambda: publisher.status().is_connected)
         with consumer.running():
             eventually(lambda: consumer.heard() == [2, 3, 5, 7, 8])
             broker.kill()
@@ -134,7 +132,7 @@ def test_what_a_broker_had_no_room_for_is_asked_for_again(
             end(ledger, [NG])
             eventually(lambda: consumer.heard() == [1])
         end(ledger, [NG] * 60)
-        eventually(lambda: ledger.pending == 0)
+        eventually(lambda: ledger.waiting("mqtt") == 0)
         with consumer.running():
             eventually(lambda: consumer.heard() == [*range(1, 62)])
     assert len(consumer.acted()) == 61
@@ -147,7 +145,7 @@ def test_a_gap_between_two_alarms_is_seen_and_filled(broker, ledger, sending, tm
             end(ledger, [NG, OK, NG])
             eventually(lambda: consumer.heard() == [1, 3])
         end(ledger, [OK, NG, NG, OK])
-        ledger.mark_delivered([one.id for one in ledger.pending_messages(after=0, limit=9)])
+        settle(ledger, *ledger.waiting_for("mqtt", after=0, limit=9))
         with sending():
             end(ledger, [OK, NG])
             eventually(lambda: consumer.heard() == [1, 3, 5, 6, 9])
@@ -157,7 +155,7 @@ def test_a_gap_between_two_alarms_is_seen_and_filled(broker, ledger, sending, tm
 def test_what_nobody_has_any_more_is_said_to_be_gone(broker, ledger, sending, tmp_path, eventually):
     consumer = Consumer(broker, tmp_path)
     end(ledger, [NG] * 30)
-    ledger._ask(lambda file: file.execute("DELETE FROM outbox WHERE sequence < 20"))
+    ledger._ask(lambda file: file.execute("DELETE FROM deliveries WHERE sequence < 20"))
     with consumer.running(), sending():
         eventually(lambda: "gone:" in consumer.output.read_text())
         end(ledger, [NG])

@@ -1,6 +1,5 @@
 import json
 import logging
-import queue
 import socket
 import threading
 import time
@@ -9,15 +8,20 @@ from contextlib import contextmanager
 import paho.mqtt.client as paho
 import pytest
 
-import agent.mqtt
-from agent.broker import EmbeddedBroker
-from agent.ledger import Ledger
-from agent.messages import CameraHealth, Health, Message, Origin, health, outgoing
-from agent.mqtt import Publisher, Subscriber, probe
-from agent.part import State
+import agent.sinks.delivery
+import agent.sinks.mqtt.link
+from agent.part import State, is_alarm
+from agent.record.writer import Ledger
+from agent.sinks.delivery import Deliverer
+from agent.sinks.mqtt.broker import EmbeddedBroker
+from agent.sinks.mqtt.link import Link, Subscriber, probe
+from agent.sinks.mqtt.messages import Message
 from agent.sinks.mqtt.settings import MqttSettings, TlsSettings
-from agent.verdict import Trigger, Verdict
+from agent.sinks.mqtt.sink import MqttSink
+from agent.station.status import SinkStatus
 from engine.errors import BrokerError, ConfigurationError
+from tests.agent.statuses import status
+from tests.records import add
 
 pytestmark = pytest.mark.broker
 
@@ -27,27 +31,36 @@ leaves_a_socket = pytest.mark.filterwarnings(
 )
 
 
+def sink_of(settings):
+    return MqttSink(
+        settings, agent_id="line1", is_alarm=lambda part: is_alarm(part.ended.state, "reject")
+    )
+
+
 @pytest.fixture
 def ledger(tmp_path):
-    with Ledger(tmp_path / "ledger.sqlite", agent_id="line1") as opened:
-        yield opened
+    with opened(tmp_path / "ledger.sqlite") as ledger:
+        yield ledger
+
+
+def opened(path):
+    """A ledger that asks what an MQTT sink wants; the sink's broker is of no account."""
+    return Ledger(path, agent_id="line1", sinks=[sink_of(MqttSettings(host="127.0.0.1"))])
+
+
+def publishing(settings, ledger):
+    return Deliverer(sink_of(settings), ledger, drain_s=settings.drain_s)
 
 
 def end(ledger, *, count=1, state=State.ERROR):
     """Parts that arrive and end at once, with their alarms."""
-    origin = Origin(agent_id="line1", epoch=ledger.epoch)
-    for _ in range(count):
-        trigger = Trigger(
-            sequence=ledger.next_sequence("main"),
-            camera="main",
-            part_id="a part",
-            triggered_ns=time.time_ns(),
-        )
-        verdict = Verdict(
-            trigger=trigger, state=state, decided_ns=time.time_ns(), threshold=1.0, reason="test"
-        )
-        ledger.expect(trigger)
-        ledger.record(verdict, outgoing(origin, verdict))
+    add(ledger, *[state] * count, reason="test")
+
+
+def health(publisher, **changes):
+    """What the station tells its sinks."""
+    sinks = {"mqtt": SinkStatus(is_connected=True)}
+    publisher.report(status(sinks=sinks, **changes))
 
 
 def with_(settings, **changes):
@@ -83,21 +96,22 @@ def test_alarms_arrive_once_and_in_order_between_online_and_offline(
 ):
     settings = with_(broker.settings, version=version)
     heard = hear(settings)
-    with Publisher(settings, ledger, "line1") as publisher:
+    with publishing(settings, ledger) as publisher:
+        eventually(lambda: publisher.status().is_connected)
         end(ledger, count=200)
-        eventually(lambda: publisher.status.delivered == 200 and ledger.pending == 0)
-        status = publisher.status
+        eventually(lambda: publisher.status().delivered == 200 and ledger.waiting("mqtt") == 0)
+        status = publisher.status()
     eventually(lambda: heard.messages[-1] == ("atac/line1/state", b"offline"))
     assert heard.messages[0] == ("atac/line1/state", b"online")
     assert sequences(heard) == list(range(1, 201))
-    assert status.connected
-    assert status.trouble is None
+    assert status.is_connected
+    assert status.fault is None
     assert (status.refused, status.pending) == (0, 0)
 
 
 def test_presence_is_retained(broker, ledger, hear, eventually):
-    with Publisher(broker.settings, ledger, "line1") as publisher:
-        eventually(lambda: publisher.status.connected)
+    with publishing(broker.settings, ledger) as publisher:
+        eventually(lambda: publisher.status().is_connected)
         probe(broker.settings, "line1")  # whose own coming and going changes nothing
         heard = hear(broker.settings, "atac/line1/state")
         eventually(lambda: heard.messages == [("atac/line1/state", b"online")])
@@ -109,7 +123,7 @@ def test_an_agent_that_vanishes_is_offline_by_its_will(broker, ledger, hear, eve
     """A connection that breaks without a farewell, as when the agent is killed."""
     heard = hear(broker.settings)
     offline = Message(topic="atac/line1/state", payload=b"offline", retain=True)
-    link = agent.mqtt._Link(broker.settings, "atac-line1", queue.SimpleQueue(), will=offline)
+    link = Link(broker.settings, "atac-line1", will=offline)
     link.__enter__()
     link.close(says_farewell=False)
     eventually(lambda: heard.messages == [("atac/line1/state", b"offline")])
@@ -120,34 +134,36 @@ def test_starting_without_a_broker_says_so_once_and_loses_nothing(
 ):
     broker = start_broker()
     broker.kill()
-    with Publisher(broker.settings, ledger, "line1") as publisher:
+    with publishing(broker.settings, ledger) as publisher:
         end(ledger, count=10)
-        eventually(lambda: "refused" in (publisher.status.trouble or ""))
-        assert not publisher.status.connected
+        eventually(lambda: "refused" in (publisher.status().fault or ""))
+        assert not publisher.status().is_connected
         time.sleep(1.5)  # some more attempts
-        warnings = [record.message for record in caplog.records if "no broker" in record.message]
+        warnings = [
+            record.message for record in caplog.records if "waits in the ledger" in record.message
+        ]
         assert warnings == [
-            f"no broker, alarms wait in the outbox: 127.0.0.1:{broker.port}: Connection refused"
+            f"mqtt: what it wants waits in the ledger: 127.0.0.1:{broker.port}: Connection refused"
         ]
         broker.start()
         heard = hear(broker.settings)
-        eventually(lambda: publisher.status.delivered == 10)
-        assert publisher.status.trouble is None
+        eventually(lambda: publisher.status().delivered == 10)
+        assert publisher.status().fault is None
     assert set(sequences(heard)) <= set(range(1, 11))
 
 
 def test_a_broker_that_is_killed_and_restarted_misses_no_alarm_and_hears_online_again(
     broker, ledger, hear, eventually
 ):
-    with Publisher(broker.settings, ledger, "line1") as publisher:
+    with publishing(broker.settings, ledger) as publisher:
         end(ledger, count=50)
-        eventually(lambda: publisher.status.delivered == 50)
+        eventually(lambda: publisher.status().delivered == 50)
         broker.kill()
         end(ledger, count=50)
-        eventually(lambda: not publisher.status.connected)
+        eventually(lambda: not publisher.status().is_connected)
         broker.start()
         heard = hear(broker.settings, "atac/line1/state")
-        eventually(lambda: publisher.status.delivered == 100)
+        eventually(lambda: publisher.status().delivered == 100)
         eventually(lambda: heard.messages == [("atac/line1/state", b"online")])
 
 
@@ -157,7 +173,7 @@ def test_unacknowledged_messages_are_sent_again(ledger, eventually):
         settings = MqttSettings(
             host="127.0.0.1", port=mute.port, version="3.1.1", window=3, drain_s=0
         )
-        with Publisher(settings, ledger, "line1") as publisher:
+        with publishing(settings, ledger) as publisher:
             end(ledger, count=10)
             eventually(lambda: len(mute.connections) == 1 and mute.published() >= 3)
             time.sleep(0.2)  # would show a fourth
@@ -165,18 +181,18 @@ def test_unacknowledged_messages_are_sent_again(ledger, eventually):
             assert len(first) == 3  # `online` and two alarms: the window, no more
             mute.hang_up()
             eventually(lambda: len(mute.connections) == 2 and mute.published() == 6)
-            assert publisher.status.delivered == 0
+            assert publisher.status().delivered == 0
             again = mute.connections[1].published
             assert b'"sequence":1,' in first[1]
             assert b'"sequence":1,' in again[1]
             assert b'"sequence":2,' in again[2]
-    assert ledger.pending == 10
+    assert ledger.waiting("mqtt") == 10
 
 
 def test_a_message_that_is_sent_again_says_so(broker, ledger, eventually):
     end(ledger)
     ledger.flush()  # before the sender, which cannot know what came before itself
-    with alarms(broker) as got, Publisher(broker.settings, ledger, "line1"):
+    with alarms(broker) as got, publishing(broker.settings, ledger):
         eventually(lambda: got)
     properties = got[0].properties.UserProperty
     assert properties == [
@@ -188,41 +204,45 @@ def test_a_message_that_is_sent_again_says_so(broker, ledger, eventually):
 
 def test_messages_wait_for_the_next_run_of_the_agent(broker, tmp_path, hear, eventually):
     path = tmp_path / "kept.sqlite"
-    with Ledger(path, agent_id="line1") as ledger:
+    with opened(path) as ledger:
         end(ledger, count=5)
     heard = hear(broker.settings)
-    with Ledger(path, agent_id="line1") as ledger:
-        assert ledger.pending == 5
-        with Publisher(broker.settings, ledger, "line1"):
-            eventually(lambda: ledger.pending == 0)
-    with Ledger(path, agent_id="line1") as ledger, Publisher(broker.settings, ledger, "line1"):
-        assert ledger.pending == 0
+    with opened(path) as ledger:
+        assert ledger.waiting("mqtt") == 5
+        with publishing(broker.settings, ledger):
+            eventually(lambda: ledger.waiting("mqtt") == 0)
+    with opened(path) as ledger, publishing(broker.settings, ledger):
+        assert ledger.waiting("mqtt") == 0
     eventually(lambda: heard.on("/state") == [b"online", b"offline"] * 2)
     assert sequences(heard) == [1, 2, 3, 4, 5]
 
 
 def test_stopping_sends_what_is_left(broker, ledger, hear, eventually):
     heard = hear(broker.settings)
-    with Publisher(broker.settings, ledger, "line1") as publisher:
-        eventually(lambda: publisher.status.connected)
+    with publishing(broker.settings, ledger) as publisher:
+        eventually(lambda: publisher.status().is_connected)
         end(ledger, count=300)
-    assert ledger.pending == 0
+    assert ledger.waiting("mqtt") == 0
     eventually(lambda: len(sequences(heard)) == 300)
 
 
 def test_only_the_latest_health_waits_for_a_broker(start_broker, ledger, hear, eventually):
     broker = start_broker()
     broker.kill()
-    with Publisher(broker.settings, ledger, "line1") as publisher:
+    with publishing(broker.settings, ledger) as publisher:
         for number in range(20):
-            publisher.publish_now(Message(topic="atac/line1/health", payload=b"%d" % number))
-        eventually(lambda: publisher.status.trouble)
+            health(publisher, uptime_s=float(number))
+        eventually(lambda: publisher.status().fault)
         broker.start()
         heard = hear(broker.settings)
-        eventually(lambda: publisher.status.connected)
-        publisher.publish_now(Message(topic="atac/line1/other", payload=b""))
-        eventually(lambda: heard.on("other"))
-    assert heard.on("health") in ([], [b"19"])
+        eventually(lambda: publisher.status().is_connected)
+        health(publisher, uptime_s=100.0)
+        eventually(lambda: said(heard)[-1:] == [100.0])
+    assert said(heard) in ([100.0], [19.0, 100.0])
+
+
+def said(heard):
+    return [json.loads(payload)["uptime_s"] for payload in heard.on("/health")]
 
 
 def test_a_wrong_password_is_named_and_retried_slowly(start_broker, ledger, eventually, tmp_path):
@@ -230,15 +250,15 @@ def test_a_wrong_password_is_named_and_retried_slowly(start_broker, ledger, even
     word = tmp_path / "word"
     word.write_text("wrong\n")
     settings = with_(broker.settings, user="line1", password_file=word)
-    with Publisher(settings, ledger, "line1") as publisher:
+    with publishing(settings, ledger) as publisher:
         end(ledger)
-        eventually(lambda: "refused the connection" in (publisher.status.trouble or ""))
-        assert "check mqtt.user" in publisher.status.trouble
-        assert not publisher.status.connected
-    assert ledger.pending == 1
+        eventually(lambda: "refused the connection" in (publisher.status().fault or ""))
+        assert "check mqtt.user" in publisher.status().fault
+        assert not publisher.status().is_connected
+    assert ledger.waiting("mqtt") == 1
     word.write_text("right\n")
-    with Publisher(settings, ledger, "line1"):
-        eventually(lambda: ledger.pending == 0)
+    with publishing(settings, ledger):
+        eventually(lambda: ledger.waiting("mqtt") == 0)
 
 
 def test_a_password_from_the_environment(start_broker, monkeypatch):
@@ -257,20 +277,20 @@ def test_a_topic_that_the_broker_denies_is_not_delivered_and_said_once(
 ):
     rules = "topic readwrite atac/line1/state\ntopic readwrite atac/line1/health\n"
     broker = start_broker(acl=rules)
-    with Publisher(broker.settings, ledger, "line1") as publisher:
+    with publishing(broker.settings, ledger) as publisher:
         end(ledger, count=5)
-        eventually(lambda: publisher.status.refused == 5)
-        status = publisher.status
-        assert status.connected
-        assert status.trouble == "refuses atac/line1/alarm: Not authorized"
+        eventually(lambda: publisher.status().refused == 5)
+        status = publisher.status()
+        assert status.is_connected
+        assert status.fault == "refuses alarm: Not authorized"
         assert status.delivered == 0
-        eventually(lambda: (ledger.refused, ledger.pending) == (5, 0))
-        assert sum("refuses" in record.message for record in caplog.records) == 1
+        eventually(lambda: (ledger.refused("mqtt"), ledger.waiting("mqtt")) == (5, 0))
+        assert sum("mqtt refuses" in record.message for record in caplog.records) == 1
 
         broker.allow(rules + "topic readwrite atac/line1/alarm\n")
-        eventually(lambda: end(ledger) or publisher.status.delivered)
-        assert publisher.status.trouble is None
-        assert publisher.status.refused >= 5
+        eventually(lambda: end(ledger) or publisher.status().delivered)
+        assert publisher.status().fault is None
+        assert publisher.status().refused >= 5
 
 
 def test_a_broker_of_the_older_version_only_is_named_as_such():
@@ -288,9 +308,9 @@ def test_tls_with_certificates_on_both_sides(start_broker, ledger, certify, even
     tls = TlsSettings(
         ca_file=mine.ca_file, certificate_file=mine.certificate_file, key_file=mine.key_file
     )
-    with Publisher(with_(broker.settings, tls=tls), ledger, "line1") as publisher:
+    with publishing(with_(broker.settings, tls=tls), ledger) as publisher:
         end(ledger, count=3)
-        eventually(lambda: publisher.status.delivered == 3)
+        eventually(lambda: publisher.status().delivered == 3)
     late = certify("late", days=-1)
     expired = TlsSettings(
         ca_file=late.ca_file, certificate_file=late.certificate_file, key_file=late.key_file
@@ -346,7 +366,7 @@ def test_tls_against_a_broker_without_it_and_the_reverse(start_broker, certify):
 def test_settings_that_cannot_work_fail_before_the_network_is_touched(ledger, changes, key):
     settings = MqttSettings(host="no.such.host.invalid", **changes)
     with pytest.raises(ConfigurationError) as caught:
-        Publisher(settings, ledger, "line1")
+        sink_of(settings)
     assert key in caught.value.key
 
 
@@ -359,62 +379,65 @@ def test_a_message_larger_than_the_broker_takes_is_refused_and_the_others_arrive
     start_broker, ledger, eventually
 ):
     broker = start_broker(extra="max_packet_size 2000")
-    with Publisher(broker.settings, ledger, "line1") as publisher:
-        trigger = Trigger(
-            sequence=ledger.next_sequence("main"), camera="main", part_id="", triggered_ns=0
-        )
-        verdict = Verdict(trigger=trigger, state=State.ERROR, decided_ns=0, threshold=1.0)
-        ledger.record(
-            verdict,
-            [
-                Message(
-                    topic="atac/line1/thumbnail", payload=b"x" * 1900, properties=(("id", "1"),)
-                ),
-                Message(topic="atac/line1/thumbnail", payload=b"x" * 2000),
-                Message(topic="atac/line1/thumbnail", payload=b"x" * 1500),
-            ],
-        )
-        eventually(lambda: publisher.status.delivered == 2)
-        eventually(lambda: publisher.status.refused == 1)
+    with publishing(broker.settings, ledger) as publisher:
+        for size in (1500, 1900, 1000):
+            add(ledger, State.NG, thumbnail=b"\xff\xd8" + bytes(size))
+        eventually(lambda: publisher.status().delivered == 5)
+        eventually(lambda: publisher.status().refused == 1)
+
+
+def test_a_picture_that_cannot_be_one_is_refused_and_the_others_arrive(
+    broker, ledger, eventually, caplog
+):
+    with publishing(broker.settings, ledger) as publisher:
+        for picture in (b"GIF89a", b"\xff\xd8" + bytes(70_000), b"\xff\xd8"):
+            add(ledger, State.NG, thumbnail=picture)
+        eventually(lambda: publisher.status().delivered == 4)
+        eventually(lambda: publisher.status().refused == 2)
+    assert "refuses thumbnail: cannot be sent: ValueError: not a JPEG" in caplog.text
 
 
 def test_a_broker_that_stops_acknowledging_is_left(broker, ledger, eventually, monkeypatch):
-    monkeypatch.setattr(agent.mqtt, "_ANSWER_S", 0.5)
-    with Publisher(with_(broker.settings, drain_s=0), ledger, "line1") as publisher:
-        eventually(lambda: publisher.status.connected)
+    monkeypatch.setattr(agent.sinks.delivery, "_ANSWER_S", 1.0)
+    with publishing(with_(broker.settings, drain_s=0), ledger) as publisher:
+        eventually(lambda: publisher.status().is_connected)
         broker.pause()
         end(ledger)
-        eventually(lambda: "acknowledges nothing" in (publisher.status.trouble or ""))
-    assert ledger.pending == 1
+        eventually(lambda: "acknowledges nothing" in (publisher.status().fault or ""))
+    assert ledger.waiting("mqtt") == 1
 
 
 def test_two_agents_of_one_name_are_told_apart(broker, ledger, tmp_path, eventually, monkeypatch):
-    monkeypatch.setattr(agent.mqtt, "_RETRY_FIRST_S", 0.05)
+    monkeypatch.setattr(agent.sinks.delivery, "_RETRY_FIRST_S", 0.05)
     with (
-        Ledger(tmp_path / "other.sqlite", agent_id="line1") as other,
-        Publisher(broker.settings, ledger, "line1") as first,
+        opened(tmp_path / "other.sqlite") as other,
+        publishing(broker.settings, ledger) as first,
     ):
-        eventually(lambda: first.status.connected)
-        with Publisher(broker.settings, other, "line1"):
-            eventually(lambda: "own agent.id" in (first.status.trouble or ""))
+        eventually(lambda: first.status().is_connected)
+        with publishing(broker.settings, other):
+            eventually(lambda: "own agent.id" in (first.status().fault or ""))
 
 
-def test_health_is_published_past_the_outbox(broker, ledger, hear, eventually):
+def test_health_is_published_past_the_ledger_when_it_is_due(broker, ledger, hear, eventually):
     heard = hear(broker.settings)
-    origin = Origin(agent_id="line1", epoch=ledger.epoch)
-    now = Health(
-        uptime_s=1.0,
-        cameras={"main": CameraHealth(triggers=0, counts={})},
-        parts_per_second=0.0,
-    )
-    with Publisher(broker.settings, ledger, "line1") as publisher:
-        publisher.publish_now(health(origin, time.time_ns(), now))
-        eventually(lambda: heard.on("/health"))
-    assert publisher.status.delivered == 0
+    with publishing(with_(broker.settings, health_s=10.0), ledger) as publisher:
+        for uptime_s, faults in [
+            (1.0, ()),
+            (2.0, ()),
+            (3.0, ("camera main: unplugged",)),
+            (4.0, ("camera main: unplugged",)),
+            (13.0, ("camera main: unplugged",)),
+            (14.0, ()),
+        ]:
+            health(publisher, uptime_s=uptime_s, faults=faults)
+            eventually(lambda: publisher._newest is None)
+        eventually(lambda: len(said(heard)) == 4)
+    assert said(heard) == [1.0, 3.0, 13.0, 14.0]
+    assert publisher.status().delivered == 0
 
 
 def test_messages_carry_their_properties_on_mqtt_5(broker, ledger, eventually):
-    with alarms(broker) as got, Publisher(broker.settings, ledger, "line1"):
+    with alarms(broker) as got, publishing(broker.settings, ledger):
         end(ledger)
         end(ledger)
         eventually(lambda: len(got) == 2)
@@ -427,7 +450,7 @@ def test_messages_carry_their_properties_on_mqtt_5(broker, ledger, eventually):
 
 
 def test_nagle_is_off(broker):
-    link = agent.mqtt._Link(broker.settings, "atac-line1", queue.SimpleQueue())
+    link = Link(broker.settings, "atac-line1")
     with link:
         connection = link._client.socket()
         assert connection.getsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY)
@@ -443,8 +466,8 @@ def test_a_subscription_that_the_broker_denies_is_an_error():
 
 def test_no_thread_is_left_behind(broker, ledger, eventually):
     before = set(threading.enumerate())
-    with Publisher(broker.settings, ledger, "line1") as publisher:
-        eventually(lambda: publisher.status.connected)
+    with publishing(broker.settings, ledger) as publisher:
+        eventually(lambda: publisher.status().is_connected)
     assert set(threading.enumerate()) == before
 
 

@@ -1,6 +1,5 @@
 import io
 import json
-import time
 from pathlib import Path
 
 import numpy as np
@@ -12,30 +11,31 @@ from jsonschema import Draft202012Validator, FormatChecker, ValidationError
 from PIL import Image
 from referencing import Registry, Resource
 
-from agent.ledger import Ledger
-from agent.messages import (
-    THUMBNAIL_MAX_BYTES,
-    CameraHealth,
-    Health,
-    Origin,
+from agent.part import State, is_alarm
+from agent.record.rows import THUMBNAIL_MAX_BYTES, Delivery, Event, utc
+from agent.record.writer import Ledger
+from agent.settings import AgentSettings
+from agent.sinks.delivery import Deliverer
+from agent.sinks.mqtt.messages import (
+    Topics,
     alarm,
-    comment_of,
+    delivered,
     health,
-    outgoing,
-    summary,
     thumbnail,
-    utc,
-    with_comment,
+    verdict,
 )
-from agent.mqtt import Publisher
-from agent.part import State
-from agent.verdict import Trigger, Verdict
-from engine.frame import Box, Frame, Inspection, Pass
+from agent.sinks.mqtt.settings import MqttSettings, check_template
+from agent.sinks.mqtt.sink import MqttSink
+from agent.station.status import BOUNDS_S, CameraStatus, Histogram, LedgerStatus, SinkStatus
+from engine.frame import Box, Pass
+from engine.picture import comment_of, with_comment
+from tests.agent.statuses import camera_status, status
+from tests.records import begin, end, inspected
 
-ROOT = Path(__file__).parents[2]
+ROOT = Path(__file__).parents[4]
 SCHEMAS = {file.name: json.loads(file.read_text()) for file in ROOT.glob("agent/schemas/*.json")}
 ASYNCAPI = yaml.safe_load((ROOT / "docs/asyncapi.yaml").read_text())
-ORIGIN = Origin(agent_id="line1", epoch="abc123", bundle_id="b" * 64, calibration_id="c" * 64)
+TOPICS = Topics(agent_id="line1")
 NOON_NS = 1_795_348_800_000_000_000  # 2026-11-22T12:00:00Z
 REGISTRY = Registry().with_resources(
     (name, Resource.from_contents(schema)) for name, schema in SCHEMAS.items()
@@ -55,11 +55,12 @@ def jpeg():
     return file.getvalue()
 
 
-def verdict(state=State.NG, sequence=7, **changes):
-    found = Inspection(
-        score=2.5,
-        deviation=2.25,
-        passes=(
+def event(state=State.NG, **changes):
+    found = {
+        "score": 2.5,
+        "deviation": 2.25,
+        "attention_s": 0.0005,
+        "passes": (
             Pass(box=Box.whole(64, 48), score=2.0, view_s=0.001, network_s=0.02),
             Pass(
                 box=Box(left=10, top=20, right=30, bottom=40),
@@ -68,29 +69,46 @@ def verdict(state=State.NG, sequence=7, **changes):
                 network_s=0.02,
             ),
         ),
-        attention=np.zeros((2, 2), np.float32),
-        score_map=np.zeros((2, 2), np.float32),
-        attention_s=0.0005,
-    )
-    frame = Frame(pixels=np.zeros((48, 64), np.uint8), number=7, captured_ns=NOON_NS - 50_000_000)
-    trigger = Trigger(
-        sequence=sequence, camera="main", part_id="part 7", triggered_ns=NOON_NS - 49_000_000
-    )
+        "frame_number": 7,
+        "captured_ns": NOON_NS - 50_000_000,
+        "frame_width": 64,
+        "frame_height": 48,
+    }
     values = {
-        "trigger": trigger,
+        "agent_id": "line1",
+        "epoch": "abc123",
+        "sequence": 7,
+        "position": 7,
+        "camera": "main",
+        "part_id": "part 7",
+        "count": None,
+        "triggered_ns": NOON_NS - 49_000_000,
+        "deadline_ns": None,
         "state": state,
         "decided_ns": NOON_NS + 1_999_999,
-        "threshold": 1.5,
-        "frame": frame,
-        "inspection": found,
         "reason": "",
+        "late_state": None,
+        "threshold": 1.5,
+        "bundle_id": "b" * 64,
+        "calibration_id": "c" * 64,
+        "software": "atac-agent 1",
     }
-    return Verdict(**(values | changes))
+    return Event(**(found | values | changes))
 
 
 def bare(state, **changes):
     """A part that nobody could inspect."""
-    return verdict(state, **({"frame": None, "inspection": None, "reason": "why"} | changes))
+    nothing = dict.fromkeys(
+        ("score", "deviation", "attention_s", "frame_number", "captured_ns", "frame_width",
+         "frame_height")
+    )  # fmt: skip
+    return event(state, **(nothing | {"passes": (), "reason": "why"} | changes))
+
+
+def sent(item, about, **changes):
+    values = {"id": 1, "sink": "mqtt", "item": item, "epoch": "abc123", "sequence": 7,
+              "previous": 4} | changes  # fmt: skip
+    return delivered(TOPICS, Delivery(**values), about)
 
 
 def content(message):
@@ -98,13 +116,12 @@ def content(message):
 
 
 def test_an_alarm_says_all_about_the_part():
-    message = alarm(ORIGIN, verdict(), thumbnail=True)
+    message = sent("alarm", event(has_thumbnail=True))
     assert message.topic == "atac/line1/alarm"
     assert (message.qos, message.retain) == (1, False)
+    assert message.properties == (("id", "line1:abc123:7"), ("previous", "4"))
     said = content(message)
     check("alarm", said)
-    software = said.pop("software")
-    assert software.startswith("atac-agent ")
     assert said == {
         "id": "line1:abc123:7",
         "agent": "line1",
@@ -112,41 +129,53 @@ def test_an_alarm_says_all_about_the_part():
         "sequence": 7,
         "camera": "main",
         "part_id": "part 7",
+        "count": None,
         "time": "2026-11-22T12:00:00.001Z",
         "triggered_at": "2026-11-22T11:59:59.951Z",
         "state": "NG",
         "reason": None,
         "late_state": None,
         "score": 2.5,
-        "pass_scores": [2.0, 3.0],
         "deviation": 2.25,
         "threshold": 1.5,
-        "box": {"left": 10, "top": 20, "right": 30, "bottom": 40},
-        "zoomed": True,
+        "passes": [
+            {
+                "score": 2.0, "view_ms": 1.0, "network_ms": 20.0,
+                "box": {"left": 0, "top": 0, "right": 64, "bottom": 48},
+            },
+            {
+                "score": 3.0, "view_ms": 1.0, "network_ms": 20.0,
+                "box": {"left": 10, "top": 20, "right": 30, "bottom": 40},
+            },
+        ],
         "frame": {
             "number": 7, "captured_at": "2026-11-22T11:59:59.950Z", "width": 64, "height": 48
         },
-        "latency_ms": {
-            "trigger_to_verdict": 51.0, "view_1": 1.0, "pass_1": 20.0, "attention": 0.5,
-            "view_2": 1.0, "pass_2": 20.0, "total": 42.5,
-        },
+        "latency_ms": {"trigger_to_verdict": 51.0, "attention": 0.5, "inspection": 42.5},
         "bundle_id": "b" * 64,
         "calibration_id": "c" * 64,
+        "software": "atac-agent 1",
         "thumbnail_topic": "atac/line1/thumbnail",
     }  # fmt: skip
 
 
+def test_a_copy_says_so_in_its_properties_and_has_the_same_bytes():
+    first, again = sent("alarm", event()), sent("alarm", event(), is_resent=True)
+    assert again.payload == first.payload
+    assert again.properties == (*first.properties, ("resent", "true"))
+
+
 @pytest.mark.parametrize("state", list(State))
 def test_every_state_fits_its_schemas(state):
-    plain = Origin(agent_id="line1", epoch="abc123")
-    part = verdict(state) if state in {State.OK, State.NG, State.TIMEOUT} else bare(state)
-    check("verdict", content(summary(plain, part)))
+    made = event if state in {State.OK, State.NG, State.TIMEOUT} else bare
+    part = made(state, bundle_id="", calibration_id="", part_id=None, count=9)
+    check("verdict", content(verdict(TOPICS, part)))
     if state is not State.OK:
-        check("alarm", content(alarm(plain, part, thumbnail=False)))
+        check("alarm", content(alarm(TOPICS, part)))
 
 
 def test_a_part_from_before_a_crash_has_no_threshold():
-    said = content(alarm(ORIGIN, bare(State.ERROR, threshold=float("nan")), thumbnail=False))
+    said = content(alarm(TOPICS, bare(State.ERROR, threshold=None)))
     check("alarm", said)
     assert said["threshold"] is None
 
@@ -158,39 +187,46 @@ def test_a_part_from_before_a_crash_has_no_threshold():
         {"score": None},
         {"sequence": 0},
         {"time": "2026-11-22T12:00:00+01:00"},
-        {"box": {"left": 1}},
+        {"passes": []},
+        {"passes": [{"score": 1.0}]},
         {"extra": 1},
     ],
 )
 def test_the_schema_refuses_what_is_not_promised(wrong):
-    said = content(alarm(ORIGIN, verdict(), thumbnail=True))
+    said = content(alarm(TOPICS, event()))
     with pytest.raises(ValidationError):
         check("alarm", said | wrong)
 
 
-def test_a_good_part_sends_nothing_unless_every_part_is_wanted():
-    assert outgoing(ORIGIN, verdict(State.OK)) == []
-    (only,) = outgoing(ORIGIN, verdict(State.OK), every_part=True)
-    assert only.topic == "atac/line1/verdict"
-    bad = outgoing(ORIGIN, verdict(), jpeg(), every_part=True)
-    assert [message.topic for message in bad] == [
-        "atac/line1/alarm", "atac/line1/thumbnail", "atac/line1/verdict"
-    ]  # fmt: skip
-    assert {comment_of(bad[1].payload), *(content(bad[n])["id"] for n in (0, 2))} == {
-        "line1:abc123:7"
-    }
+def sink(**settings):
+    return MqttSink(
+        MqttSettings(host="127.0.0.1", **settings),
+        agent_id="line1",
+        is_alarm=lambda part: is_alarm(part.ended.state, "reject"),
+    )
+
+
+def test_a_good_part_has_nothing_to_say_unless_every_part_is_wanted(tmp_path):
+    with Ledger(tmp_path / "ledger.sqlite", agent_id="line1") as ledger:
+        good, bad = begin(ledger), begin(ledger)
+        end(ledger, good, State.OK)
+        end(ledger, bad, State.NG)
+    assert sink().items(good) == ()
+    assert sink(every_part=True).items(good) == ("verdict",)
+    assert sink().items(bad) == ("alarm", "thumbnail")
+    assert sink(every_part=True).items(bad) == ("alarm", "thumbnail", "verdict")
 
 
 def test_a_thumbnail_is_the_picture_with_the_id_in_it():
-    message = thumbnail(ORIGIN, verdict(), jpeg())
+    message = thumbnail(TOPICS, event(thumbnail=jpeg()))
     picture = Image.open(io.BytesIO(message.payload))
     assert picture.info["comment"] == b"line1:abc123:7"
     assert np.array_equal(picture, Image.open(io.BytesIO(jpeg())))
     assert message.properties == (("id", "line1:abc123:7"),)
     with pytest.raises(ValueError, match="bytes"):
-        thumbnail(ORIGIN, verdict(), jpeg() + b"x" * THUMBNAIL_MAX_BYTES)
+        thumbnail(TOPICS, event(thumbnail=jpeg() + b"x" * THUMBNAIL_MAX_BYTES))
     with pytest.raises(ValueError, match="not a JPEG"):
-        thumbnail(ORIGIN, verdict(), b"GIF89a")
+        thumbnail(TOPICS, event(thumbnail=b"GIF89a"))
 
 
 @given(st.text(max_size=200))
@@ -203,7 +239,7 @@ def test_an_ordinary_jpeg_has_no_comment():
 
 
 def test_a_timeout_says_what_came_too_late():
-    said = content(alarm(ORIGIN, verdict(State.TIMEOUT, late_state=State.OK), thumbnail=False))
+    said = content(alarm(TOPICS, event(State.TIMEOUT, late_state=State.OK)))
     check("alarm", said)
     assert (said["state"], said["late_state"], said["score"]) == ("TIMEOUT", "OK", 2.5)
     said["state"] = "NG"
@@ -211,11 +247,10 @@ def test_a_timeout_says_what_came_too_late():
         check("alarm", said)
 
 
-@given(st.text(max_size=100), st.floats(), st.sampled_from(list(State)))
-def test_any_part_id_and_threshold_make_valid_json(part_id, threshold, state):
-    trigger = Trigger(sequence=1, camera="main", part_id=part_id, triggered_ns=0)
-    part = verdict(State.TIMEOUT, trigger=trigger, threshold=threshold, reason=part_id)
-    check("verdict", content(summary(ORIGIN, part)))
+@given(st.text(max_size=100), st.floats(allow_nan=False, allow_infinity=False))
+def test_any_part_id_and_threshold_make_valid_json(part_id, threshold):
+    part = event(State.TIMEOUT, part_id=part_id, threshold=threshold, reason=part_id)
+    check("verdict", content(verdict(TOPICS, part)))
 
 
 @given(st.integers(0, 253_402_300_799_999_999_999))
@@ -226,20 +261,21 @@ def test_times_are_utc_to_the_millisecond_and_in_order(time_ns):
 
 
 def test_health_sums_up():
-    snapshot = Health(
+    now = status(
+        time_ns=NOON_NS,
         uptime_s=12.3456,
         backend="openvino cpu int8",
         cameras={
-            "top": CameraHealth(triggers=7, counts={State.OK: 5, State.NG: 1}),
-            "side": CameraHealth(triggers=3, counts={State.OK: 2, State.NG: 1}, is_removed=True),
+            "top": CameraStatus(triggers=7, counts={State.OK: 5, State.NG: 1}),
+            "side": CameraStatus(triggers=3, counts={State.OK: 2, State.NG: 1}, is_removed=True),
         },
-        parts_per_second=2.0,
-        latency_p50_ms=20.12345,
-        lost=((3, 5),),
-        let_go={"message": tuple((n, n) for n in range(0, 300, 2))},
-        waiting=4,
+        ledger=LedgerStatus(
+            lost=((3, 5),), discarded={"message": tuple((n, n) for n in range(0, 300, 2))}
+        ),
+        sinks={"mqtt": SinkStatus(is_connected=True, pending=4, delivered=2, requests=1)},
     )
-    said = content(health(ORIGIN, NOON_NS, snapshot))
+    before = status(uptime_s=10.3456, cameras={"top": camera_status(OK=5)})
+    said = content(health(TOPICS, "mqtt", now, before))
     check("health", said)
     assert (said["triggers"], said["open"]) == (10, 1)
     assert {state: n for state, n in said["counts"].items() if n} == {"OK": 7, "NG": 2}
@@ -248,39 +284,60 @@ def test_health_sums_up():
         ("side", "removed", 0),
     ]
     assert said["backend"] == "openvino cpu int8"
+    assert said["parts_per_second"] == 2.0
+    assert said["outbox"] == {"waiting": 4, "delivered": 2, "refused": 0}
     assert said["lost"] == {"count": 3, "ranges": [{"first": 3, "last": 5}]}
-    assert said["let_go"]["picture"] == {"count": 0, "ranges": []}
+    assert said["discarded"]["picture"] == {"count": 0, "ranges": []}
     # Of many ranges the newest are told, and the number of all.
-    assert said["let_go"]["message"]["count"] == 150
-    assert [one["first"] for one in said["let_go"]["message"]["ranges"]] == list(range(100, 300, 2))
+    told = said["discarded"]["message"]
+    assert told["count"] == 150
+    assert [one["first"] for one in told["ranges"]] == list(range(100, 300, 2))
     assert (said["degraded"], said["reasons"]) == (False, [])
-    assert said["latency_ms"] == {"p50": 20.123, "p99": None}
+    assert said["latency_ms"] == {"p50": None, "p99": None}
+
+
+def test_latencies_in_health_are_of_the_time_since_the_last():
+    def times(*counts):
+        filled = (*counts, *[0] * (len(BOUNDS_S) + 1 - len(counts)))
+        return {"end_to_end": Histogram(counts=filled, total_s=1.0)}
+
+    sinks = {"mqtt": SinkStatus(is_connected=True)}
+    before = status(latencies=times(1000, 0, 0), sinks=sinks)
+    now = status(latencies=times(1000, 0, 10), sinks=sinks)
+    said = content(health(TOPICS, "mqtt", now, before))["latency_ms"]
+    assert 2.0 < said["p50"] <= said["p99"] <= 5.0
 
 
 def test_health_says_why_it_is_degraded():
-    snapshot = Health(
-        uptime_s=0.0,
+    now = status(
         cameras={
-            "top": CameraHealth(triggers=0, counts={}, trouble="unplugged"),
-            "side": CameraHealth(triggers=0, counts={}),
+            "top": CameraStatus(triggers=0, counts={}, fault="unplugged"),
+            "side": CameraStatus(triggers=0, counts={}),
         },
-        parts_per_second=0.0,
-        other_troubles=("too warm",),
+        sinks={"mqtt": SinkStatus(is_connected=True)},
+        faults=("camera top: unplugged", "too warm"),
     )
-    said = content(health(ORIGIN, NOON_NS, snapshot))
+    said = content(health(TOPICS, "mqtt", now))
     check("health", said)
     assert said["degraded"]
     assert said["reasons"] == ["camera top: unplugged", "too warm"]
     assert [(one["status"], one["reason"]) for one in said["cameras"]] == [
-        ("trouble", "unplugged"),
+        ("fault", "unplugged"),
         ("ok", None),
     ]
     assert said["broker"] == {"status": "ok", "reason": None}
 
 
 def test_topics_follow_the_template():
-    origin = Origin(agent_id="line1", epoch="", template="plant/hall 2/{agent}/qa/{what}")
-    assert origin.topic("alarm") == "plant/hall 2/line1/qa/alarm"
+    template = check_template("plant/hall 2/{agent}/qa/{what}")
+    topics = Topics(agent_id="line1", template=template)
+    assert topics.of("alarm") == "plant/hall 2/line1/qa/alarm"
+
+
+@pytest.mark.parametrize("agent_id", ["", "a/b", "a+", "#", "a:b", "a\nb", "a\0"])
+def test_agent_ids_that_cannot_be_in_a_topic(agent_id):
+    with pytest.raises(ValueError):
+        AgentSettings(id=agent_id)
 
 
 def test_schemas_are_schemas():
@@ -320,9 +377,7 @@ def test_the_asyncapi_document_leads_to_every_schema_and_back():
     }
     assert channels == {f"#/channels/{name}" for name in ASYNCAPI["channels"]}
     addresses = {channel["address"] for channel in ASYNCAPI["channels"].values()}
-    assert addresses == {
-        Origin(agent_id="{agent}", epoch="").topic(what) for what in ASYNCAPI["channels"]
-    }
+    assert addresses == {Topics(agent_id="{agent}").of(what) for what in ASYNCAPI["channels"]}
 
 
 @pytest.mark.broker
@@ -330,22 +385,23 @@ def test_the_asyncapi_document_leads_to_every_schema_and_back():
 def test_messages_taken_off_a_broker_fit_the_asyncapi_document(
     broker, tmp_path, hear, eventually, version
 ):
-    settings = type(broker.settings)(host=broker.host, port=broker.port, version=version)
+    settings = MqttSettings(host=broker.host, port=broker.port, version=version, every_part=True)
     heard = hear(settings)
-    with Ledger(tmp_path / "ledger.sqlite", agent_id="line1") as ledger:
-        origin = Origin(agent_id="line1", epoch=ledger.epoch, bundle_id="b" * 64)
-        with Publisher(settings, ledger, "line1") as publisher:
+    sink = MqttSink(
+        settings,
+        agent_id="line1",
+        is_alarm=lambda part: is_alarm(part.ended.state, "reject"),
+    )
+    with Ledger(
+        tmp_path / "ledger.sqlite", agent_id="line1", bundle_id="b" * 64, sinks=[sink]
+    ) as ledger:
+        with Deliverer(sink, ledger) as deliverer:
             for state in State:
-                part = verdict(state, sequence=ledger.next_sequence("main"))
-                ledger.record(part, outgoing(origin, part, jpeg(), every_part=True))
-            snapshot = Health(
-                uptime_s=1.0,
-                cameras={"main": CameraHealth(triggers=ledger.total(), counts={})},
-                parts_per_second=1.0,
-                broker_trouble=publisher.status.trouble,
-            )
-            publisher.publish_now(health(origin, time.time_ns(), snapshot))
+                part = inspected(begin(ledger))
+                end(ledger, part, state, jpeg())
+            deliverer.report(status(sinks={"mqtt": deliverer.status()}))
         eventually(lambda: ("atac/line1/state", b"offline") in heard.messages)
+        ids = {f"line1:{ledger.epoch}:{n}" for n in range(2, 7)}
     seen = set()
     for topic, payload in heard.messages:
         (channel,) = (
@@ -358,7 +414,7 @@ def test_messages_taken_off_a_broker_fit_the_asyncapi_document(
         match described.get("contentType", ASYNCAPI["defaultContentType"]):
             case "image/jpeg":
                 assert len(payload) <= described["payload"]["maxLength"]
-                assert comment_of(payload) in {origin.id(n) for n in range(2, 7)}
+                assert comment_of(payload) in ids
             case "text/plain":
                 check(channel, payload.decode())
             case "application/json":
@@ -373,4 +429,4 @@ def test_the_documented_alarm_is_one():
     example = text.split("```json\n")[1].split("```")[0]
     said = json.loads(example) | {"bundle_id": None, "calibration_id": None}
     check("alarm", said)
-    assert set(said) == set(content(alarm(ORIGIN, verdict(), thumbnail=True)))
+    assert set(said) == set(content(alarm(TOPICS, event())))

@@ -1,30 +1,45 @@
 """Requests over MQTT 5: obeyed when allowed, refused and counted otherwise."""
 
 import json
-import queue
+import socket
 import sqlite3
 import threading
 import time
 from pathlib import Path
 
+import paho.mqtt.client as paho
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from jsonschema import Draft202012Validator, ValidationError
+from paho.mqtt.packettypes import PacketTypes
+from paho.mqtt.properties import Properties
 
-import agent.mqtt
-from agent.ledger import Ledger
-from agent.ledger_file import requeue_in_file
-from agent.messages import Message, Origin, outgoing, utc
-from agent.mqtt import Publisher, ask
-from agent.part import State
-from agent.requests import COMMANDS, REQUEST_MAX_BYTES, Asked, RequestError, Requests, request_json
+import agent
+import agent.sinks.mqtt.requests
+from agent.part import State, is_alarm
+from agent.record.replay import requeue_in_file
+from agent.record.rows import utc
+from agent.record.writer import Ledger
+from agent.requests import RequestError, Requests
+from agent.sinks.delivery import Deliverer
+from agent.sinks.mqtt.link import Heard, Link
+from agent.sinks.mqtt.messages import Message, Topics
+from agent.sinks.mqtt.requests import (
+    COMMANDS,
+    REQUEST_MAX_BYTES,
+    Budget,
+    MqttRequests,
+    ask,
+    request_json,
+)
 from agent.sinks.mqtt.settings import MqttSettings
+from agent.sinks.mqtt.sink import MqttSink
 from agent.station.threshold import Threshold
-from agent.verdict import Trigger, Verdict
 from engine.errors import BrokerError, ConfigurationError
+from tests.records import add, settle
 
-SCHEMAS = Path(agent.mqtt.__file__).parent / "schemas"
+SCHEMAS = Path(agent.__file__).parent / "schemas"
 RESPONSE = "atac/line1/response/me"
 
 
@@ -36,32 +51,58 @@ def soon(seconds=60.0):
     return utc(time.time_ns() + round(seconds * 1e9))
 
 
+def sink_of(settings):
+    return MqttSink(
+        settings, agent_id="line1", is_alarm=lambda part: is_alarm(part.ended.state, "reject")
+    )
+
+
+def opened(path):
+    return Ledger(path, agent_id="line1", sinks=[sink_of(MqttSettings(host="127.0.0.1"))])
+
+
 @pytest.fixture
 def ledger(tmp_path):
-    with Ledger(tmp_path / "ledger.sqlite", agent_id="line1") as opened:
-        yield opened
+    with opened(tmp_path / "ledger.sqlite") as found:
+        yield found
 
 
-def requests(ledger, *allowed):
-    origin = Origin(agent_id="line1", epoch=ledger.epoch)
+def obeying(ledger):
     return Requests(
-        origin,
         ledger,
-        allowed=allowed or COMMANDS,
+        agent_id="line1",
         threshold=Threshold(ledger, calibrated=1.5, calibration_id="c1"),
         paused=threading.Event(),
     )
+
+
+def requests(ledger, *allowed):
+    settings = MqttSettings(host="127.0.0.1", commands=allowed or COMMANDS)
+    return MqttRequests(settings, Topics(agent_id="line1"), obeying(ledger), replay)
+
+
+def publishing(settings, ledger):
+    return Deliverer(sink_of(settings), ledger, drain_s=settings.drain_s, requests=obeying(ledger))
+
+
+def threshold(asked_of):
+    return asked_of._requests._threshold.value
+
+
+def is_paused(asked_of):
+    return asked_of._requests._paused.is_set()
 
 
 def replay(_epoch, first, last):
     return last - first + 1
 
 
-def answer(asked_of, payload, topic=RESPONSE, correlation=None, *, is_retained=False):
-    asked = Asked(
+def answer(asked_of, payload, topic=RESPONSE, correlation=None, **how):
+    is_retained = how.pop("is_retained", False)
+    heard = Heard(
         payload=payload, response_topic=topic, correlation=correlation, is_retained=is_retained
     )
-    message = asked_of.answer(asked, replay)
+    message = asked_of.answer(heard, **how)
     if message is None:
         return None
     assert message.topic == topic
@@ -72,15 +113,7 @@ def answer(asked_of, payload, topic=RESPONSE, correlation=None, *, is_retained=F
 
 
 def end(ledger, count=1):
-    origin = Origin(agent_id="line1", epoch=ledger.epoch)
-    for _ in range(count):
-        trigger = Trigger(
-            sequence=ledger.next_sequence("main"), camera="main", part_id="a part", triggered_ns=0
-        )
-        verdict = Verdict(
-            trigger=trigger, state=State.ERROR, decided_ns=time.time_ns(), threshold=1.0
-        )
-        ledger.record(verdict, outgoing(origin, verdict))
+    add(ledger, *[State.ERROR] * count)
     assert ledger.flush()
 
 
@@ -102,7 +135,7 @@ def test_a_threshold_is_changed_on_record_and_over_restarts_of_the_same_calibrat
     def current(ledger, calibration="c1"):
         return Threshold(ledger, calibrated=1.5, calibration_id=calibration).value
 
-    with Ledger(tmp_path / "ledger.sqlite", agent_id="line1") as ledger:
+    with opened(tmp_path / "ledger.sqlite") as ledger:
         end(ledger, 3)
         asked_of = requests(ledger)
         assert current(ledger) == 1.5
@@ -110,7 +143,7 @@ def test_a_threshold_is_changed_on_record_and_over_restarts_of_the_same_calibrat
             "threshold": 2.0,
             "calibrated": 1.5,
         }
-        assert asked_of._threshold.value == 2.0
+        assert threshold(asked_of) == 2.0
         assert set_threshold(asked_of, "nonce-02", -0.25, by="Grace")["ok"]
         epoch = ledger.epoch
     file = sqlite3.connect(tmp_path / "ledger.sqlite")
@@ -120,12 +153,12 @@ def test_a_threshold_is_changed_on_record_and_over_restarts_of_the_same_calibrat
         ("Grace", "nonce-02", 2.0, -0.25, 3, epoch),
     ]
     file.close()
-    with Ledger(tmp_path / "ledger.sqlite", agent_id="line1") as ledger:
+    with opened(tmp_path / "ledger.sqlite") as ledger:
         assert current(ledger) == -0.25
         assert current(ledger, "c2") == 1.5
         asked_of = requests(ledger)
         assert set_threshold(asked_of, "nonce-03", None)["result"]["threshold"] == 1.5
-    with Ledger(tmp_path / "ledger.sqlite", agent_id="line1") as ledger:
+    with opened(tmp_path / "ledger.sqlite") as ledger:
         assert current(ledger) == 1.5
 
 
@@ -145,27 +178,27 @@ def test_a_threshold_that_is_none_or_nobodys_is_refused(ledger, arguments):
     asked_of = requests(ledger)
     told = answer(asked_of, request_json("set_threshold", "nonce-01", soon(), **arguments))
     assert not told["ok"]
-    assert asked_of._threshold.value == 1.5
+    assert threshold(asked_of) == 1.5
 
 
 def test_a_threshold_is_changed_only_where_that_is_allowed(ledger):
     asked_of = requests(ledger, "ping", "threshold")
     assert "mqtt.commands" in set_threshold(asked_of, "nonce-01", 2.0)["error"]
-    assert asked_of._threshold.value == 1.5
+    assert threshold(asked_of) == 1.5
 
 
 def test_a_threshold_that_cannot_be_put_on_record_stays_as_it_is(ledger, monkeypatch):
     asked_of = requests(ledger)
-    monkeypatch.setattr(ledger, "_ask", lambda _work: None)  # as with a disk that is away
+    monkeypatch.setattr(ledger, "_ask", lambda *_, **__: None)  # as with a disk that is away
     assert "the ledger cannot be written" in set_threshold(asked_of, "nonce-01", 2.0)["error"]
-    assert asked_of._threshold.value == 1.5
+    assert threshold(asked_of) == 1.5
 
 
 def test_pause_and_resume(ledger):
     asked_of = requests(ledger)
-    for nonce, command, is_paused in [("nonce-01", "pause", True), ("nonce-02", "resume", False)]:
+    for nonce, command, paused in [("nonce-01", "pause", True), ("nonce-02", "resume", False)]:
         told = answer(asked_of, request_json(command, nonce, soon()))
-        assert told["result"]["paused"] is asked_of._paused.is_set() is is_paused
+        assert told["result"]["paused"] is is_paused(asked_of) is paused
 
 
 def test_a_label_is_kept_for_a_part_that_there_is(ledger):
@@ -179,7 +212,9 @@ def test_a_label_is_kept_for_a_part_that_there_is(ledger):
         payload = request_json("label", f"nonce-1{n}", soon(), id=stranger, label="good")
         assert answer(asked_of, payload)["error"].startswith("id: ")
     found = ledger._ask(lambda file: file.execute("SELECT * FROM labels").fetchall())
-    assert [row[:3] for row in found] == [(ledger.epoch, 2, "good")]
+    assert [(row["epoch"], row["sequence"], row["label"]) for row in found] == [
+        (ledger.epoch, 2, "good")
+    ]
 
 
 @pytest.mark.parametrize(
@@ -234,7 +269,7 @@ def test_nobody_makes_the_agent_speak_elsewhere(ledger, topic):
     asked_of = requests(ledger)
     assert answer(asked_of, request_json("pause", "nonce-01", soon()), topic=topic) is None
     assert (asked_of.accepted, asked_of.refused) == (0, 1)
-    assert not asked_of._paused.is_set()
+    assert not is_paused(asked_of)
 
 
 @given(
@@ -268,6 +303,9 @@ def test_no_request_does_harm(payload):
         def change_threshold(self, _change):
             return False
 
+        def use_nonce(self, *_, **__):
+            return True
+
     asked_of = requests(NoLedger())
     assert answer(asked_of, payload)["ok"] is False
 
@@ -292,17 +330,56 @@ def test_schema_and_agent_accept_the_same_requests():
             known.validate(json.loads(wrong))
 
 
+def test_a_request_is_obeyed_once_also_after_a_restart(tmp_path):
+    path = tmp_path / "ledger.sqlite"
+    pause = request_json("pause", "nonce-01", soon())
+    with opened(path) as ledger:
+        asked_of = requests(ledger)
+        assert answer(asked_of, pause)["ok"]
+        assert answer(asked_of, request_json("resume", "nonce-02", soon()))["ok"]
+    with opened(path) as ledger:
+        asked_of = requests(ledger)
+        assert answer(asked_of, pause)["error"] == "its nonce has been used"
+        assert not is_paused(asked_of)
+        assert answer(asked_of, request_json("pause", "nonce-03", soon()))["ok"]
+
+
+def test_who_asks_is_cleaned_before_it_is_logged(ledger, caplog):
+    asked_of = requests(ledger)
+    assert set_threshold(asked_of, "nonce-01", 2.0, by="Ada\n\x1b[31mroot")["ok"]
+    (said,) = [record.message for record in caplog.records]
+    assert said.isprintable()
+
+
+def test_one_too_many_is_told_that_the_agent_is_busy(ledger):
+    asked_of = requests(ledger)
+    told = answer(asked_of, request_json("ping", "nonce-01", soon()), is_busy=True)
+    assert told["error"] == "busy: too many requests; ask again later"
+    assert answer(asked_of, request_json("ping", "nonce-01", soon()))["ok"]
+
+
+def test_a_budget_bounds_rate_and_bytes_after_a_burst():
+    now = 0.0
+    budget = Budget(10, 5, 1000, now=lambda: now)
+    assert [budget.take(10) for _ in range(7)] == [True] * 5 + [False] * 2
+    now = 0.1
+    assert [budget.take(10) for _ in range(2)] == [True, False]
+    now = 10.0
+    assert [budget.take(200) for _ in range(4)] == [True, True, False, False]
+    assert budget.take(10)
+
+
 @pytest.mark.broker
 def test_a_replay_over_mqtt_fills_a_gap_behind_live_alarms(broker, ledger, hear, eventually):
     heard = hear(broker.settings)
-    with Publisher(broker.settings, ledger, "line1", requests(ledger)) as publisher:
+    with publishing(broker.settings, ledger) as publisher:
         end(ledger, 70)
-        eventually(lambda: ledger.pending == 0 and publisher.status.delivered == 70)
+        eventually(lambda: ledger.waiting("mqtt") == 0 and publisher.status().delivered == 70)
         assert ask(broker.settings, "line1", "replay", first=11, last=60) == {
             "epoch": ledger.epoch,
             "messages": 50,
         }
-        eventually(lambda: publisher.status.delivered == 120 and ledger.pending == 0)
+        eventually(lambda: publisher.status().delivered == 120 and ledger.waiting("mqtt") == 0)
         assert ask(broker.settings, "line1", "replay", first=71, last=90)["messages"] == 0
         with pytest.raises(RequestError, match="line1 refuses: last: is before first"):
             ask(broker.settings, "line1", "replay", first=2, last=1)
@@ -315,10 +392,10 @@ def test_a_replay_over_mqtt_fills_a_gap_behind_live_alarms(broker, ledger, hear,
 
 @pytest.mark.broker
 def test_an_agent_that_takes_no_requests_does_not_answer(broker, ledger, monkeypatch, eventually):
-    monkeypatch.setattr(agent.mqtt, "_ANSWER_S", 0.5)
+    monkeypatch.setattr(agent.sinks.mqtt.requests, "ANSWER_S", 0.5)
     settings = MqttSettings(host=broker.settings.host, port=broker.settings.port, commands=())
-    with Publisher(settings, ledger, "line1", requests(ledger)) as publisher:
-        eventually(lambda: publisher.status.connected)
+    with publishing(settings, ledger) as publisher:
+        eventually(lambda: publisher.status().is_connected)
         with pytest.raises(BrokerError, match=r"line1 does not answer; is ping in its mqtt\.comm"):
             ask(settings, "line1", "ping")
     with pytest.raises(ConfigurationError, match="need MQTT 5"):
@@ -328,32 +405,127 @@ def test_an_agent_that_takes_no_requests_does_not_answer(broker, ledger, monkeyp
 @pytest.mark.broker
 def test_a_flood_of_rubbish_delays_nothing(broker, ledger, hear, eventually):
     heard = hear(broker.settings)
-    asked_of = requests(ledger)
-    with Publisher(broker.settings, ledger, "line1", asked_of) as publisher:
-        eventually(lambda: publisher.status.connected)
+    with publishing(broker.settings, ledger) as publisher:
+        eventually(lambda: publisher.status().is_connected)
         ask(broker.settings, "line1", "ping")
-        with agent.mqtt._Link(broker.settings, "rubbish", queue.SimpleQueue()) as link:
+        with Link(broker.settings, "rubbish") as link:
             for n in range(300):
                 link.publish(Message(topic="atac/line1/request", payload=b"{" * (n % 50)))
             link.publish(Message(topic="atac/line1/request", payload=b"x" * 200_000))
             end(ledger, 20)
-            eventually(lambda: publisher.status.delivered == 20 and asked_of.refused == 300)
-        ask(broker.settings, "line1", "ping")
+            eventually(lambda: publisher.status().delivered == 20)
+            assert publisher.status().requests_refused < 300  # the agent takes its time
+            eventually(lambda: publisher.status().requests_refused == 300)
+        eventually(lambda: pinged(broker.settings))
     assert len(heard.on("/alarm")) == 20
+
+
+def pinged(settings):
+    try:
+        return ask(settings, "line1", "ping")
+    except RequestError:  # busy
+        return None
+
+
+def odd_request(broker, *, retain, qos=1):
+    """A request that paho gives to nobody: its user property holds a byte order mark."""
+    topic = b"atac/line1/request"
+    properties = b"\x26" + b"\x00\x01k" + b"\x00\x03\xef\xbb\xbf"
+    body = len(topic).to_bytes(2, "big") + topic
+    body += b"\x00\x07" if qos else b""
+    body += bytes([len(properties)]) + properties + b"{}"
+    connect = b"\x00\x04MQTT\x05\x02\x00\x3c\x00" + b"\x00\x03odd"
+    with socket.create_connection((broker.host, broker.port)) as peer:
+        peer.sendall(bytes([0x10, len(connect)]) + connect)
+        peer.recv(100)
+        peer.sendall(bytes([0x30 | qos << 1 | retain, len(body)]) + body)
+        if qos:
+            peer.recv(100)
+        peer.sendall(b"\xe0\x00")
+
+
+@pytest.mark.broker
+@pytest.mark.parametrize("qos", [0, 1])
+def test_a_packet_that_cannot_be_parsed_costs_one_request(broker, ledger, eventually, caplog, qos):
+    odd_request(broker, retain=1)
+    with publishing(broker.settings, ledger) as publisher:
+        eventually(lambda: publisher.status().is_connected)
+        assert ask(broker.settings, "line1", "ping")["paused"] is False
+        assert publisher.status().requests_refused == 0
+        for n in range(3):
+            odd_request(broker, retain=n % 2, qos=qos)
+            eventually(lambda n=n: publisher.status().requests_refused == n + 1)
+        ask(broker.settings, "line1", "ping")
+        end(ledger, 10)
+        eventually(lambda: publisher.status().delivered == 10)
+        assert publisher.status().fault is None
+    assert not caplog.records
+
+
+@pytest.mark.broker
+def test_a_retained_request_is_not_obeyed(broker, ledger, eventually):
+    with publishing(broker.settings, ledger) as publisher:
+        eventually(lambda: publisher.status().is_connected)
+        ask(broker.settings, "line1", "ping")
+        with Link(broker.settings, "keeper") as link:
+            link.publish(
+                Message(
+                    topic="atac/line1/request",
+                    payload=request_json("ping", "nonce-01", soon()),
+                    response_topic=RESPONSE,
+                    retain=True,
+                )
+            )
+            eventually(lambda: publisher.status().requests_refused == 1)
+    with publishing(broker.settings, ledger) as publisher:
+        ask(broker.settings, "line1", "ping")
+        assert publisher.status().requests_refused == 0
+
+
+@pytest.mark.broker
+def test_a_response_that_the_broker_takes_not_is_no_alarms_fault(start_broker, ledger, eventually):
+    broker = start_broker(extra="max_packet_size 3000")
+    with publishing(broker.settings, ledger) as publisher:
+        eventually(lambda: publisher.status().is_connected)
+        ask(broker.settings, "line1", "ping")
+        client = paho.Client(paho.CallbackAPIVersion.VERSION2, "greedy", protocol=paho.MQTTv5)
+        client.connect(broker.host, broker.port)
+        client.loop_start()
+        properties = Properties(PacketTypes.PUBLISH)
+        properties.ResponseTopic = RESPONSE
+        properties.CorrelationData = bytes(2750)
+        payload = request_json("ping", "nonce-01", soon())
+        client.publish("atac/line1/request", payload, 1, properties=properties)
+        eventually(lambda: publisher.status().requests == 2)
+        end(ledger, 5)
+        eventually(lambda: publisher.status().delivered == 5)
+        assert publisher.status().fault is None
+        ask(broker.settings, "line1", "ping")
+        client.disconnect()
+        client.loop_stop()
+
+
+@pytest.mark.broker
+def test_an_agent_that_may_not_read_requests_does_all_else(start_broker, ledger, eventually):
+    broker = start_broker(acl="topic write atac/line1/#\n")
+    with publishing(broker.settings, ledger) as publisher:
+        end(ledger, 5)
+        eventually(lambda: publisher.status().delivered == 5)
+        assert publisher.status().fault is None
 
 
 def test_a_stopped_agent_sends_again_when_it_starts(tmp_path):
     path = tmp_path / "ledger.sqlite"
     with pytest.raises(ConfigurationError, match="there is no ledger yet"):
-        requeue_in_file(path, "line1", (1, 2), None)
-    with Ledger(path, agent_id="line1") as ledger:
+        requeue_in_file(path, "line1", ["mqtt"], (1, 2), None)
+    with opened(path) as ledger:
         end(ledger, 9)
-        ledger.mark_delivered([one.id for one in ledger.pending_messages(after=0, limit=99)])
+        settle(ledger, *ledger.waiting_for("mqtt", after=0, limit=99))
         ledger.flush()
-        assert requeue_in_file(path, "line1", (1, 2), None) is None
-    assert requeue_in_file(path, "line1", (3, 5), None) == 3
-    assert requeue_in_file(path, "line1", (3, 5), "0" * 12) == 0
-    with Ledger(path, agent_id="line1") as ledger:
-        assert ledger.pending == 3
-        found = ledger.pending_messages(after=0, limit=99)
-        assert [json.loads(one.message.payload)["sequence"] for one in found] == [3, 4, 5]
+        assert requeue_in_file(path, "line1", ["mqtt"], (1, 2), None) is None
+    assert requeue_in_file(path, "line1", ["mqtt"], (3, 5), None) == 3
+    assert requeue_in_file(path, "line1", ["mqtt"], (3, 5), "0" * 12) == 0
+    with opened(path) as ledger:
+        assert ledger.waiting("mqtt") == 3
+        found = ledger.waiting_for("mqtt", after=0, limit=99)
+        assert [event.sequence for _, event in found] == [3, 4, 5]

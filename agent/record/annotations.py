@@ -1,0 +1,78 @@
+"""What people say and ask, kept in the ledger: labels, thresholds, and requests that were obeyed.
+
+Every function here works on one connection and runs in the ledger's owner thread.
+"""
+
+import sqlite3
+import time
+from dataclasses import dataclass
+
+from agent.record.rows import clean
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ThresholdChange:
+    """Somebody changes the threshold of a calibration, or takes that back (`is_calibrated`)."""
+
+    calibration_id: str
+    by: str
+    nonce: str
+    old: float
+    new: float
+    is_calibrated: bool
+
+
+def insert_label(connection: sqlite3.Connection, epoch: str, sequence: int, label: str) -> bool:
+    """Note what an operator says about a part; `False` when there is no such part."""
+    return bool(
+        connection.execute(
+            "INSERT INTO labels (epoch, sequence, labelled_ns, label)"
+            " SELECT epoch, sequence, :now_ns, :label FROM triggers"
+            " WHERE epoch = :epoch AND sequence = :sequence",
+            {"epoch": epoch, "sequence": sequence, "label": label, "now_ns": time.time_ns()},
+        ).rowcount
+    )
+
+
+def insert_threshold(
+    connection: sqlite3.Connection, epoch: str, after: int, change: ThresholdChange
+) -> bool:
+    """Note a change of the threshold, made when part `after` was the newest."""
+    connection.execute(
+        "INSERT INTO thresholds"
+        " (changed_ns, epoch, after, calibration_id, who, nonce, old, new, is_calibrated)"
+        " VALUES (:now_ns, :epoch, :after, :calibration_id, :who, :nonce, :old, :new,"
+        " :is_calibrated)",
+        {
+            "now_ns": time.time_ns(),
+            "epoch": epoch,
+            "after": after,
+            "calibration_id": change.calibration_id,
+            "who": clean(change.by),
+            "nonce": change.nonce,
+            "old": change.old,
+            "new": change.new,
+            "is_calibrated": change.is_calibrated,
+        },
+    )
+    return True
+
+
+def read_threshold(connection: sqlite3.Connection, calibration_id: str) -> float | None:
+    """What the threshold of a calibration was changed to; `None` for not, or taken back."""
+    row = connection.execute(
+        "SELECT new, is_calibrated FROM thresholds WHERE calibration_id = ?"
+        " ORDER BY id DESC LIMIT 1",
+        (calibration_id,),
+    ).fetchone()
+    return None if row is None or row["is_calibrated"] else float(row["new"])
+
+
+def use_nonce(connection: sqlite3.Connection, nonce: str, until_ns: int, now_ns: int) -> bool:
+    """Note that a request is obeyed, until it expires; `False` when it was obeyed before."""
+    connection.execute("DELETE FROM nonces WHERE until_ns < ?", (now_ns,))
+    return bool(
+        connection.execute(
+            "INSERT OR IGNORE INTO nonces (nonce, until_ns) VALUES (?, ?)", (nonce, until_ns)
+        ).rowcount
+    )
