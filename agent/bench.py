@@ -3,8 +3,8 @@
     bare network ─▶ line at saturation ─▶ bare network ─▶ line at a pace ─▶ … the same again
 
 Both take turns in one run, since a machine is faster at one minute than at the next. The line is
-that of `agent run`: lanes, child process, ledger. Frames lie in memory, as a camera gives them, and
-no part raises an alarm, so no picture is drawn and no broker is needed.
+that of `agent run`: workers, child process, ledger. Frames lie in memory, as a camera gives them,
+and no part raises an alarm, so no picture is drawn and no broker is needed.
 """
 
 import os
@@ -53,7 +53,7 @@ class Percentiles:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class BareNetwork:
-    """The network alone: every lane runs one view over and over."""
+    """The network alone: every worker runs one view over and over."""
 
     passes_per_second: float
     cpu_ms_per_pass: float
@@ -101,7 +101,7 @@ class Speed:
 
     backend: str
     precision: Precision
-    lanes: int
+    workers: int
     cores: int
     frame: tuple[int, ...]
     ready_s: float
@@ -151,7 +151,7 @@ def measured(
             return Speed(
                 backend=alone.name,
                 precision=precision,
-                lanes=child.lanes,
+                workers=child.workers,
                 cores=os.cpu_count() or 1,
                 frame=frames[0].shape,
                 ready_s=ready_s,
@@ -191,23 +191,23 @@ def recommended(speeds: Sequence[Speed]) -> Speed | None:
 
 
 def bare_network(backend: Backend, manifest: Manifest, *, seconds: float) -> BareNetwork:
-    """Run the network alone for `seconds`, with all its lanes."""
+    """Run the network alone for `seconds`, with as many threads as it serves."""
     side = manifest.method.network.side
     view = np.random.default_rng(0).integers(0, 256, (1, side, side, 3), dtype=np.uint8)
     backend.run(view)  # the first run allocates
     began, cpu = perf_counter(), process_time()
     until = began + seconds
 
-    def lane() -> int:
+    def worker() -> int:
         passes = 0
         while perf_counter() < until:
             backend.run(view)
             passes += 1
         return passes
 
-    with ThreadPoolExecutor(backend.lanes) as pool:
-        lanes = [pool.submit(lane) for _ in range(backend.lanes)]
-        passes = sum(each.result() for each in lanes)
+    with ThreadPoolExecutor(backend.workers) as pool:
+        workers = [pool.submit(worker) for _ in range(backend.workers)]
+        passes = sum(each.result() for each in workers)
     return BareNetwork(
         passes_per_second=passes / (perf_counter() - began),
         cpu_ms_per_pass=(process_time() - cpu) / passes * 1e3,

@@ -10,7 +10,7 @@ commands a user would type; a mosquitto and a subscriber of their own listen.
 `share_of_bare_network` is parts/s of `agent run`, with its child, ledger, alarms, broker and
 subscriber on the same cores, over parts/s that the network alone would allow at the run's own mix
 of one and two passes. Bare network and agent take turns, each round's agent between two bare
-measurements with the same backend, precision, threads and lanes. Here the camera's frames come
+measurements with the same backend, precision, threads and workers. Here the camera's frames come
 decoded, as a camera's do: the folder holds the same pixels as PPM and PGM files, shown again and
 again. `share_from_files` is that of the run over the original JPEG or PNG files, decoded on the
 same cores.

@@ -172,7 +172,7 @@ def frames_part(options: argparse.Namespace) -> dict[str, Any]:
                 frames = drawn(size, is_mono=colour == "mono")
                 rows[size, colour].append(saturated(child, [frames], seconds))
         bare.append(bare_network(alone, bundle.manifest, seconds=seconds).passes_per_second)
-        inspected_by = {"backend": child.backend, "lanes": child.lanes}
+        inspected_by = {"backend": child.backend, "workers": child.workers}
     around = [(before + after) / 2 for before, after in pairwise(bare)]
     least = rows[kinds[0]]
     cores = len(os.sched_getaffinity(0))
@@ -222,7 +222,7 @@ def cameras_part(options: argparse.Namespace) -> dict[str, Any]:
                 single.append(saturated(child, [frames], seconds))
                 around = (single[-2].parts_per_second + single[-1].parts_per_second) / 2
                 ratios[count].append(rows[count][-1].parts_per_second / around)
-        inspected_by = {"backend": child.backend, "lanes": child.lanes}
+        inspected_by = {"backend": child.backend, "workers": child.workers}
     return inspected_by | {
         "bundle": options.bundle.name,
         "megapixels": CAMERA_MEGAPIXELS,

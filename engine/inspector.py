@@ -14,7 +14,7 @@ class Inspector(Protocol):
 class OpenInspector(Inspector, Protocol):
     """An `Inspector` that is ready; a context manager that owns its network, memory and threads.
 
-    As many threads as `lanes` says may call `inspect` at once. It raises `InspectionError` when
+    As many threads as `workers` says may call `inspect` at once. It raises `InspectionError` when
     one frame cannot be inspected and others may be, `BackendError` when the runtime has failed.
     """
 
@@ -24,7 +24,7 @@ class OpenInspector(Inspector, Protocol):
         ...
 
     @property
-    def lanes(self) -> int:
+    def workers(self) -> int:
         """How many parts are worth having in hand at once."""
         ...
 

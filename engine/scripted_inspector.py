@@ -15,7 +15,7 @@ class BrightnessInspector:
     `before` is called with the pixels first: it may wait, or raise.
     """
 
-    lanes = 1
+    workers = 1
     backend = "brightness"
     trouble: str | None = None
 

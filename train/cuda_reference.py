@@ -52,7 +52,7 @@ class CudaReference:
         return self._name
 
     @property
-    def lanes(self) -> int:
+    def workers(self) -> int:
         return 1
 
     def run(self, views: Pixels) -> Outputs:

@@ -254,7 +254,7 @@ class TorchBackend:
         return f"torch {self._device.type} fp32"
 
     @property
-    def lanes(self) -> int:
+    def workers(self) -> int:
         return 1
 
     def run(self, views: Pixels) -> Outputs:

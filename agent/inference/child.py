@@ -85,9 +85,9 @@ class ChildInspector:
     A child that does not answer, or whose runtime has failed, is killed; it and a child that has
     died are replaced. The part that it was inspecting gets `NoAnswerError` or `BackendError`, the
     next one waits for the new child, but not beyond `deadline_s`. Parts in progress on other
-    threads are retried. If children keep failing, restarts use exponential back-off. `lanes`
+    threads are retried. If children keep failing, restarts use exponential back-off. `workers`
     threads may inspect at once, as many as `backend`, here by its full name, serves; any thread may
-    read `trouble`.
+    read `fault`.
 
     Args:
         setup: What the child opens.
@@ -112,7 +112,7 @@ class ChildInspector:
         self._failure: str | None = None
         self._asked: dict[int, float] = {}  # by thread
         self._changing = threading.RLock()
-        self.lanes = 1
+        self.workers = 1
         self.backend = ""
         self._retry_s = _FIRST_RETRY_S
         self._retry_at = 0.0
@@ -125,7 +125,7 @@ class ChildInspector:
         return None if self._child is None else self._child.pid
 
     @property
-    def trouble(self) -> str | None:
+    def fault(self) -> str | None:
         """Why there are no answers, in one line; `None` while answers arrive."""
         child, asked = self._child, min(tuple(self._asked.values()), default=None)
         if self._failure is not None:
@@ -146,7 +146,7 @@ class ChildInspector:
         if not is_ready:
             self._close()
             raise BackendError(f"inference was not ready after {_START_S:g} s")
-        self.lanes, self.backend = self._child.lanes, self._child.backend
+        self.workers, self.backend = self._child.workers, self._child.backend
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -248,7 +248,7 @@ class _Child:
         self._free: queue.SimpleQueue[_Connection] = queue.SimpleQueue()
         self._start_s = 0.0
         self.slow_s = _SLOW_S
-        self.lanes = 1
+        self.workers = 1
         self.backend = ""
         if starting is None:
             starting = StartingChild()
@@ -285,16 +285,16 @@ class _Child:
         self._is_ready = True
         self._start_s = answer["start_s"]
         self.slow_s = max(_SLOW_S, _PASSES * answer["pass_s"])
-        self.lanes, self.backend = answer["lanes"], answer["backend"]
+        self.workers, self.backend = answer["workers"], answer["backend"]
         for number, connection in enumerate(self._connections):
-            if number < self.lanes:
+            if number < self.workers:
                 self._free.put(connection)
             else:
                 connection.close()
         return True
 
     def inspect(self, pixels: Pixels, within_s: float) -> Inspection:
-        """Inspect; any thread may call, more than `lanes` of them wait for each other."""
+        """Inspect; any thread may call, more than `workers` of them wait for each other."""
         connection = self._free.get()
         if connection.frame_shape != pixels.shape:
             # For a new size a GPU allocates memory and captures a graph, as its start did.
@@ -325,7 +325,7 @@ class _Child:
                 for connection in self._connections:
                     connection.close()
                 return
-            for connection in self._connections[: self.lanes]:
+            for connection in self._connections[: self.workers]:
                 connection.hang_up()
             with suppress(queue.Empty):
                 while True:

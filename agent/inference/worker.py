@@ -60,13 +60,13 @@ def main(connections: Sequence[tuple[socket.socket, Memory]]) -> None:
     with opened as inspector:
         ready = perf_counter()
         inspector.warm_up()
-        served = connections[: inspector.lanes]
+        served = connections[: inspector.workers]
         _tell(
             connection,
             {
                 "start_s": ready - begun,
                 "pass_s": perf_counter() - ready,
-                "lanes": len(served),
+                "workers": len(served),
                 "backend": inspector.name,
             },
         )

@@ -61,11 +61,11 @@ class ServingInspector(Protocol):
     """An inspector that knows what it runs on and how it is."""
 
     @property
-    def lanes(self) -> int: ...
+    def workers(self) -> int: ...
     @property
     def backend(self) -> str: ...
     @property
-    def trouble(self) -> str | None: ...
+    def fault(self) -> str | None: ...
 
 
 class Outlet(Protocol):
@@ -98,9 +98,9 @@ class Model:
         """The same, served by `inspector`."""
         return replace(
             self,
-            workers=inspector.lanes,
+            workers=inspector.workers,
             backend=lambda: inspector.backend,
-            fault=lambda: inspector.trouble,
+            fault=lambda: inspector.fault,
         )
 
 

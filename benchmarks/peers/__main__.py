@@ -205,7 +205,7 @@ def two_passes(
         return len(inspector.inspect(pixels).passes)
 
     def take(seconds: float) -> Turn:
-        return turn(look, frames, lanes=inspector.lanes, seconds=seconds)
+        return turn(look, frames, lanes=inspector.workers, seconds=seconds)
 
     return Contender(name=name, precision=precision, passes=2, take=take)
 

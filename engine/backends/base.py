@@ -31,7 +31,7 @@ PrecisionChoice = Literal["auto", Precision]
 FallbackName = Literal["onnxruntime"]
 """What may take over where the backend asked for cannot be used."""
 
-MOST_LANES: Final = 4
+MOST_WORKERS: Final = 4
 """Parts in hand on a CPU with more cores: beyond that each only waits longer."""
 MAX_PIXELS: Final = 24_000_000
 """The largest frame that a GPU keeps memory for, unless it is told another."""
@@ -148,8 +148,8 @@ def require_views(views: Pixels, side: int, name: str) -> None:
 class Backend(Protocol):
     """A network, loaded and ready; a context manager that owns its memory and threads.
 
-    `run` takes uint8 RGB views `(N, side, side, 3)`, N ≥ 1, in C order. As many threads as `lanes`
-    says may call it at once. Raises `BackendError` when the runtime fails.
+    `run` takes uint8 RGB views `(N, side, side, 3)`, N ≥ 1, in C order; as many threads as
+    `workers` says may call it at once. It raises `BackendError` when the runtime fails.
     """
 
     @property
@@ -158,7 +158,7 @@ class Backend(Protocol):
         ...
 
     @property
-    def lanes(self) -> int:
+    def workers(self) -> int:
         """How many parts are worth having in hand at once."""
         ...
 

@@ -5,7 +5,7 @@ from typing import Literal, Self
 
 import numpy as np
 
-from engine.backends.base import MOST_LANES, BackendSpec, Outputs
+from engine.backends.base import MOST_WORKERS, BackendSpec, Outputs
 from engine.bundle import Bundle, Precision
 from engine.errors import BackendError
 from engine.frame import Pixels
@@ -26,8 +26,8 @@ class OnnxRuntime(BackendSpec):
 class OnnxRuntimeBackend:
     """A `Backend` over an ONNX Runtime CPU session; `threads=0` takes one per core.
 
-    The lanes share the session and its threads: a part alone has all of them, and while one part's
-    views are made another has the network.
+    The workers share the session and its threads: a part alone has all of them, and while the
+    views of one part are made another part has the network.
     """
 
     def __init__(self, bundle: Bundle, *, precision: Precision = "fp32", threads: int = 0) -> None:
@@ -36,7 +36,7 @@ class OnnxRuntimeBackend:
 
         options = onnxruntime.SessionOptions()
         threads = threads or os.cpu_count() or 1
-        self._lanes = min(threads, MOST_LANES)
+        self._workers = min(threads, MOST_WORKERS)
         options.intra_op_num_threads = threads
         options.inter_op_num_threads = 1
         # Idle workers must sleep: the camera, the ledger and MQTT live on the same cores.
@@ -63,8 +63,8 @@ class OnnxRuntimeBackend:
         return self._name
 
     @property
-    def lanes(self) -> int:
-        return self._lanes
+    def workers(self) -> int:
+        return self._workers
 
     def run(self, views: Pixels) -> Outputs:
         try:

@@ -13,7 +13,7 @@ from typing import Any, Final, Literal, Self
 
 import numpy as np
 
-from engine.backends.base import MOST_LANES, BackendSpec, Outputs, joined, require_views
+from engine.backends.base import MOST_WORKERS, BackendSpec, Outputs, joined, require_views
 from engine.bundle import Bundle, Precision, replace_file, sha256
 from engine.errors import BackendError
 from engine.frame import Pixels
@@ -36,14 +36,14 @@ class OpenVino(BackendSpec):
 
 
 class OpenVinoBackend:
-    """A `Backend` with a compiled network for each lane, which serves both passes.
+    """A `Backend` with a compiled network for each worker.
 
-    The lanes share `threads` threads, by default one per core. What is not int8 is computed in
+    The workers share `threads` threads, by default one per core. What is not int8 is computed in
     fp32: OpenVINO would otherwise take bf16 where a processor has it, and scores would depend on
     the machine. `bf16`, asked for by name, is the fp32 network computed so; a processor without it
     is refused. Compiled networks are kept in `cache`, by default in the user's cache folder.
 
-    One network with a stream for each lane would need less memory, and is sometimes wrong: the
+    One network with a stream for each worker would need less memory, and is sometimes wrong: the
     streams are built at once and share the weights that are computed meanwhile (ADR 13).
     """
 
@@ -60,7 +60,7 @@ class OpenVinoBackend:
         self._name = f"openvino cpu {precision}"
         network = bundle.manifest.method.network
         self._side, self._outputs = network.side, tuple(network.outputs)
-        self._lanes = min(threads, MOST_LANES)
+        self._workers = min(threads, MOST_WORKERS)
         graph = bundle.network(OpenVino.graph(precision))
         with _explained(f"OpenVINO {openvino.__version__} cannot load {bundle.path}, {precision}"):
             compiled = _compiled(
@@ -68,7 +68,9 @@ class OpenVinoBackend:
                 graph,
                 side=self._side,
                 hint="bf16" if precision == "bf16" else "f32",
-                threads=[len(range(lane, threads, self._lanes)) for lane in range(self._lanes)],
+                threads=[
+                    len(range(number, threads, self._workers)) for number in range(self._workers)
+                ],
                 cache=cache_folder() if cache is None else cache,
             )
             self._free: queue.SimpleQueue[Any] = queue.SimpleQueue()
@@ -80,8 +82,8 @@ class OpenVinoBackend:
         return self._name
 
     @property
-    def lanes(self) -> int:
-        return self._lanes
+    def workers(self) -> int:
+        return self._workers
 
     def run(self, views: Pixels) -> Outputs:
         require_views(views, self._side, self._name)

@@ -72,8 +72,8 @@ class _MethodInspector:
         return self._backend.name
 
     @property
-    def lanes(self) -> int:
-        return self._backend.lanes
+    def workers(self) -> int:
+        return self._backend.workers
 
     def warm_up(self) -> None:
         self._backend.run(np.zeros((1, self._side, self._side, 3), np.uint8))

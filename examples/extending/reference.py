@@ -17,7 +17,7 @@ class Reference(BackendSpec):
 
 
 class ReferenceBackend:
-    lanes = 1
+    workers = 1
 
     def __init__(self, bundle: Bundle, *, precision: Precision) -> None:
         from onnx.reference import ReferenceEvaluator

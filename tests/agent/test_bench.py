@@ -64,7 +64,7 @@ def speed(backend: str, rate: float, objections: tuple[str, ...] | None) -> Spee
     return Speed(
         backend=backend,
         precision="int8",
-        lanes=1,
+        workers=1,
         cores=1,
         frame=(1, 1),
         ready_s=1,

@@ -280,5 +280,5 @@ def test_inference_that_hangs_or_dies_is_noticed_and_replaced(line, is_full, rec
     assert restarts == cycles
     ledger(line)
     counts = line.summary.counts
-    # A hang costs the parts in hand, one a lane; what dies while nothing is in hand costs none.
-    assert counts[State.TIMEOUT] + counts[State.ERROR] <= cycles * line.inspector.lanes
+    # A hang costs a part for each worker; what dies while nothing is inspected costs none.
+    assert counts[State.TIMEOUT] + counts[State.ERROR] <= cycles * line.inspector.workers

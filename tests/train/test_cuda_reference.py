@@ -31,7 +31,7 @@ def test_it_says_what_onnx_runtime_says(bundle, precision, near):
         OnnxRuntimeBackend(bundle) as oracle,
     ):
         found, expected = backend.run(views(3)), oracle.run(views(3))
-        assert (backend.name, backend.lanes) == (f"torch cpu {precision}", 1)
+        assert (backend.name, backend.workers) == (f"torch cpu {precision}", 1)
     np.testing.assert_allclose(found["score_map"], expected["score_map"], atol=near)
     np.testing.assert_allclose(found["attention"], expected["attention"], atol=near)
 

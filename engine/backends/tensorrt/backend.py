@@ -167,7 +167,7 @@ class TensorRtBackend:
         return self._name
 
     @property
-    def lanes(self) -> int:
+    def workers(self) -> int:
         return 1
 
     def run(self, views: Pixels) -> Outputs:

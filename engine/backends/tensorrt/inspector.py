@@ -87,7 +87,7 @@ class DeviceInspector:
         return self._name
 
     @property
-    def lanes(self) -> int:
+    def workers(self) -> int:
         return 1
 
     def warm_up(self) -> None:

@@ -67,31 +67,31 @@ def test_a_child_answers_what_the_agent_itself_would(bundle, child):
             np.testing.assert_array_equal(one.score_map, other.score_map)
             assert pass_scores(one) == pass_scores(other)
             assert other.seconds > 0
-    assert child.trouble is None
+    assert child.fault is None
     assert child.restarts == 0
 
 
 def test_lanes_share_the_child_and_get_their_own_answers(bundle, child):
-    assert child.lanes == min(4, os.cpu_count())
+    assert child.workers == min(4, os.cpu_count())
     frames = [defective_part(number, width=100 + 10 * number) for number in range(12)]
     with OnnxRuntimeBackend(bundle) as backend:
         within = open_method(bundle.manifest.method, backend)
         expected = [pass_scores(within.inspect(frame)) for frame in frames]
-    with ThreadPoolExecutor(child.lanes + 1) as lanes:  # one of them has to wait
-        found = list(lanes.map(lambda frame: pass_scores(child.inspect(frame)), frames))
+    with ThreadPoolExecutor(child.workers + 1) as threads:  # one of them has to wait
+        found = list(threads.map(lambda frame: pass_scores(child.inspect(frame)), frames))
     assert found == expected
 
 
-@pytest.mark.skipif((os.cpu_count() or 1) < 2, reason="one core has one lane")
+@pytest.mark.skipif((os.cpu_count() or 1) < 2, reason="one core has one worker")
 def test_of_two_parts_in_hand_a_dying_child_costs_one(child):
     os.kill(child.pid, signal.SIGSTOP)
     threading.Timer(0.3, child._child._process.kill).start()
-    with ThreadPoolExecutor(2) as lanes:
-        parts = [lanes.submit(child.inspect, good_part(number)) for number in range(2)]
+    with ThreadPoolExecutor(2) as threads:
+        parts = [threads.submit(child.inspect, good_part(number)) for number in range(2)]
     errors = [part.exception() for part in parts]
     assert sorted(map(type, errors), key=repr) == [type(None), BackendError]
     assert child.restarts == 1
-    assert child.trouble is None
+    assert child.fault is None
 
 
 def test_what_was_found_stays_as_it_is_when_the_next_frame_comes(child):
@@ -105,10 +105,10 @@ def test_a_killed_child_is_replaced_and_costs_at_most_the_part_in_hand(child, ev
     child.inspect(good_part(1))
     pid = child.pid
     os.kill(pid, signal.SIGKILL)
-    eventually(lambda: child.trouble == "was ended by SIGKILL")  # noticed without a part
+    eventually(lambda: child.fault == "was ended by SIGKILL")  # noticed without a part
     assert child.inspect(good_part(1)).score > 0
     assert child.pid != pid
-    assert (child.restarts, child.trouble) == (1, None)
+    assert (child.restarts, child.fault) == (1, None)
 
 
 def test_a_child_that_dies_with_a_part_in_hand_ends_it_as_error(child):
@@ -118,7 +118,7 @@ def test_a_child_that_dies_with_a_part_in_hand_ends_it_as_error(child):
     threading.Timer(0.2, killer.kill).start()
     with pytest.raises(BackendError, match="was ended by SIGKILL"):
         child.inspect(good_part(1))
-    assert "restarted" in child.trouble
+    assert "restarted" in child.fault
     assert child.inspect(good_part(1)).score > 0
 
 
@@ -126,9 +126,9 @@ def test_a_child_that_hangs_is_killed_and_replaced(child):
     os.kill(child.pid, signal.SIGSTOP)
     with pytest.raises(NoAnswerError, match=r"did not answer within [\d.]+ s"):
         child.inspect(good_part(1))
-    assert child.trouble.endswith(" s; it was restarted")
+    assert child.fault.endswith(" s; it was restarted")
     assert child.inspect(good_part(1)).score > 0
-    assert child.trouble is None
+    assert child.fault is None
 
 
 def test_a_part_waits_for_a_new_child_no_longer_than_its_deadline(bundle):
@@ -200,7 +200,7 @@ def test_a_child_that_cannot_start_again_is_tried_with_back_off(bundle, tmp_path
         manifest.unlink()
         kill(child)
         until = time.monotonic() + 300
-        while "no bundle here" not in (child.trouble or ""):
+        while "no bundle here" not in (child.fault or ""):
             with pytest.raises((BackendError, NoAnswerError)):
                 child.inspect(good_part(1))
             assert time.monotonic() < until
@@ -214,7 +214,7 @@ def test_a_child_that_cannot_start_again_is_tried_with_back_off(bundle, tmp_path
                 break
             except (BackendError, NoAnswerError):
                 assert time.monotonic() < until
-        assert child.trouble is None
+        assert child.fault is None
 
 
 def test_a_child_that_comes_later_opens_what_the_agent_has_checked_and_nothing_else(
@@ -231,13 +231,13 @@ def test_a_child_that_comes_later_opens_what_the_agent_has_checked_and_nothing_e
         assert child.inspect(defect).score == score  # what was opened is what runs
         kill(child)
         until = time.monotonic() + 300
-        while "holds another bundle than at the start" not in (child.trouble or ""):
+        while "holds another bundle than at the start" not in (child.fault or ""):
             with pytest.raises((BackendError, NoAnswerError)):
                 child.inspect(defect)
             assert time.monotonic() < until
         assert f"{other.id[:12]}, not {first.id[:12]}" in caplog.text
         shutil.copytree(kept, first.path, dirs_exist_ok=True)
-        while child.trouble is not None:
+        while child.fault is not None:
             with suppress(BackendError, NoAnswerError):
                 assert child.inspect(defect).score == score
             assert time.monotonic() < until
@@ -254,10 +254,10 @@ def test_children_that_die_before_a_part_gets_through_come_more_rarely(child, mo
     with pytest.raises(BackendError, match="was ended by SIGKILL, repeatedly"):
         child.inspect(good_part(1))
     assert 0 < waits[-1] <= 0.25
-    assert child.trouble == "was ended by SIGKILL, repeatedly"
+    assert child.fault == "was ended by SIGKILL, repeatedly"
     monkeypatch.undo()
     assert child.inspect(good_part(1)).score > 0
-    assert (child.trouble, child.restarts) == (None, 2)
+    assert (child.fault, child.restarts) == (None, 2)
 
 
 def test_an_inspection_that_fails_is_an_error_of_its_part_alone(child):

@@ -85,7 +85,7 @@ def eventually_inspected(child, frame):
 
 def test_the_gpu_of_the_child_inspects_frames_of_any_size(bundle, child):
     assert child.backend == f"tensorrt {GPU.name} fp32, all on the device"
-    assert child.lanes == 1
+    assert child.workers == 1
     frames = [grey(defective_part(1)), grey(good_part(2, width=140)), grey(defective_part(3))]
     frames += [grey(defective_part(4, width=200, height=90))[:, ::2]]  # not contiguous
     with OnnxRuntimeBackend(bundle) as backend:
@@ -97,7 +97,7 @@ def test_the_gpu_of_the_child_inspects_frames_of_any_size(bundle, child):
             np.testing.assert_allclose(other.attention, one.attention, atol=1e-4)
         colour = defective_part(5)
         assert child.inspect(colour).box == host.inspect(colour).box
-    assert (child.restarts, child.trouble) == (0, None)
+    assert (child.restarts, child.fault) == (0, None)
 
 
 def test_a_frame_that_cannot_be_inspected_costs_that_part_alone(child, tell):
@@ -109,7 +109,7 @@ def test_a_frame_that_cannot_be_inspected_costs_that_part_alone(child, tell):
         child.inspect(grey(good_part(1, width=111)))
     tell("")
     assert child.inspect(grey(good_part(1, width=111))).score > 0
-    assert (child.pid, child.restarts, child.trouble) == (pid, 0, None)
+    assert (child.pid, child.restarts, child.fault) == (pid, 0, None)
 
 
 def test_a_device_lost_in_flight_costs_the_part_in_hand_and_the_child(child, tell):
@@ -119,14 +119,14 @@ def test_a_device_lost_in_flight_costs_the_part_in_hand_and_the_child(child, tel
     tell("cuGraphLaunch init")
     with pytest.raises(BackendError, match="cuGraphLaunch answered 999"):
         child.inspect(part)
-    assert "cuGraphLaunch answered 999" in child.trouble
+    assert "cuGraphLaunch answered 999" in child.fault
     # The device stays away: parts end as ERROR, health says why, children are tried again.
     with pytest.raises(BackendError, match="cannot start: init failed: device lost"):
         child.inspect(part)
-    assert "cannot start: init failed: device lost" in child.trouble
+    assert "cannot start: init failed: device lost" in child.fault
     tell("")
     assert eventually_inspected(child, part).score > 0
-    assert child.trouble is None
+    assert child.fault is None
     assert child.pid != pid
     assert child.restarts == restarts + 1
 

@@ -54,9 +54,9 @@ def test_lanes_do_not_mix_their_answers(bundle):
     frames = views(40)
     with open_backend(bundle, backend="openvino") as backend:
         expected = backend.run(frames)["score_map"]
-        with ThreadPoolExecutor(backend.lanes + 1) as lanes:
+        with ThreadPoolExecutor(backend.workers + 1) as threads:
             found = list(
-                lanes.map(lambda at: backend.run(frames[at : at + 1])["score_map"], range(40))
+                threads.map(lambda at: backend.run(frames[at : at + 1])["score_map"], range(40))
             )
     np.testing.assert_array_equal(np.concatenate(found), expected)
 
@@ -68,7 +68,7 @@ def test_every_opening_of_an_int8_network_gives_the_same_scores(bundle, tmp_path
     found = []
     for opening in range(6):
         with OpenVinoBackend(bundle, threads=2, cache=tmp_path / str(opening // 2)) as backend:
-            found += [backend.run(views(1))["score_map"] for _ in range(backend.lanes)]
+            found += [backend.run(views(1))["score_map"] for _ in range(backend.workers)]
     assert len(found) == 12
     for each in found[1:]:
         np.testing.assert_array_equal(each, found[0])

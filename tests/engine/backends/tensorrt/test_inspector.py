@@ -335,7 +335,7 @@ def test_where_a_gpu_is_configured_it_inspects(opened):
     part = grey(defective_part(0))
     with open_inspector(bundle, backend="tensorrt") as found:
         assert found.name == f"tensorrt {GPU.name} fp32, all on the device"
-        assert found.lanes == 1
+        assert found.workers == 1
         assert_same([found.inspect(part)], expected(bundle, [part]))
 
 
