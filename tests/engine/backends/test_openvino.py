@@ -230,7 +230,7 @@ def test_bf16_is_openvino_s_alone(bundle, backend):
 
 def test_without_the_package_the_remedy_is_named(bundle, monkeypatch, caplog):
     monkeypatch.setitem(sys.modules, "openvino", None)
-    with pytest.raises(BackendError, match=r"atac-agent\[cpu\]"):
+    with pytest.raises(BackendError, match=r"'.\[cpu\]'"):
         open_backend(bundle, backend="openvino")
     with open_backend(bundle, backend="openvino", fallback="onnxruntime") as backend:
         assert backend.name == "onnxruntime cpu fp32"

@@ -222,7 +222,7 @@ def without_pycuda(monkeypatch):
 
 MISSING = {
     without_driver: "no NVIDIA driver",
-    without_tensorrt: "atac-agent",
+    without_tensorrt: "tensorrt_rtx is not installed",
     without_pycuda: "pycuda cannot be imported",
 }
 

@@ -206,7 +206,7 @@ def test_tensorrt_is_found_under_both_names(monkeypatch, versions, found):
 def test_a_machine_without_tensorrt_is_told_what_to_install(monkeypatch):
     for name in ("tensorrt", "tensorrt_rtx"):
         monkeypatch.setitem(sys.modules, name, None)
-    with pytest.raises(BackendError, match=r"install with: pip install 'atac-agent\[gpu\]'"):
+    with pytest.raises(BackendError, match=r"install with: pip install '.\[gpu\]'"):
         find_tensorrt()
 
 
