@@ -170,7 +170,7 @@ class Listener:
             self._changed.notify_all()
 
     def wait_for(self, alarms: int, timeout_s: float) -> None:
-        """Wait until so many alarms are here, or until it takes too long."""
+        """Wait until this number of alarms has arrived, or for `timeout_s`."""
         with self._changed:
             self._changed.wait_for(lambda: len(self._ids) >= alarms, timeout_s)
 

@@ -63,7 +63,7 @@ class Part:
     `received` is `Clock.now()` of the trigger: the deadline counts from there. `part_id` is `None`
     while nobody knows it. `source` identifies the content of the frame also after a restart, where
     the camera knows that. `frame` is there wherever there was one, `inspection` for OK and NG and
-    for a late result, `verdict` at the end. `begun` is when a worker took it in hand.
+    for a late result, `verdict` at the end. `begun` is when a worker took it.
     """
 
     trigger: Trigger

@@ -25,7 +25,7 @@ class OpenInspector(Inspector, Protocol):
 
     @property
     def workers(self) -> int:
-        """How many parts are worth having in hand at once."""
+        """How many parts should be inspected at once."""
         ...
 
     def warm_up(self) -> None:

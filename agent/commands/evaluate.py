@@ -141,5 +141,5 @@ def _statement(found: "Evaluation") -> str:
 
 def _row(kind: str, ranking: "Ranking") -> str:
     rates = (ranking.auroc, ranking.average_precision, ranking.fpr_at_95_tpr)
-    cells = " ".join(f"{'–' if rate is None else f'{rate:.3f}':>6}" for rate in rates)
-    return f"{kind:<20} {ranking.good:>5} {ranking.defective:>9} {cells}"
+    columns = " ".join(f"{'–' if rate is None else f'{rate:.3f}':>6}" for rate in rates)
+    return f"{kind:<20} {ranking.good:>5} {ranking.defective:>9} {columns}"

@@ -1,8 +1,8 @@
-"""What systemd is told: that the agent has started, that it works, that it is stopping.
+"""Notifies systemd that the agent has started, that it works, and that it is stopping.
 
-The protocol of `Type=notify`: datagrams to the socket that `NOTIFY_SOCKET` names. Where nobody
-asked for it, nothing is sent. With `WatchdogSec` a sign of life is due within `WATCHDOG_USEC`;
-it is given only while parts get through, so that an agent that hangs is killed and started anew.
+The protocol of `Type=notify`: datagrams to the socket that `NOTIFY_SOCKET` names. Without it
+nothing is sent. With `WatchdogSec`, a sign of life is due within `WATCHDOG_USEC`; it is sent
+only while parts get through, so systemd kills and restarts an agent that hangs.
 """
 
 import logging
@@ -21,7 +21,7 @@ _LOG: Final = logging.getLogger("atac_agent.line")
 
 @spec
 class HeartbeatSettings(AnyServiceSettings):
-    """Nothing to set: systemd's environment says what it wants."""
+    """Nothing to set: the environment that systemd gives says what it wants."""
 
     type: Literal["heartbeat"] = "heartbeat"
 
@@ -34,9 +34,9 @@ def open(_settings: HeartbeatSettings, watched: Watched) -> "Heartbeat":
 class Heartbeat:
     """Tells systemd `READY=1` on entry and `STOPPING=1` on leaving; a context manager.
 
-    In between a thread of its own sends `WATCHDOG=1`, four times as often as is asked for, while
-    nothing has hung for half of the time that is allowed: no part in a worker's hand, not the
-    status itself, and no thread that should run has ended.
+    In between a thread sends `WATCHDOG=1`, four times as often as systemd asks for, while nothing
+    has hung for half of the allowed time (no part in a worker, not the status itself) and no thread
+    that should run has ended.
     """
 
     def __init__(self, watched: Watched, environment: Mapping[str, str] = os.environ) -> None:
@@ -65,12 +65,14 @@ class Heartbeat:
             if is_well:
                 self._tell("WATCHDOG=1")
             elif was_well:
-                _LOG.error("nothing is inspected any more: systemd will start the agent anew")
+                _LOG.error(
+                    "no progress; watchdog notifications stopped, systemd will restart the agent"
+                )
             was_well = is_well
 
     def _is_well(self) -> bool:
         status, age_s = self._watched.status(), self._watched.age_s()
-        # A status is made anew every second, so that it may be that old.
+        # A status is made once a second, so it may be that old.
         in_hand_s = status.in_hand_s + age_s if status.in_hand_s else 0.0
         limit_s = self._allowed_s / 2
         return in_hand_s < limit_s and age_s < 1.5 + limit_s and not status.ended_threads
@@ -85,7 +87,7 @@ class Heartbeat:
                 notify.settimeout(1.0)
                 notify.sendto(line.encode(), address)
         except OSError as error:
-            _LOG.warning("systemd does not hear %s: %s", line, error)
+            _LOG.warning("systemd cannot be notified of %s: %s", line, error)
 
 
 def _allowed_s(environment: Mapping[str, str]) -> float:

@@ -29,18 +29,18 @@ _LOG: Final = logging.getLogger("atac_agent.camera")
 _FIRST_RETRY_S: Final = 0.25
 _LAST_RETRY_S: Final = 5.0
 _LARGEST_GAP: Final = 10_000
-"""A camera whose numbers jump further has restarted its count; nobody lost that many parts."""
+"""If frame numbers jump further, the camera restarted its count; no parts were lost."""
 _LOOK_S: Final = 0.25
 _CONNECT_S: Final = 15.0
 """How long a camera may take to connect or to disconnect."""
 _BAD_S: Final = 2.0
-"""A live camera that gives nothing usable for so long is connected anew; half of it is a fault."""
+"""A live camera without a usable frame for this long is reopened; half of it is a fault."""
 _ABANDONED: Final = 3
-"""Reads that may hang at once; with more of them nothing is gained by another."""
+"""How many reads may hang at once; another thread would not help."""
 _LARGEST_BYTES: Final = 3 * MAX_PIXELS
 _LARGEST_NUMBER: Final = 1 << 62
 _SAMPLE: Final = 16
-"""Of how many rows and columns one is compared first."""
+"""One in this many rows and columns is compared first."""
 
 
 class Names(Protocol):

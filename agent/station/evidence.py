@@ -40,7 +40,7 @@ _LARGEST_BYTES: Final = 8_000_000
 _UNFINISHED: Final = ".part"
 _NAME: Final = re.compile(r"[0-9a-f]{12}_\d{10,19}_[A-Z_]+\.jpg")
 _TIDY: Final = 1000
-"""Lines of files that have gone, before the index is written anew."""
+"""After this many lines of files that are gone, the index is written again."""
 
 
 class Evidence:

@@ -93,7 +93,7 @@ class Monitor:
                 self._own_faults += (
                     f"status: a reader ended with {type(error).__name__}: {error}",
                 )
-                _LOG.exception("a reader of the status failed and is told no more")
+                _LOG.exception("a reader of the status failed; it receives no more")
 
 
 class DropWatch:

@@ -82,7 +82,7 @@ class Recorder:
                 except Exception as error:  # noqa: BLE001 - a fault, not the end of the run
                     self._observers.remove(observer)
                     self.fault = f"an observer ended with {type(error).__name__}: {error}"
-                    _LOG.exception("an observer of parts failed and is told no more")
+                    _LOG.exception("an observer of parts failed; it receives no more parts")
 
 
 def _thumbnail(part: Part) -> bytes | None:

@@ -14,7 +14,7 @@ _LOG: Final = logging.getLogger("atac_agent.line")
 
 
 class Threshold:
-    """Read by the workers for each part; may be changed by any thread."""
+    """The threshold in force: read by the workers for each part, changed by any thread."""
 
     def __init__(self, ledger: Ledger, *, calibrated: float, calibration_id: str) -> None:
         self._ledger = ledger
@@ -23,7 +23,11 @@ class Threshold:
         changed = ledger.changed_threshold(calibration_id)
         self._in_force = calibrated if changed is None else changed
         if changed is not None:
-            _LOG.warning("the threshold is %g, as somebody asked; not %g", changed, calibrated)
+            _LOG.warning(
+                "the threshold was set to %.10g by a request (calibrated: %.3g)",
+                changed,
+                calibrated,
+            )
 
     @property
     def value(self) -> float:
@@ -52,6 +56,8 @@ class Threshold:
         )
         if not self._ledger.change_threshold(change):
             return False
-        _LOG.warning("the threshold is changed from %g to %g by %s", self._in_force, new, by)
+        _LOG.warning(
+            '"%s" set the threshold to %.10g (calibrated: %.3g)', by, new, self._calibrated
+        )
         self._in_force = new
         return True

@@ -1,10 +1,10 @@
-"""Workers: threads that have several parts in hand at once; parts leave in the order they came.
+"""Workers: threads that inspect several parts at once; parts leave in the order they came.
 
     queue ─▶ worker 1: inspect ─┐
          └─▶ worker 2: inspect ─┴▶ decide, one by one, each camera's in the order of the queue
 
-While one worker makes views and looks for boxes, another has the network. A backend says how many
-it can serve. With one worker everything happens in the calling thread.
+While one worker makes views and boxes, another uses the network. A backend says how many workers it
+can serve. With one worker everything happens in the calling thread.
 """
 
 import threading
@@ -18,14 +18,14 @@ from agent.station.queue import PartQueue
 
 
 class Progress:
-    """Since when each worker has had the same part in hand; read by other threads."""
+    """Since when each worker has been inspecting its part; read by other threads."""
 
     def __init__(self, clock: Clock) -> None:
         self._clock = clock
         self._since: dict[int, float] = {}
 
     def begin(self) -> None:
-        """The calling thread takes a part in hand."""
+        """The calling thread begins with a part."""
         self._since[threading.get_ident()] = self._clock.now()
 
     def end(self) -> None:
@@ -33,7 +33,7 @@ class Progress:
         del self._since[threading.get_ident()]
 
     def in_hand_s(self) -> float:
-        """For how many seconds the oldest part has been in hand; 0 while there is none."""
+        """For how many seconds the oldest part has been with a worker; 0 while there is none."""
         # A copy: the workers continue meanwhile.
         since = tuple(self._since.values())
         return self._clock.now() - min(since) if since else 0.0
@@ -46,7 +46,7 @@ def run_workers(
     workers: int,
     progress: Progress,
 ) -> None:
-    """Take every part from the queue and lead it through `life`, `workers` parts at once.
+    """Take every part from the queue through `life`, `workers` parts at once.
 
     The calling thread is one of the workers. Returns when the queue has ended and all parts have
     left. An error in `life` closes the queue, so that every worker ends, and is raised here.
@@ -56,8 +56,8 @@ def run_workers(
         life: What happens to a part. Up to its one `yield` in a worker, beside other parts; what
             follows in one thread at a time, as soon as all earlier parts of the same camera are
             through: in the order in which a camera's parts came, and no camera waits for another.
-        workers: How many parts are in hand at once.
-        progress: Is told when a part is taken and when it has left.
+        workers: How many parts are inspected at once.
+        progress: Notes when a part is taken and when it has left.
     """
     taking, leaving = threading.Lock(), threading.Lock()
     coming = iter(parts)

@@ -29,12 +29,12 @@ BackendName = str
 """The type of a runtime in `BACKENDS`, such as `onnxruntime`."""
 PrecisionChoice = Literal["auto", Precision]
 FallbackName = Literal["onnxruntime"]
-"""What may take over where the backend asked for cannot be used."""
+"""What may run instead if the configured backend cannot."""
 
 MOST_WORKERS: Final = 4
-"""Parts in hand on a CPU with more cores: beyond that each only waits longer."""
+"""On a CPU with more cores, further parts at once would only wait longer."""
 MAX_PIXELS: Final = 24_000_000
-"""The largest frame that a GPU keeps memory for, unless it is told another."""
+"""The largest frame that a GPU keeps memory for, unless a setting says another."""
 
 
 class BackendSpec:
@@ -159,7 +159,7 @@ class Backend(Protocol):
 
     @property
     def workers(self) -> int:
-        """How many parts are worth having in hand at once."""
+        """How many parts should be inspected at once."""
         ...
 
     def run(self, views: Pixels) -> Outputs: ...

@@ -137,9 +137,9 @@ def _compiled(
     threads: list[int],
     cache: Path,
 ) -> list[Any]:
-    """The compiled network, once for each of `threads` and with so many of them.
+    """The compiled network, once for each entry of `threads`, which is its number of threads.
 
-    `hint` is what convolutions are computed in where they are not int8.
+    `hint` is the precision of convolutions that are not int8.
 
     From the cache where it is there, whole and for this machine. What was just compiled is taken
     by the same way, so that the first start is no different from all later ones.

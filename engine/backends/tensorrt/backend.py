@@ -60,9 +60,9 @@ class TensorRtNetwork:
         self._scratch = memory(self._scratch_size)
 
     def bound(self, **tensors: int) -> Callable[[int, Any], None]:
-        """A function that has a stream run so many views, at most `MAX_BATCH`, at these addresses.
+        """A function that runs N ≤ `MAX_BATCH` views at these addresses on a stream.
 
-        It has an execution context of its own: one that a graph was captured from must not change.
+        It has its own execution context: one that a graph was captured from must not change.
         """
         execution = self._execution()
         execution.set_device_memory(self._scratch, self._scratch_size)

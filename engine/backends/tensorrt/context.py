@@ -28,7 +28,7 @@ class CudaContext:
             self.cuda.init()
             self._context = self.cuda.Device(0).retain_primary_context()
         self._thread = threading.get_ident()
-        stack.callback(self._let_go)
+        stack.callback(self._released)
 
     @contextmanager
     def current(self) -> Iterator[None]:
@@ -58,7 +58,7 @@ class CudaContext:
         return memory
 
     def lasting(self, stack: ExitStack) -> Callable[[int], int]:
-        """A function that gives the address of so many new bytes on the GPU, freed with `stack`."""
+        """A function that allocates bytes on the GPU until `stack` ends; gives their address."""
         return lambda size: int(self.device_memory(stack, size))
 
     def settled(self, stream: Any) -> None:
@@ -75,7 +75,7 @@ class CudaContext:
         self.free_with(stack, base.free)
         return array
 
-    def _let_go(self) -> None:
+    def _released(self) -> None:
         """Release the context, and take it off this thread.
 
         pycuda pushes a context to release it and leaves the rest to CUDA, which never pops a

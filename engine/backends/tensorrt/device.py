@@ -22,7 +22,7 @@ RED: Final[dict[Form, tuple[int, int]]] = {
 """Column and row, 0 or 1, of the first red pixel."""
 
 DeviceMemory = Callable[[int], int]
-"""Gives the address of so many new bytes on the GPU; they stay until everything closes."""
+"""Allocates bytes on the GPU until everything closes, and gives their address."""
 
 
 class DeviceNetwork(Protocol):
@@ -32,7 +32,7 @@ class DeviceNetwork(Protocol):
     def name(self) -> str: ...
 
     def bound(self, **tensors: int) -> Callable[[int, Any], None]:
-        """A function that enqueues so many views, from and to these addresses, on a stream.
+        """A function that enqueues N views, from and to these addresses, on a stream.
 
         `tensors` has the address of `views`, uint8 `(count, side, side, 3)`, and of each output of
         the network, float32 `(count, ...)`. It returns at once.
