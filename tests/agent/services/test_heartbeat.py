@@ -102,7 +102,7 @@ def test_nobody_to_tell_and_nobody_who_hears(tmp_path, caplog):
     assert caplog.text == ""
     with Heartbeat(Newest(status()), {"NOTIFY_SOCKET": str(tmp_path / "nobody")}):
         pass
-    assert "systemd does not hear READY=1" in caplog.text
+    assert "systemd cannot be notified of READY=1" in caplog.text
 
 
 def test_the_unit_says_what_the_agent_does():
