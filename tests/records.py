@@ -28,14 +28,14 @@ class Wants:
         self.name = name
 
 
-def begin(ledger, part_id="part", camera="main", **values):
+def begin(ledger, part_id="part", camera="main", source=None, **values):
     """A part that has begun."""
     trigger = Trigger(
         sequence=ledger.next_sequence(camera),
         camera=camera,
         **{"triggered_ns": 1, "deadline_ns": 2} | values,
     )
-    part = Part(trigger=trigger, received=0.0, part_id=part_id)
+    part = Part(trigger=trigger, received=0.0, part_id=part_id, source=source)
     ledger.expect(part)
     return part
 

@@ -40,7 +40,6 @@ def run(
     gc.disable()  # what is imported stays, and need not be looked through again and again
     from agent.inference.child import ChildInspector, Setup
     from agent.process import prepare_process
-    from agent.registry import open_camera
     from agent.runtime import warn_of_another_runtime
     from agent.services.heartbeat import HeartbeatSettings
     from agent.services.terminal import TerminalSettings
@@ -72,14 +71,12 @@ def run(
     )
     stop = threading.Event()
     starting = ChildInspector(setup, deadline_s=settings.longest_deadline_s, first=context.obj)
-    cameras = [open_camera(one, stop) for one in settings.cameras]
     with stopping_on_signals(stop), starting as inspector:
         if (made_with := record.calibration.backend) != inspector.backend:
             warn_of_another_runtime(made_with, inspector.backend, runtime.precision)
         typer.echo(f"agent: inspects with {inspector.backend}", err=True)
         summary = run_station(
             settings,
-            cameras=cameras,
             inspector=inspector,
             model=Model(
                 threshold=record.calibration.threshold,

@@ -43,6 +43,7 @@ class PartRow:
     count: int | None
     triggered_ns: int
     deadline_ns: int | None
+    source: str | None = None
     position: int | None = None
     state: str | None = None
     decided_ns: int | None = None
@@ -138,6 +139,7 @@ def begun_row(part: Part) -> PartRow:
         sequence=trigger.sequence,
         camera=clean(trigger.camera),
         part_id=None if part.part_id is None else clean(part.part_id),
+        source=None if part.source is None else clean(part.source),
         count=_bounded(trigger.count),
         triggered_ns=trigger.triggered_ns,
         deadline_ns=trigger.deadline_ns,
@@ -186,7 +188,13 @@ def open_part(row: Mapping[str, Any], verdict: Verdict) -> Part:
         deadline_ns=row["deadline_ns"],
         count=row["count"],
     )
-    return Part(trigger=trigger, received=0.0, part_id=row["part_id"], verdict=verdict)
+    return Part(
+        trigger=trigger,
+        received=0.0,
+        part_id=row["part_id"],
+        source=row["source"],
+        verdict=verdict,
+    )
 
 
 def event_of(row: Mapping[str, Any]) -> Event:

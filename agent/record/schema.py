@@ -50,6 +50,7 @@ CREATE TABLE triggers (         -- every part and how it ended
     position INTEGER,           -- counts the ends as they were recorded
     camera TEXT NOT NULL,
     part_id TEXT,
+    source TEXT,                -- the content of the frame, where its camera knows that
     count INTEGER,              -- the trigger source's own
     triggered_ns INTEGER NOT NULL,
     deadline_ns INTEGER,
@@ -70,6 +71,7 @@ CREATE TABLE triggers (         -- every part and how it ended
     PRIMARY KEY (epoch, sequence)
 ) WITHOUT ROWID;
 CREATE INDEX open_triggers ON triggers (epoch, sequence) WHERE state IS NULL;
+CREATE INDEX sources ON triggers (source) WHERE source IS NOT NULL;
 CREATE UNIQUE INDEX positions ON triggers (position) WHERE position IS NOT NULL;
 CREATE TABLE thumbnails (
     epoch TEXT NOT NULL,

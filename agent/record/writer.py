@@ -12,12 +12,13 @@ time (`agent/record/retention.py`).
 """
 
 import bisect
+import json
 import logging
 import sqlite3
 import threading
 import time
 from collections import Counter, deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from concurrent.futures import Future
 from contextlib import suppress
 from dataclasses import dataclass, replace
@@ -53,6 +54,7 @@ from agent.record.rows import (
     PartRow,
     Span,
     begun_row,
+    clean,
     ended_row,
     event_of,
     software,
@@ -398,6 +400,18 @@ class Ledger:
             return self._changed.wait_for(lambda: is_safe() or self._is_closed, timeout_s) and (
                 is_safe()
             )
+
+    def recorded(self, sources: Collection[str]) -> Collection[str]:
+        """Which of these sources have a part here that has ended; none while it cannot be read."""
+        asked = json.dumps([clean(source) for source in sources])
+        found = self._read(
+            lambda file: file.execute(
+                "SELECT DISTINCT source FROM triggers WHERE state IS NOT NULL"
+                " AND source IN (SELECT value FROM json_each(?))",
+                (asked,),
+            ).fetchall()
+        )
+        return {row["source"] for row in found or ()}
 
     def flush(self, timeout_s: float = 10.0) -> bool:
         """Wait until all that was recorded is committed; `False` if that took too long."""

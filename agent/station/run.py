@@ -11,7 +11,7 @@ from agent.part import Part, is_alarm
 from agent.ports import Camera, Clock
 from agent.record.retention import Limits
 from agent.record.writer import Ledger
-from agent.registry import open_service, open_sink
+from agent.registry import open_camera, open_service, open_sink
 from agent.requests import Requests
 from agent.services.settings import AnyServiceSettings
 from agent.settings import Config
@@ -28,7 +28,7 @@ from engine.inspector import Inspector
 def run_station(
     config: Config,
     *,
-    cameras: Sequence[Camera],
+    cameras: Sequence[Camera] | None = None,
     inspector: Inspector,
     model: Model,
     parts: int | None = None,
@@ -43,7 +43,8 @@ def run_station(
 
     Args:
         config: The configuration.
-        cameras: Those of `config`, in its order, made with the same `stop`.
+        cameras: Those of `config`, in its order, made with the same `stop`; `None`: they are
+            opened here, and know what the ledger has recorded.
         inspector: Inspects a frame; called by `model.workers` threads at once.
         model: What inspects.
         parts: How many triggers may begin; `None`: as many as come.
@@ -102,7 +103,11 @@ def run_station(
             ]
             summary = Station(
                 config,
-                cameras=cameras,
+                cameras=cameras
+                or [
+                    open_camera(one, stop, clock=clock, recorded=ledger.recorded)
+                    for one in config.cameras
+                ],
                 inspector=inspector,
                 model=model,
                 record=ledger,

@@ -132,6 +132,19 @@ def test_a_row_holds_all_that_was_found_and_gives_it_back(path):
     }  # fmt: skip
 
 
+def test_it_knows_the_sources_whose_parts_have_ended(path):
+    with opened(path) as ledger:
+        for source in ("a", "b"):
+            part = begin(ledger, source=source)
+            end(ledger, part)
+        begin(ledger, source="open")
+        ledger.flush()
+        assert set(ledger.recorded(["a", "x", "open"])) == {"a"}
+        assert set(ledger.recorded([])) == set()
+    with opened(path) as ledger:
+        assert set(ledger.recorded(["a", "b", "open"])) == {"a", "b", "open"}
+
+
 def test_the_first_verdict_counts(path):
     with opened(path) as ledger:
         trigger = begin(ledger)
