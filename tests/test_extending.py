@@ -45,6 +45,17 @@ def test_a_camera_of_another_package_runs(extended, tmp_path):
     assert json.loads(done.stdout)["triggers"] == 3
 
 
+def test_a_sink_of_another_package_gets_every_alarm(extended, tmp_path):
+    before, _, _ = CONFIGURATION.partition("mqtt:")
+    text = f"{before}sinks: [{{type: alarm_file, path: alarms.txt}}]\n"
+    done = run(extended, tmp_path, text, "--parts", "3", "--json")
+    assert done.returncode == 0, done.stderr
+    counts = json.loads(done.stdout)["counts"]
+    lines = (tmp_path / "alarms.txt").read_text().splitlines()
+    assert len(lines) == 3 - counts["OK"] > 0
+    assert {line.split()[1] for line in lines} <= {"NG", "ERROR", "TIMEOUT"}
+
+
 def test_a_service_of_another_package_reads_the_status(extended, tmp_path):
     text = f"{CONFIGURATION}services: [{{type: status_file, path: parts.txt}}]\n"
     done = run(extended, tmp_path, text, "--parts", "3")
