@@ -79,7 +79,7 @@ def read_file(
 
     Args:
         path: The file.
-        max_pixels: Files with more bytes than an image of so many pixels can have are refused.
+        max_pixels: Files with more bytes than an image of this size can have are refused.
         progress: Called after each piece, as a slow disk may take long.
 
     Returns:

@@ -41,7 +41,7 @@ UNREADABLE: Final = "that cannot be read"
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class LeftOut:
-    """So many files or folders were left out for one `reason`; the path of the `first` of them."""
+    """How many files or folders were left out for one `reason`, and the path of the `first`."""
 
     reason: str
     count: int

@@ -17,7 +17,7 @@ class BrightnessInspector:
 
     workers = 1
     backend = "brightness"
-    trouble: str | None = None
+    fault: str | None = None
 
     def __init__(self, before: Callable[[Pixels], object] = lambda _pixels: None) -> None:
         self._before = before

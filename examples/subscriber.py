@@ -161,7 +161,7 @@ class Consumer:
             self.hear_of_gap(asked, told["result"]["messages"])
 
     def hear_of_gap(self, asked: dict[str, Any], messages: int) -> None:
-        """The agent has so many messages of the parts that were asked for, and sends them."""
+        """The agent has this number of messages of these parts, and sends them."""
         gap = (asked["epoch"], asked["last"])
         with self.file:
             self.file.execute(

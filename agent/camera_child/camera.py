@@ -16,7 +16,7 @@ _STOP_S: Final = 0.25
 class ChildCamera(PacedCamera):
     """A camera whose files and decoders are touched by a child alone; `read` is left to add.
 
-    A child that hangs or dies ends as `CameraError`, and is made anew when it is asked again.
+    A child that hangs or dies ends as `CameraError`; a new one is made at the next call.
     """
 
     kind: ClassVar[str]

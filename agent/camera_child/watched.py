@@ -32,7 +32,7 @@ _WRITING_S: Final = 60.0
 _LOOK_S: Final = 0.2
 _SEARCH_S: Final = 2.0
 _LOOK_SHARE: Final = 200
-"""Looks take at most one in so many seconds of a processor."""
+"""Looks take at most this share of a CPU: one second in 200."""
 _MOUNTS: Final = "/proc/self/mountinfo"
 _WANTED: Final = (
     flags.CLOSE_WRITE

@@ -14,8 +14,8 @@ from engine.spec import spec
 class ConveyorSettings(AnyCameraSettings):
     """Generated parts, from number 0 on; the same seed makes the same parts.
 
-    `parts` ends the source after so many parts; without it the belt never stops.
-    `parts_per_minute` paces the belt; without it a part is there as soon as it is wanted.
+    The source ends after `parts`; without it it never ends. `parts_per_minute` paces the belt;
+    without it a part arrives as soon as the agent is free.
     """
 
     type: Literal["conveyor"] = "conveyor"

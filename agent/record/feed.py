@@ -339,8 +339,8 @@ def follow(
 ) -> Iterator[Event]:
     """Every part recorded after the one at `after`, once each, in the order of recording.
 
-    Ends when the feed does, or `stop` is set. A reader that begins anew with a part that the
-    ledger no longer has may be told of others again.
+    Ends when the feed does, or `stop` is set. A reader that begins again after a part that the
+    ledger no longer has may receive others twice.
 
     Args:
         reader: Of this process or of a child; nobody else reads from it meanwhile.

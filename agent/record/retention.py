@@ -203,7 +203,7 @@ def step(
         limits: What may be kept.
         now_ns: The time that ages count from.
         place: Where the sweep has come to.
-        in_hand: Ids of deliveries that sinks have in hand: these stay.
+        in_hand: Ids of deliveries that sinks are working on: these stay.
         needs_room: The disk is full: parts go, whatever their age, until enough pages are free.
 
     Returns:

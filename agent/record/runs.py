@@ -97,7 +97,7 @@ def begin(
         connection: The ledger's.
         run: Who runs.
         epoch: The epoch to go on with, or a new one.
-        is_live: This run has begun to count already and merely had to open the file anew.
+        is_live: This run has begun to count already and only had to open the file again.
         ids_after: The newest delivery of this run: no id comes twice, also in a new file.
         wanted: What the sinks want of a part.
         notes: What earlier runs could not write.

@@ -929,7 +929,7 @@ class Ledger:
         return [event_of(about | runs.values(row)) for row in ended]
 
     def _fail(self, error: sqlite3.Error | OSError | ConfigurationError | LedgerError) -> None:
-        """Say once what stops the writing; a connection that is not merely full is made anew."""
+        """Log once what stops the writing; unless the disk is full, open the connection again."""
         hint = " (the disk is read-only)" if is_read_only(self._path.parent) else ""
         fault = f"{self._path}: {error}{hint}"
         if fault != self._fault:

@@ -4,9 +4,9 @@
     status ────────────▶ wake ─┴─▶ thread ── window ──▶ sink ──▶ receiver
                                      └── taken, refused ──▶ ledger
 
-A delivery is done when the sink gives its receipt. A broken connection is made anew with back-off,
-and what has no receipt by then is sent once more, marked as resent. What a sink cannot encode or
-send is refused and named, and those behind it go on.
+A delivery is done when the sink gives its receipt. A broken connection is opened again with
+back-off, and deliveries without a receipt are sent again, marked as resent. What a sink cannot
+encode or send is refused and named, and the deliveries behind it continue.
 """
 
 import logging
@@ -28,7 +28,7 @@ from engine.errors import ConfigurationError, SinkError
 
 _LOG: Final = logging.getLogger("atac_agent.sink")
 _ANSWER_S: Final = 20.0
-"""How long a receiver may take for a receipt before its connection is made anew."""
+"""How long a receiver may take for a receipt before its connection is opened again."""
 _RETRY_FIRST_S: Final = 0.5
 _RETRY_MAX_S: Final = 30.0
 _RETRY_REFUSED_S: Final = 20.0

@@ -112,8 +112,12 @@ _REQUEST: Final[TypeAdapter[Request]] = TypeAdapter(
 )
 
 
+_OBJECT: Final = TypeAdapter(dict[str, Any])
+_NONCE: Final = TypeAdapter(Nonce)
+
+
 class Budget:
-    """So many requests and bytes a second, after a burst; in constant time and memory."""
+    """A number of requests and bytes per second, after a burst; in constant time and memory."""
 
     def __init__(
         self,
@@ -129,7 +133,7 @@ class Budget:
         self._at = now()
 
     def take(self, size: int) -> bool:
-        """Whether one more request of so many bytes is within it."""
+        """Whether one more request of `size` bytes is within the budget."""
         now = self._now()
         passed, self._at = now - self._at, now
         left = [
@@ -139,6 +143,23 @@ class Budget:
         is_within = left[0] >= 1 and left[1] >= size
         self._left = (left[0] - 1, left[1] - size) if is_within else (left[0], left[1])
         return is_within
+
+
+def _nonce_of(payload: bytes) -> str | None:
+    """The nonce of a request that is not valid, if it has a valid one."""
+    with suppress(ValidationError):
+        return _NONCE.validate_python(_OBJECT.validate_json(payload).get("nonce"))
+    return None
+
+
+def _in_words(error: ValidationError) -> str:
+    first = error.errors(include_url=False, include_input=False)[0]
+    if first["type"] == "union_tag_invalid":
+        return f"command '{first['ctx']['tag']}' is not known; write {', '.join(COMMANDS)}"
+    if first["type"] == "union_tag_not_found":
+        return f"command is missing; write {', '.join(COMMANDS)}"
+    where = ".".join(str(step) for step in first["loc"])
+    return f"{where or 'request'}: {first['msg']}"
 
 
 class MqttRequests:
@@ -300,9 +321,8 @@ class MqttRequests:
         try:
             request = _REQUEST.validate_json(heard.payload, strict=True)
         except ValidationError as error:
-            first = error.errors(include_url=False, include_input=False)[0]
-            where = ".".join(str(step) for step in first["loc"])
-            raise RequestError(f"{where or 'request'}: {first['msg']}"[:200]) from None
+            told["nonce"] = _nonce_of(heard.payload)
+            raise RequestError(_in_words(error)[:200]) from None
         told |= {"command": request.command, "nonce": request.nonce}
         if is_busy:
             raise RequestError("busy: too many requests; ask again later")

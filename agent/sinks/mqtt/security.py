@@ -24,7 +24,7 @@ def check_settings(settings: MqttSettings) -> None:
 
 
 def password(settings: MqttSettings) -> str | None:
-    """The password, read anew for each connection so that it can be changed under the agent."""
+    """The password, read again for each connection, so that it can change while the agent runs."""
     file, variable = settings.password_file, settings.password_variable
     if file is None and variable is None:
         return None

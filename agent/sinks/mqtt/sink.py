@@ -30,9 +30,7 @@ _PACKET_TOO_LARGE: Final = 0x95
 _FAREWELL_S: Final = 1.0
 _STEADY_S: Final = 10.0
 _BRIEF_CONNECTIONS: Final = 3
-_RIVAL_HINT: Final = (
-    ", again and again; does another client use this id? Give each its own agent.id"
-)
+_SAME_ID_HINT: Final = ", repeatedly; does another client use this id? Give each its own agent.id"
 """Not every broker says so when it ends a connection because its id has come again."""
 _EARLY_S: Final = 0.1
 """What is looked at once a second is due so much early."""
@@ -195,7 +193,7 @@ class MqttSink:
         is_brief = time.monotonic() - self._began < _STEADY_S
         self._brief = self._brief + 1 if is_brief else 0
         error = link.error(lost)
-        hint = _RIVAL_HINT if self._brief >= _BRIEF_CONNECTIONS else ""
+        hint = _SAME_ID_HINT if self._brief >= _BRIEF_CONNECTIONS else ""
         return BrokerError(f"{error}{hint}", is_refusal=error.is_refusal)
 
     def _blame_the_largest(self, lost: Lost) -> list[Receipt]:

@@ -224,7 +224,7 @@ def test_a_label_is_kept_for_a_part_that_there_is(ledger):
         (b"\xff\xfe", "Invalid JSON"),
         (b"[" * 4000, "Invalid JSON"),
         (b"[]", "be an object"),
-        (b"{}", "discriminator"),
+        (b"{}", "command is missing; write ping, "),
         (b"x" * (REQUEST_MAX_BYTES + 1), "larger than 4096 bytes"),
         (request_json("ping", "short", "SOON"), "nonce"),
         (request_json("ping", "nonce/01", "SOON"), "nonce"),
@@ -237,7 +237,10 @@ def test_a_label_is_kept_for_a_part_that_there_is(ledger):
         (request_json("replay", "nonce-01", "SOON", first="1", last=2), "first"),
         (request_json("replay", "nonce-01", "SOON", first=0, last=2), "first"),
         (request_json("replay", "nonce-01", "SOON", first=1, last=1 << 70), "last"),
-        (request_json("shutdown", "nonce-01", "SOON"), "command"),
+        (
+            request_json("shutdown", "nonce-01", "SOON"),
+            "command 'shutdown' is not known; write ping, ",
+        ),
         (request_json("pause", "nonce-01", "SOON"), "not in mqtt.commands"),
     ],
 )
@@ -249,6 +252,14 @@ def test_anything_else_is_refused_and_counted(ledger, payload, reason):
     assert told["ok"] is False
     assert reason in told["error"]
     assert (asked_of.accepted, asked_of.refused) == (0, 1)
+
+
+@pytest.mark.parametrize(
+    ("nonce", "told"), [("nonce-01", "nonce-01"), ("no/nonce", None), (17, None), (None, None)]
+)
+def test_a_refusal_names_the_request_by_its_nonce(ledger, nonce, told):
+    found = answer(requests(ledger), request_json("shutdown", nonce, soon()))
+    assert (found["command"], found["nonce"]) == (None, told)
 
 
 def test_a_request_is_obeyed_once(ledger):
