@@ -190,12 +190,16 @@ def _camera(settings: AnyCameraSettings) -> Finding:
     try:
         with open_camera(settings, stop) as camera:
             frame = camera.read()
+            if camera.fault is not None:
+                return Finding(check="camera", level="warn", message=camera.fault)
     except ImageError as error:
         return Finding(check="camera", level="warn", message=f"{error}; such parts end as ERROR")
     finally:
         patience.cancel()
     if frame is None:
-        message = f"{settings.type}: no frame within {_FRAME_S:.0f} s; is anything in view?"
+        where = f"{settings.folder} can be read, but no new image came"
+        seen = "no frame came" if settings.folder is None else where
+        message = f"{settings.type}: {seen} within {_FRAME_S:.0f} s; is anything in view?"
         return Finding(check="camera", level="warn", message=message)
     height, width = frame.pixels.shape[:2]
     kind = "mono" if frame.pixels.ndim == 2 else "colour"

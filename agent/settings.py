@@ -2,6 +2,8 @@
 
 import dataclasses
 import json
+import os
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Annotated, Any, Final
 
@@ -139,6 +141,7 @@ def load_config(path: Path) -> Config:
         raise explained(error, written, Config) from None
     _check_names(config, written)
     anchored: Config = _anchored(config, path.parent)
+    _check_places(anchored, written)
     return anchored
 
 
@@ -150,6 +153,44 @@ def _check_names(config: Config, written: Written) -> None:
                 key = tuple(map(str, written.key((long, index, "name"))))
                 noun = long.removesuffix("s")
                 raise written.refused(key, name, f"another {noun} has this name; give each its own")
+
+
+def _check_places(config: Config, written: Written) -> None:
+    """Refuse folders of parts that overlap, and what the agent writes below one of them."""
+    folders = {
+        index: _absolute(camera.folder)
+        for index, camera in enumerate(config.cameras)
+        if camera.folder is not None
+    }
+    for index, folder in folders.items():
+        name = config.cameras[index].name
+        for other in range(index):
+            if other not in folders:
+                continue
+            if folder.is_relative_to(folders[other]) or folders[other].is_relative_to(folder):
+                key = tuple(map(str, written.key(("cameras", index, "path"))))
+                remedy = f"camera {config.cameras[other].name} shows {folders[other]} as well"
+                raise written.refused(key, str(folder), f"{remedy}; each part would be seen twice")
+        for at, place in _written_to(config):
+            if _absolute(place).is_relative_to(folder):
+                remedy = f"lies below {folder}, whose files are the parts of camera {name}"
+                key = tuple(map(str, written.key(at)))
+                raise written.refused(key, str(place), f"{remedy}; name a place outside it")
+
+
+def _written_to(config: Config) -> Iterator[tuple[tuple[str | int, ...], Path]]:
+    """The files and folders that the agent writes to, with their keys."""
+    yield ("ledger", "path"), config.ledger.path
+    if config.evidence.folder is not None:
+        yield ("evidence", "folder"), config.evidence.folder
+    for index, camera in enumerate(config.cameras):
+        for key, place in camera.written_to.items():
+            yield ("cameras", index, key), place
+
+
+def _absolute(path: Path) -> Path:
+    # Links are not followed: a share that hangs must not hold up the reading of a configuration.
+    return Path(os.path.abspath(path))  # noqa: PTH100
 
 
 def _anchored(value: Any, folder: Path) -> Any:

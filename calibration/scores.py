@@ -108,11 +108,13 @@ def score_pictures(
     )
 
 
-def pictures_of(files: Sequence[Path]) -> Iterator[Picture | ImageError]:
-    """The pictures in `files`, in order, read one at a time."""
+def pictures_of(
+    files: Sequence[Path], *, bits: int | None = None
+) -> Iterator[Picture | ImageError]:
+    """The pictures in `files`, in order, read one at a time; `bits` as in `read_image`."""
     for file in files:
         try:
-            yield Picture(name=str(file), pixels=read_image(file))
+            yield Picture(name=str(file), pixels=read_image(file, bits=bits))
         except ImageError as error:
             yield error
 

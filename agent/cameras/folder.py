@@ -6,7 +6,8 @@ survives or an image that would take all memory end that process, not the agent.
 
 import logging
 from collections import OrderedDict, deque
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Mapping, Sequence
+from pathlib import Path
 from typing import Annotated, Any, Final, Literal
 
 from pydantic import Field
@@ -50,13 +51,19 @@ class FolderSettings(AnyCameraSettings):
     accept_damaged: bool = False
     max_megapixels: Annotated[float, Field(ge=0.01, le=1000)] = 50.0
 
+    @property
+    def folder(self) -> Path | None:
+        return self.path
+
+    @property
+    def written_to(self) -> Mapping[str, Path]:
+        return {} if self.done_folder is None else {"done_folder": self.done_folder}
+
     def __post_init__(self) -> None:
         if self.done != "keep" and self.after_last != "watch":
             raise ValueError(f"done: {self.done} needs after_last: watch")
         if (self.done == "move") != (self.done_folder is not None):
             raise ValueError("done: move and done_folder need each other")
-        if self.done_folder is not None and self.done_folder.is_relative_to(self.path):
-            raise ValueError("done_folder lies below path; name a folder beside it")
 
 
 def open(settings: FolderSettings, context: CameraContext) -> "FolderCamera":

@@ -1,5 +1,7 @@
 """What all kinds of cameras have in their settings."""
 
+from collections.abc import Mapping
+from pathlib import Path
 from typing import Annotated, Final
 
 from agent.part import FailSafe
@@ -50,6 +52,16 @@ class AnyCameraSettings:
     name: Name = UNNAMED
     line: LineSettings | None = None
     trigger: Annotated[AnyTriggerSettings, TRIGGERS] | None = None
+
+    @property
+    def folder(self) -> Path | None:
+        """The folder whose files are parts, where that is what the camera shows."""
+        return None
+
+    @property
+    def written_to(self) -> Mapping[str, Path]:
+        """Where the camera writes to, by key."""
+        return {}
 
 
 CAMERAS: Final = Kinds("agent.cameras", AnyCameraSettings, noun="camera")

@@ -10,7 +10,6 @@ from typing import TYPE_CHECKING, Annotated, Literal
 import typer
 
 from agent.commands import options
-from engine.errors import ConfigurationError
 
 if TYPE_CHECKING:
     from agent.bench import Speed
@@ -160,9 +159,8 @@ def _generated(megapixels: float, *, mono: bool) -> "list[Pixels]":
 
 
 def _read(folder: Path) -> "list[Pixels]":
-    from engine.image import images_below, read_image
+    from agent.commands.images import images_of
+    from engine.image import read_image
 
-    files = images_below(folder)
-    if not files:
-        raise ConfigurationError("--images", str(folder), "holds no images")
+    files = images_of("--images", folder).files
     return [read_image(file) for file in files[:: -(-len(files) // _FRAMES)]]

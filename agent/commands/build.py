@@ -116,12 +116,9 @@ class _StatusLine:
 
 
 def _images(option: str, folder: Path | None) -> list[Path]:
-    from engine.image import images_below
+    from agent.commands.images import images_of
 
-    found = [] if folder is None else images_below(folder)
-    if folder is not None and not found:
-        raise ConfigurationError(option, str(folder), "holds no images; name a folder that does")
-    return found
+    return [] if folder is None else list(images_of(option, folder).files)
 
 
 def _compared(

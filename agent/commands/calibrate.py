@@ -6,7 +6,7 @@ import sys
 from collections import deque
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import ExitStack
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
 
@@ -56,6 +56,10 @@ def calibrate(
         Literal["auto", "fp32", "bf16", "fp16", "int8", "int8_symmetric"] | None,
         typer.Option(help="Number format; auto: the fastest that keeps the verdicts."),
     ] = None,
+    bits: Annotated[
+        int | None,
+        typer.Option(min=9, max=16, help="Significant bits of 16-bit images."),
+    ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print the result as JSON.")] = False,
 ) -> None:
     """Set the threshold from good parts, with a stated limit on false rejects.
@@ -87,8 +91,8 @@ def calibrate(
 
     rate = share("--max-false-reject", max_false_reject)
     sure = share("--confidence", confidence)
-    settings, good_parts = _source(bundle, good, config, frames, backend, precision)
-    defective_parts = None if defective is None else _folder("--defective", defective)
+    settings, good_parts = _source(bundle, good, config, frames, backend, precision, bits)
+    defective_parts = None if defective is None else _folder("--defective", defective, bits)
     opened = open_bundle(settings.path, signed_by=settings.require_signature)
     # Fewer pictures than it takes need not be scored.
     require_enough(good_parts.count, max_false_reject=rate, confidence=sure)
@@ -124,6 +128,7 @@ def calibrate(
         answer = asdict(calibration) | {
             "id": read_calibration(opened).id,
             "warnings": found,
+            "left_out": good_parts.left_out,
             "record": str(record),
             "report": str(report),
         }
@@ -159,6 +164,7 @@ class _Parts:
 
     count: int
     pictures: "Iterable[Picture | ImageError]"
+    left_out: dict[str, int] = field(default_factory=dict)
 
 
 def _source(
@@ -168,6 +174,7 @@ def _source(
     frames: int | None,
     backend: "BackendChoice | None",
     precision: "PrecisionChoice | None",
+    bits: int | None,
 ) -> "tuple[BundleSettings, _Parts]":
     """The bundle, what runs it, and the good parts: from a folder or from a camera."""
     from agent.settings import BundleSettings, load_config
@@ -183,7 +190,7 @@ def _source(
         settings = BundleSettings(
             path=bundle, backend=backend or "auto", precision=precision or "auto"
         )
-        return settings, _folder("--good", good)
+        return settings, _folder("--good", good, bits)
 
     for option, value in (
         ("--bundle", bundle),
@@ -200,15 +207,16 @@ def _source(
     return loaded.bundle, parts
 
 
-def _folder(option: str, folder: Path) -> _Parts:
+def _folder(option: str, folder: Path, bits: int | None) -> _Parts:
+    from agent.commands.images import images_of
     from calibration.scores import pictures_of
-    from engine.image import images_below
 
-    files = images_below(folder)
-    if not files:
-        remedy = "there are no images below it" if folder.is_dir() else "there is no such folder"
-        raise ConfigurationError(option, str(folder), remedy)
-    return _Parts(count=len(files), pictures=pictures_of(files))
+    listing = images_of(option, folder, all_of_it=True)
+    return _Parts(
+        count=len(listing.files),
+        pictures=pictures_of(listing.files, bits=bits),
+        left_out={each.reason: each.count for each in listing.left_out},
+    )
 
 
 def _filmed(

@@ -42,7 +42,7 @@ def test_one_round_of_line_and_bare_network(tmp_path, monkeypatch):
         assert 0 < stage["p50_ms"] <= stage["p95_ms"] <= stage["p99_ms"]
     code, out, err = bench("--bundle", bundle.path, "--images", tmp_path / "bundle")
     assert (code, out) == (2, "")
-    assert "holds no images" in err
+    assert "there are no images below it" in err
 
 
 def speed(backend: str, rate: float, objections: tuple[str, ...] | None) -> Speed:

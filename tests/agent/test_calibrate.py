@@ -1,6 +1,7 @@
 """`agent calibrate` from the command line."""
 
 import json
+import os
 import sys
 from collections.abc import Callable
 from importlib.util import find_spec
@@ -246,6 +247,31 @@ def test_folders_without_parts_are_wrong_use(
     )  # fmt: skip
     assert code == 2
     assert "--defective" in err
+
+
+def test_what_is_left_out_is_said_and_a_folder_that_cannot_be_read_is_refused(
+    calibrate: Call, bundle: Bundle, good: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (good / "@eaDir").mkdir()
+    for name in (".hidden.png", "@eaDir/000.png", "one.avif", "two.jfif"):
+        (good / name).write_bytes(b"x")
+    arguments = ("--bundle", bundle.path, "--good", good, "--max-false-reject", "5%")
+    code, out, err = calibrate(*arguments, "--json")
+    assert code == 0, err
+    left_out = json.loads(out)["left_out"]
+    assert sorted(left_out.values()) == [1, 1, 2]
+    said = [line for line in err.splitlines() if "left out" in line]
+    assert len(said) == 1
+    assert "2 without the name of an image that can be read (first: one.avif)" in said[0]
+
+    (good / "more").mkdir()
+    allowed = os.access
+    monkeypatch.setattr(
+        os, "access", lambda path, mode: not str(path).endswith("more") and allowed(path, mode)
+    )
+    code, _, err = calibrate(*arguments)
+    assert code == 2
+    assert "1 of its folders cannot be read, the first is more: Permission denied" in err
 
 
 @pytest.mark.parametrize(

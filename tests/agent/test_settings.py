@@ -278,3 +278,50 @@ def test_reading_a_configuration_loads_no_driver():
         [sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=False
     )
     assert done.returncode == 0, done.stderr
+
+
+OVERLAPPING = {
+    "the same": ("parts", "parts"),
+    "the same, written differently": ("parts", "./other/../parts"),
+    "one inside the other": ("parts", "parts/left"),
+    "the other way round": ("parts/left/new", "parts"),
+}
+
+
+@pytest.mark.parametrize("places", OVERLAPPING.values(), ids=OVERLAPPING.keys())
+def test_two_cameras_never_show_the_same_files(refused, places):
+    one, other = places
+    said = refused(
+        "agent: {id: a}\nbundle: {path: b}\nmqtt: {host: h}\ncameras:\n"
+        f"  - {{name: left, type: folder, path: {one}}}\n"
+        f"  - {{name: right, type: folder, path: {other}}}\n"
+    )
+    assert "camera left shows" in said
+    assert said.startswith("cameras.1.path: ")
+    assert "line 6" in said
+
+
+@pytest.mark.parametrize(
+    ("more", "key"),
+    [
+        ("evidence: {folder: in/evidence}", "evidence.folder"),
+        ("evidence: {folder: in}", "evidence.folder"),
+        ("ledger: {path: in/ledger.sqlite}", "ledger.path"),
+    ],
+)
+def test_nothing_is_written_below_a_folder_of_parts(refused, more, key):
+    said = refused(
+        "agent: {id: a}\nbundle: {path: b}\nmqtt: {host: h}\n"
+        f"camera: {{type: folder, path: in, after_last: watch}}\n{more}\n"
+    )
+    assert said.startswith(f"{key}: ")
+    assert "whose files are the parts of camera main" in said
+
+
+def test_done_files_stay_outside_and_keys_that_contradict_each_other_are_named(refused):
+    text = "agent: {id: a}\nbundle: {path: b}\nmqtt: {host: h}\ncamera: {type: folder, path: in"
+    said = refused(f"{text}, after_last: watch, done: move, done_folder: in/done}}\n")
+    assert said.startswith("camera.done_folder: ")
+    said = refused(f"{text}, done: delete}}\n")
+    assert "done: delete needs after_last: watch" in said
+    assert said.startswith("camera: ")

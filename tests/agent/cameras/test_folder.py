@@ -309,7 +309,6 @@ def test_files_are_tidied_up_once_their_parts_are_in_the_ledger(parts, tmp_path,
         ({"done": "delete"}, "needs after_last: watch"),
         ({"done": "move", "after_last": "watch"}, "done_folder"),
         ({"done_folder": "elsewhere", "after_last": "watch"}, "done_folder"),
-        ({"done": "move", "done_folder": "in/x", "after_last": "watch"}, "below path"),
     ],
 )
 def test_settings_that_contradict_each_other_are_refused(settings, why):
