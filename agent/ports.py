@@ -19,6 +19,7 @@ from engine.frame import Frame
 
 if TYPE_CHECKING:
     from agent.part import Part
+    from agent.record.feed import Feed
     from agent.record.rows import Delivery, Event
     from agent.requests import Requests
     from agent.station.status import Status
@@ -223,7 +224,12 @@ class TakesRequests(Protocol):
 
 
 class Watched(Protocol):
-    """What a service may read of the running agent, at any time and in any thread."""
+    """What a service may read of the running agent, at any time and in any thread.
+
+    `feed` has every recorded part: `Feed.subscribe` for this process, `Feed.serve` for a child.
+    """
+
+    feed: "Feed"
 
     def status(self) -> "Status":
         """The newest status."""

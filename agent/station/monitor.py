@@ -10,6 +10,7 @@ from typing import Final, Self
 
 from agent.part import State
 from agent.ports import Clock
+from agent.record.feed import Feed
 from agent.station.status import CameraStatus, Status
 
 _LOG: Final = logging.getLogger("atac_agent.line")
@@ -26,6 +27,7 @@ class Monitor:
 
     Args:
         make: Makes a status of what is counted just now.
+        feed: The ledger's, for those who read the monitor.
         clock: Times the looks.
         readers: Are called with each status, in the thread; they must not wait. One that raises
             is called no more, and its error is a fault from then on.
@@ -35,10 +37,12 @@ class Monitor:
         self,
         make: Callable[[], Status],
         *,
+        feed: Feed,
         clock: Clock,
         readers: Iterable[Callable[[Status], None]] = (),
     ) -> None:
         self._make = make
+        self.feed = feed
         self._clock = clock
         self._readers = list(readers)
         self._changed = threading.Condition()

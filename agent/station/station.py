@@ -20,6 +20,7 @@ from typing import Final, Protocol
 from agent.cameras.settings import LineSettings
 from agent.part import Part, State, Trigger, Verdict, decide, is_alarm
 from agent.ports import Camera, Clock, Service, Watched
+from agent.record.feed import Feed
 from agent.record.retention import AgeClock
 from agent.settings import Config
 from agent.station.acquisition import Acquisition, FrameIntake
@@ -48,6 +49,8 @@ class Record(Protocol):
     def is_alive(self) -> bool: ...
     @property
     def ages(self) -> AgeClock: ...
+    @property
+    def feed(self) -> Feed: ...
     def may_leave(self, sequence: int, timeout_s: float, /) -> bool: ...
     def next_sequence(self, camera: str) -> int: ...
     def expect(self, part: Part) -> None: ...
@@ -183,7 +186,10 @@ class Station:
             observers=(self._count, self._evidence.offer, *observers),
         )
         self.monitor: Final = Monitor(
-            self._status, clock=clock, readers=[*(outlet.report for outlet in outlets), *readers]
+            self._status,
+            feed=record.feed,
+            clock=clock,
+            readers=[*(outlet.report for outlet in outlets), *readers],
         )
         self._services = [make(self.monitor) for make in services]
 

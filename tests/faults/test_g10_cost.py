@@ -18,6 +18,7 @@ from agent.cameras.conveyor import ConveyorCamera, ConveyorSettings
 from agent.clock import SystemClock
 from agent.inference.child import ChildInspector, Setup
 from agent.ports import CameraContext
+from agent.record.feed import Feed
 from agent.record.retention import AgeClock
 from agent.station.controls import Controls
 from agent.station.run import run_station
@@ -42,6 +43,7 @@ class Forgetful:
     def __init__(self):
         self._begun = 0
         self.ages = AgeClock()
+        self.feed = Feed(rows_after=lambda *_: None, thumbnail=lambda *_: None)
 
     def may_leave(self, _sequence, _timeout_s):
         return True
