@@ -31,6 +31,7 @@ _WRITING_S: Final = 60.0
 """A file that somebody has opened to write to is waited for so long after its last change."""
 _LOOK_S: Final = 0.2
 _SEARCH_S: Final = 2.0
+_DAY_S: Final = 86_400.0
 _LOOK_SHARE: Final = 200
 """Looks take at most this share of a CPU: one second in 200."""
 _MOUNTS: Final = "/proc/self/mountinfo"
@@ -119,6 +120,7 @@ class Watched:
         self._queue: list[tuple[float, int, str]] = []
         self._orders = count()
         self._next_look = self._next_search = 0.0
+        self._next_keeping = clock() + _DAY_S
         self.left_out: tuple[LeftOut, ...] = ()
         try:
             self.events: INotify | None = INotify(nonblocking=True)
@@ -128,7 +130,7 @@ class Watched:
 
     def content(self, path: str, status: os.stat_result) -> str:
         """What identifies the content of a file."""
-        where = status.st_ino if self._has_lasting_inodes else os.path.relpath(path, self._root)
+        where = status.st_ino if self._has_lasting_inodes else os.path.abspath(path)
         return f"{where}:{status.st_size}:{status.st_mtime_ns}"
 
     def wait_s(self) -> float:
@@ -189,9 +191,21 @@ class Watched:
         for path in [path for path in self._candidates if not os.path.lexists(path)]:
             del self._candidates[path]
         self._written = {path for path in self._written if os.path.lexists(path)}
+        if self._clock() >= self._next_keeping:
+            self._keep()
         spent = time.thread_time() - began
         self._next_search = self._clock() + max(_SEARCH_S, _LOOK_SHARE * spent)
         self._next_look = self._clock() + _LOOK_S
+
+    def _keep(self) -> None:
+        """Ask about all that is there, so that the ledger does not forget it."""
+        self._next_keeping = self._clock() + _DAY_S
+        for path, folder in self._folders.items():
+            known = [
+                (each, os.path.join(path, name)) for name, each in folder.known.items() if each
+            ]
+            if known:
+                self._recorded(known)
 
     def _explore(self, start: str, before: dict[str, _Folder]) -> tuple[LeftOut, ...]:
         """Look at every file from `start` on down; `before` is what was known of the folders."""

@@ -19,7 +19,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Final, Literal, get_args
 
-from agent.record import outbox
+from agent.record import outbox, sources
 from agent.record.rows import THUMBNAIL, Span, with_span
 from agent.record.schema import number, transaction
 
@@ -222,6 +222,7 @@ def step(
         may_discard = place.was_large and not place.removed and place.discarded < _MOST_DISCARDED
         if is_large and may_discard:
             return _discard(connection, place, now_ns, in_hand)
+        sources.forget(connection, now_ns - limits.keep_ns)
         return Step(place=None)
     at, epoch = row["row"], row["epoch"]
     after = place.sequence if at == place.epoch else 0
@@ -246,7 +247,7 @@ def step(
             going.append(part["sequence"])
         if len(going) == _PARTS:
             break
-    refused = _remove(connection, epoch, going)
+    refused = _remove(connection, epoch, going, now_ns)
     if is_young or not seen:
         at, after = at + 1, 0
     further = Place(
@@ -277,7 +278,9 @@ def add_discarded(spans: dict[Discard, list[Span]], kind: Discard, sequence: int
         spans[kind] = with_span(known, sequence, sequence)
 
 
-def _remove(connection: sqlite3.Connection, epoch: str, sequences: list[int]) -> Counter[str]:
+def _remove(
+    connection: sqlite3.Connection, epoch: str, sequences: list[int], now_ns: int
+) -> Counter[str]:
     """Remove parts with all that belongs to them; counts the refused deliveries of each sink."""
     refused: Counter[str] = Counter()
     if not sequences:
@@ -285,6 +288,7 @@ def _remove(connection: sqlite3.Connection, epoch: str, sequences: list[int]) ->
     keys = [{"epoch": epoch, "sequence": sequence} for sequence in sequences]
     where = "WHERE epoch = :epoch AND sequence = :sequence"
     with transaction(connection):
+        seen = sources.of_parts(connection, keys)
         for key in keys:
             refused.update(
                 sink
@@ -295,6 +299,7 @@ def _remove(connection: sqlite3.Connection, epoch: str, sequences: list[int]) ->
             )
         for table in ("triggers", "thumbnails", "deliveries", "discarded", "labels"):
             connection.executemany(f"DELETE FROM {table} {where}", keys)  # noqa: S608 (our own words)
+        sources.keep(connection, seen, now_ns)
     return refused
 
 

@@ -71,8 +71,13 @@ CREATE TABLE triggers (         -- every part and how it ended
     PRIMARY KEY (epoch, sequence)
 ) WITHOUT ROWID;
 CREATE INDEX open_triggers ON triggers (epoch, sequence) WHERE state IS NULL;
-CREATE INDEX sources ON triggers (source) WHERE source IS NOT NULL;
+CREATE INDEX triggers_of_sources ON triggers (source) WHERE source IS NOT NULL;
 CREATE UNIQUE INDEX positions ON triggers (position) WHERE position IS NOT NULL;
+CREATE TABLE sources (          -- of parts that are gone, while their files may still be there
+    source TEXT PRIMARY KEY,
+    asked_ns INTEGER NOT NULL   -- when a camera last saw it
+) WITHOUT ROWID;
+CREATE INDEX ages_of_sources ON sources (asked_ns);
 CREATE TABLE thumbnails (
     epoch TEXT NOT NULL,
     sequence INTEGER NOT NULL,
@@ -157,6 +162,7 @@ TABLES: Final = {
     "epochs": ("rowid",),
     "runs": ("run",),
     "triggers": ("epoch", "sequence"),
+    "sources": ("source",),
     "thumbnails": ("epoch", "sequence"),
     "tally": ("epoch", "camera", "state"),
     "losses": ("epoch", "first"),

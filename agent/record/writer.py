@@ -12,7 +12,6 @@ time (`agent/record/retention.py`).
 """
 
 import bisect
-import json
 import logging
 import sqlite3
 import threading
@@ -26,7 +25,7 @@ from pathlib import Path
 from typing import Final, Protocol, Self, TypeVar
 
 from agent.part import Part, State, Trigger
-from agent.record import annotations, outbox, runs
+from agent.record import annotations, outbox, runs, sources
 from agent.record.annotations import ThresholdChange
 from agent.record.feed import Cursor, Feed
 from agent.record.outbox import Mark, Requeued, Wanted
@@ -401,17 +400,10 @@ class Ledger:
                 is_safe()
             )
 
-    def recorded(self, sources: Collection[str]) -> Collection[str]:
-        """Which of these sources have a part here that has ended; none while it cannot be read."""
-        asked = json.dumps([clean(source) for source in sources])
-        found = self._read(
-            lambda file: file.execute(
-                "SELECT DISTINCT source FROM triggers WHERE state IS NOT NULL"
-                " AND source IN (SELECT value FROM json_each(?))",
-                (asked,),
-            ).fetchall()
-        )
-        return {row["source"] for row in found or ()}
+    def recorded(self, asked: Collection[str]) -> Collection[str]:
+        """Which of these sources have had a part that ended; none while it cannot be read."""
+        clean_asked = [clean(source) for source in asked]
+        return self._read(lambda file: sources.known(file, clean_asked, self.ages.now_ns())) or ()
 
     def flush(self, timeout_s: float = 10.0) -> bool:
         """Wait until all that was recorded is committed; `False` if that took too long."""

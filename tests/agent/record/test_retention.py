@@ -101,6 +101,31 @@ def ledger_rows(ledger):
     return ledger._read(lambda file: file.execute("SELECT sequence FROM triggers").fetchall())
 
 
+def test_a_content_is_known_as_long_as_a_camera_asks_for_it_also_when_its_part_is_gone(path):
+    with opened(path) as ledger:
+        old = time.time_ns() - 40 * DAY_NS
+        for source in ("kept", "gone", None):
+            part = records.begin(ledger, source=source)
+            records.end(ledger, part, decided_ns=old)
+        add(ledger, 1)
+        ledger.flush()
+    with opened(path, limits=Limits(keep_ns=30 * DAY_NS, max_bytes=1000 * MB)) as ledger:
+        until(lambda: len(ledger_rows(ledger)) == 1)
+        assert set(ledger.recorded(["kept", "gone", "new"])) == {"kept", "gone"}
+        ledger.flush()
+    connection = sqlite3.connect(path)
+    with connection:
+        connection.execute("UPDATE sources SET asked_ns = ?", (time.time_ns() - 20 * DAY_NS,))
+    connection.close()
+    with opened(path) as ledger:
+        assert set(ledger.recorded(["kept"])) == {"kept"}
+        ledger.flush()
+    with opened(path, limits=Limits(keep_ns=10 * DAY_NS, max_bytes=1000 * MB)) as ledger:
+        remembered = "SELECT source FROM sources"
+        until(lambda: len(ledger._read(lambda file: file.execute(remembered).fetchall())) == 1)
+        assert set(ledger.recorded(["kept", "gone"])) == {"kept"}
+
+
 def test_the_count_goes_on_when_all_has_gone(path):
     limits = Limits(keep_ns=DAY_NS, max_bytes=1000 * MB)
     with opened(path, limits=limits) as ledger:

@@ -399,6 +399,7 @@ def test_a_file_with_every_kind_of_row_opens_is_sound_and_replays(path):
         ledger._ask(
             lambda file: (
                 file.execute("INSERT INTO losses VALUES ('e', 1, 2, 3, 'full')"),
+                file.execute("INSERT INTO sources VALUES ('1:2:3', 4)"),
                 file.execute("INSERT INTO discarded VALUES ('e', 1, 'picture', 3)"),
             )
         )
