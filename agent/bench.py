@@ -19,6 +19,7 @@ from time import perf_counter, process_time
 from typing import Final, Self
 
 import numpy as np
+import numpy.typing as npt
 
 from agent.cameras.conveyor import ConveyorSettings
 from agent.cameras.pace import PacedCamera
@@ -38,6 +39,7 @@ from engine.frame import Frame, Pixels
 
 _PACED_SHARE: Final = 0.5
 """The paced line brings so much of what the saturated one got through: no part waits for long."""
+_STAGES: Final = ("view_1", "pass_1", "attention", "view_2", "pass_2")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -124,17 +126,9 @@ def measured(
     seconds: float,
     rounds: int,
 ) -> Speed:
-    """Measure one runtime.
+    """Measure one runtime; each of a round's four parts takes about `seconds`.
 
-    Args:
-        bundle: The bundle that is measured.
-        frames: What the camera shows, again and again.
-        runtime: Backend and precision.
-        seconds: About how long each of a round's four parts takes.
-        rounds: How often line and bare network take turns.
-
-    Raises:
-        BackendError: The backend cannot be used.
+    Raises `BackendError` where the backend cannot be used.
     """
     backend, precision = runtime.backend, runtime.precision
     setup = Setup(bundle=bundle.path, bundle_id=bundle.id, backend=backend, precision=precision)
@@ -172,10 +166,7 @@ def measured(
 def compared(
     bundle: Bundle, frames: Sequence[Pixels], *, seconds: float, rounds: int
 ) -> tuple[tuple[Speed, ...], tuple[str, ...]]:
-    """Every CPU backend with every precision of the bundle, and why some could not be measured.
-
-    The arguments are those of `measured`.
-    """
+    """Every CPU backend with every precision of the bundle, and why some could not be measured."""
     found, missing = [], []
     specs = {name: BACKENDS.find(name).settings for name in BACKENDS.names()}
     runtimes = [
@@ -251,17 +242,16 @@ class FramesCamera(PacedCamera):
 def _line(
     child: ChildInspector, frames: Sequence[Pixels], *, seconds: float, interval_s: float
 ) -> LineSpeed:
-    times: dict[str, list[float]] = {}
-    wholes: list[float] = []
+    times: list[list[float]] = []
     passes = 0
 
     def note(part: Part) -> None:
         nonlocal passes
         if part.inspection is None:
             return
-        for stage, stage_s in part.inspection.stages.items():
-            times.setdefault(stage, []).append(stage_s)
-        wholes.append((part.ended.decided_ns - part.trigger.triggered_ns) / 1e9)
+        stages = [part.inspection.stages.get(stage, 0.0) for stage in _STAGES]
+        whole = (part.ended.decided_ns - part.trigger.triggered_ns) / 1e9
+        times.append([*stages, whole])
         passes += len(part.inspection.passes)
 
     cpu = _cpu_s(child.pid)
@@ -280,23 +270,25 @@ def _line(
             observers=(note,),
         )
     cpu = _cpu_s(child.pid) - cpu
-    if not wholes:
+    if not times:
         raise BackendError(f"no part was inspected within {seconds:g} s; allow more: --seconds")
+    seen = np.array(times)
+    stages = {
+        name: _percentiles(column[column > 0])
+        for name, column in zip((*_STAGES, "end_to_end"), seen.T, strict=True)
+        if (column > 0).any()
+    }
     return LineSpeed(
-        parts=len(wholes),
+        parts=len(times),
         parts_per_second=summary.parts_per_second,
-        passes_per_part=passes / len(wholes),
-        cpu_ms_per_part=cpu / len(wholes) * 1e3,
-        jitter_ms=float(np.std(wholes) * 1e3),
-        stages={
-            stage: _percentiles(each)
-            for stage, each in (times | {"end_to_end": wholes}).items()
-            if any(each)  # a device does not time its stages
-        },
+        passes_per_part=passes / len(times),
+        cpu_ms_per_part=cpu / len(times) * 1e3,
+        jitter_ms=float(seen[:, -1].std() * 1e3),
+        stages=stages,
     )
 
 
-def _percentiles(seconds: Sequence[float]) -> Percentiles:
+def _percentiles(seconds: npt.NDArray[np.float64]) -> Percentiles:
     p50, p95, p99 = (float(each) * 1e3 for each in np.percentile(seconds, (50, 95, 99)))
     return Percentiles(p50_ms=p50, p95_ms=p95, p99_ms=p99)
 

@@ -47,7 +47,7 @@ from train.datasets import (
     unseen_images,
 )
 from train.evaluate import auroc
-from train.export import add_precision
+from train.export.gate import add_precision
 
 MAX_FALSE_REJECT = 0.05
 

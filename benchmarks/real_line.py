@@ -1,7 +1,7 @@
 """The whole product on real images: train → export → calibrate → run → alarms, and one table.
 
     python -m benchmarks.real_line --data ../shared/data --weights resnet50_layer3.safetensors \
-        --form v1 --out runs/real_line --result benchmarks/results/real_line.json
+        --backbone resnet50:v1 --out runs/real_line --result benchmarks/results/real_line.json
 
 Each set is learnt from its good training images, less the 60 held out for the threshold, and ten
 known defects; the rest of its test images go past the agent as a camera. The steps are the
@@ -48,7 +48,7 @@ from engine.image import read_image
 from engine.methods import open_method
 from train.datasets import SPLIT, SPLIT_JSON, find_source, unseen_images
 from train.evaluate import auroc, scored
-from train.export import load_network
+from train.export.gate import load_network
 from train.network import TorchBackend
 
 CALIBRATION_PARTS = 60  # 59 good parts carry a promise of 5 % at 95 %
@@ -76,7 +76,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description="The product on real images, end to end.")
     parser.add_argument("--data", type=Path, default=Path("../shared/data"))
     parser.add_argument("--weights", type=Path, help="ImageNet ResNet-50")
-    parser.add_argument("--form", default="v1.5", choices=("v1", "v1.5"))
+    parser.add_argument("--backbone", default="resnet50", help="resnet50:v1 as the weights are")
     parser.add_argument("--out", type=Path, default=Path("runs/real_line"))
     parser.add_argument("--result", type=Path)
     parser.add_argument("--sets", nargs="+", default=[one.name for one in SETS])
@@ -110,8 +110,8 @@ def prepared(one: Set, folder: Path, options: argparse.Namespace) -> Bundle:
     if not (path / "manifest.json").exists():
         held = (CALIBRATION_PARTS + 0.5) / one.good
         command(
-            *("train", "--data", data, "--out", path, "--profile", "line", "--defects", "10"),
-            *("--backbone-weights", options.weights, "--backbone-form", options.form),
+            *("train", "--data", data, "--out", path, "--recipe", "line", "--defects", "10"),
+            *("--backbone-weights", options.weights, "--backbone", options.backbone),
             *("--hold-out", f"{held:.4f}", "--seed", options.seed, "--resume"),
         )
     bundle = open_bundle(path)

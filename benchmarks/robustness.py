@@ -39,7 +39,6 @@ from engine.methods.atac import atac_of
 from engine.parity import box_iou
 from engine.score import top_k_mean
 from engine.view import view
-from train.backbone import PretrainedWeights, read_weights
 from train.datasets import (
     SPLIT,
     SPLIT_JSON,
@@ -50,9 +49,9 @@ from train.datasets import (
     unseen_images,
 )
 from train.evaluate import auroc
-from train.export import PROFILE
-from train.fit import train_bundle
-from train.profile import PROFILE_JSON
+from train.recipes import RECIPE, RECIPE_JSON
+from train.run import train_bundle
+from train.weights import read_weights
 
 BATCH = 8
 Change = Callable[[Pixels], Pixels]
@@ -217,7 +216,7 @@ def batched(backend: Backend, bundle: Bundle, frames: Sequence[Pixels]) -> dict[
         score_map, attention = alone["score_map"][0], alone["attention"][0]
         differences = {
             "score_map": np.abs(score_map - together["score_map"][index]).max(),
-            "attention": np.abs(attention - together.attention[index]).max(),
+            "attention": np.abs(attention - together["attention"][index]).max(),
             "score": abs(
                 top_k_mean(score_map, share) - top_k_mean(together["score_map"][index], share)
             ),
@@ -238,18 +237,18 @@ def under_light(
 
 def without_clahe(bundle: Bundle, source: Source, folder: Path, weights: Path) -> Bundle:
     """The recipe and the split of `bundle`, trained without CLAHE; made once, then opened."""
-    profile = PROFILE_JSON.validate_json(bundle.read(PROFILE))
+    settings = RECIPE_JSON.validate_json(bundle.read(RECIPE))
     split = SPLIT_JSON.validate_json(bundle.read(SPLIT))
     held = len(split.held_out_good)
     without = replace(
-        profile,
-        view=replace(profile.view, equalise="never"),
+        settings,
+        view=replace(settings.view, equalise="never"),
         hold_out=held / (held + len(split.train_good)),
     )
     if (folder / MANIFEST).exists():
         made = open_bundle(folder)
     else:
-        pretrained: PretrainedWeights = read_weights(weights, form=profile.form, option="--weights")
+        pretrained = read_weights(weights, option="--weights")
         made = train_bundle(
             source,
             folder,
@@ -259,10 +258,10 @@ def without_clahe(bundle: Bundle, source: Source, folder: Path, weights: Path) -
             seed=split.seed,
             resume=True,
             accept_flips=True,
-        )
+        ).written.bundle
     # One from an earlier run may be another recipe's, or know images that are tested here.
     if (
-        PROFILE_JSON.validate_json(made.read(PROFILE)) != without
+        RECIPE_JSON.validate_json(made.read(RECIPE)) != without
         or SPLIT_JSON.validate_json(made.read(SPLIT)) != split
     ):
         raise ConfigurationError(

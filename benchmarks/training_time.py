@@ -3,7 +3,7 @@
     python -m benchmarks.training_time --data ../shared/data --weights resnet50_layer3.safetensors \
         --result benchmarks/results/training_time.json
 
-The images are 190 good and 10 defective ones of a set, beside the good ones that the profile holds
+The images are 190 good and 10 defective ones of a set, beside the good ones that the recipe holds
 out. What is timed is the command that a user types, from nothing to the bundle and its page, on
 so many cores of this machine; the goal is ten minutes. `busy` is the processor time over what
 these cores had to give: far below 1, the command waited, for a disk or for other programs.
@@ -22,7 +22,7 @@ from typing import Any
 
 from benchmarks.machine import described
 from train.datasets import GOOD, draw_split, find_source
-from train.profile import PROFILES
+from train.recipes import RECIPES
 
 GOOD_IMAGES, DEFECTS = 190, 10
 GOAL_SECONDS = 600.0
@@ -34,14 +34,14 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--data", type=Path, default=Path("../shared/data"))
     parser.add_argument("--set", default="mvtec_pill", help="a folder in MVTec's layout")
     parser.add_argument("--weights", type=Path, required=True, help="ImageNet ResNet-50")
-    parser.add_argument("--profile", choices=PROFILES, default="line")
+    parser.add_argument("--recipe", choices=RECIPES.names(), default="line")
     parser.add_argument("--cores", type=int, default=2)
     parser.add_argument("--out", type=Path, help="keep the bundle here")
     parser.add_argument("--result", type=Path)
     options = parser.parse_args(arguments)
 
     with tempfile.TemporaryDirectory() as folder:
-        data = some_of(options.data / options.set, Path(folder) / "data", options.profile)
+        data = some_of(options.data / options.set, Path(folder) / "data", options.recipe)
         result = measured(data, options.out or Path(folder) / "bundle", options)
     if options.result:
         options.result.parent.mkdir(parents=True, exist_ok=True)
@@ -49,9 +49,9 @@ def main(arguments: list[str] | None = None) -> None:
     print(sentence(result))
 
 
-def some_of(source: Path, folder: Path, profile: str) -> Path:
+def some_of(source: Path, folder: Path, recipe: str) -> Path:
     """Links to as many images of `source` as leave `GOOD_IMAGES` to train on."""
-    share = PROFILES[profile].hold_out
+    share = RECIPES.find(recipe).settings().hold_out
     wanted = next(n for n in range(10_000) if n - round(share * n) == GOOD_IMAGES)
     good = sorted((source / "train" / GOOD).iterdir())
     if len(good) < wanted:
@@ -69,7 +69,7 @@ def some_of(source: Path, folder: Path, profile: str) -> Path:
 def measured(data: Path, bundle: Path, options: argparse.Namespace) -> dict[str, Any]:
     cores = sorted(os.sched_getaffinity(0))[: options.cores]
     os.sched_setaffinity(0, cores)  # the child inherits it, and torch counts its threads by it
-    command = [AGENT, "train", "--data", data, "--out", bundle, "--profile", options.profile]
+    command = [AGENT, "train", "--data", data, "--out", bundle, "--recipe", options.recipe]
     command += ["--backbone-weights", options.weights, "--defects", str(DEFECTS), "--json"]
     usual = {name: value for name, value in os.environ.items() if name != "OMP_NUM_THREADS"}
     before = resource.getrusage(resource.RUSAGE_CHILDREN)
@@ -82,7 +82,7 @@ def measured(data: Path, bundle: Path, options: argparse.Namespace) -> dict[str,
     return {
         "machine": described(),
         "set": options.set,
-        "profile": options.profile,
+        "recipe": options.recipe,
         "good": training["good"],
         "defective": training["defective"],
         "cores": len(cores),
@@ -96,7 +96,7 @@ def measured(data: Path, bundle: Path, options: argparse.Namespace) -> dict[str,
 
 def sentence(result: dict[str, Any]) -> str:
     return (
-        f"agent train --profile {result['profile']} on {result['good'] + result['defective']} "
+        f"agent train --recipe {result['recipe']} on {result['good'] + result['defective']} "
         f"images of {result['set']}, {result['cores']} cores: {result['seconds'] / 60:.1f} min "
         f"({result['of_these_epochs'] / 60:.1f} of them epochs, cores {result['busy']:.0%} busy); "
         f"goal {result['goal_seconds'] / 60:.0f} min"

@@ -2,7 +2,7 @@
 
     python -m benchmarks.views --result benchmarks/results/views.json
 
-CPU milliseconds for view 1 and for the closer view of a box of 96 view pixels, as profile `line`
+CPU milliseconds for view 1 and for the closer view of a box of 96 view pixels, as recipe `line`
 makes them from a decoded frame; the least of `--frames` turns. `pillow` is the time of the two
 resizes that give the same pixels, `Image.resize` with box and `reducing_gap`; CLAHE, which `views`
 has, is not in it.
@@ -23,7 +23,7 @@ from PIL import Image
 from benchmarks.machine import described
 from engine.frame import Box, Pixels
 from engine.view import view, zoomed
-from train.profile import LINE
+from train.recipes.line import Line
 
 MEGAPIXELS = (0.3, 1.2, 5.0, 20.0)
 
@@ -57,7 +57,7 @@ def frame(megapixels: float, *, mono: bool) -> Pixels:
 
 
 def timed(pixels: Pixels, frames: int) -> dict[str, float]:
-    spec = LINE.view
+    spec = Line().view
     whole = Box.around(pixels)
     first = view(pixels, whole, spec)
     box = Box(left=64, top=64, right=160, bottom=160)

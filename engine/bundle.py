@@ -45,7 +45,7 @@ class TrainingRecord:
     parity gate, not the threshold, which is `agent calibrate`'s to set.
     """
 
-    profile: str
+    recipe: str
     backbone: str
     pretrained: str
     seed: int

@@ -162,13 +162,12 @@ def test_the_shipped_configuration_parses():
 
 
 def test_the_demo_bundle_is_what_its_script_would_train():
-    """A change of the line profile must not silently change what `make demo-bundle` makes."""
+    """A change of the recipe line must not silently change what `make demo-bundle` makes."""
     code = (
         "import pathlib, demo_bundle\n"
-        "from train.fit import settled\n"
-        "from train.profile import PROFILE_JSON\n"
-        "shipped = pathlib.Path('agent/demo_bundle/profile.json').read_bytes()\n"
-        "assert settled(demo_bundle.PROFILE, None) == PROFILE_JSON.validate_json(shipped)\n"
+        "from train.recipes import RECIPE_JSON\n"
+        "shipped = pathlib.Path('agent/demo_bundle/recipe.json').read_bytes()\n"
+        "assert demo_bundle.SETTINGS.settled(None) == RECIPE_JSON.validate_json(shipped)\n"
     )
     done = ran(sys.executable, "-c", f"import sys; sys.path[:0] = ['.', 'tools']\n{code}")
     assert done.returncode == 0, done.stderr

@@ -66,7 +66,7 @@ def tiny_bundle(
         ),
         networks=networks,
         training=TrainingRecord(
-            profile="line",
+            recipe="line",
             backbone="none",
             pretrained="none",
             seed=0,

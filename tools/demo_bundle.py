@@ -14,28 +14,29 @@ from pathlib import Path
 from agent.synthetic.flange import write_parts
 from engine.bundle import write_manifest
 from engine.methods.atac import atac_of
+from train.backbones.resnet import ResNet
+from train.checkpoint import Epoch
 from train.datasets import find_source
-from train.fit import Epoch, train_bundle
-from train.profile import LINE
+from train.network import ConvolutionHead
+from train.recipes.line import KnownDefects, Line, Supervised, SyntheticDefects
+from train.run import train_bundle
 
-PROFILE = replace(
+LINE = Line()
+SETTINGS = replace(
     LINE,
     view=replace(LINE.view, side=128, reducing_gap=3.0),  # as it was when it was trained
     crop=replace(LINE.crop, min_side=80, gate=0.3),
-    architecture="resnet18",
-    stages=("layer2",),
+    backbone=ResNet(architecture="resnet18", stages=("layer2",)),
+    freeze=False,
+    memory_bank=None,
     local_mean=False,
-    top_k=0.02,  # a scratch covers few of the 256 cells
+    head=ConvolutionHead(kernel=1, channels=64, heads=1, residual=True),
+    top_k=0.02,  # a scratch covers few of the 256 patches
     # Starting from nothing, it learns most from where the defects are.
-    known_masks=True,
-    transplanted=0.0,
-    pseudo_scored="always",  # as these have masks
-    heads=1,
-    memory_weight=1.0,  # of no memory: what is not pretrained has none
-    unit_cells=False,
-    mask_weight=20.0,
-    cell_weight=0.0,
-    real_share=0.8,
+    attention=Supervised(weight=20.0),
+    patch_weight=0.0,
+    known=KnownDefects(share=0.8, versions=8, masks=True),
+    synthetic=SyntheticDefects(each=2, transplanted=0.0, scored="always"),
     epochs=14,
     least_steps=60,
     zoom_from=6,
@@ -48,13 +49,13 @@ def main(parts: Path, out: Path) -> None:
     bundle = train_bundle(
         find_source(parts / "training", None, None),
         out,
-        PROFILE,
+        SETTINGS,
         weights=None,
         defects=240,
         on_epoch=tell,
-    )
-    # Training looks twice at whatever draws a little attention; the line only at what draws more
-    # than half of the most there can be, so that a good part is seldom looked at again.
+    ).written.bundle
+    # Training zooms wherever there is a little attention; on the line only attention above half of
+    # its maximum is worth a second pass, so that a good part seldom has one.
     method = atac_of(bundle)
     method = replace(method, crop=replace(method.crop, gate=0.5))
     bundle = write_manifest(out, replace(bundle.manifest, method=method))

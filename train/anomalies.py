@@ -1,16 +1,16 @@
-"""Pseudo-defects: good parts with something wrong painted in, and the mask of where.
+"""Synthetic defects: good parts with something wrong put in, and the mask of where.
 
 Each kind is one function `(pixels, donor, rng) -> (pixels, mask)` over native frames, uint8, mono
-or RGB; `donor` is of the same kind and any size. Neither input is changed. Painting comes before
-CLAHE, as a real defect would (spec §6.4).
+or RGB; `donor` is of the same kind and any size. Neither input is changed. This comes before
+CLAHE, as a real defect would.
 
-    cutmix   a rectangle from elsewhere (D19), the paper's only kind
+    cutmix   a rectangle from elsewhere, the paper's only kind
     patch    a small rectangle from elsewhere, turned and tinted (CutPaste, Li et al. 2021)
     scar     the same, long and thin
-    blotch   shuffled texture under a Perlin mask (MemSeg's structural kind, spec §2.3.4)
+    blotch   shuffled texture under a Perlin mask (MemSeg's structural kind)
     stroke   a dark or bright scratch
 
-`transplanted` sets a known defect, whose mask someone drew, onto a good part.
+`transplanted` puts a known defect, whose mask is known, onto a good part.
 """
 
 from collections.abc import Callable
@@ -27,7 +27,7 @@ Mask = npt.NDArray[np.bool_]
 
 Kind = Literal["cutmix", "patch", "scar", "blotch", "stroke"]
 
-# Geometry of D19: share of the image area, sides' ratio (log-uniform), brightness jitter.
+# Geometry of CutMix: share of the image area, sides' ratio (log-uniform), brightness jitter.
 _AREA: Final = (0.02, 0.15)
 _ASPECT: Final = (0.3, 3.3)
 _JITTER: Final = 0.1
@@ -49,7 +49,7 @@ _VISIBLE_AREA: Final = 0.00015
 
 
 def cutmix(pixels: Pixels, donor: Pixels, rng: np.random.Generator) -> tuple[Pixels, Mask]:
-    """`pixels` with a rectangle of `donor` pasted elsewhere, a little brighter or darker (D19).
+    """`pixels` with a rectangle of `donor` pasted elsewhere, a little brighter or darker.
 
     Both are uint8 of one kind (mono or RGB), of any sizes. Neither is changed. A patch that
     happens to leave the picture as it was is drawn again.
@@ -120,8 +120,8 @@ def stroke(pixels: Pixels, donor: Pixels, rng: np.random.Generator) -> tuple[Pix
     return _blended(pixels, _tinted(pixels, rng) + np.float32(shade), line.astype(np.float32), rng)
 
 
-Painter = Callable[[Pixels, Pixels, np.random.Generator], tuple[Pixels, Mask]]
-PAINTERS: Final[dict[Kind, Painter]] = {
+Synthesis = Callable[[Pixels, Pixels, np.random.Generator], tuple[Pixels, Mask]]
+SYNTHESES: Final[dict[Kind, Synthesis]] = {
     "cutmix": cutmix,
     "patch": patch,
     "scar": scar,
@@ -130,15 +130,15 @@ PAINTERS: Final[dict[Kind, Painter]] = {
 }
 
 
-def paint(
+def synthesised(
     kinds: tuple[Kind, ...], pixels: Pixels, donor: Pixels, rng: np.random.Generator
 ) -> tuple[Pixels, Mask]:
-    """A pseudo-defect of one of `kinds`, drawn again until it can be seen.
+    """A synthetic defect of one of `kinds`, drawn again until it can be seen.
 
     A picture that hides every try (all of one tone) gets a CutMix, which always shows.
     """
     for _ in range(_TRIES):
-        changed, mask = PAINTERS[kinds[int(rng.integers(len(kinds)))]](pixels, donor, rng)
+        changed, mask = SYNTHESES[kinds[int(rng.integers(len(kinds)))]](pixels, donor, rng)
         if mask.sum() >= max(1.0, _VISIBLE_AREA * mask.size):
             return changed, mask
     return cutmix(pixels, donor, rng)
@@ -216,7 +216,7 @@ def _shuffled(pixels: Pixels, rng: np.random.Generator) -> Pixels:
 def _perlin(
     height: int, width: int, rows: int, columns: int, rng: np.random.Generator
 ) -> npt.NDArray[np.float32]:
-    """Gradient noise (Perlin 2002) with `rows` × `columns` lattice cells, about -1 … 1."""
+    """Gradient noise (Perlin 2002) with `rows` × `columns` lattice fields, about -1 … 1."""
     angles = rng.uniform(0, 2 * np.pi, size=(rows + 1, columns + 1))
     y = np.arange(height)[:, None] * rows / height
     x = np.arange(width)[None, :] * columns / width
@@ -308,7 +308,7 @@ def moved(
 ) -> tuple[Pixels, Mask | None]:
     """A known defect and its mask a little shifted, turned, scaled and brightened.
 
-    So few of them are known that each would otherwise be learnt by heart (spec §6.10).
+    So few of them are known that the network would otherwise overfit to each.
     """
     height, width = pixels.shape[:2]
     turn = cv2.getRotationMatrix2D(
@@ -323,7 +323,7 @@ def moved(
     return brightened, np.asarray(where > 0)
 
 
-def cells(mask: Mask, box: Box, rows: int, columns: int) -> npt.NDArray[np.float32]:
+def patches(mask: Mask, box: Box, rows: int, columns: int) -> npt.NDArray[np.float32]:
     """The part of `mask` inside `box` on a map of `rows` × `columns`: 1 where any pixel is set."""
     inside = mask[box.top : box.bottom, box.left : box.right].astype(np.float32)
     share = cv2.resize(inside, (columns, rows), interpolation=cv2.INTER_AREA)

@@ -9,11 +9,11 @@ The split lists every image by path and content hash. It is drawn from sorted pa
 so it is the same on every file system.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
-from typing import Final, Generic, Literal, TypeVar
+from typing import Final, Literal
 
 import cv2
 import numpy as np
@@ -25,6 +25,7 @@ from engine.frame import Pixels
 from engine.image import images_below, read_image
 from engine.spec import spec
 from train.anomalies import Mask
+from train.cache import ByteLimitedCache
 
 GOOD: Final = "good"
 DEFECTIVE: Final = "defective"
@@ -33,10 +34,7 @@ LEAST_GOOD: Final = 8
 """Fewer good images than fill half a batch are no basis for learning what good is."""
 _SAME_SHAPE: Final = 0.02  # relative difference of two aspect ratios that rounding can make
 PLAIN_TEST_SHARE: Final = 0.25
-"""Share of good images that plain folders give to the test, as DevNet and DRA do (spec §3)."""
-
-K = TypeVar("K")
-V = TypeVar("V")
+"""Share of good images that plain folders give to the test, as DevNet and DRA do."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -143,14 +141,24 @@ def find_source(data: Path | None, good: Path | None, defective: Path | None) ->
     )
 
 
-def draw_split(source: Source, *, defects: int | None, hold_out: float, seed: int) -> Split:
+def draw_split(
+    source: "Source | Images", *, defects: int | None, hold_out: float, seed: int
+) -> Split:
     """Hash all images of `source`, leave out repeated ones, and draw who trains.
 
-    `defects` known defects leave the test for the training (default: ten, at most half of them);
-    `hold_out` is the share of training images kept unseen. Raises `TrainingError` when there are
-    too few images, when some cannot be read, or when one image is called good and defective.
+    Args:
+        source: The images; `Images` keep what was read.
+        defects: How many known defects train instead of test; default ten, at most half of them.
+        hold_out: Share of the training images that are kept unseen.
+        seed: Of the draw.
+
+    Raises:
+        TrainingError: There are too few images, some cannot be read, or one image is called good
+            and defective.
     """
-    listed, dropped = _distinct(_hashed(source, _listing(source)))
+    images = source if isinstance(source, Images) else Images(source, limit=0)
+    source = images.source
+    listed, dropped = _distinct(_hashed(images, _listing(source)))
     good_train = [item for item in listed if _is_for_training(item)]
     test_good = [item for item in listed if not item.defective and not _is_for_training(item)]
     faulty = [item for item in listed if item.defective]
@@ -198,7 +206,7 @@ def unseen_images(source: Source, bundle: Bundle) -> tuple[Listed, ...]:
     if SPLIT in bundle.manifest.files:
         split = SPLIT_JSON.validate_json(bundle.read(SPLIT))
         used |= {item.sha256 for item in split.held_out_good}
-    listed, _ = _distinct(_hashed(source, _listing(source)))
+    listed, _ = _distinct(_hashed(Images(source, limit=0), _listing(source)))
     return tuple(
         item
         for item in listed
@@ -235,46 +243,65 @@ def read_mask(source: Source, item: Listed, pixels: Pixels) -> Mask | None:
     )
 
 
-class Kept(Generic[K, V]):
-    """Values made once and kept while they fit into `limit` bytes; beyond it, made each time."""
+class Images:
+    """The images of `source`, each read and hashed once, and kept while all fit into memory.
 
-    def __init__(self, *, limit: int) -> None:
-        self._values: dict[K, V] = {}
-        self._left = limit
+    What does not fit into `limit` bytes is read and hashed again when it is asked for.
+    """
 
-    def get(self, key: K, make: Callable[[], V], size: Callable[[V], int]) -> V:
-        """The value of `key`, from `make()` when it is not here; `size` gives its bytes."""
-        if key in self._values:
-            return self._values[key]
-        value = make()
-        if size(value) <= self._left:
-            self._left -= size(value)
-            self._values[key] = value
-        return value
+    def __init__(self, source: Source, *, limit: int = 2 << 30) -> None:
+        self.source = source
+        self._pixels: ByteLimitedCache[str, Pixels] = ByteLimitedCache(limit=limit)
+        self._masks: ByteLimitedCache[str, Mask] = ByteLimitedCache(limit=limit // 4)
+
+    def digest(self, name: str) -> str:
+        """The hash of what image `name` shows; raises `ImageError` when it cannot be read."""
+        return pixels_sha256(self._kept(name, lambda: read_image(self.source.path(name))))
+
+    def pixels(self, item: Listed) -> Pixels:
+        """The pixels of a split's image; raises `TrainingError` when they are not those listed."""
+        return self._kept(item.path, lambda: read_listed(self.source, item))
+
+    def mask(self, item: Listed) -> Mask | None:
+        """As `read_mask`."""
+        if item.mask is None:
+            return None
+
+        def read() -> Mask:
+            mask = read_mask(self.source, item, self.pixels(item))
+            assert mask is not None
+            return mask
+
+        return self._masks.get(item.mask, read, lambda mask: mask.nbytes)
+
+    def forget_others(self, items: Collection[Listed]) -> None:
+        """Give the memory of all images but `items` back."""
+        self._pixels.forget_others({item.path for item in items})
+
+    def _kept(self, name: str, read: Callable[[], Pixels]) -> Pixels:
+        return self._pixels.get(name, read, lambda pixels: pixels.nbytes)
 
 
 class TrainingImages:
     """The frames of a split's training images, by their position in `split.training`."""
 
-    def __init__(self, source: Source, split: Split, *, limit: int = 2 << 30) -> None:
+    def __init__(self, images: Images, split: Split) -> None:
         self.good = range(len(split.train_good))
         self.defective = range(len(split.train_good), len(split.training))
-        self._source = source
+        self.images = images
+        self.split = split
         self._items = split.training
-        self._frames: Kept[int, Pixels] = Kept(limit=limit)
 
     def frame(self, index: int) -> Pixels:
         """Native pixels, mono or RGB."""
-        return self._frames.get(
-            index, lambda: read_listed(self._source, self._items[index]), lambda p: p.nbytes
-        )
+        return self.images.pixels(self._items[index])
 
     def mask(self, index: int) -> Mask | None:
         """Where image `index` is defective; all False for a good one, None when unknown."""
-        item, pixels = self._items[index], self.frame(index)
+        item = self._items[index]
         if not item.defective:
-            return np.zeros(pixels.shape[:2], dtype=np.bool_)
-        return read_mask(self._source, item, pixels)
+            return np.zeros(self.frame(index).shape[:2], dtype=np.bool_)
+        return self.images.mask(item)
 
 
 def _folder(option: str, path: Path) -> Path:
@@ -334,7 +361,7 @@ def _is_for_training(item: Listed) -> bool:
     return not item.defective and not item.path.startswith("test/")
 
 
-def _hashed(source: Source, rows: Sequence[tuple[str, str, str | None]]) -> list[Listed]:
+def _hashed(images: Images, rows: Sequence[tuple[str, str, str | None]]) -> list[Listed]:
     unwritable = [name for name, _, _ in rows if not _is_text(name)]
     if unwritable:
         raise TrainingError(
@@ -348,7 +375,7 @@ def _hashed(source: Source, rows: Sequence[tuple[str, str, str | None]]) -> list
 
     def digest(row: tuple[str, str, str | None]) -> str | ImageError:
         try:
-            return pixels_sha256(read_image(source.path(row[0])))
+            return images.digest(row[0])
         except ImageError as error:
             return error
 

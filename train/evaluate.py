@@ -1,19 +1,19 @@
 """How well scores tell defective from good: exact, on raw float64 scores."""
 
-from collections.abc import Iterable, Sequence
+import math
+from collections.abc import Iterable
 from typing import Final
 
-import cv2
 import numpy as np
 import numpy.typing as npt
 
-from engine.frame import Map
 from engine.inspector import Inspector
+from engine.methods import MethodSpec, open_method
 from engine.spec import spec
-from train.anomalies import Mask
-from train.datasets import Listed, Source, read_listed
+from train.datasets import Listed, Source, TrainingImages, read_listed
+from train.network import Network, TorchBackend
 
-_AUPRO_FPR: Final = 0.3
+_PROBED: Final = 16  # held-out good images
 
 Scores = npt.NDArray[np.float64]
 Labels = npt.NDArray[np.bool_]
@@ -49,18 +49,6 @@ class Ranking:
 
 
 @spec
-class PixelRanking:
-    """How well maps show where parts are defective.
-
-    `aupro` is the mean share of each connected region that is found, over false-positive rates of
-    pixels up to 0.3 (Bergmann et al. 2020).
-    """
-
-    auroc: float
-    aupro: float
-
-
-@spec
 class AtThreshold:
     """What a threshold makes of the test; a score above it is NG."""
 
@@ -90,6 +78,34 @@ def scored(inspector: Inspector, source: Source, items: Iterable[Listed]) -> tup
             Scored(path=item.path, kind=item.kind, score=inspection.score, zoomed=inspection.zoomed)
         )
     return tuple(found)
+
+
+class ValidationProbe:
+    """Held-out good and known defective images, inspected as the line would; called, their AUROC.
+
+    Args:
+        images: The training images, whose split says what was held out.
+        network: The network in training.
+        method: How the engine runs it.
+    """
+
+    def __init__(self, images: TrainingImages, network: Network, method: MethodSpec) -> None:
+        split = images.split
+        good = split.held_out_good[:_PROBED]
+        probed = (*good, *split.train_defective) if good and split.train_defective else ()
+        self._frames = [images.images.pixels(item) for item in probed]
+        self._defective = [item.defective for item in probed]
+        self._network = network
+        self._method = method
+
+    def __call__(self) -> float:
+        """The AUROC of these images; NaN where there are none of a kind."""
+        if not self._frames:
+            return math.nan
+        with TorchBackend(self._network) as backend:
+            inspector = open_method(self._method, backend)
+            scores = [inspector.inspect(frame).score for frame in self._frames]
+        return auroc(np.array(scores), np.array(self._defective))
 
 
 def evaluation(
@@ -136,46 +152,6 @@ def fpr_at_tpr(scores: Scores, defective: Labels, tpr: float = 0.95) -> float:
     found, flagged = _cumulative(scores, defective)
     enough = int(np.argmax(found >= tpr * found[-1]))
     return float((flagged - found)[enough] / (len(scores) - found[-1]))
-
-
-def pixel_ranking(maps: Sequence[Map], masks: Sequence[Mask]) -> PixelRanking:
-    """How the cells of `maps` rank what `masks`, of the same shapes, call defective.
-
-    Exact: every distinct value is a threshold. Raises `ValueError` without a defective pixel or
-    without a good one.
-    """
-    values = np.concatenate([one.ravel() for one in maps])
-    defective = np.concatenate([mask.ravel() for mask in masks])
-    positives = int(defective.sum())
-    if not 0 < positives < len(values):
-        raise ValueError("pixels of one kind alone cannot be ranked")
-    # A pixel of a region weighs one over the region's size: a threshold's sum is then the sum of
-    # the regions' shares found.
-    weights = np.concatenate([_region_weights(mask).ravel() for mask in masks])
-    order = np.argsort(-values, kind="stable")
-    last_of_ties = np.append(np.flatnonzero(np.diff(values[order])), len(values) - 1)
-    found = np.cumsum(defective[order])[last_of_ties]
-    fpr = np.append(0.0, (last_of_ties + 1 - found) / (len(values) - positives))
-    overlap = np.append(0.0, np.cumsum(weights[order])[last_of_ties])
-    tpr = np.append(0.0, found / positives)
-    return PixelRanking(
-        auroc=_area(fpr, tpr, until=1.0), aupro=_area(fpr, overlap / overlap[-1], until=_AUPRO_FPR)
-    )
-
-
-def _region_weights(mask: Mask) -> npt.NDArray[np.float64]:
-    """For each pixel of `mask` one over the size of its connected region, 0 elsewhere."""
-    _, regions = cv2.connectedComponents(mask.astype(np.uint8))
-    sizes = np.bincount(regions.ravel())
-    return np.asarray(mask / sizes[regions], dtype=np.float64)
-
-
-def _area(x: Scores, y: Scores, *, until: float) -> float:
-    """The mean of y over 0 … `until`, straight lines between the points; x never falls."""
-    inside = x <= until
-    xs = np.append(x[inside], until)
-    ys = np.append(y[inside], np.interp(until, x, y))
-    return float(np.trapezoid(ys, xs) / until)
 
 
 def _cumulative(

@@ -1,46 +1,114 @@
 """ATAC-Net, top to bottom.
 
-    views (N, H, W, 3) uint8 → standardise → φ trunk → σ attention → F → τ → score map   (Eq 3, 7)
-                                            │                       └→ mean of ReLU(F) → attention
-                                            └→ memory of good parts → added to the score map (line)
+    views (N, H, W, 3) uint8 → standardise → φ backbone → σ attention → F → τ → score map
+                                              │                         └→ attention
+                                              └→ memory bank → added to the score map (line)
 
-The network is run twice with the same weights: on the whole view, then on the view of the
-attention box. What lies between, from the attention map to the box and from the frame to the
-second view, is `engine.attention` and `engine.view`; what comes after is `engine.score`.
+The network runs twice with the same weights: on the whole view, then on the view of the attention
+box. What lies between, from the attention map to the box and from the frame to the second view, is
+`engine.attention` and `engine.view`; what comes after is `engine.score`.
 """
 
 from collections.abc import Callable
-from typing import Final, NamedTuple, Self
+from typing import Annotated, ClassVar, Final, Literal, NamedTuple, Self
 
 import numpy as np
 import torch
 import torch.nn.functional as F  # noqa: N812  (PyTorch's own custom)
+from pydantic import Field
 from torch import Tensor, nn
 
+from engine.attention import CropSpec
 from engine.backends.base import Outputs
 from engine.frame import Pixels
-from train.backbone import Trunk, initialise
-from train.profile import Profile
+from engine.methods import NetworkSpec
+from engine.methods.atac import AtacMethod
+from engine.score import ScoreSpec
+from engine.spec import spec
+from engine.view import ViewSpec
+from train.backbones import Backbone, fold_batch_norm, initialise
+from train.memory_bank import MemoryBank, PrototypeDistance
 
+Standardisation = Literal["clip", "imagenet"]
 _STANDARDISE: Final = {
-    # The constants that supplement §2 prints. It calls them ImageNet's; they are CLIP's (D25).
+    # The paper's supplement prints these constants and calls them ImageNet's; they are CLIP's.
     "clip": ((0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711)),
     "imagenet": ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225)),
 }
+Count = Annotated[int, Field(ge=1)]
 
 
 class Maps(NamedTuple):
-    """What a head says of N views: float32 `(N, h, w)`; `attention` is not negative.
+    """What a network says of N views: float32 `(N, h, w)`; `attention` is not negative.
 
-    A `supervised` attention is the chance, 0 … 1, that a cell is defective.
+    A supervised attention is the probability, 0 … 1, that a patch is defective.
     """
 
     score_map: Tensor
     attention: Tensor
 
 
+class Network(nn.Module):
+    """What a recipe trains: uint8 RGB views `(N, side, side, 3)` → a named tuple of tensors.
+
+    They are the outputs that its method knows by these names; standardisation is inside.
+
+    In an int8 export the layers whose parameters begin with one of `exact_in_int8` stay in fp32,
+    and so does all that follows them; of the others `int8_operators` are quantised.
+    """
+
+    exact_in_int8: ClassVar[tuple[str, ...]] = ()
+    int8_operators: tuple[str, ...] = ("Conv", "Relu", "Add", "MaxPool")
+
+    def prepare_export(self, *, half: bool) -> None:
+        """Fold BatchNorm; with `half`, compute in fp16 wherever this leaves decisions alone."""
+        del half  # a network that does not know where it may stays in fp32
+        fold_batch_norm(self)
+
+    @property
+    def device(self) -> torch.device:
+        return next(self.parameters()).device
+
+    def spec(self, side: int) -> NetworkSpec:
+        """Its input and outputs for views of `side` pixels."""
+        with TorchBackend(self) as backend:
+            found = backend.run(np.zeros((1, side, side, 3), np.uint8))
+        return NetworkSpec(
+            side=side, outputs={name: each.shape[1:] for name, each in found.items()}
+        )
+
+
+@spec
+class ConvolutionHead:
+    """σ as convolutions: `heads` side by side, each of `channels` channels and initialised alone.
+
+    Their outputs are averaged, which reduces the variance from initialisation when few defects are
+    labelled. `kernel` is the side of the first convolution; with `residual`, one more of each patch
+    follows, added to what it saw.
+    """
+
+    type: Literal["convolution"] = "convolution"
+    kernel: Literal[1, 3] = 1
+    channels: Count = 64
+    heads: Count = 4
+    residual: bool = True
+
+
+@spec
+class SelfAttentionHead:
+    """σ as the paper has it: a convolution, then SAGAN's self-attention (docs/method.md)."""
+
+    type: Literal["self_attention"] = "self_attention"
+    kernel: Literal[1, 3] = 3
+    channels: Count = 64
+    query_channels: Count = 8
+
+
+HeadSettings = Annotated[ConvolutionHead | SelfAttentionHead, Field(discriminator="type")]
+
+
 class SelfAttention(nn.Module):
-    """SAGAN's self-attention (Zhang et al. 2019) over the cells of a map, as a residual (D10).
+    """SAGAN's self-attention (Zhang et al. 2019) over the patches of a map, as a residual.
 
     The residual's scale starts at 0: at first the block passes its input through.
     """
@@ -62,8 +130,8 @@ class SelfAttention(nn.Module):
         return y
 
 
-class CellResidual(nn.Module):
-    """One more 1×1 convolution of each cell of a map, rectified, as a residual.
+class PatchResidual(nn.Module):
+    """One more 1×1 convolution of each patch of a map, rectified, as a residual.
 
     Each of `heads` equal parts of the channels is convolved alone.
     """
@@ -77,38 +145,29 @@ class CellResidual(nn.Module):
         return y
 
 
-def _refinement(profile: Profile) -> nn.Module:
-    width = profile.heads * profile.attention_channels
-    match profile.refine:
-        case "none":
-            return nn.Identity()
-        case "residual":
-            return CellResidual(width, profile.heads)
-        case "self_attention":
-            return SelfAttention(width, profile.query_channels)
-
-
 class AttentionHead(nn.Module):
-    """σ and τ of the paper: trunk features → score map and attention map.
+    """σ and τ of the paper: backbone features → score map and attention map.
 
-    Several heads lie beside each other in the channels and share nothing but what they see. They
-    answer by the mean of their magnitudes, and of their attentions.
+    Several heads lie side by side in the channels and share nothing but their input. Their answer
+    is the mean of their magnitudes, and of their attentions. With `supervised` an output of its own
+    gives the attention, which masks teach; else it is the mean of σ's rectified features.
     """
 
-    def __init__(self, channels: int, profile: Profile) -> None:
+    def __init__(
+        self, channels: int, settings: ConvolutionHead | SelfAttentionHead, *, supervised: bool
+    ) -> None:
         super().__init__()
-        heads = profile.heads
-        width = heads * profile.attention_channels
-        # σ(·; θ_a): "convolution layers and self-attention layers" of 64 channels (D10)
-        self.convolve = nn.Conv2d(
-            channels, width, profile.kernel, padding=profile.kernel // 2, bias=False
-        )
+        heads = settings.heads if isinstance(settings, ConvolutionHead) else 1
+        width, kernel = heads * settings.channels, settings.kernel
+        # σ(·; θ_a): "convolution layers and self-attention layers" of 64 channels
+        self.convolve = nn.Conv2d(channels, width, kernel, padding=kernel // 2, bias=False)
         self.normalise = nn.BatchNorm2d(width)
-        self.refine = _refinement(profile)
-        # τ(·; θ_s) (D11)
-        self.score = nn.Conv2d(width, heads, 1, groups=heads)
-        # S of spec §5.3, in place of the mean of F
-        supervised = profile.attention == "supervised"
+        self.refine: nn.Module = nn.Identity()
+        if isinstance(settings, SelfAttentionHead):
+            self.refine = SelfAttention(width, settings.query_channels)
+        elif settings.residual:
+            self.refine = PatchResidual(width, heads)
+        self.score = nn.Conv2d(width, heads, 1, groups=heads)  # τ(·; θ_s)
         self.locate = nn.Conv2d(width, heads, 1, groups=heads) if supervised else None
 
     def forward(self, features: Tensor) -> Maps:
@@ -127,113 +186,105 @@ class AttentionHead(nn.Module):
         x = torch.relu(self.normalise(self.convolve(features)))  # (N, heads · 64, h, w)
         f = self.refine(x)  # F = σ(φ(x)): (N, heads · 64, h, w)
         score_maps = self.score(f)  # a_mp = τ(F)   Eq 3 and 7
-        if self.locate is None:  # C_attn   Eq 4; rectified, D2
+        if self.locate is None:  # C_attn   Eq 4; rectified
             of_heads = torch.relu(f).chunk(score_maps.shape[1], dim=1)
             attentions = torch.cat([part.mean(dim=1, keepdim=True) for part in of_heads], dim=1)
         else:
-            attentions = torch.sigmoid(self.locate(f).float())  # S
+            attentions = torch.sigmoid(self.locate(f).float())
         return score_maps, attentions
 
 
-class Memory(nn.Module):
-    """How far each cell is from the nearest of many good ones; `train.memory` fills it in.
+class AtacNet(Network):
+    """The whole scorer γ of one view.
 
-    The scale is 0 until then.
+    Args:
+        backbone: φ.
+        head: Makes σ and τ for this number of feature channels.
+        standardise: The constants for views, unless the backbone's weights have their own.
+        freeze: Keep the backbone and its BatchNorm statistics as they are.
+        local_mean: Average each patch of a feature map with its neighbours first.
+        memory_bank: A memory bank beside the head; `train.memory_bank.fill` fills it.
+        initialisation: `he` as in the paper, where first scores are as large as the margin and it
+            takes thousands of steps to bring those of good parts down; or `fan_in`, which begins
+            near zero.
     """
 
-    scale: Tensor
-
-    def __init__(self, channels: int, profile: Profile) -> None:
-        super().__init__()
-        width, count = profile.prototype_channels, profile.prototypes
-        self.project = nn.Conv2d(channels, width, 1, bias=False)
-        # |c|² − 2 x·c for each prototype c of a projected cell x
-        self.compare = nn.Conv2d(width, count, 1)
-        self.register_buffer("scale", torch.zeros(1))
-        self.unit_cells = profile.unit_cells
-        self.requires_grad_(requires_grad=False)
-
-    def forward(self, features: Tensor) -> Tensor:
-        """Distances `(N, h, w)` of features `(N, C, h, w)`, scaled; not negative."""
-        x = self.project(compared(features, unit_cells=self.unit_cells))  # (N, d, h, w)
-        nearest = self.compare(x).amin(dim=1) + (x * x).sum(dim=1)  # |x − c|²: (N, h, w)
-        y: Tensor = self.scale * torch.sqrt(torch.relu(nearest))
-        return y
-
-    def hold(self, project: Tensor, centres: Tensor, *, scale: float) -> None:
-        """Take a projection `(d, C)` and prototypes `(count, d)`."""
-        self.load_state_dict(
-            {
-                "project.weight": project[:, :, None, None],
-                "compare.weight": -2 * centres[:, :, None, None],
-                "compare.bias": (centres * centres).sum(dim=1),
-                "scale": torch.full((1,), scale),
-            }
-        )
-
-
-class AtacNet(nn.Module):
-    """The whole scorer γ of one view, standardisation inside so that no caller gets it wrong."""
-
+    exact_in_int8 = (
+        "head.refine.",
+        "head.score.",
+        "head.locate.",
+        "memory_bank.",
+    )  # cheap, and they decide box and score
     mean: Tensor
     std: Tensor
 
     def __init__(
-        self, profile: Profile, head: Callable[[int, Profile], nn.Module] = AttentionHead
+        self,
+        backbone: Backbone,
+        head: Callable[[int], nn.Module],
+        *,
+        standardise: Standardisation,
+        freeze: bool = False,
+        local_mean: bool = False,
+        memory_bank: MemoryBank | None = None,
+        initialisation: Literal["he", "fan_in"] = "he",
     ) -> None:
         super().__init__()
-        mean, std = _STANDARDISE[profile.standardise]
+        mean, std = backbone.standardisation or _STANDARDISE[standardise]
         self.register_buffer("mean", torch.tensor(mean).view(1, 3, 1, 1))
         self.register_buffer("std", torch.tensor(std).view(1, 3, 1, 1))
-        self.trunk = Trunk(profile.architecture, profile.stages, profile.form)  # φ
-        self.head = head(sum(self.trunk.channels), profile)  # σ and τ
-        self.memory = Memory(sum(self.trunk.channels), profile) if profile.prototypes else None
-        self.frozen = profile.freeze
-        self._local_mean = profile.local_mean
-        initialise(self)
-        if profile.start == "fan_in":
+        channels = sum(backbone.channels)
+        self.backbone = backbone  # φ
+        self.head = head(channels)  # σ and τ
+        self.memory_bank = None if memory_bank is None else PrototypeDistance(channels, memory_bank)
+        self.frozen = freeze
+        self.int8_operators = backbone.int8_operators
+        self._local_mean = local_mean
+        backbone.initialise()
+        initialise(self.head)
+        if self.memory_bank is not None:
+            initialise(self.memory_bank)
+        if initialisation == "fan_in":
             for part in self.head.modules():
                 if isinstance(part, nn.Conv2d):
                     part.reset_parameters()  # PyTorch's own: uniform within 1/√(fan-in)
-        self.trunk.requires_grad_(not self.frozen)
+        backbone.requires_grad_(not freeze)
         self.train()
 
     def features(self, views: Tensor) -> Tensor:
-        """φ(x): uint8 RGB `(N, H, W, 3)` → the stages' maps on one grid, float32 `(N, C, h, w)`."""
+        """φ(x): uint8 RGB `(N, H, W, 3)` → feature maps on one grid, float32 `(N, C, h, w)`."""
         x = views.to(torch.float32).permute(0, 3, 1, 2) / 255  # (N, 3, H, W) in [0, 1]
-        x = (x - self.mean) / self.std
-        x = x.to(self.trunk.conv1.weight.dtype)  # half in an fp16 export
-        maps = [feature.to(torch.float32) for feature in self.trunk(x)]
+        maps = self.backbone((x - self.mean) / self.std)
         return stacked([local_mean(m) for m in maps] if self._local_mean else maps)
 
     def forward(self, views: Tensor) -> Maps:
         features = self.features(views)
         maps: Maps = self.head(features)
-        if self.memory is None:
+        if self.memory_bank is None:
             return maps
         # Eq 8 counts magnitudes; two of them add up without cancelling each other.
-        return maps._replace(score_map=maps.score_map.abs() + self.memory(features))
+        return maps._replace(score_map=maps.score_map.abs() + self.memory_bank(features))
+
+    def prepare_export(self, *, half: bool) -> None:
+        """As `Network.prepare_export`: the backbone may be fp16; the head decides the box."""
+        fold_batch_norm(self.head)
+        self.backbone.prepare_export(half=half)
 
     def train(self, mode: bool = True) -> Self:  # noqa: FBT001, FBT002  (PyTorch's signature)
-        """Switch to training; a frozen trunk keeps its BatchNorm statistics (D22)."""
+        """Switch to training; a frozen backbone keeps its BatchNorm statistics."""
         super().train(mode)
         if self.frozen:
-            self.trunk.eval()
+            self.backbone.eval()
         return self
 
 
-def compared(features: Tensor, *, unit_cells: bool) -> Tensor:
-    """Features `(N, C, h, w)` as a memory compares their cells: of length 1, or as they are."""
-    return F.normalize(features, dim=1) if unit_cells else features
-
-
 def local_mean(feature: Tensor) -> Tensor:
-    """Each cell of `(N, C, h, w)` averaged with its neighbours; a corner has three."""
+    """Each patch of `(N, C, h, w)` averaged with its neighbours; a corner has three."""
     return F.avg_pool2d(feature, 3, stride=1, padding=1, count_include_pad=False)
 
 
 def stacked(features: list[Tensor]) -> Tensor:
-    """Feature maps of several stages as one, on the grid of the first and finest (D9)."""
+    """Feature maps of several stages as one, on the grid of the first and finest."""
     first, *deeper = features
     size = first.shape[-2:]
     return torch.cat(
@@ -242,12 +293,27 @@ def stacked(features: list[Tensor]) -> Tensor:
     )
 
 
+def atac_method(
+    network: Network,
+    view: ViewSpec,
+    crop: CropSpec | None = None,
+    score: ScoreSpec | None = None,
+) -> AtacMethod:
+    """How the engine runs `network`: two passes over views, boxes and scores of these kinds."""
+    return AtacMethod(
+        network=network.spec(view.side),
+        view=view,
+        crop=crop or CropSpec(),
+        score=score or ScoreSpec(),
+    )
+
+
 class TorchBackend:
     """The torch reference as an `engine.backends.Backend`: what every export is compared with."""
 
-    def __init__(self, network: AtacNet) -> None:
+    def __init__(self, network: Network) -> None:
         self._network = network
-        self._device = network.mean.device
+        self._device = network.device
 
     @property
     def name(self) -> str:
@@ -260,8 +326,8 @@ class TorchBackend:
     def run(self, views: Pixels) -> Outputs:
         with torch.inference_mode():
             # Copied: views may be read-only, which torch cannot express.
-            maps = self._network(torch.tensor(views, device=self._device))
-        return {name: np.asarray(each.cpu().numpy()) for name, each in maps._asdict().items()}
+            found = self._network(torch.tensor(views, device=self._device))
+        return {name: np.asarray(each.cpu().numpy()) for name, each in found._asdict().items()}
 
     def __enter__(self) -> Self:
         self._training = self._network.training

@@ -15,24 +15,21 @@ import cv2
 import numpy as np
 from markupsafe import Markup
 
-from engine.backends.onnxruntime import OnnxRuntimeBackend
-from engine.bundle import Bundle, TrainingRecord, replace_file
-from engine.errors import AtacError, ImageError, TrainingError
+from engine.bundle import TrainingRecord, replace_file
+from engine.errors import AtacError, TrainingError
 from engine.frame import Inspection, Pixels
-from engine.image import read_image
-from engine.inspector import OpenInspector
 from engine.likeness import fingerprint, look_alikes
-from engine.methods import open_method
 from engine.pages.charts import Curve, curves_svg, histogram_svg
 from engine.pages.rendering import render
 from engine.pages.text import counted, listed, percent, short
 from engine.parity import provisional_threshold
 from engine.picture import annotated, attended, reduced
-from train.datasets import DEFAULT_DEFECTS, SPLIT, SPLIT_JSON, Listed, Source, Split, read_listed
+from train.checkpoint import Epoch
+from train.datasets import DEFAULT_DEFECTS, Images, Listed, Split
 from train.evaluate import auroc
-from train.export import PROFILE
-from train.fit import Epoch, learning_rate
-from train.profile import PROFILE_JSON, Profile
+from train.export.gate import shown_good
+from train.recipes import RecipeSettings
+from train.run import Finished
 
 REPORT: Final = "training.html"
 """The page's name, beside `manifest.json` in the bundle's folder."""
@@ -45,8 +42,6 @@ _CONFIDENCE: Final = 0.95
 _FAR: Final = 3.0
 """A score this many interquartile ranges above the upper quartile is far out (Tukey 1977)."""
 _LEAST_FOR_QUARTERS: Final = 12
-_INSTEAD: Final = 64
-"""How many training images are inspected when no good image was held out."""
 _DOUBTFUL: Final = 6
 _CLEAR: Final = 2
 _SIDE: Final = 480
@@ -71,17 +66,16 @@ class Outcome:
     `epochs` are all of the training, also those before an interruption. `good` images were held
     out, or learnt from where `split.held_out_good` is empty; `defective` ones were learnt from.
     Both are sorted by score, the highest first. `threshold` is provisional: half-way from the
-    highest good score to the next higher defective one. `unreadable` are images that have gone
-    since. `look_alikes` of the good images for training look like another one.
+    highest good score to the next higher defective one. `look_alikes` of the good images for
+    training look like another one.
     """
 
     record: TrainingRecord
-    profile: Profile
+    settings: RecipeSettings
     split: Split
     epochs: tuple[Epoch, ...]
     good: tuple[Seen, ...]
     defective: tuple[Seen, ...]
-    unreadable: tuple[str, ...]
     look_alikes: int
     threshold: float
     bundle_id: str
@@ -104,35 +98,28 @@ class Outcome:
         return [seen for seen in defective if seen.score > self.good[0].score]
 
 
-def examine(bundle: Bundle, source: Source, epochs: Sequence[Epoch]) -> Outcome:
-    """Look at the images that `bundle` may be judged by, with its fp32 network.
+def examine(finished: Finished) -> Outcome:
+    """Look at what the trained network found in the images that it may be judged by."""
+    split, written = finished.split, finished.written
 
-    `source` must hold the images of the bundle's split. Raises `TrainingError` when not one good
-    image can be read any more.
-    """
-    split = SPLIT_JSON.validate_json(bundle.read(SPLIT))
-    unreadable: list[str] = []
-    with OnnxRuntimeBackend(bundle) as backend:
-        inspector = open_method(bundle.manifest.method, backend)
-        good = _inspected(
-            inspector, source, split.held_out_good or split.train_good[:_INSTEAD], unreadable
-        )
-        defective = _inspected(inspector, source, split.train_defective, unreadable)
-    if not good:
-        raise TrainingError(f"no good image of {source.root} can be read any more: {unreadable[0]}")
+    def seen(items: Sequence[Listed]) -> tuple[Seen, ...]:
+        found = (Seen(item=item, inspection=written.inspections[item.path]) for item in items)
+        return tuple(sorted(found, key=lambda one: one.score, reverse=True))
+
+    good, defective = seen(shown_good(split)), seen(split.train_defective)
+    alike = (*split.train_good, *split.held_out_good)
     return Outcome(
-        record=bundle.manifest.training,
-        profile=PROFILE_JSON.validate_json(bundle.read(PROFILE)),
+        record=written.bundle.manifest.training,
+        settings=finished.settings,
         split=split,
-        epochs=tuple(epochs),
+        epochs=finished.epochs,
         good=good,
         defective=defective,
-        unreadable=tuple(unreadable),
-        look_alikes=_look_alikes(source, (*split.train_good, *split.held_out_good)),
+        look_alikes=look_alikes([fingerprint(finished.images.pixels(item)) for item in alike]),
         threshold=provisional_threshold(
-            [seen.score for seen in good], [seen.score for seen in defective]
+            [one.score for one in good], [one.score for one in defective]
         ),
-        bundle_id=bundle.id,
+        bundle_id=written.bundle.id,
     )
 
 
@@ -166,7 +153,7 @@ def advice(outcome: Outcome) -> list[str]:
     ]
 
 
-def write_report(path: Path, outcome: Outcome, source: Source) -> None:
+def write_report(path: Path, outcome: Outcome, images: Images) -> None:
     """Write the page as one HTML file that needs no other file, atomically.
 
     A picture that cannot be drawn is replaced by the reason. Raises `TrainingError` when the file
@@ -176,7 +163,7 @@ def write_report(path: Path, outcome: Outcome, source: Source) -> None:
         "training.html.j2",
         title="Training report",
         bundle_id=outcome.bundle_id,
-        profile=outcome.profile,
+        recipe=outcome.settings.type,
         summary=summary(outcome),
         warnings=list(_warnings(outcome)),
         advice=advice(outcome),
@@ -186,7 +173,7 @@ def write_report(path: Path, outcome: Outcome, source: Source) -> None:
             outcome.threshold,
         ),
         rows=_rows(outcome),
-        galleries=_galleries(outcome, source),
+        galleries=_galleries(outcome, images),
         curves=_curves(outcome),
         facts=_facts(outcome),
     )
@@ -194,30 +181,6 @@ def write_report(path: Path, outcome: Outcome, source: Source) -> None:
         replace_file(path, html)
     except OSError as error:
         raise TrainingError(f"{path}: cannot be written ({error.strerror})") from error
-
-
-def _inspected(
-    inspector: OpenInspector, source: Source, items: Sequence[Listed], unreadable: list[str]
-) -> tuple[Seen, ...]:
-    found = []
-    for item in items:
-        try:
-            pixels = read_listed(source, item)
-        except AtacError as error:
-            unreadable.append(str(error))
-        else:
-            found.append(Seen(item=item, inspection=inspector.inspect(pixels)))
-    return tuple(sorted(found, key=lambda seen: seen.score, reverse=True))
-
-
-def _look_alikes(source: Source, items: Sequence[Listed]) -> int:
-    fingerprints = []
-    for item in items:
-        try:
-            fingerprints.append(fingerprint(read_image(source.path(item.path))))
-        except ImageError:
-            continue  # `examine` names those that matter
-    return look_alikes(fingerprints)
 
 
 def _about_overlap(outcome: Outcome) -> Iterator[str]:
@@ -321,11 +284,6 @@ def _warnings(outcome: Outcome) -> Iterator[str]:
             "No good image was held out, so the good ones on this page are training images. Their "
             "scores are lower than those of new parts; use --hold-out 0.15."
         )
-    if outcome.unreadable:
-        yield (
-            f"{counted(len(outcome.unreadable), 'image')} could not be read again and did not "
-            f"count ({listed(outcome.unreadable)})."
-        )
 
 
 def _rows(outcome: Outcome) -> list[dict[str, object]]:
@@ -347,27 +305,23 @@ def _rows(outcome: Outcome) -> list[dict[str, object]]:
 
 
 def _curves(outcome: Outcome) -> Markup:
-    profile = outcome.profile
-    loss = [(float(epoch.number), epoch.loss) for epoch in outcome.epochs]
-    steps = 200  # enough for a smooth line and for upright steps
-    rate = [
-        (profile.epochs * i / steps, learning_rate(profile, profile.epochs * i / steps))
-        for i in range(steps + 1)
-    ]
-    joins = 0 < profile.zoom_from < profile.epochs
+    end, joins = outcome.settings.epochs, outcome.settings.second_pass_from
+    points = [(float(epoch.number), epoch) for epoch in outcome.epochs]
     return curves_svg(
         [
-            Curve(label="loss", points=loss, dots=True),
-            Curve(label="learning rate", points=rate),
+            Curve(label="loss", points=[(at, epoch.loss) for at, epoch in points], dots=True),
+            Curve(
+                label="learning rate", points=[(at, epoch.learning_rate) for at, epoch in points]
+            ),
         ],
-        end=float(profile.epochs),
+        end=float(end),
         axis="epoch",
-        mark=(float(profile.zoom_from), "pass 2 joins") if joins else None,
+        mark=(float(joins), "pass 2 joins") if 0 < joins < end else None,
     )
 
 
 def _facts(outcome: Outcome) -> dict[str, str]:
-    record, split, profile = outcome.record, outcome.split, outcome.profile
+    record, split = outcome.record, outcome.split
     watched = [
         f"{epoch.separation:.3f} after {epoch.number}"
         for epoch in outcome.epochs
@@ -381,10 +335,11 @@ def _facts(outcome: Outcome) -> dict[str, str]:
         "AUROC seen on the way (epochs)": ", ".join(watched) or "–",
         "Last loss": f"{record.final_loss:.3g}",
         "Time": _duration(record.seconds),
-        "Profile": profile.name,
+        "Recipe": record.recipe,
         "Seed": f"{record.seed}",
-        "Epochs, batch": f"{record.epochs}, {profile.batch}",
-        "Backbone": f"{record.backbone}, {'frozen' if profile.freeze else 'trained'}",
+        "Epochs": f"{record.epochs}",
+        "Backbone": record.backbone,
+        **outcome.settings.facts,
         "Pretrained": record.pretrained,
         "Kept for the test": f"{sum(not item.defective for item in split.test)} good, "
         f"{sum(item.defective for item in split.test)} defective",
@@ -393,7 +348,7 @@ def _facts(outcome: Outcome) -> dict[str, str]:
     }
 
 
-def _galleries(outcome: Outcome, source: Source) -> list[dict[str, object]]:
+def _galleries(outcome: Outcome, images: Images) -> list[dict[str, object]]:
     kind = "Held-out good" if outcome.split.held_out_good else "Good training"
     galleries: dict[str, Sequence[Seen]] = {
         f"{kind} images with the highest scores": outcome.good[:_DOUBTFUL],
@@ -404,13 +359,13 @@ def _galleries(outcome: Outcome, source: Source) -> list[dict[str, object]]:
         ),
     }
     return [
-        {"title": title, "shown": [_figure(outcome, source, seen) for seen in chosen]}
+        {"title": title, "shown": [_figure(outcome, images, seen) for seen in chosen]}
         for title, chosen in galleries.items()
         if chosen
     ]
 
 
-def _figure(outcome: Outcome, source: Source, seen: Seen) -> dict[str, object]:
+def _figure(outcome: Outcome, images: Images, seen: Seen) -> dict[str, object]:
     wrong = seen.item.defective and not outcome.above_good([seen])
     remarks = ["no higher than a good part"] if wrong else []
     if not seen.inspection.zoomed:
@@ -418,7 +373,7 @@ def _figure(outcome: Outcome, source: Source, seen: Seen) -> dict[str, object]:
     views: dict[str, Pixels] = {}
     problem = ""
     try:
-        views = _views(outcome, source, seen)
+        views = _views(outcome, images, seen)
     except (AtacError, cv2.error) as error:
         problem = str(error)
     return {
@@ -431,8 +386,8 @@ def _figure(outcome: Outcome, source: Source, seen: Seen) -> dict[str, object]:
     }
 
 
-def _views(outcome: Outcome, source: Source, seen: Seen) -> dict[str, Pixels]:
-    pixels, inspection = read_listed(source, seen.item), seen.inspection
+def _views(outcome: Outcome, images: Images, seen: Seen) -> dict[str, Pixels]:
+    pixels, inspection = images.pixels(seen.item), seen.inspection
     box = inspection.box
     pictures = {
         "part": reduced(pixels, _SIDE),

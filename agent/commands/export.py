@@ -46,7 +46,7 @@ def export(
     from calibration.threshold import band
     from engine.bundle import open_bundle
     from train.datasets import find_source
-    from train.export import add_precision
+    from train.export.gate import add_precision
 
     opened = open_bundle(bundle)
     threshold, unsure = None, None  # the held-out scores give a provisional threshold
@@ -72,7 +72,7 @@ def export(
         typer.echo(json.dumps(answer | {"parity": parity}, indent=2))
         return
     for name, each in judged.items():
-        typer.echo(f"{name}: {each.summary}.")
+        typer.echo(f"{name}: {each.told}.")
         for objection in each.objections:
             typer.echo(f"OBJECTION, so auto does not take it: {objection}")
     typer.echo(f"Written: {bundle / extended.manifest.networks[precision]}")

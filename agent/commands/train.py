@@ -8,19 +8,19 @@ from collections.abc import Callable
 from contextlib import ExitStack
 from dataclasses import asdict, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from engine.errors import AtacError, ConfigurationError
+from engine.errors import AtacError, ConfigurationError, KindError
 from engine.extras import install
 
 if TYPE_CHECKING:
-    from engine.bundle import Bundle
-    from train.backbone import PretrainedWeights
-    from train.datasets import Source, Split
-    from train.fit import Epoch
-    from train.profile import Profile
+    from train.checkpoint import Epoch
+    from train.datasets import Split
+    from train.recipes import RecipeSettings
+    from train.run import Finished
+    from train.weights import Weights
 
 
 def train(
@@ -33,29 +33,31 @@ def train(
     defective: Annotated[
         Path | None, typer.Option(help="Folder of defective parts, beside --good.")
     ] = None,
-    profile: Annotated[
-        Literal["line", "paper"], typer.Option(help="What works best, or the paper's letter.")
+    recipe: Annotated[
+        str, typer.Option(help="line works best; paper does what the paper says.")
     ] = "line",
     backbone: Annotated[
-        Literal["resnet18", "resnet50"] | None, typer.Option(help="Default: the profile's.")
+        str | None,
+        typer.Option(
+            help="resnet18, resnet50, resnet50:v1 (weights with strides in the 1×1 convolutions) "
+            "or timm:NAME, any model of timm with feature maps or patch tokens. "
+            "Default: the recipe's."
+        ),
     ] = None,
     stage: Annotated[
-        Literal["layer2", "layer3", "layer4"] | None,
-        typer.Option(help="Deepest stage of the backbone; default: the profile's."),
+        str | None,
+        typer.Option(
+            help="Deepest feature map: layer2, layer3 or layer4; of timm models its number. "
+            "Default: the recipe's."
+        ),
     ] = None,
     backbone_weights: Annotated[
         str,
         typer.Option(
-            help="ImageNet weights, .pth or .safetensors, or 'none' to start from nothing."
+            help="Pretrained weights, .pth or .safetensors; 'download' lets timm fetch its own; "
+            "'none' starts from nothing."
         ),
     ] = "",
-    backbone_form: Annotated[
-        Literal["v1", "v1.5"] | None,
-        typer.Option(
-            help="Where the weights' strides sit: in the 1×1 (v1) or 3×3 convolution (v1.5). "
-            "Default: what the file says, else v1.5, torchvision's."
-        ),
-    ] = None,
     defects: Annotated[
         int | None,
         typer.Option(min=0, help="Known defects to learn from; default 10, at most half."),
@@ -64,13 +66,14 @@ def train(
         float | None,
         typer.Option(min=0.0, max=0.9, help="Share of good images to keep unseen."),
     ] = None,
-    epochs: Annotated[int | None, typer.Option(min=1, help="Default: the profile's.")] = None,
+    epochs: Annotated[int | None, typer.Option(min=1, help="Default: the recipe's.")] = None,
     seed: Annotated[int, typer.Option(min=0, help="Same seed, same machine: same weights.")] = 0,
-    resume: Annotated[bool, typer.Option(help="Go on with an interrupted training.")] = False,
+    resume: Annotated[bool, typer.Option(help="Continue an interrupted training.")] = False,
     accept_flips: Annotated[
         bool, typer.Option(help="Accept an ONNX export that changes verdicts.")
     ] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print the result as JSON.")] = False,
+    profile: Annotated[str | None, typer.Option(hidden=True)] = None,
 ) -> None:
     """Learn what good parts look like, and what is wrong with a few defective ones.
 
@@ -80,23 +83,18 @@ def train(
     what to collect next. Then: agent export for fp16 and int8, agent calibrate for the threshold.
     Ctrl-C loses one epoch at most: --resume goes on.
     """
+    if profile is not None:
+        raise ConfigurationError("--profile", profile, f"is now called --recipe {profile}")
     require_training_packages("agent train")
     from train.datasets import find_source
-    from train.fit import train_bundle
+    from train.run import train_bundle
 
     source = find_source(data, good, defective)
-    settings = _settings(profile, backbone, stage, hold_out, epochs)
-    weights = _weights(backbone_weights, backbone_form, settings)
-    history: list[Epoch] = []
+    settings = _settings(recipe, backbone, stage, hold_out, epochs)
+    weights = _weights(backbone_weights, settings)
     with ExitStack() as stack:
-        shown = _progress(stack, settings.epochs)
-
-        def on_epoch(epoch: "Epoch") -> None:
-            history.append(epoch)
-            shown(epoch)
-
         try:
-            bundle = train_bundle(
+            finished = train_bundle(
                 source,
                 out,
                 settings,
@@ -106,14 +104,15 @@ def train(
                 resume=resume,
                 accept_flips=accept_flips,
                 on_split=_say_split,
-                on_epoch=on_epoch,
+                on_epoch=_progress(stack, settings.epochs),
             )
         except KeyboardInterrupt:
-            sys.stderr.write("\nTo go on, repeat the command with --resume.\n")
+            sys.stderr.write("\nTo continue, repeat the command with --resume.\n")
             raise
 
+    bundle = finished.written.bundle
     record = bundle.manifest.training
-    report = _report(bundle, source, history)
+    report = _report(finished)
     if as_json:
         answer = {
             "bundle": str(bundle.path),
@@ -122,7 +121,7 @@ def train(
             "epochs": [
                 asdict(epoch)
                 | {"separation": None if math.isnan(epoch.separation) else epoch.separation}
-                for epoch in history
+                for epoch in finished.epochs
             ],
             "training": asdict(record),
         }
@@ -137,15 +136,15 @@ def train(
     typer.echo(f"Next: agent calibrate --bundle {bundle.path} --good DIR")
 
 
-def _report(bundle: "Bundle", source: "Source", history: "list[Epoch]") -> Path | None:
-    """Write the page; the bundle stands without it, so a failure is told and None returned."""
+def _report(finished: "Finished") -> Path | None:
+    """Write the page; the bundle is complete without it, so a failure is a warning."""
     from train.report import REPORT, examine, write_report
 
-    path = bundle.path / REPORT
+    path = finished.written.bundle.path / REPORT
     try:
-        write_report(path, examine(bundle, source, history), source)
+        write_report(path, examine(finished), finished.images)
     except AtacError as error:
-        sys.stderr.write(f"WARNING: no {REPORT}, but the bundle is whole: {error}\n")
+        sys.stderr.write(f"WARNING: no {REPORT}, but the bundle is complete: {error}\n")
         return None
     return path
 
@@ -162,49 +161,46 @@ def require_training_packages(command: str) -> None:
 
 
 def _settings(
-    name: Literal["line", "paper"],
-    backbone: Literal["resnet18", "resnet50"] | None,
-    stage: Literal["layer2", "layer3", "layer4"] | None,
+    name: str,
+    backbone: str | None,
+    stage: str | None,
     hold_out: float | None,
     epochs: int | None,
-) -> "Profile":
-    from train.profile import PROFILES, stages_up_to
+) -> "RecipeSettings":
+    from train.backbones import named_backbone
+    from train.recipes import RECIPES
 
-    profile = PROFILES[name]
-    if backbone is not None:
-        profile = replace(profile, architecture=backbone)
-    if stage is not None:
-        profile = replace(profile, stages=stages_up_to(profile.stages, stage))
+    try:
+        settings = RECIPES.find(name).settings()
+    except KindError as error:
+        raise ConfigurationError("--recipe", name, str(error)) from error
+    chosen = settings.backbone
+    if chosen is None and (backbone or stage):
+        raise ConfigurationError("--backbone", backbone, f"the recipe {name} has no backbone")
+    if chosen is not None:
+        chosen = named_backbone(backbone, chosen.strides) if backbone else chosen
+        settings = replace(settings, backbone=chosen.up_to(stage) if stage else chosen)
     if hold_out is not None:
-        profile = replace(profile, hold_out=hold_out)
-    if epochs is not None:
-        # The learning rate falls, and pass 2 joins, at the same shares of the training.
-        share = epochs / profile.epochs
-        profile = replace(
-            profile,
-            epochs=epochs,
-            decay_every=max(1, round(profile.decay_every * share)),
-            zoom_from=round(profile.zoom_from * share),
-        )
-    return profile
+        settings = replace(settings, hold_out=hold_out)
+    return settings if epochs is None else settings.lasting(epochs)
 
 
-def _weights(
-    given: str, form: Literal["v1", "v1.5"] | None, profile: "Profile"
-) -> "PretrainedWeights | None":
-    from train.backbone import TORCHVISION_FILES, read_weights
+def _weights(given: str, settings: "RecipeSettings") -> "Weights | None":
+    from train.weights import read_weights
 
-    if given == "none":
+    if given == "none" or settings.backbone is None:
         return None
+    if given == "download":
+        return settings.backbone.download()
     if not given:
         raise ConfigurationError(
             "--backbone-weights",
             None,
-            f"give an ImageNet checkpoint of {profile.architecture}, for example "
-            f"{TORCHVISION_FILES[profile.architecture]}, or 'none' to start from nothing "
-            "(that takes more images and epochs, and finds less)",
+            f"the backbone {settings.backbone.label} needs weights: "
+            f"{settings.backbone.where_from}; or give 'none' to start from nothing (that takes "
+            "more images and epochs, and finds less)",
         )
-    return read_weights(Path(given), form=form)
+    return read_weights(Path(given))
 
 
 def _say_split(split: "Split") -> None:

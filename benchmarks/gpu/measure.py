@@ -292,7 +292,7 @@ def _take_plan(bench: Bench, name: RuntimeName, precision: Any, pass_ms: float) 
 
 
 def _torch(bench: Bench, precision: Any) -> Results:
-    reference = import_module("train.cuda_reference")
+    reference = import_module("benchmarks.gpu.torch_reference")
 
     def opened() -> Backend:
         return reference.CudaReference(bench.bundle, precision=precision)
@@ -397,7 +397,7 @@ def verdicts(bench: Bench) -> Results:
             threshold=threshold,
             threshold_from="calibration" if calibrated else "these images",
         )
-        return {"flips": len(parity.flips), "summary": parity.summary}
+        return {"flips": len(parity.flips), "told": parity.told}
 
     return {
         "real_images": len(files),
@@ -537,7 +537,7 @@ def floors(bench: Bench) -> Results:
     torch = import_module("torch")
     counting = import_module("torch.utils.flop_counter").FlopCounterMode(display=False)
     side = bench.bundle.manifest.method.network.side
-    network = import_module("train.export").load_network(bench.bundle)
+    network = import_module("train.export.gate").load_network(bench.bundle)
     with counting as counter, torch.inference_mode():
         network(torch.zeros(1, side, side, 3, dtype=torch.uint8))
     flops = counter.get_total_flops()

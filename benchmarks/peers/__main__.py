@@ -49,7 +49,7 @@ from engine.frame import Pixels
 from engine.image import images_below, read_image
 from engine.inspector import OpenInspector
 from engine.methods import open_method
-from train.export import load_network
+from train.export.gate import load_network
 from train.network import TorchBackend
 
 OURS = ("this product, OpenVINO", "this product, ONNX Runtime")
@@ -158,7 +158,7 @@ def main() -> None:
         "openvino": version("openvino"),
         "bundle": {
             "id": bundle.id,
-            "profile": bundle.manifest.training.profile,
+            "recipe": bundle.manifest.training.recipe,
             "backbone": bundle.manifest.training.backbone,
             "side": bundle.manifest.method.network.side,
         },

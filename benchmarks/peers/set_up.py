@@ -18,7 +18,7 @@ from pathlib import Path
 from benchmarks.peers.turns import EXPORTS, PEERS, told
 from engine.bundle import open_bundle
 from train.datasets import find_source
-from train.export import add_precision
+from train.export.gate import add_precision
 
 HERE = Path(__file__).resolve().parent
 

@@ -12,7 +12,7 @@
 A set is a folder below `--data`: one of the five that the committed results are of, or any other
 that `agent train --data` takes. `draw` wrote the splits that are committed; those of another set
 are drawn before its first run. `run` trains and tests what no ledger in the folder `--ledgers` has
-yet; interrupted, it goes on where it was. Each shard writes a ledger of its own, so that shards
+yet; interrupted, it continues where it was. Each shard writes a ledger of its own, so that shards
 can run on different machines. Rows that are options of `line`, or all of them as `options`, are
 validated on folds, and `line` with them. `figures` writes one page a set; what `run` has trained
 of it is not trained again.
@@ -43,7 +43,7 @@ from benchmarks.tables.sets import (
     write_manifest,
 )
 from engine.errors import AtacError
-from train.backbone import PretrainedWeights, read_weights
+from train.weights import Weights, read_weights
 
 LEDGERS = Path("benchmarks/results/tables")
 
@@ -170,12 +170,11 @@ def _add_training(command: argparse.ArgumentParser) -> None:
         default=[],
         help="ImageNet ResNet-50, and ResNet-18 for DRA; without any: from scratch",
     )
-    command.add_argument("--form", choices=("v1", "v1.5"), help="default: what the weights say")
     command.add_argument("--runs", type=Path, default=Path("runs/tables"), help="for checkpoints")
 
 
-def _weights(options: argparse.Namespace) -> list[PretrainedWeights]:
-    return [read_weights(path, form=options.form, option="--weights") for path in options.weights]
+def _weights(options: argparse.Namespace) -> list[Weights]:
+    return [read_weights(path, option="--weights") for path in options.weights]
 
 
 def _shard(text: str) -> tuple[int, int]:

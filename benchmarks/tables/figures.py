@@ -14,19 +14,19 @@ import numpy.typing as npt
 from sklearn.manifold import TSNE
 from torch import Tensor
 
-from benchmarks.tables.rows import row_of, settled_profile
-from benchmarks.tables.runs import Run, calibrated, optics_of, trained_for
+from benchmarks.tables.rows import row_of, settled_settings
+from benchmarks.tables.runs import Run, calibrated, trained_for
 from benchmarks.tables.sets import DEFECTS, read_manifest, source_of
 from engine.frame import Inspection
-from engine.methods.atac import TwoPassInspector
+from engine.methods import open_method
 from engine.pages.charts import bins, counts, histogram_svg
 from engine.pages.rendering import colours, plain_page
 from engine.picture import attended, data_uri, reduced
 from engine.score import top_k_count
-from train.backbone import PretrainedWeights
 from train.datasets import Listed, Source, read_listed
 from train.evaluate import auroc
 from train.network import TorchBackend
+from train.weights import Weights
 
 _SIDE = 320
 _MOST_KINDS = 6
@@ -49,7 +49,7 @@ class Version:
     """A trained row, and what it makes of the test and of the defects it learnt from."""
 
     row: str
-    trunk: str
+    backbone: str
     good: tuple[Seen, ...]
     defective: tuple[Seen, ...]
     learnt: tuple[Seen, ...]
@@ -76,7 +76,7 @@ def write_figures(
     rows: Sequence[str],
     *,
     data: Path,
-    weights: PretrainedWeights | None,
+    weights: Weights | None,
     run_folder: Path,
 ) -> Path:
     """Train what `run_folder` lacks, write page and SVG files of set `name`; the page's path."""
@@ -90,10 +90,10 @@ def write_figures(
     for kind, (_, svg) in drawings.items():
         (out / f"{name}-{kind}.svg").write_text(standalone(svg), encoding="utf-8")
     pretrained = "nothing" if weights is None else weights.source
-    trunks = "; ".join(f"{version.title}: {version.trunk}" for version in versions)
+    backbones = "; ".join(f"{version.title}: {version.backbone}" for version in versions)
     body = [
         f"<h1>{escape(name)}, {max(DEFECTS)} known defects, draw 0</h1>",
-        f'<p class="soft">Pretrained: {escape(pretrained)}. Trunks: {escape(trunks)}.</p>',
+        f'<p class="soft">Pretrained: {escape(pretrained)}. Backbones: {escape(backbones)}.</p>',
     ]
     for title, svg in drawings.values():
         body += (f"<h2>{escape(title)}</h2>", f'<div class="card">{svg}</div>')
@@ -115,7 +115,7 @@ def overlap(good: Sequence[float], defective: Sequence[float], threshold: float)
 
 
 def behind_score(features: Tensor, score_map: npt.NDArray[np.float32], share: float) -> Floats:
-    """The mean of `features` `(C, h, w)` over the cells that the score is the mean of (Eq 8)."""
+    """The mean of `features` `(C, h, w)` over the patches that the score is the mean of (Eq 8)."""
     magnitudes = np.abs(score_map).ravel()
     top = np.argsort(-magnitudes, kind="stable")[: top_k_count(len(magnitudes), share)]
     return np.asarray(features.detach().cpu().flatten(1).numpy()[:, top].mean(axis=1), np.float64)
@@ -140,32 +140,30 @@ def standalone(svg: str) -> str:
     )
 
 
-def _version(
-    run: Run, source: Source, weights: PretrainedWeights | None, run_folder: Path
-) -> Version:
+def _version(run: Run, source: Source, weights: Weights | None, run_folder: Path) -> Version:
     row, split = row_of(run.row), run.split()
-    profile = settled_profile(row, weights)
+    settings = settled_settings(row, weights)
     trained = trained_for(run, source, weights, run_folder)
     read: list[Tensor] = []  # what τ read, pass by pass
     score = getattr(trained.network.head, "score", None)
     if score is not None:
         score.register_forward_pre_hook(lambda _, inputs: read.append(inputs[0][0]))
     with TorchBackend(trained.network) as backend:
-        inspector = TwoPassInspector(backend, optics_of(trained, profile))
+        inspector = open_method(trained.method, backend)
 
         def look(item: Listed) -> Seen:
             read.clear()
             found = inspector.inspect(read_listed(source, item))
-            features = behind_score(read[0], found.score_map, profile.top_k) if read else None
+            features = behind_score(read[0], found.score_map, settings.top_k) if read else None
             return Seen(item=item, inspection=found, features=features)
 
         tested = [look(item) for item in split.test]
-        # The memory learns from no defect.
-        known = [look(item) for item in split.train_defective] if row.method else []
+        # The memory bank learns from no defect.
+        known = [look(item) for item in split.train_defective] if row.learns else []
         held_out = scores([look(item) for item in split.held_out_good])
     return Version(
         row=run.row,
-        trunk=f"{profile.architecture} {'+'.join(profile.stages)}",
+        backbone=settings.backbone.label,
         good=tuple(one for one in tested if not one.item.defective),
         defective=tuple(one for one in tested if one.item.defective),
         learnt=tuple(known),

@@ -4,10 +4,11 @@ from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from statistics import fmean, stdev
+from typing import Any
 
 from benchmarks.tables.cited import cited, goal
 from benchmarks.tables.compare import Pair, auroc_of, paired_difference
-from benchmarks.tables.rows import OPTIONS, ROWS, changed_by, row_of
+from benchmarks.tables.rows import OPTIONS, ROWS, changed_by, flat, row_of
 from benchmarks.tables.runs import Record, Run, is_of_today
 from benchmarks.tables.sets import DEFECTS, FOLDS, in_order, manifest_path
 
@@ -35,7 +36,7 @@ def report(records: Iterable[Record]) -> str:
 
 
 def of_today(records: Iterable[Record]) -> list[Record]:
-    """The records of each row's last profile, and of today's splits: others do not compare.
+    """The records of each row's last settings, and of today's splits: others do not compare.
 
     Nor do those of rows that are no more.
     """
@@ -47,7 +48,7 @@ def of_today(records: Iterable[Record]) -> list[Record]:
     return [
         record
         for record in records
-        if record.profile == last[record.run.row].profile
+        if record.recipe == last[record.run.row].recipe
         and record.pretrained == last[record.run.row].pretrained
         and record.pretrained_sha256 in (None, last[record.run.row].pretrained_sha256)
         and manifest_path(record.run.set).exists()  # not so of a set that was drawn elsewhere
@@ -71,13 +72,18 @@ def by_option(records: Iterable[Record]) -> dict[str, Folds]:
     """
     records = list(records)
     found: dict[str, Folds] = {row: defaultdict(dict) for row in ("line", *OPTIONS)}
-    today = next((record.profile for record in records if record.run.row == "line"), {})
+    today = flat(next((record.recipe for record in records if record.run.row == "line"), {}))
     for record in records:
         run = record.run
         assert run.fold is not None
-        if record.profile == today | {name: record.profile[name] for name in changed_by(run.row)}:
+        changed, own = changed_by(run.row), flat(record.recipe)
+        if _without(own, changed) == _without(today, changed):
             found[run.row][run.set][run.draw, run.fold] = record
     return {row: folds for row, folds in found.items() if folds}
+
+
+def _without(settings: Mapping[str, Any], names: set[str]) -> dict[str, Any]:
+    return {name: value for name, value in settings.items() if name not in names}
 
 
 def spread(values: Sequence[float]) -> str:
@@ -96,11 +102,12 @@ def _provenance(records: Sequence[Record]) -> str:
     def each(values: Iterable[object]) -> str:
         return ", ".join(sorted({str(value) for value in values})) or "–"
 
-    stages = (f"{r.profile['architecture']} {'+'.join(r.profile['stages'])}" for r in records)
+    backbones = (r.recipe["backbone"] for r in records)
+    stages = (f"{b['architecture']} {'+'.join(b['stages'])}" for b in backbones)
     return "\n".join(
         [
             (
-                f"- pretrained: {each(r.pretrained for r in records)}; trunks end at the "
+                f"- pretrained: {each(r.pretrained for r in records)}; backbones end at the "
                 f"deepest stage these weights have: {each(stages)}"
             ),
             f"- commits: {each(r.machine['commit'] for r in records)}",

@@ -3,7 +3,7 @@
 import sys
 import time
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import MISSING, dataclass, fields, replace
+from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -15,7 +15,8 @@ import torch
 from pydantic import TypeAdapter
 
 from benchmarks.machine import described
-from benchmarks.tables.rows import Row, learnt, row_of, settled_profile
+from benchmarks.tables.pixels import PixelRanking, pixel_ranking
+from benchmarks.tables.rows import Row, Settings, learnt, row_of, settled_settings
 from benchmarks.tables.sets import (
     DEFECTS,
     fold_of,
@@ -29,15 +30,15 @@ from calibration.bound import upper_bound
 from calibration.threshold import Threshold, choose_threshold
 from engine.bundle import sha256
 from engine.frame import Map
-from engine.methods.atac import TwoPassInspector
+from engine.methods import open_method
 from engine.spec import spec
 from train.anomalies import Mask
-from train.backbone import PretrainedWeights
 from train.datasets import SPLIT_JSON, Listed, Source, Split, read_listed, read_mask
-from train.evaluate import PixelRanking, Ranking, Scored, evaluation, pixel_ranking
-from train.fit import Trained, TrainedOptics, has_bf16
+from train.evaluate import Ranking, Scored, evaluation
+from train.features import has_bf16
 from train.network import TorchBackend
-from train.profile import PROFILE_JSON, Profile
+from train.recipes import RECIPE_JSON, Trained
+from train.weights import Weights
 
 CONFIDENCE = 0.95
 MAX_FALSE_REJECT = 0.05  # where enough good parts are held out to promise it
@@ -74,7 +75,7 @@ class Run:
         found = split_of(read_manifest(self.set), self.draw, defects=self.defects, kind=self.kind)
         if self.fold is not None:
             return fold_of(found, self.fold)
-        return found if row_of(self.row).profile.hold_out else with_all_good(found)
+        return found if row_of(self.row).settings.hold_out else with_all_good(found)
 
 
 @spec
@@ -108,7 +109,7 @@ class Record:
     held_out_scores: tuple[float, ...]
     train_seconds: float
     test_seconds: float
-    profile: dict[str, Any]
+    recipe: dict[str, Any]
     pretrained: str
     pretrained_sha256: str | None = None  # older records do not have it
     manifest_sha256: str
@@ -118,9 +119,6 @@ class Record:
 
 
 RECORD_JSON = TypeAdapter(Record)
-
-# What records from before such a setting do not name.
-_UNNAMED = {one.name: one.default for one in fields(Profile) if one.default is not MISSING}
 
 
 def runs(
@@ -168,9 +166,9 @@ def validations(
 def read_ledger(folder: Path) -> dict[Run, Record]:
     """The records of all ledgers in `folder`; of one run, the last one finished counts."""
     records = [
-        replace(record, profile=_UNNAMED | record.profile)
+        RECORD_JSON.validate_json(line)
         for file in folder.glob("*.jsonl")
-        for record in map(RECORD_JSON.validate_json, file.read_bytes().splitlines())
+        for line in file.read_bytes().splitlines()
     ]
     return {record.run: record for record in sorted(records, key=lambda record: record.finished)}
 
@@ -182,11 +180,11 @@ def append(ledger: Path, record: Record) -> None:
         file.write(RECORD_JSON.dump_json(record) + b"\n")
 
 
-def is_done(run: Run, done: dict[Run, Record], weights: PretrainedWeights | None) -> bool:
-    """Whether the ledgers have `run` with today's profile, weights and splits."""
+def is_done(run: Run, done: dict[Run, Record], weights: Weights | None) -> bool:
+    """Whether the ledgers have `run` with today's settings, weights and splits."""
     record = done.get(run)
     return record is not None and (
-        record.profile == _described(settled_profile(row_of(run.row), weights))
+        record.recipe == _described(settled_settings(row_of(run.row), weights))
         and record.pretrained == _source(weights)
         and record.pretrained_sha256 in (None, _sha256(weights))
         and is_of_today(record)
@@ -208,28 +206,28 @@ def manifest_sha256(name: str) -> str:
     return sha256(manifest_path(name).read_bytes())
 
 
-def state_folder(run: Run, weights: PretrainedWeights | None) -> str:
-    """The name of the folder for the state of a training; other profiles or weights, another."""
-    profile = PROFILE_JSON.dump_json(settled_profile(row_of(run.row), weights))
+def state_folder(run: Run, weights: Weights | None) -> str:
+    """The name of the folder for the state of a training; other settings or weights, another."""
+    settings = RECIPE_JSON.dump_json(settled_settings(row_of(run.row), weights))
     begun = f"{manifest_sha256(run.set)} {_sha256(weights)}".encode()
-    return f"{run.key}-{sha256(profile + begun)[:8]}"
+    return f"{run.key}-{sha256(settings + begun)[:8]}"
 
 
 def trained_for(
     run: Run,
     source: Source,
-    weights: PretrainedWeights | None,
+    weights: Weights | None,
     run_folder: Path,
     *,
     on_epoch: Callable[[str], None] = lambda _: None,
 ) -> Trained:
-    """Train for `run`, or go on where its folder below `run_folder` says; the seed is the draw."""
+    """Train for `run`, or continue where its folder is in `run_folder`; the seed is the draw."""
     row = row_of(run.row)
     return learnt(
         row,
         source,
         run.split(),
-        settled_profile(row, weights),
+        settled_settings(row, weights),
         weights=weights,
         seed=run.draw,
         run_folder=run_folder / state_folder(run, weights),
@@ -237,9 +235,9 @@ def trained_for(
     )
 
 
-def measured(run: Run, data: Path, weights: PretrainedWeights | None, run_folder: Path) -> Record:
+def measured(run: Run, data: Path, weights: Weights | None, run_folder: Path) -> Record:
     """Train and test; the state lies below `run_folder`."""
-    split, profile = run.split(), settled_profile(row_of(run.row), weights)
+    split, settings = run.split(), settled_settings(row_of(run.row), weights)
     source = source_of(read_manifest(run.set), data / run.set)
     began = time.perf_counter()
     trained = trained_for(
@@ -251,9 +249,9 @@ def measured(run: Run, data: Path, weights: PretrainedWeights | None, run_folder
     )
     started = time.perf_counter()
     # All of it, also what comes before the first epoch; of an interrupted training its epochs.
-    train_seconds = max(started - began, trained.seconds)
-    tested = _inspected(trained, profile, source, split.test)
-    held_out = _inspected(trained, profile, source, split.held_out_good)
+    train_seconds = max(started - began, trained.history[-1].seconds)
+    tested = _inspected(trained, settings, source, split.test)
+    held_out = _inspected(trained, settings, source, split.held_out_good)
     seconds = time.perf_counter() - started
     return Record(
         run=run,
@@ -267,7 +265,7 @@ def measured(run: Run, data: Path, weights: PretrainedWeights | None, run_folder
         held_out_scores=tuple(image.score for image in held_out.images),
         train_seconds=round(train_seconds, 1),
         test_seconds=round(seconds, 1),
-        profile=_described(profile),
+        recipe=_described(settings),
         pretrained=_source(weights),
         pretrained_sha256=_sha256(weights),
         manifest_sha256=manifest_sha256(run.set),
@@ -275,10 +273,6 @@ def measured(run: Run, data: Path, weights: PretrainedWeights | None, run_folder
         finished=datetime.now(UTC).isoformat(timespec="seconds"),
         machine=described() | {"torch_device": _device(trained, row_of(run.row))},
     )
-
-
-def optics_of(trained: Trained, profile: Profile) -> TrainedOptics:
-    return TrainedOptics(view=profile.view, crop=profile.crop, score=trained.reference)
 
 
 def calibrated(held_out: Sequence[float]) -> Threshold:
@@ -300,29 +294,29 @@ class _Inspected:
 
 
 def _inspected(
-    trained: Trained, profile: Profile, source: Source, items: Sequence[Listed]
+    trained: Trained, settings: Settings, source: Source, items: Sequence[Listed]
 ) -> _Inspected:
     masked = any(item.mask for item in items)
     images, maps, masks = [], [], []
     with TorchBackend(trained.network) as backend:
-        inspector = TwoPassInspector(backend, optics_of(trained, profile))
+        inspector = open_method(trained.method, backend)
         for item in items:
             pixels = read_listed(source, item)
             found = inspector.inspect(pixels)
             images.append(
                 Scored(path=item.path, kind=item.kind, score=found.score, zoomed=found.zoomed)
             )
-            # A map of one cell shows no place; nor is there one where nobody drew it.
+            # A map of one patch shows no place; nor is there one where nobody drew it.
             if masked and found.score_map.size > 1 and (item.mask or not item.defective):
-                maps.append(_on_view(np.abs(found.score_map), profile, cv2.INTER_LINEAR))
+                maps.append(_on_view(np.abs(found.score_map), settings, cv2.INTER_LINEAR))
                 mask = read_mask(source, item, pixels)
                 drawn = np.zeros((1, 1)) if mask is None else mask
-                masks.append(_on_view(drawn, profile, cv2.INTER_NEAREST) > 0)
+                masks.append(_on_view(drawn, settings, cv2.INTER_NEAREST) > 0)
     return _Inspected(images=tuple(images), maps=maps, masks=masks)
 
 
-def _on_view(of_frame: npt.NDArray[Any], profile: Profile, interpolation: int) -> Map:
-    side = profile.view.side
+def _on_view(of_frame: npt.NDArray[Any], settings: Settings, interpolation: int) -> Map:
+    side = settings.view.side
     resized = cv2.resize(of_frame.astype(np.float32), (side, side), interpolation=interpolation)
     return np.asarray(resized)
 
@@ -340,20 +334,20 @@ def _at_threshold(tested: _Inspected, held_out: _Inspected) -> AtThreshold:
 
 
 def _device(trained: Trained, row: Row) -> str:
-    device = trained.network.mean.device
+    device = trained.network.device
     name = torch.cuda.get_device_name(device) if device.type == "cuda" else device.type
-    in_bf16 = row.method is not None and has_bf16(device)
-    return f"{name} (trunk and heads in bf16)" if in_bf16 else name
+    in_bf16 = row.learns and has_bf16(device)
+    return f"{name} (backbone and heads in bf16)" if in_bf16 else name
 
 
-def _described(profile: Profile) -> dict[str, Any]:
-    described_profile: dict[str, Any] = PROFILE_JSON.dump_python(profile, mode="json")
-    return described_profile
+def _described(settings: Settings) -> dict[str, Any]:
+    plain: dict[str, Any] = RECIPE_JSON.dump_python(settings, mode="json")
+    return plain
 
 
-def _source(weights: PretrainedWeights | None) -> str:
+def _source(weights: Weights | None) -> str:
     return "nothing" if weights is None else weights.source
 
 
-def _sha256(weights: PretrainedWeights | None) -> str | None:
+def _sha256(weights: Weights | None) -> str | None:
     return None if weights is None else weights.sha256

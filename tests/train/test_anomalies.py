@@ -3,7 +3,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from engine.frame import Box
-from train.anomalies import PAINTERS, alike, cells, cutmix, moved, paint, transplanted
+from train.anomalies import SYNTHESES, alike, cutmix, moved, patches, synthesised, transplanted
 
 
 @given(
@@ -67,7 +67,7 @@ def test_a_donor_takes_the_kind_of_its_picture():
 
 
 @given(
-    st.sampled_from(sorted(PAINTERS)),
+    st.sampled_from(sorted(SYNTHESES)),
     st.integers(16, 70),
     st.integers(16, 70),
     st.booleans(),
@@ -80,7 +80,7 @@ def test_every_kind_marks_what_can_be_seen_of_it(kind, height, width, colour, se
     donor = rng.integers(0, 256, (width, height, *tail), dtype=np.uint8)
     before, donor_before = pixels.copy(), donor.copy()
 
-    changed, mask = PAINTERS[kind](pixels, donor, rng)
+    changed, mask = SYNTHESES[kind](pixels, donor, rng)
 
     assert (changed.shape, changed.dtype) == (pixels.shape, np.uint8)
     assert (mask.shape, mask.dtype) == ((height, width), np.bool_)
@@ -95,11 +95,11 @@ def test_every_kind_marks_what_can_be_seen_of_it(kind, height, width, colour, se
 @given(st.integers(4, 60), st.integers(4, 60), st.sampled_from([0, 128, 255]), st.integers(0, 99))
 def test_paint_never_comes_back_without_a_defect(height, width, level, seed):
     pixels = np.full((height, width), level, dtype=np.uint8)
-    kinds = tuple(PAINTERS)
-    changed, mask = paint(kinds, pixels, pixels, np.random.default_rng(seed))
+    kinds = tuple(SYNTHESES)
+    changed, mask = synthesised(kinds, pixels, pixels, np.random.default_rng(seed))
     assert mask.any()
     assert not np.array_equal(changed, pixels)
-    again, _ = paint(kinds, pixels, pixels, np.random.default_rng(seed))
+    again, _ = synthesised(kinds, pixels, pixels, np.random.default_rng(seed))
     assert np.array_equal(changed, again)
 
 
@@ -120,11 +120,11 @@ def test_a_mask_moves_with_its_defect(seed):
 def test_a_cell_is_defective_when_any_of_its_pixels_is():
     mask = np.zeros((40, 80), dtype=np.bool_)
     mask[39, 79] = True
-    whole = cells(mask, Box.around(mask), 4, 8)
+    whole = patches(mask, Box.around(mask), 4, 8)
     assert whole[3, 7] == 1
     assert whole.sum() == 1
-    assert not cells(mask, Box(left=0, top=0, right=40, bottom=40), 4, 4).any()
-    assert cells(mask, Box(left=70, top=30, right=80, bottom=40), 14, 14)[-1, -1] == 1
+    assert not patches(mask, Box(left=0, top=0, right=40, bottom=40), 4, 4).any()
+    assert patches(mask, Box(left=70, top=30, right=80, bottom=40), 14, 14)[-1, -1] == 1
 
 
 @given(st.booleans(), st.booleans(), st.integers(0, 2**32))

@@ -18,7 +18,7 @@ from agent.commands.train import train
 from calibration.record import read_calibration
 from engine.bundle import open_bundle
 from engine.errors import ConfigurationError, TrainingError
-from train.backbone import Trunk
+from train.backbones.resnet import ResNet, ResNetBackbone
 from train.datasets import find_source, unseen_images
 
 
@@ -40,11 +40,11 @@ def agent():
 def save_weights(path, stage):
     """A checkpoint whose BatchNorm looks as if it had been trained."""
     torch.manual_seed(0)
-    trunk = Trunk("resnet18", (stage,), "v1.5")
-    for part in trunk.modules():
+    backbone = ResNetBackbone(ResNet(architecture="resnet18", stages=(stage,)))
+    for part in backbone.modules():
         if isinstance(part, torch.nn.BatchNorm2d):
             part.running_mean.normal_(0, 0.01)
-    safetensors.torch.save_file(dict(trunk.state_dict()), path)
+    safetensors.torch.save_file(dict(backbone.state_dict()), path)
 
 
 SMALL = ("--backbone", "resnet18", "--stage", "layer2", "--epochs", 1)
@@ -52,7 +52,7 @@ SMALL = ("--backbone", "resnet18", "--stage", "layer2", "--epochs", 1)
 
 @pytest.fixture(scope="session")
 def trained(agent, parts, tmp_path_factory):
-    """Trained by the command, in the product's own size; a frozen trunk is quickest."""
+    """Trained by the command, in the product's own size; a frozen backbone is quickest."""
     folder = tmp_path_factory.mktemp("commands")
     out, weights = folder / "bundle", folder / "weights.safetensors"
     save_weights(weights, "layer2")
@@ -70,7 +70,7 @@ def test_train_tells_what_it_made(trained, parts):
     assert answer["training"]["backbone"] == "resnet18 layer2"
     assert answer["training"]["defective"] == 5
     pretrained = answer["training"]["pretrained"]
-    assert pretrained.startswith("weights.safetensors (v1.5, tensors' SHA-256 ")
+    assert pretrained.startswith("weights.safetensors (tensors' SHA-256 ")
     assert [epoch["number"] for epoch in answer["epochs"]] == [1]
     assert Path(answer["report"]) == out / "training.html"
     assert "What to collect next" in (out / "training.html").read_text()
@@ -136,7 +136,7 @@ def test_every_image_used_in_training_is_refused_for_evaluation(trained, agent, 
 
 
 def test_weights_must_be_chosen(agent, parts, tmp_path):
-    with pytest.raises(ConfigurationError, match=r"resnet50-0676ba61\.pth, or 'none'"):
+    with pytest.raises(ConfigurationError, match=r"resnet50-0676ba61\.pth .* or give 'none'"):
         agent("train", "--data", parts, "--out", tmp_path / "out")
 
 
@@ -146,7 +146,7 @@ def test_paper_without_layer4_names_the_way_out(agent, parts, tmp_path):
     with pytest.raises(ConfigurationError, match="choose --stage layer3"):
         agent(
             "train",
-            *("--data", parts, "--out", tmp_path / "out", "--profile", "paper"),
+            *("--data", parts, "--out", tmp_path / "out", "--recipe", "paper"),
             *("--backbone", "resnet18", "--backbone-weights", path),
         )
     assert not (tmp_path / "out").exists()
@@ -160,6 +160,22 @@ def test_a_folder_without_enough_good_images_fails_before_training(agent, parts,
             "train",
             *("--data", tmp_path, "--out", tmp_path / "out", "--backbone-weights", "none"),
         )
+
+
+@pytest.mark.parametrize(
+    ("given", "said"),
+    [
+        (("--profile", "line"), "--profile: 'line': is now called --recipe line"),
+        (("--recipe", "cookbook"), "--recipe: 'cookbook': write line or paper"),
+        (("--backbone", "vgg16"), "--backbone: 'vgg16': is not known; write resnet18 or"),
+        (("--stage", "layer7"), "--stage: 'layer7': a ResNet has layer2, layer3, layer4"),
+        (("--backbone-weights", "download"), "is not for resnet50"),
+    ],
+)
+def test_wrong_options_are_told_in_one_line(agent, parts, tmp_path, given, said):
+    with pytest.raises(ConfigurationError) as error:
+        agent("train", "--data", parts, "--out", tmp_path / "out", *given)
+    assert said in str(error.value)
 
 
 def test_help_shows_an_example(agent):

@@ -10,7 +10,7 @@ from engine.errors import ConfigurationError, ImageError, TrainingError
 from engine.image import read_image
 from train.datasets import (
     SPLIT_JSON,
-    Kept,
+    Images,
     TrainingImages,
     draw_split,
     find_source,
@@ -217,7 +217,7 @@ def test_an_image_that_changed_since_is_refused(copy):
 
 def test_masks_show_where_the_defect_is(copy):
     source, split = find_source(copy, None, None), drawn(copy)
-    images = TrainingImages(source, split)
+    images = TrainingImages(Images(source), split)
     assert not images.mask(images.good[0]).any()
     index = images.defective[0]
     mask = images.mask(index)
@@ -232,18 +232,6 @@ def test_masks_show_where_the_defect_is(copy):
     Image.new("L", (10, 20)).save(copy / item.mask)
     with pytest.raises(ImageError, match=r"is \(20, 10\) pixels where"):
         read_mask(source, item, images.frame(index))
-
-
-def test_kept_values_stay_within_their_limit():
-    made = []
-
-    def value(key):
-        return kept.get(key, lambda: made.append(key) or bytes(10), len)
-
-    kept = Kept(limit=25)
-    for key in ("a", "b", "c", "a", "b", "c"):
-        assert value(key) == bytes(10)
-    assert made == ["a", "b", "c", "c"]
 
 
 @pytest.mark.data

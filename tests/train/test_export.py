@@ -20,21 +20,18 @@ from engine.methods.atac import atac_of
 from engine.parity import bundle_parity
 from train.datasets import SPLIT, read_listed, unseen_images
 from train.evaluate import evaluation, scored
-from train.export import (
-    PROFILE,
-    add_precision,
-    fold_batch_norm,
-    load_network,
-)
-from train.fit import train_bundle
-from train.network import AtacNet, TorchBackend
+from train.export.gate import add_precision, load_network
+from train.memory_bank import MemoryBank
+from train.network import TorchBackend
+from train.recipes import RECIPE, open_recipe
+from train.run import train_bundle
 
 
 @pytest.fixture(scope="module")
 def bundle(source, line, tmp_path_factory):
     out = tmp_path_factory.mktemp("bundles") / "trained"
-    profile = replace(line, epochs=3, least_steps=8, hold_out=0.25)
-    return train_bundle(source, out, profile, weights=None, defects=4, seed=0)
+    settings = replace(line, epochs=3, least_steps=8, hold_out=0.25)
+    return train_bundle(source, out, settings, weights=None, defects=4, seed=0).written.bundle
 
 
 @pytest.fixture
@@ -49,7 +46,7 @@ def scores(backend, bundle, source, items):
 
 def test_training_ends_in_a_bundle(bundle, split, line):
     manifest = bundle.manifest
-    assert set(manifest.files) == {"network.onnx", WEIGHTS, SPLIT, PROFILE, PARITY}
+    assert set(manifest.files) == {"network.onnx", WEIGHTS, SPLIT, RECIPE, PARITY}
     assert {path.name for path in bundle.path.iterdir()} == {*manifest.files, "manifest.json"}
     assert [path.name for path in bundle.path.parent.iterdir()] == ["trained"]
     assert manifest.method.network.outputs == {"score_map": (6, 6), "attention": (6, 6)}
@@ -191,18 +188,18 @@ def test_a_bundle_of_another_make_says_so(copy, source):
         copy,
         manifest=replace(manifest, files={"network.onnx": manifest.files["network.onnx"]}),
     )
-    with pytest.raises(BundleError, match=r"has no profile\.json"):
+    with pytest.raises(BundleError, match=r"has no split\.json"):
         add_precision(foreign, "int8", source)
 
 
 def test_folding_changes_nothing_but_the_graph(paper):
     torch.manual_seed(0)
-    network = AtacNet(paper)
+    network = open_recipe(paper).network()
     views = torch.randint(0, 256, (2, 64, 64, 3), dtype=torch.uint8)
     network.train()(views)  # gives the BatchNorms statistics of their own
     network.eval().requires_grad_(requires_grad=False)
     before = network(views)
-    fold_batch_norm(network)
+    network.prepare_export(half=False)
     assert not [m for m in network.modules() if isinstance(m, torch.nn.BatchNorm2d)]
     torch.testing.assert_close(network(views).score_map, before.score_map, rtol=1e-4, atol=1e-4)
 
@@ -231,10 +228,12 @@ def test_symmetric_int8_is_what_tensorrt_takes(copy, source):
 
 @pytest.fixture(scope="module")
 def remembering(source, line, tmp_path_factory):
-    """A bundle whose score map has a memory of good parts in it."""
+    """A bundle whose score map has a memory bank in it."""
     out = tmp_path_factory.mktemp("bundles") / "remembering"
-    profile = replace(line, freeze=True, prototypes=8, prototype_channels=4)
-    return train_bundle(source, out, profile, weights=None, defects=4, seed=0, accept_flips=True)
+    settings = replace(line, freeze=True, memory_bank=MemoryBank(prototypes=8, channels=4))
+    return train_bundle(
+        source, out, settings, weights=None, defects=4, seed=0, accept_flips=True
+    ).written.bundle
 
 
 @pytest.mark.rtx

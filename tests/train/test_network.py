@@ -4,16 +4,22 @@ import numpy as np
 import pytest
 import torch
 
+from train.backbones.resnet import ResNet
 from train.network import (
-    AtacNet,
     AttentionHead,
-    CellResidual,
+    ConvolutionHead,
+    PatchResidual,
     SelfAttention,
+    SelfAttentionHead,
     TorchBackend,
     local_mean,
     stacked,
 )
-from train.profile import PAPER
+from train.recipes import open_recipe
+
+
+def built(settings):
+    return open_recipe(settings).network()
 
 
 @pytest.fixture
@@ -21,14 +27,14 @@ def views():
     return np.random.default_rng(0).integers(0, 256, (5, 64, 64, 3), dtype=np.uint8)
 
 
-def test_the_head_has_the_size_that_the_spec_names():
-    head = AttentionHead(2048, PAPER)
+def test_the_head_has_the_size_of_the_papers():
+    head = AttentionHead(2048, SelfAttentionHead(), supervised=False)
     assert sum(p.numel() for p in head.parameters()) == 1_184_977 + 65  # σ and τ
 
 
-def test_heads_share_nothing_but_what_they_see_and_answer_by_their_mean(line):
+def test_heads_share_nothing_but_what_they_see_and_answer_by_their_mean():
     torch.manual_seed(0)
-    head = AttentionHead(32, replace(line, heads=3)).eval()
+    head = AttentionHead(32, ConvolutionHead(heads=3), supervised=True).eval()
     seen = torch.randn(2, 32, 4, 5)
     each = head.each(seen)
     assert each.score_map.min() < 0  # magnitudes would hide that signs cancel
@@ -37,21 +43,21 @@ def test_heads_share_nothing_but_what_they_see_and_answer_by_their_mean(line):
         torch.testing.assert_close(getattr(head(seen), name), expected)
 
     with torch.no_grad():
-        head.convolve.weight[: line.attention_channels] *= 2  # the first head's
+        head.convolve.weight[:64] *= 2  # the first head's
     for before, after in zip(each, head.each(seen), strict=True):
         moved = (before != after).flatten(1).any(dim=1)
         assert moved.tolist() == [True, True, False, False, False, False]
 
 
-def test_one_head_keeps_its_sign(paper):
+def test_one_head_keeps_its_sign():
     torch.manual_seed(0)
-    head = AttentionHead(32, paper).eval()
+    head = AttentionHead(32, SelfAttentionHead(), supervised=False).eval()
     seen = torch.randn(2, 32, 4, 5)
     assert torch.equal(head(seen).score_map, head.each(seen).score_map)
     assert head(seen).score_map.min() < 0
 
 
-def test_self_attention_starts_as_the_identity_and_then_mixes_all_cells():
+def test_self_attention_starts_as_the_identity_and_then_mixes_all_patches():
     torch.manual_seed(0)
     block = SelfAttention(64, 8)
     x = torch.randn(2, 64, 5, 7)
@@ -76,9 +82,9 @@ def test_self_attention_is_the_formula_of_sagan():
     torch.testing.assert_close(block(x)[0].flatten(1), x[0].flatten(1) + 0.7 * expected)
 
 
-def test_a_cells_residual_looks_at_that_cell_alone():
+def test_a_patches_residual_looks_at_that_patch_alone():
     torch.manual_seed(0)
-    block = CellResidual(64)
+    block = PatchResidual(64)
     x = torch.randn(2, 64, 5, 7)
     moved = x.clone()
     moved[:, :, 1, 2] += 1
@@ -91,9 +97,9 @@ def test_a_cells_residual_looks_at_that_cell_alone():
 
 @pytest.mark.parametrize("mode", ["clip", "imagenet"])
 def test_views_are_standardised_inside(paper, mode):
-    network = AtacNet(replace(paper, standardise=mode))
+    network = built(replace(paper, standardise=mode))
     seen = []
-    network.trunk.register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0]))
+    network.backbone.register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0]))
     grey = torch.full((1, 64, 64, 3), 128, dtype=torch.uint8)
     network.eval()(grey)
     mean, std = {
@@ -106,15 +112,17 @@ def test_views_are_standardised_inside(paper, mode):
 
 
 def test_maps_have_the_grid_of_the_finest_stage(paper, views):
-    network = AtacNet(replace(paper, stages=("layer2", "layer3"))).eval()
+    network = built(
+        replace(paper, backbone=ResNet(architecture="resnet18", stages=("layer2", "layer3")))
+    ).eval()
     maps = network(torch.from_numpy(views))
     assert maps.score_map.shape == maps.attention.shape == (5, 8, 8)
     assert maps.attention.min() >= 0
 
 
-def test_supervised_attention_is_a_chance(line):
+def test_supervised_attention_is_a_probability(line):
     views = torch.randint(0, 256, (3, 48, 48, 3), dtype=torch.uint8)
-    network = AtacNet(line).eval()
+    network = built(line).eval()
     attention = network(views).attention
     assert attention.shape == (3, 6, 6)
     assert 0 < attention.min() <= attention.max() < 1
@@ -125,16 +133,16 @@ def test_supervised_attention_is_a_chance(line):
 def test_a_local_mean_takes_the_eight_neighbours():
     lone = torch.zeros(1, 1, 5, 5)
     lone[0, 0, 0, 0] = 36.0
-    # A corner has four cells in reach, an edge six, the inside nine.
+    # A corner has four patches in reach, an edge six, the inside nine.
     found = local_mean(lone)[0, 0, :3, :3].tolist()
     assert found == [[9.0, 6.0, 0.0], [6.0, 4.0, 0.0], [0.0, 0.0, 0.0]]
 
 
-def test_a_profile_decides_on_the_local_mean(line, views):
+def test_a_recipe_decides_on_the_local_mean(line, views):
     torch.manual_seed(0)
-    smooth = AtacNet(replace(line, local_mean=True)).eval()
+    smooth = built(replace(line, local_mean=True)).eval()
     torch.manual_seed(0)
-    sharp = AtacNet(replace(line, local_mean=False)).eval()
+    sharp = built(replace(line, local_mean=False)).eval()
     seen = torch.from_numpy(views)
     assert smooth.features(seen).std() < sharp.features(seen).std()
 
@@ -148,7 +156,7 @@ def test_stacking_keeps_the_finest_stage_as_it_is():
 
 def test_a_batch_answers_as_its_single_views_do(paper, views):
     torch.manual_seed(0)
-    with TorchBackend(AtacNet(paper)) as backend:
+    with TorchBackend(built(paper)) as backend:
         together = backend.run(views)
         singly = [backend.run(view[None]) for view in views]
     for name in ("score_map", "attention"):
@@ -158,28 +166,28 @@ def test_a_batch_answers_as_its_single_views_do(paper, views):
 
 
 def test_a_backend_leaves_training_as_it_found_it(paper, views):
-    network = AtacNet(paper).train()
+    network = built(paper).train()
     with TorchBackend(network) as backend:
         assert not network.training
         assert backend.name == "torch cpu fp32"
     assert network.training
 
 
-def test_a_frozen_trunk_learns_nothing_not_even_statistics(paper, views):
-    network = AtacNet(replace(paper, freeze=True)).train()
-    before = {name: t.clone() for name, t in network.trunk.state_dict().items()}
+def test_a_frozen_backbone_learns_nothing_not_even_statistics(paper, views):
+    network = built(replace(paper, freeze=True)).train()
+    before = {name: t.clone() for name, t in network.backbone.state_dict().items()}
     maps = network(torch.from_numpy(views))
     maps.score_map.sum().backward()
-    assert all(torch.equal(t, before[n]) for n, t in network.trunk.state_dict().items())
-    assert all(p.grad is None for p in network.trunk.parameters())
+    assert all(torch.equal(t, before[n]) for n, t in network.backbone.state_dict().items())
+    assert all(p.grad is None for p in network.backbone.parameters())
     assert network.head.convolve.weight.grad.abs().sum() > 0
     assert network.head.normalise.num_batches_tracked == 1
 
 
 def test_scores_begin_near_zero_by_fan_in_and_near_the_margin_by_he(line, views):
-    def first_scores(start):
+    def first_scores(initialisation):
         torch.manual_seed(0)
-        network = AtacNet(replace(line, start=start, kernel=1)).eval()
+        network = built(replace(line, initialisation=initialisation)).eval()
         with torch.inference_mode():
             return network(torch.from_numpy(views)).score_map.abs().mean()
 

@@ -16,7 +16,7 @@ from engine.backends.tensorrt.graph import DriverGraph, Graph
 from engine.backends.tensorrt.plans import (
     MAX_BATCH,
     Plan,
-    TensorRtModule,
+    TensorRt,
     error_log,
     find_tensorrt,
     plan_key,
@@ -36,21 +36,14 @@ _LOG: Final = logging.getLogger(__name__)
 class TensorRtNetwork:
     """A plan's network, from and to addresses on the GPU: a `DeviceNetwork`.
 
-    It is made, used and dropped while its context is current. All that it runs must go through one
-    stream, since everything shares the same scratch memory.
-
-    Args:
-        plan: What it runs.
-        tensorrt: The runtime that loads the plan.
-        network: The tensors that the plan must have.
-        name: What records and errors call it.
-        memory: Gives its scratch memory, once.
+    Made, used and dropped while its context is current; what it runs in comes from `memory`, once.
+    All that it runs must go through one stream, since everything shares that memory.
     """
 
     def __init__(
         self,
         plan: Plan,
-        tensorrt: TensorRtModule,
+        tensorrt: TensorRt,
         network: NetworkSpec,
         name: str,
         memory: DeviceMemory,
@@ -61,7 +54,7 @@ class TensorRtNetwork:
         self._log = log = error_log(tensorrt.module)
         self._engine = tensorrt.module.Runtime(log).deserialize_cuda_engine(plan.data)
         if self._engine is None:
-            raise BackendError(f"{plan.path} cannot be loaded by {name}{log.last_error()}")
+            raise BackendError(f"{plan.path} cannot be loaded by {name}{log.told()}")
         _check_tensors(self._engine, network, tensorrt, plan)
         self._scratch_size = int(self._engine.device_memory_size_v2)
         self._scratch = memory(self._scratch_size)
@@ -75,9 +68,7 @@ class TensorRtNetwork:
         execution.set_device_memory(self._scratch, self._scratch_size)
         for name, address in tensors.items():
             if not execution.set_tensor_address(name, address):
-                raise BackendError(
-                    f"{self.name} takes no address for {name}{self._log.last_error()}"
-                )
+                raise BackendError(f"{self.name} takes no address for {name}{self._log.told()}")
         bound_to = 0
 
         def enqueue(count: int, stream: Any) -> None:
@@ -85,10 +76,10 @@ class TensorRtNetwork:
             shape = (count, self._side, self._side, 3)
             # Another shape has work done that no graph may hold: never while one is captured.
             if count != bound_to and not execution.set_input_shape("views", shape):
-                raise BackendError(f"{self.name} takes no {shape}{self._log.last_error()}")
+                raise BackendError(f"{self.name} takes no {shape}{self._log.told()}")
             bound_to = count
             if not execution.execute_async_v3(stream.handle):
-                raise BackendError(f"{self.name} failed on {shape}{self._log.last_error()}")
+                raise BackendError(f"{self.name} failed on {shape}{self._log.told()}")
 
         return enqueue
 
@@ -108,7 +99,7 @@ class TensorRtNetwork:
             how = ours
         execution = self._engine.create_execution_context(how)
         if execution is None:
-            raise BackendError(f"{self.name} cannot start{self._log.last_error()}; see nvidia-smi")
+            raise BackendError(f"{self.name} cannot start{self._log.told()}; see nvidia-smi")
         return execution
 
     def capture(self, stream: Any, record: Callable[[], None]) -> Graph:
@@ -122,22 +113,14 @@ def open_plan(
     *,
     plans: Path | None = None,
     gate: bool = True,
-    tensorrt: TensorRtModule | None = None,
-) -> tuple[Plan, TensorRtModule, str]:
+    tensorrt: TensorRt | None = None,
+) -> tuple[Plan, TensorRt, str]:
     """The plan for this machine, checked, its runtime, and the name of the two for records.
 
-    The driver is asked first: TensorRT and pycuda may crash without one.
-
-    Args:
-        bundle: The bundle that holds the network.
-        precision: Which network of the bundle.
-        plans: The folder of plans, by default in the user's cache folder.
-        gate: Refuse a plan whose verdicts were found to differ from ONNX Runtime's, and warn of one
-            that was never compared; False for the comparison itself.
-        tensorrt: The runtime, by default the first one that can be imported.
-
-    Raises:
-        BackendError: Driver, runtime or plan is missing, or the plan is refused.
+    The first thing asked is the driver: TensorRT and pycuda may crash where there is none. A plan
+    whose verdicts were found to differ from ONNX Runtime's is refused, and one that was never
+    compared is warned of; without `gate` neither, for the comparison itself. `tensorrt` is the
+    runtime where it is not to be the first one that can be imported.
     """
     gpu = driver.probe_gpu()
     tensorrt = tensorrt or find_tensorrt()
@@ -156,8 +139,8 @@ def open_plan(
 class TensorRtBackend:
     """A `Backend` over the plan that `agent build` made for this GPU, views from the host.
 
-    Everything is allocated here, for `MAX_BATCH` views; more views than that run in turns. The
-    arguments are those of `open_plan`.
+    Everything is allocated here, for `MAX_BATCH` views; more views than that run in turns. `gate`
+    and `tensorrt` are `open_plan`'s.
     """
 
     def __init__(
@@ -167,7 +150,7 @@ class TensorRtBackend:
         precision: Precision = "fp32",
         plans: Path | None = None,
         gate: bool = True,
-        tensorrt: TensorRtModule | None = None,
+        tensorrt: TensorRt | None = None,
     ) -> None:
         plan, tensorrt, self._name = open_plan(
             bundle, precision, plans=plans, gate=gate, tensorrt=tensorrt
@@ -207,7 +190,7 @@ class TensorRtBackend:
     def __exit__(self, *_: object) -> None:
         self._resources.close()
 
-    def _start(self, stack: ExitStack, plan: Plan, tensorrt: TensorRtModule) -> None:
+    def _start(self, stack: ExitStack, plan: Plan, tensorrt: TensorRt) -> None:
         """Memory, stream and engine; whatever is there when this fails is given back."""
         network = self._network
         self._host: dict[str, Any] = {}
@@ -260,7 +243,7 @@ def device_opening(
     precision: Precision = "fp32",
     plans: Path | None = None,
     gate: bool = True,
-    tensorrt: TensorRtModule | None = None,
+    tensorrt: TensorRt | None = None,
 ) -> DeviceOpening:
     """Opens the network of the plan that `agent build` made, for an inspection on the device.
 
@@ -277,7 +260,7 @@ def open_device_inspector(
     precision: Precision = "fp32",
     plans: Path | None = None,
     gate: bool = True,
-    tensorrt: TensorRtModule | None = None,
+    tensorrt: TensorRt | None = None,
     max_pixels: int = MAX_PIXELS,
 ) -> OpenInspector:
     """All that the bundle's method can do on the GPU; at least its network runs there.
@@ -299,18 +282,18 @@ def _pass_gate(bundle: Bundle, precision: Precision, plan: Plan) -> None:
     found = read_parity(plan)
     if found is None:
         _LOG.warning(
-            "the verdicts of %s were never compared with ONNX Runtime's; compare them with: %s",
+            "nobody has compared the verdicts of %s with ONNX Runtime's; do so with: %s",
             plan.path,
             command,
         )
     elif found.refused:
         raise BackendError(
-            f"{plan.path} changes verdicts: {found.parity.summary}; use another precision, or "
-            f"accept it with: {command} --accept-flips"
+            f"{plan.path} changes verdicts: {found.parity.told}; use another precision, or accept "
+            f"it with: {command} --accept-flips"
         )
 
 
-def _check_tensors(engine: Any, network: NetworkSpec, tensorrt: TensorRtModule, plan: Plan) -> None:
+def _check_tensors(engine: Any, network: NetworkSpec, tensorrt: TensorRt, plan: Plan) -> None:
     """Addresses are set by name and size: a plan with other tensors would write elsewhere."""
     expected = _tensors(network)
     names = [engine.get_tensor_name(index) for index in range(engine.num_io_tensors)]

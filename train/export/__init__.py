@@ -1,0 +1,1 @@
+"""A trained network → one ONNX graph per precision → a bundle, with a gate on decisions."""

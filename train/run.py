@@ -1,0 +1,150 @@
+"""One training from images to bundle, and the folders in which it happens.
+
+The last epoch counts; nothing is selected on test images. After every epoch the state is saved, so
+that an interrupted training can be continued; it ends in the same weights as one that was not
+interrupted.
+"""
+
+from collections.abc import Callable
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+
+from engine.bundle import MANIFEST, TrainingRecord, sha256
+from engine.errors import ConfigurationError
+from train.checkpoint import UNFINISHED, Epoch
+from train.datasets import SPLIT_JSON, Images, Source, Split, TrainingImages, draw_split
+from train.export.gate import Written, judged_items, library_versions, write_bundle
+from train.recipes import RecipeSettings, Run, Trained, open_recipe
+from train.weights import Weights
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class Finished:
+    """A training that has ended in a bundle: all that its report is made of."""
+
+    written: Written
+    settings: RecipeSettings
+    split: Split
+    images: Images
+    epochs: tuple[Epoch, ...]
+
+
+def train_bundle(
+    source: Source,
+    out: Path,
+    settings: RecipeSettings,
+    *,
+    weights: Weights | None,
+    defects: int | None = None,
+    seed: int = 0,
+    resume: bool = False,
+    accept_flips: bool = False,
+    on_split: Callable[[Split], None] = lambda _: None,
+    on_epoch: Callable[[Epoch], None] = lambda _: None,
+) -> Finished:
+    """Draw a split of `source`, train on it, and write the bundle.
+
+    Unfinished work waits in the folder `out.training` beside it and goes when the bundle stands.
+
+    Args:
+        source: The images.
+        out: The folder for the bundle, which must be new or empty.
+        settings: Of the recipe.
+        weights: Of the backbone; None: it starts from nothing.
+        defects: How many known defects train; default ten, at most half of them.
+        seed: Of split, initialisation and batches.
+        resume: Continue with an interrupted training.
+        accept_flips: Write the bundle even if ONNX and torch do not decide alike.
+        on_split: Hears of the split before training.
+        on_epoch: Hears of every epoch; of those before an interruption first.
+
+    Raises:
+        ConfigurationError: `out` or its folder for unfinished work cannot be made, or holds
+            something else; or the weights do not fit.
+        TrainingError: There are too few images, or the training fails.
+        BundleError: ONNX and torch do not decide alike.
+    """
+    if out.name in {"", ".."}:  # "." and the like have no name to put a folder beside
+        out = out.resolve()
+    run_folder = _run_folder(out)
+    images = Images(source)
+    try:
+        settings = settings.settled(weights)
+        split = draw_split(images, defects=defects, hold_out=settings.hold_out, seed=seed)
+        images.forget_others((*split.training, *judged_items(split)))
+        on_split(split)
+        run = Run(
+            settings=settings,
+            weights=weights,
+            seed=seed,
+            folder=run_folder,
+            resume=resume,
+            on_epoch=on_epoch,
+        )
+        trained = open_recipe(settings).train(TrainingImages(images, split), run)
+        written = write_bundle(
+            out,
+            trained,
+            settings,
+            _record(run, split, trained),
+            images,
+            split,
+            accept_flips=accept_flips,
+        )
+        for name in UNFINISHED:
+            (run_folder / name).unlink(missing_ok=True)
+        return Finished(
+            written=written, settings=settings, split=split, images=images, epochs=trained.history
+        )
+    finally:
+        with suppress(OSError):
+            run_folder.rmdir()  # refused while an unfinished training waits in it
+
+
+def _record(run: Run, split: Split, trained: Trained) -> TrainingRecord:
+    settings, weights, last = run.settings, run.weights, trained.history[-1]
+    pretrained = (
+        "none" if weights is None else f"{weights.source} (tensors' SHA-256 {weights.sha256[:16]})"
+    )
+    return TrainingRecord(
+        recipe=settings.type,
+        backbone="none" if settings.backbone is None else settings.backbone.label,
+        pretrained=pretrained,
+        seed=run.seed,
+        epochs=settings.epochs,
+        good=len(split.train_good),
+        defective=len(split.train_defective),
+        split_sha256=sha256(SPLIT_JSON.dump_json(split, indent=1)),
+        training_sha256=tuple(item.sha256 for item in split.training),
+        held_out_scores=(),
+        final_loss=last.loss,
+        seconds=round(last.seconds, 1),
+        versions=library_versions(),
+    )
+
+
+def _run_folder(out: Path) -> Path:
+    """Make the folder for unfinished work beside `out`, which must be new or empty."""
+    if (out / MANIFEST).exists():
+        raise ConfigurationError("--out", str(out), "is a bundle already; name a new folder")
+    run_folder = out.with_name(out.name + ".training")
+    try:
+        if out.exists() and any(out.iterdir()):
+            raise ConfigurationError("--out", str(out), "is not empty; name a new folder")
+        run_folder.mkdir(parents=True, exist_ok=True)
+        foreign = {file.name for file in run_folder.iterdir()} - {*UNFINISHED}
+    except OSError as error:
+        raise ConfigurationError(
+            "--out",
+            str(out),
+            f"cannot be made ({error.strerror}: {error.filename}); name a folder that can",
+        ) from error
+    if foreign:
+        raise ConfigurationError(
+            "--out",
+            str(out),
+            f"has no place for unfinished work: {run_folder} holds {min(foreign)}; "
+            "name another folder",
+        )
+    return run_folder
