@@ -57,7 +57,7 @@ def demo(
 
     def show(alarm: "Alarm") -> None:
         if not as_json:
-            typer.echo(told_alarm(alarm))
+            typer.echo(describe_alarm(alarm))
 
     stop = threading.Event()
     with stopping_on_signals(stop):
@@ -74,13 +74,13 @@ def demo(
     if as_json:
         typer.echo(json.dumps(asdict(summary) | {"report": str(report)}, indent=2))
     else:
-        typer.echo(told(summary))
+        typer.echo(describe(summary))
         typer.echo(f"Pictures: {report}")
     if summary.alarms_received != summary.alarms_sent:
         sys.exit(1)
 
 
-def told_alarm(alarm: "Alarm") -> str:
+def describe_alarm(alarm: "Alarm") -> str:
     """One line for one alarm."""
     line = f"{alarm.state:<3} {alarm.part_id}"
     if alarm.score is not None and alarm.threshold is not None:
@@ -93,7 +93,7 @@ def told_alarm(alarm: "Alarm") -> str:
     return line
 
 
-def told(summary: "DemoSummary") -> str:
+def describe(summary: "DemoSummary") -> str:
     """The summary for people."""
     lines = [
         "",

@@ -88,12 +88,14 @@ def run(
             started=started,
             services=(TerminalSettings(), HeartbeatSettings()),
         )
-    typer.echo(json.dumps(asdict(summary), indent=2) if as_json else told(summary, verbose=verbose))
+    typer.echo(
+        json.dumps(asdict(summary), indent=2) if as_json else describe(summary, verbose=verbose)
+    )
     if summary.lost:
         raise LedgerError(f"{summary.lost} parts could not be recorded")
 
 
-def told(summary: "Summary", *, verbose: bool) -> str:
+def describe(summary: "Summary", *, verbose: bool) -> str:
     """The summary for people; `verbose` adds how long each stage took."""
     rate = f"{summary.seconds:.1f} s ({summary.parts_per_second:.1f}/s)"
     sent = ", ".join(
@@ -101,13 +103,13 @@ def told(summary: "Summary", *, verbose: bool) -> str:
     )
     inspected, others = summary.inspected, summary.triggers - summary.inspected
     lines = [
-        f"{summary.triggers} parts in {rate}: {told_counts(summary.counts)}",
+        f"{summary.triggers} parts in {rate}: {describe_counts(summary.counts)}",
         f"{inspected} inspected, {summary.zoomed} of them looked at twice; {others} not inspected",
         f"{summary.alarms} alarms recorded; messages: {sent}",
         f"inspected by {summary.backend}, first part {summary.start_up_s:.1f} s after the start",
     ]
     if len(summary.cameras) > 1:
-        lines += [f"{name}: {told_counts(each)}" for name, each in summary.cameras.items()]
+        lines += [f"{name}: {describe_counts(each)}" for name, each in summary.cameras.items()]
     if verbose and summary.latencies:
         lines.append("stage         p50 ms    p99 ms")
         lines += [
@@ -117,6 +119,6 @@ def told(summary: "Summary", *, verbose: bool) -> str:
     return "\n".join(lines)
 
 
-def told_counts(counts: "Mapping[State, int]") -> str:
+def describe_counts(counts: "Mapping[State, int]") -> str:
     """How parts ended, for people."""
     return ", ".join(f"{n} {state}" for state, n in counts.items() if n) or "none arrived"

@@ -30,5 +30,5 @@ def sign(
         replace_file(bundle / SIGNATURE, signature_of(opened.read(MANIFEST), key))
     except OSError as error:
         raise BundleError(str(bundle), f"cannot be signed ({error.strerror})") from error
-    told = {"bundle": str(bundle), "bundle_id": opened.id, "signature": str(bundle / SIGNATURE)}
-    typer.echo(json.dumps(told, indent=2) if as_json else f"signed {bundle}, {opened.id}")
+    answer = {"bundle": str(bundle), "bundle_id": opened.id, "signature": str(bundle / SIGNATURE)}
+    typer.echo(json.dumps(answer, indent=2) if as_json else f"signed {bundle}, {opened.id}")

@@ -20,9 +20,9 @@ def verify(
     from engine.bundle import open_bundle
 
     opened = open_bundle(bundle, signed_by=key, option="--key")
-    told = {"bundle": str(bundle), "bundle_id": opened.id, "signed_by": str(key)}
+    answer = {"bundle": str(bundle), "bundle_id": opened.id, "signed_by": str(key)}
     typer.echo(
-        json.dumps(told, indent=2)
+        json.dumps(answer, indent=2)
         if as_json
         else f"{bundle} is whole and signed by {key}: {opened.id}"
     )

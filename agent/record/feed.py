@@ -4,8 +4,8 @@
           ▲────────── rows after (epoch, sequence), a thumbnail ────────┘
 
 A buffer never waits. One that is full drops what comes and says so once it has been read: `Gap`.
-Who is told of a gap asks for the rows after the newest part that it has; the owner thread serves
-them between two commits, in the order in which parts were recorded. `follow` does all this.
+A reader that hears of a gap asks for the rows after the newest part that it has. The owner thread
+serves them between two commits, in the order in which parts were recorded. `follow` does all this.
 """
 
 import base64
@@ -42,7 +42,7 @@ _FRAME_MAX: Final = 16_000_000
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Gap:
-    """Parts were recorded after the part at `after` that this reader was not told of."""
+    """Parts were recorded after the part at `after` that this reader was not offered."""
 
     after: Cursor
 
@@ -255,10 +255,10 @@ class FeedServer:
                 if self._woken in ready:
                     self._woken.recv(65_536)
                 while (item := subscription.next(0)) is not None:
-                    told = (
+                    answer = (
                         {"gap": item.after} if isinstance(item, Gap) else {"event": to_json(item)}
                     )
-                    _send(self._connection, told)
+                    _send(self._connection, answer)
                 if self._connection in ready:
                     asked = _receive(self._connection)
                     if asked is None:
@@ -383,13 +383,13 @@ def cursor(event: Event) -> Cursor:
 
 def to_json(event: Event) -> dict[str, Any]:
     """An event without its thumbnail, for another process."""
-    told: dict[str, Any] = _adapter().dump_python(event, mode="json", exclude={"thumbnail"})
-    return told
+    content: dict[str, Any] = _adapter().dump_python(event, mode="json", exclude={"thumbnail"})
+    return content
 
 
-def from_json(told: dict[str, Any]) -> Event:
+def from_json(content: dict[str, Any]) -> Event:
     """What `to_json` gave."""
-    return _adapter().validate_python(told)
+    return _adapter().validate_python(content)
 
 
 @cache

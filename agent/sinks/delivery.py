@@ -138,7 +138,7 @@ class Deliverer:
             )
 
     def report(self, status: Status) -> None:
-        """Have the sink say how the agent is; of several that wait only the newest is told."""
+        """Have the sink say how the agent is; of several that wait only the newest is sent."""
         with self._lock:
             self._newest = status
         self._wake.set()
@@ -171,8 +171,8 @@ class Deliverer:
                 retry_s = self._lost(str(error), began, retry_s, is_refusal=is_refusal)
             except Exception as error:  # noqa: BLE001 - a fault, not the end of the thread
                 _LOG.exception("%s: an error that nobody expected", self.name)
-                told = f"{type(error).__name__}: {error}"
-                retry_s = self._lost(told, began, retry_s, is_refusal=False)
+                reason = f"{type(error).__name__}: {error}"
+                retry_s = self._lost(reason, began, retry_s, is_refusal=False)
             self._clock.wait(self._stop, retry_s * random.uniform(0.5, 1.0))
             retry_s = min(2 * retry_s, _RETRY_MAX_S)
 
@@ -224,8 +224,8 @@ class Deliverer:
         except SinkError:
             raise
         except Exception as error:  # noqa: BLE001 - it is refused, and those behind it go on
-            told = f"cannot be sent: {type(error).__name__}: {error}"
-            return Receipt(delivery=delivery.id, refused=told)
+            reason = f"cannot be sent: {type(error).__name__}: {error}"
+            return Receipt(delivery=delivery.id, refused=reason)
 
     def _take(self, window: int) -> None:
         """Wait for receipts, or for something to do, then settle all that have come."""

@@ -11,7 +11,7 @@ from time import perf_counter
 
 import pytest
 
-from agent.commands.demo import told, told_alarm
+from agent.commands.demo import describe, describe_alarm
 from agent.demo import BUNDLE, Alarm, Listener, run_demo
 from agent.report import write_demo_report
 from agent.sinks.mqtt.broker import EmbeddedBroker
@@ -96,7 +96,7 @@ def test_a_page_that_cannot_be_written_is_said_so(ended, tmp_path):
 
 def test_the_summary_is_told_and_is_json(ended):
     summary, _, _, _ = ended
-    text = told(summary)
+    text = describe(summary)
     assert f"{summary.alarms_sent} sent, {summary.alarms_received} received" in text
     assert str(summary.parts) in text
 
@@ -131,7 +131,9 @@ def test_an_alarm_is_one_line():
         box=(10, 20, 110, 70),
         reason=None,
     )
-    assert told_alarm(alarm) == "NG  part-000012  score   7.30 against 2.25  box 100×50 at 10,20"
+    assert (
+        describe_alarm(alarm) == "NG  part-000012  score   7.30 against 2.25  box 100×50 at 10,20"
+    )
 
 
 def test_an_alarm_that_comes_twice_counts_once():
@@ -151,7 +153,7 @@ def test_an_alarm_that_comes_twice_counts_once():
     listener.hear("atac/demo/alarm", payload)
     listener.hear("atac/demo/alarm", payload)
     assert listener.alarms == len(shown) == 1
-    assert told_alarm(shown[0]) == "ERROR p  why"
+    assert describe_alarm(shown[0]) == "ERROR p  why"
 
 
 def test_two_brokers_live_side_by_side_and_go():

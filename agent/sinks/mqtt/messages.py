@@ -169,7 +169,7 @@ def health(topics: Topics, sink: str, now: Status, before: Status | None = None)
 
 
 def response(
-    topics: Topics, *, epoch: str, now_ns: int, about: "Message", told: Mapping[str, object]
+    topics: Topics, *, epoch: str, now_ns: int, about: "Message", answer: Mapping[str, object]
 ) -> Message:
     """The answer to a request; `about` has its response topic and correlation data.
 
@@ -178,10 +178,10 @@ def response(
         epoch: The epoch of now.
         now_ns: The time of now.
         about: A message with the response's topic and the request's correlation data.
-        told: What was asked and what came of it.
+        answer: What was asked and what came of it.
     """
     head = {"agent": topics.agent_id, "epoch": epoch, "time": utc(now_ns)}
-    return replace(_json(about.topic, {**head, **told}), correlation=about.correlation)
+    return replace(_json(about.topic, {**head, **answer}), correlation=about.correlation)
 
 
 def _part(event: Event) -> dict[str, object]:

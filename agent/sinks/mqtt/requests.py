@@ -267,16 +267,16 @@ class MqttRequests:
 
     def answer(self, heard: Heard, *, is_busy: bool = False) -> Message | None:
         """The response to a request; `None` where there is no topic that it could go to."""
-        told: dict[str, object] = {"command": None, "nonce": None}
+        answer: dict[str, object] = {"command": None, "nonce": None}
         try:
-            request = self._checked(heard, told, is_busy=is_busy)
+            request = self._checked(heard, answer, is_busy=is_busy)
             result = self._obey(request)
         except RequestError as error:
             self.refused += 1
-            told |= {"ok": False, "error": str(error), "result": None}
+            answer |= {"ok": False, "error": str(error), "result": None}
         else:
             self.accepted += 1
-            told |= {"ok": True, "error": None, "result": result}
+            answer |= {"ok": True, "error": None, "result": result}
         if not self._may_answer_to(heard.response_topic):
             return None
         return response(
@@ -284,13 +284,13 @@ class MqttRequests:
             epoch=self._requests.epoch,
             now_ns=time.time_ns(),
             about=Message(topic=heard.response_topic, payload=b"", correlation=heard.correlation),
-            told=told,
+            answer=answer,
         )
 
     # ---- in paho's thread
 
     def _hear(self, heard: Heard) -> None:
-        """Take a request within the budget; beyond it some are told so, and all have to wait."""
+        """Take a request within the budget; above it some are answered `busy`, and all wait."""
         is_within = self._budget.take(len(heard.payload) + len(heard.correlation or b""))
         is_kept = (is_within or self._busy.take(0)) and not heard.is_unreadable
         if is_kept:
@@ -311,7 +311,7 @@ class MqttRequests:
         is_below = topic == own or topic.startswith(f"{own}/")
         return is_below and not set(topic) & set("+#\0") and len(topic) <= _TOPIC_MAX
 
-    def _checked(self, heard: Heard, told: dict[str, object], *, is_busy: bool) -> Request:
+    def _checked(self, heard: Heard, answer: dict[str, object], *, is_busy: bool) -> Request:
         if len(heard.payload) > REQUEST_MAX_BYTES:
             raise RequestError(f"is larger than {REQUEST_MAX_BYTES} bytes")
         if heard.is_retained:
@@ -321,9 +321,9 @@ class MqttRequests:
         try:
             request = _REQUEST.validate_json(heard.payload, strict=True)
         except ValidationError as error:
-            told["nonce"] = _nonce_of(heard.payload)
+            answer["nonce"] = _nonce_of(heard.payload)
             raise RequestError(_in_words(error)[:200]) from None
-        told |= {"command": request.command, "nonce": request.nonce}
+        answer |= {"command": request.command, "nonce": request.nonce}
         if is_busy:
             raise RequestError("busy: too many requests; ask again later")
         if request.command not in self._settings.commands:
@@ -405,21 +405,21 @@ def ask(
         command, nonce, utc(time.time_ns() + round(2 * ANSWER_S * 1e9)), **arguments
     )
     message = Message(topic=topics.of("request"), payload=request, response_topic=where)
-    told: dict[str, Any] | None = None
+    answer: dict[str, Any] | None = None
     with Link(settings, f"atac-request-{nonce}", hear=lambda one: heard.put(one.payload)) as link:
         link.subscribe(where)
         until = time.monotonic() + ANSWER_S
-        while told is None and (left := until - time.monotonic()) > 0:
+        while answer is None and (left := until - time.monotonic()) > 0:
             # Again and again, as an agent that has just started may not listen yet; it obeys once.
             link.publish(message)
             with suppress(queue.Empty):
-                told = json.loads(heard.get(timeout=min(left, _ASK_AGAIN_S)))
-    if told is None:
+                answer = json.loads(heard.get(timeout=min(left, _ASK_AGAIN_S)))
+    if answer is None:
         raise BrokerError(
             f"{address(settings)}: {agent_id} does not answer; is {command} in its"
             " mqtt.commands, and may it read its topic request?"
         )
-    if not told["ok"]:
-        raise RequestError(f"{agent_id} refuses: {told['error']}")
-    result: dict[str, object] = told["result"]
+    if not answer["ok"]:
+        raise RequestError(f"{agent_id} refuses: {answer['error']}")
+    result: dict[str, object] = answer["result"]
     return result
