@@ -6,7 +6,8 @@ The line inspects the demo's frames in its child process and records every part.
 process at the end of a socket: `live` takes all that comes, `slow` waits after each part and so
 falls behind and catches up, `stalled` reads nothing, `dead` is killed before the line begins.
 `ratio` is the median over all rounds of parts/s with a reader over parts/s without, of the block
-beside it.
+beside it. `cpu_ratio` is the same of the processor time of agent and child for each part, which
+other work on the machine changes less.
 """
 
 import argparse
@@ -36,7 +37,7 @@ from agent.station.controls import Controls
 from agent.station.station import Model, Station
 from agent.station.threshold import Threshold
 from agent.synthetic.flange import part
-from benchmarks.machine import described
+from benchmarks.machine import cpu_s, described
 from engine.bundle import open_bundle
 from engine.frame import Pixels
 
@@ -67,6 +68,7 @@ def main() -> None:
 
     frames = [part(0, number, 0.1).pixels for number in range(_FRAMES)]
     ratios: dict[str, list[float]] = {kind: [] for kind in READERS}
+    cpu_ratios: dict[str, list[float]] = {kind: [] for kind in READERS}
     without: list[float] = []
     with ChildInspector(Setup(bundle=BUNDLE, bundle_id=open_bundle(BUNDLE).id)) as inspector:
         rate(inspector, frames, 1.0, "none")  # warms up
@@ -75,8 +77,10 @@ def main() -> None:
                 pair = {}
                 for each in random.sample(("none", kind), 2):
                     pair[each] = rate(inspector, frames, options.seconds, each)
-                without.append(pair["none"])
-                ratios[kind].append(pair[kind] / pair["none"])
+                (rate_with, cpu_with), (rate_without, cpu_without) = pair[kind], pair["none"]
+                without.append(rate_without)
+                ratios[kind].append(rate_with / rate_without)
+                cpu_ratios[kind].append(cpu_without / cpu_with)
     result = {
         "machine": described(),
         "command": f"python -m benchmarks.feed --rounds {options.rounds}",
@@ -85,7 +89,9 @@ def main() -> None:
         "readers": {
             kind: {
                 "ratio": round(statistics.median(found), 4),
+                "cpu_ratio": round(statistics.median(cpu_ratios[kind]), 4),
                 "ratios": [round(one, 4) for one in found],
+                "cpu_ratios": [round(one, 4) for one in cpu_ratios[kind]],
             }
             for kind, found in ratios.items()
         },
@@ -96,8 +102,10 @@ def main() -> None:
         options.out.write_text(f"{text}\n", encoding="utf-8")
 
 
-def rate(inspector: ChildInspector, frames: list[Pixels], seconds: float, kind: str) -> float:
-    """Parts a second of one block."""
+def rate(
+    inspector: ChildInspector, frames: list[Pixels], seconds: float, kind: str
+) -> tuple[float, float]:
+    """Parts a second of one block, and seconds of processor time for each part."""
     with tempfile.TemporaryDirectory() as folder:
         config = Config(
             agent=AgentSettings(id="bench"),
@@ -110,6 +118,7 @@ def rate(inspector: ChildInspector, frames: list[Pixels], seconds: float, kind: 
             Ledger(config.ledger.path, agent_id="bench") as ledger,
             reader(ledger, kind),
         ):
+            before = cpu_s("self", inspector.pid)
             threshold = Threshold(ledger, calibrated=1e9, calibration_id="")
             summary = Station(
                 config,
@@ -122,7 +131,8 @@ def rate(inspector: ChildInspector, frames: list[Pixels], seconds: float, kind: 
                 clock=SystemClock(),
                 stop=threading.Event(),
             ).run()
-    return summary.parts_per_second
+            spent = cpu_s("self", inspector.pid) - before
+    return summary.parts_per_second, spent / summary.triggers
 
 
 @contextmanager
