@@ -21,7 +21,7 @@ class Sample:
 
     `mask` is where it is defective (all False for a good one), None where that is not known.
     `cache_key` is equal for equal pixels, so that features of a frozen backbone can be used again;
-    None for images that are made anew each time. `synthetic` tells a synthetic defect from a real.
+    None for images that are generated each time. `synthetic` tells a synthetic defect from a real.
     """
 
     pixels: Pixels

@@ -176,14 +176,14 @@ def draw_split(
     held_out, kept = _drawn(good_train, held, seed=seed, stream=2)
     if len(kept) < LEAST_GOOD:
         raise TrainingError(
-            f"{source.root} leaves {len(kept)} different good images to train on "
-            f"(of {len(good_train) + len(test_good)}; {held} held out); at least {LEAST_GOOD} are "
+            f"'{source.root}' has only {len(good_train) + len(test_good)} different good images, "
+            f"which leaves {len(kept)} to train on ({held} held out); at least {LEAST_GOOD} are "
             "needed, 50 or more are advisable"
         )
     if not held_out and not test_good:
         raise TrainingError(
-            f"{source.root} leaves no good image that training has not seen, so exports could not "
-            "be compared; hold some out: --hold-out 0.15"
+            f"'{source.root}' leaves no good image that training has not seen, so exports could "
+            "not be compared; hold some out: --hold-out 0.15"
         )
     return Split(
         layout=source.layout,

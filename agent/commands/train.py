@@ -112,7 +112,7 @@ def train(
 
     bundle = finished.written.bundle
     record = bundle.manifest.training
-    report = _report(finished)
+    statement, report = _report(finished)
     if as_json:
         answer = {
             "bundle": str(bundle.path),
@@ -127,26 +127,28 @@ def train(
         }
         typer.echo(json.dumps(answer, indent=2))
         return
-    typer.echo(
-        f"Trained on {record.good} good and {record.defective} defective images in "
-        f"{record.seconds:.0f} s; last loss {record.final_loss:.3g}."
-    )
+    typer.echo(statement)
     pages = "" if report is None else f" and {report}"
     typer.echo(f"Written: {bundle.path} (id {bundle.id[:12]}){pages}")
-    typer.echo(f"Next: agent calibrate --bundle {bundle.path} --good DIR")
+    typer.echo(f"For the threshold: agent calibrate --bundle {bundle.path} --good DIR")
 
 
-def _report(finished: "Finished") -> Path | None:
-    """Write the page; the bundle is complete without it, so a failure is a warning."""
-    from train.report import REPORT, examine, write_report
+def _report(finished: "Finished") -> tuple[str, Path | None]:
+    """Write the page; the bundle is complete without it, so a failure is a warning.
+
+    Returns what the training came to, in words, and the page, if it could be written.
+    """
+    from train.report import REPORT, examine, summary, write_report
 
     path = finished.written.bundle.path / REPORT
     try:
-        write_report(path, examine(finished), finished.images)
+        outcome = examine(finished)
+        write_report(path, outcome, finished.images)
     except AtacError as error:
         sys.stderr.write(f"WARNING: no {REPORT}, but the bundle is complete: {error}\n")
-        return None
-    return path
+        record = finished.written.bundle.manifest.training
+        return f"Trained on {record.good} good and {record.defective} defective images.", None
+    return summary(outcome), path
 
 
 def require_training_packages(command: str) -> None:
@@ -228,13 +230,13 @@ def _progress(stack: ExitStack, epochs: int) -> "Callable[[Epoch], None]":
     task = bar.add_task("training", total=epochs)
 
     def show(epoch: "Epoch") -> None:
-        told = (
+        separation = (
             ""
             if math.isnan(epoch.separation)
             else f", held-out good against known defects: AUROC {epoch.separation:.3f}"
         )
         bar.console.print(
-            f"epoch {epoch.number}/{epoch.of}: loss {epoch.loss:.3f}{told}", highlight=False
+            f"epoch {epoch.number}/{epoch.of}: loss {epoch.loss:.3f}{separation}", highlight=False
         )
         bar.update(task, completed=epoch.number)
 

@@ -115,7 +115,7 @@ def split_of(manifest: Manifest, draw: int, *, defects: int, kind: str | None = 
     """The split of one draw with so many known `defects`.
 
     With `kind` all of them are of that type (as many as there are), and none of that type is
-    tested: what is tested is unseen (spec §4.3, S2).
+    tested: what is tested is unseen.
     """
     drawn = manifest.draws[draw]
     known = drawn.known[str(defects) if kind is None else _key(kind)][:defects]

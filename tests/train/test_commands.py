@@ -155,7 +155,7 @@ def test_paper_without_layer4_names_the_way_out(agent, parts, tmp_path):
 def test_a_folder_without_enough_good_images_fails_before_training(agent, parts, tmp_path):
     (tmp_path / "good").mkdir()
     shutil.copy(parts / "train/good/000.png", tmp_path / "good")
-    with pytest.raises(TrainingError, match="leaves 0 different good images to train on"):
+    with pytest.raises(TrainingError, match="has only 1 different good images, which leaves 0"):
         agent(
             "train",
             *("--data", tmp_path, "--out", tmp_path / "out", "--backbone-weights", "none"),

@@ -109,7 +109,7 @@ def test_damaged_images_are_all_named(copy):
 def test_too_few_images_say_how_many_are_needed(copy):
     for path in sorted((copy / "train/good").iterdir())[9:]:
         path.unlink()
-    with pytest.raises(TrainingError, match=r"leaves 7 different good images .* at least 8"):
+    with pytest.raises(TrainingError, match=r"leaves 7 to train on .* at least 8"):
         drawn(copy)
     with pytest.raises(TrainingError, match=r"--defects 11 asks for more .* than the 10"):
         drawn(copy, defects=11)
@@ -190,7 +190,7 @@ def test_folders_that_do_not_fit_are_named(tmp_path):
     with pytest.raises(ConfigurationError, match="give --data DIR"):
         find_source(None, None, None)
     (tmp_path / "good").mkdir()
-    with pytest.raises(TrainingError, match="leaves 0 different good images"):
+    with pytest.raises(TrainingError, match="has only 0 different good images"):
         draw_split(find_source(tmp_path, None, None), defects=0, hold_out=0.0, seed=0)
 
 

@@ -331,7 +331,9 @@ def test_a_page_that_fails_costs_no_bundle(
 ) -> None:
     ended = finished(bundle, own, split, images=Images(own))
     shutil.rmtree(own.root)
-    assert _report(ended) is None
+    statement, path = _report(ended)
+    assert path is None
+    assert statement.startswith("Trained on ")
     assert "WARNING: no training.html, but the bundle is complete" in capsys.readouterr().err
 
 

@@ -30,7 +30,7 @@ RECIPE: Final = "recipe.json"
 
 @spec
 class RecipeSettings:
-    """What all recipes have: so many `epochs`, a share of good images held out, a backbone or none.
+    """What all recipes have: `epochs`, a share of good images held out, a backbone or none.
 
     A subclass has `type: Literal[...]`, the name of its module, and defaults for all its settings.
     """

@@ -66,8 +66,8 @@ class Supervised:
 class KnownDefects:
     """How known defects are shown.
 
-    A defect of a batch is a known one with the chance `share`. It is shown in so many `versions`, a
-    little shifted, turned and brightened; 0: as it is. With `masks` their masks teach, where the
+    `share` is the probability that a defect of a batch is a known one. `versions` of it are shown,
+    a little shifted, turned and brightened; 0: as it is. With `masks` their masks teach, where the
     data has them.
     """
 
