@@ -78,7 +78,7 @@ class Deliverer:
         self._lock = threading.Lock()
         self._newest: Status | None = None
         self._is_connected = False
-        self._fault: str | None = "not yet connected"
+        self._fault: str | None = None  # until the first attempt has failed
         self._is_fault_said = False
         self._refusing: dict[str, str] = {}
         self._delivered = 0

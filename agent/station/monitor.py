@@ -80,10 +80,21 @@ class Monitor:
         self._tell(self._latest)
         while not is_leaving:
             is_leaving = self._clock.wait(self._leaving, _LOOK_S)
-            status = self._make()
-            status = replace(status, faults=status.faults + self._own_faults, is_last=is_leaving)
+            made = self._status()
+            faults = tuple(dict.fromkeys(made.faults + self._own_faults))
+            status = replace(made, faults=faults, is_last=is_leaving)
             if is_leaving or self.age_s() >= _EVERY_S or status.faults != self._latest.faults:
                 self._tell(status)
+
+    def _status(self) -> Status:
+        try:
+            return self._make()
+        except Exception as error:  # noqa: BLE001 - a fault, not the end of the run
+            fault = f"status: could not be made: {type(error).__name__}: {error}"
+            if fault not in self._own_faults:
+                self._own_faults += (fault,)
+                _LOG.exception("the status could not be made")
+            return self._latest
 
     def _tell(self, status: Status) -> None:
         with self._changed:

@@ -222,8 +222,12 @@ def test_a_part_whose_deadline_passed_while_it_waited_is_not_inspected(config, t
     assert "before its inspection began" in rows(config)[1][3]
 
 
-def test_a_free_running_camera_keeps_the_newest_frame_and_counts_the_others(config):
+@pytest.mark.parametrize(("fail_safe", "alarms"), [("reject", 7), ("pass", 0)])
+def test_a_free_running_camera_keeps_the_newest_frame_and_counts_the_others(
+    config, tmp_path, fail_safe, alarms
+):
     """While frame 0 is inspected, 1 to 8 arrive: the newest of them is next."""
+    config = with_line(config, tmp_path, fail_safe=fail_safe)
     in_hand, delivered = threading.Event(), threading.Event()
 
     def hold(pixels: Pixels) -> None:
@@ -238,8 +242,8 @@ def test_a_free_running_camera_keeps_the_newest_frame_and_counts_the_others(conf
     assert [part for _, part, state, _ in rows(config) if state == "OK"] == ["p0", "p8"]
     assert summary.counts[State.DROPPED] == 7
     assert summary.inspected == 2
-    assert summary.alarms == 7
-    assert items(config) == ["alarm"] * 7  # a part that nobody looked at has no picture
+    assert summary.alarms == alarms
+    assert items(config) == ["alarm"] * alarms  # a part that nobody looked at has no picture
 
 
 def test_a_triggered_camera_s_parts_all_wait_for_their_inspection(config):

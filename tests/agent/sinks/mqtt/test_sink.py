@@ -130,15 +130,18 @@ def test_an_agent_that_vanishes_is_offline_by_its_will(broker, ledger, hear, eve
 
 
 def test_starting_without_a_broker_says_so_once_and_loses_nothing(
-    start_broker, ledger, hear, eventually, caplog
+    start_broker, ledger, hear, eventually, caplog, monkeypatch
 ):
+    attempts, connect = [], MqttSink.connect
+    monkeypatch.setattr(MqttSink, "connect", lambda self: attempts.append(1) or connect(self))
+    monkeypatch.setattr("agent.sinks.delivery._RETRY_FIRST_S", 0.05)
     broker = start_broker()
     broker.kill()
     with publishing(broker.settings, ledger) as publisher:
         end(ledger, count=10)
         eventually(lambda: "refused" in (publisher.status().fault or ""))
         assert not publisher.status().is_connected
-        time.sleep(1.5)  # some more attempts
+        eventually(lambda: len(attempts) > 4)
         warnings = [
             record.message for record in caplog.records if "waits in the ledger" in record.message
         ]

@@ -118,3 +118,31 @@ def test_a_threshold_set_by_request_counts_from_the_next_part_on(line, broker, e
     assert all(part.ended.state is State.NG for part in seen if part.ended.threshold < 0)
     health = json.loads(line.heard.on("health")[-1])
     assert health["threshold"] == {"in_force": -1e9, "calibrated": 0.5}
+
+
+def test_an_agent_that_starts_is_not_degraded_and_says_so_first(line, eventually):
+    line.begin(line.conveyor())
+    eventually(lambda: line.heard.on("health"))
+    first = json.loads(line.heard.on("health")[0])
+    assert (first["degraded"], first["reasons"]) == (False, [])
+
+
+def test_parts_that_pass_while_inspection_is_paused_are_alarms_and_health_is_degraded(
+    line, broker, hear, eventually
+):
+    (mqtt,) = line.config.sinks
+    line.config = replace(line.config, sinks=(replace(mqtt, commands=("pause", "resume")),))
+    alarms = hear(broker.settings, "atac/line-3/alarm")
+    seen = []
+    line.begin(line.conveyor(), observers=[seen.append])
+    eventually(lambda: len(seen) > 2)
+    ask(broker.settings, "line-3", "pause")
+    eventually(lambda: sum(part.ended.state is State.DROPPED for part in seen) > 2)
+    eventually(lambda: ["line: inspection is paused by request"] in line.reasons())
+    ask(broker.settings, "line-3", "resume")
+    line.end()
+    assert line.summary.inspected == line.summary.triggers - line.summary.counts[State.DROPPED]
+    told = [json.loads(payload) for payload in alarms.on("alarm")]
+    paused = [one for one in told if one["state"] == "DROPPED"]
+    eventually(lambda: len(paused) == line.summary.counts[State.DROPPED])
+    assert {one["reason"] for one in paused} == {"inspection is paused by request"}
