@@ -2,6 +2,7 @@
 
 import ast
 import importlib.metadata
+import re
 import subprocess
 import sys
 import tomllib
@@ -171,3 +172,46 @@ def test_the_demo_bundle_is_what_its_script_would_train():
     )
     done = ran(sys.executable, "-c", f"import sys; sys.path[:0] = ['.', 'tools']\n{code}")
     assert done.returncode == 0, done.stderr
+
+
+OLD_WORDS = {
+    "trunks?": "backbone",
+    "(unit_)?cells?": "patch",
+    "lanes?": "worker",
+    "handovers?": "bounded queue",
+    "let(ting|s)?[ _]go": "discarded",
+    "paint(s|ed|ing)?": "synthetic defect",
+    "pseudo[-_ ]?(defect|anomal)(s|y|ies)?": "synthetic defect",
+    "rivals?": "baseline",
+    "troubles?": "fault",
+    "anew": "again",
+    "so many": "a number",
+    "more and more rarely": "with exponential back-off",
+    "in hand": "being inspected",
+    "by heart": "overfit",
+    "aloud": "with an alarm",
+}
+"""Words that this product once used, and what docs/glossary.md says instead."""
+
+RIGHT_HERE = {
+    ("docs/training.md", "paint"),  # a paint program
+    ("docs/quality.md", "cells"),  # rows of the table of options have kept their names
+    ("docs/quality.md", "cell"),
+}
+"""Where such a word means something else."""
+
+
+def test_old_words_do_not_come_back():
+    documents = [ROOT / "README.md", ROOT / "ARCHITECTURE.md", ROOT / "CHANGELOG.md"]
+    texts = [*documents, *(ROOT / "docs").rglob("*.md"), ROOT / "agent.yaml"]
+    texts += [path for name in (*PACKAGES, "examples") for path in (ROOT / name).rglob("*.*")]
+    found = [
+        f"{path.relative_to(ROOT)}:{number}: {match[0]} (write: {better})"
+        for path in texts
+        if path.suffix in {".py", ".md", ".yaml", ".j2", ".json", ".cu", ".h"}
+        for number, line in enumerate(path.read_text().splitlines(), start=1)
+        for old, better in OLD_WORDS.items()
+        if (match := re.search(rf"(?<![a-zA-Z])({old})(?![a-zA-Z])", line, re.IGNORECASE))
+        and (path.relative_to(ROOT).as_posix(), match[0]) not in RIGHT_HERE
+    ]
+    assert not found, "\n".join(found)
