@@ -63,13 +63,21 @@ class ChildCamera(PacedCamera):
         del doing, reason
         return None
 
-    def ask(self, request: Message | None) -> Message | None:
-        """What the child answers; `None` when it is time to stop. Without a request, listen on."""
+    def begin(self, request: Message) -> None:
+        """Ask for something whose answer is wanted later."""
         if self._child is None:
             self._child = self._new_child()
+        self._doing = {}
+        self._child.tell(request)
+
+    def ask(self, request: Message | None) -> Message | None:
+        """What the child answers; `None` when it is time to stop.
+
+        Without a request, the answer to what was asked before.
+        """
         if request is not None:
-            self._doing = {}
-            self._child.tell(request)
+            self.begin(request)
+        assert self._child is not None
         quiet_s = 0.0
         while not self.context.stop.is_set():
             try:

@@ -128,6 +128,11 @@ class Watched:
             self.events = None
         self.search()
 
+    def close(self) -> None:
+        """Watch no more."""
+        if self.events is not None:
+            self.events.close()
+
     def content(self, path: str, status: os.stat_result) -> str:
         """What identifies the content of a file."""
         where = status.st_ino if self._has_lasting_inodes else os.path.abspath(path)

@@ -93,10 +93,12 @@ class FolderCamera(ChildCamera):
         self._recent: OrderedDict[str, str] = OrderedDict()
         self._untidied: OrderedDict[str, str] = OrderedDict()
         """Contents whose files are to be moved or deleted, by content."""
+        self._ahead: str | None = None  # the image that is read before it is wanted
         self._said: set[str] = set()
         self._was_mount = False
 
     def connect(self) -> None:
+        self._ahead = None
         if self._settings.after_last != "watch":
             self._waiting = deque(name for name in self._list() if name not in self._done)
         else:
@@ -122,7 +124,8 @@ class FolderCamera(ChildCamera):
         elif (name := self._next_name()) is None:
             return None
         else:
-            told = self.ask({"do": "read", "path": name})
+            told = self.ask(None if name == self._ahead else {"do": "read", "path": name})
+            self._ahead = None
         return None if told is None else self._used(told)
 
     def _used(self, told: Message) -> Frame:
@@ -137,7 +140,12 @@ class FolderCamera(ChildCamera):
             raise ImageError(*_halves(told["failed"]))
         if told["note"] is not None:
             self._say(told["note"], f"{name}: {told['note']}")
-        return self.frame(self.picture(told), name, content)
+        frame = self.frame(self.picture(told), name, content)
+        if content is None and self._waiting:
+            # Decoded while this one is inspected.
+            self._ahead = self._waiting[0]
+            self.begin({"do": "read", "path": self._ahead})
+        return frame
 
     def _next_name(self) -> str | None:
         """The image whose turn it is; it stays first in `_waiting` until it is done."""

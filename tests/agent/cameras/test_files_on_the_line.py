@@ -1,6 +1,7 @@
 """Folders and videos as cameras of a station with a ledger: what a user sees in the end."""
 
 import sqlite3
+import threading
 from pathlib import Path
 
 import cv2
@@ -81,12 +82,14 @@ def test_a_camera_whose_folder_is_away_holds_up_no_other(tmp_path):
         "name: odd, type: folder, path: file, after_last: watch",
         "name: there, type: folder, path: there, after_last: watch",
     )
-    faults = {}
+    faults, stop = {}, threading.Event()
 
     def note(status):
         faults.update({name: each.fault for name, each in status.cameras.items() if each.fault})
+        if {"away", "odd"} <= faults.keys() and status.ended == 3:
+            stop.set()
 
-    assert ran(config, parts=3, readers=[note]).counts[State.OK] == 3
+    assert ran(config, readers=[note], stop=stop).counts[State.OK] == 3
     assert "is not there" in faults["away"]
     assert "is not a folder" in faults["odd"]
     assert {camera for camera, *_ in recorded(config)} == {"there"}

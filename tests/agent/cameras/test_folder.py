@@ -94,11 +94,13 @@ def test_a_folder_that_is_lost_and_comes_back_continues_where_it_was(parts, tmp_
     with pytest.raises(CameraError, match="is not there"), camera:  # noqa: PT012 - the state matters
         assert camera.read().number == 0
         shutil.move(parts, tmp_path / "away")
+        camera.read()  # may have been read ahead
         camera.read()
     with pytest.raises(CameraError, match="is not there"), camera:
         pass
+    number = camera.number
     shutil.move(tmp_path / "away", parts)
-    assert seen(camera) == [(1, "a/3.png", 1), (2, "b/1.png", 2)]
+    assert seen(camera) == [(1, "a/3.png", 1), (2, "b/1.png", 2)][number - 1 :]
 
 
 def test_an_unusable_image_is_a_frame_of_its_own(parts):
@@ -118,10 +120,11 @@ def test_an_unusable_image_is_a_frame_of_its_own(parts):
 def test_an_image_removed_meanwhile_is_a_frame_of_its_own(parts):
     with once(parts) as camera:
         camera.read()
-        (parts / "a" / "3.png").unlink()
-        with pytest.raises(ImageError, match=r"3\.png: cannot be read"):
+        (parts / "b" / "1.png").unlink()  # the one before it may have been read ahead
+        camera.read()
+        with pytest.raises(ImageError, match=r"1\.png: cannot be read"):
             camera.read()
-        assert camera.read().number == 2
+        assert camera.read() is None
 
 
 def test_what_is_left_out_is_said_in_one_line(parts, caplog):
@@ -356,13 +359,13 @@ def test_a_file_that_its_decoder_does_not_survive_is_passed_over(
 
 
 def test_a_child_that_dies_beside_its_work_is_a_camera_that_is_not_ready(parts):
-    with once(parts) as camera:
-        assert camera.read().number == 0
-        the_child(camera).kill()
+    with Watch(parts) as watch:
+        assert watch.next() == ("a/2.png", 0)
+        the_child(watch.camera).kill()
         with pytest.raises(CameraError, match=r"was ended by SIGKILL"):
-            camera.read()
-    with camera:
-        assert camera.part_id(camera.read().number) == "a/3.png"
+            watch.next()
+    with watch:
+        assert watch.next() == ("a/3.png", 1)
 
 
 def test_hostile_images_end_as_errors_within_the_memory(tmp_path):
