@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from tests.fresh_environment import FreshEnvironment
+from tests.training_parts import parts  # noqa: F401 - a fixture
 
 ROOT = Path(__file__).parents[1]
 EXAMPLES = ROOT / "examples" / "extending"
@@ -75,6 +76,17 @@ def test_a_type_that_nobody_adds_is_refused_and_those_that_are_there_are_named(e
     done = run(extended, tmp_path, CONFIGURATION.replace("noise", "radar"))
     assert (done.returncode, done.stdout) == (2, "")
     assert "camera.type: 'radar': write conveyor or folder or noise or video" in done.stderr
+
+
+@pytest.mark.parametrize(
+    "options",
+    ["--recipe average", "--backbone pixels --backbone-weights none --epochs 1 --accept-flips"],
+)
+def test_a_recipe_and_a_backbone_of_another_package_train(extended, parts, tmp_path, options):  # noqa: F811
+    written = ("--data", parts, "--out", "bundle", "--defects", "4", "--hold-out", "0.25")
+    done = extended.ran("agent", "train", *written, *options.split(), cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert (tmp_path / "bundle" / "manifest.json").is_file()
 
 
 @pytest.mark.parametrize("path", sorted(EXAMPLES.rglob("*.py")), ids=lambda path: path.stem)

@@ -12,6 +12,7 @@ from PIL import Image
 
 from agent.cameras.conveyor import ConveyorCamera, ConveyorSettings
 from agent.ports import CameraContext
+from tests.training_parts import parts  # noqa: F401 - a fixture
 
 ROOT = Path(__file__).parents[1]
 BUNDLE = ROOT / "agent" / "demo_bundle"
@@ -21,6 +22,10 @@ COMMANDS = {
     "demo": "demo --parts 3 --report {folder}/demo.html",
     "calibrate": "calibrate --bundle {folder}/bundle --good {folder}/good --max-false-reject 50% "
     "--confidence 60%",
+    "train": "train --data {parts} --out {folder}/new --defects 4 --epochs 1 --backbone resnet18 "
+    "--stage layer2 --backbone-weights none --accept-flips",
+    "evaluate": "evaluate --bundle {folder}/bundle --data {parts}",
+    "export": "export --bundle {folder}/new --precision fp16 --data {parts} --accept-flips",
     "bench": "bench --bundle {folder}/bundle --seconds 1",
 }
 
@@ -66,7 +71,7 @@ def test_a_program_that_uses_the_engine_is_as_quiet(tmp_path):
 
 
 @pytest.mark.parametrize("command", COMMANDS)
-def test_a_command_speaks_with_nobody_but_the_broker_it_was_given(strace, folder, command):
+def test_a_command_speaks_with_nobody_but_the_broker_it_was_given(strace, folder, parts, command):  # noqa: F811
     home = folder / "home" / command
     home.mkdir(parents=True)
     hidden = {"CI", "ORT_DISABLE_TELEMETRY", "ORT_RUNNING_UNIT_TESTS", "XDG_CACHE_HOME"}
@@ -76,7 +81,7 @@ def test_a_command_speaks_with_nobody_but_the_broker_it_was_given(strace, folder
     done = subprocess.run(
         [
             *(strace, "-f", "-qq", "-e", "trace=connect,sendto,sendmsg,sendmmsg", "-o", trace),
-            *(*agent, *COMMANDS[command].format(folder=folder).split()),
+            *(*agent, *COMMANDS[command].format(folder=folder, parts=parts).split()),
         ],
         env={**environment, "HOME": str(home), "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"},
         cwd=folder,
