@@ -4,11 +4,11 @@ Four heads on one feature map, each with a deviation loss of its own (margin 5):
 
     holistic   two layers on the mean patch; learnt the wrong way round (good is far from 0)
     seen       1×1 convolution, top-K: good against known defects
-    pseudo     the same: good against synthetic defects
+    synthetic  the same: good against synthetic defects
     composite  3×3 and 1×1 convolutions of the difference from good references, top-K: good
                against both
 
-An image's score is seen + pseudo + composite − holistic; what is learnt is the sum of the losses.
+An image's score is seen + synthetic + composite − holistic; what is learnt is the sum of the losses.
 
 Different here: what `deviation_network` says; one scale instead of two; a third of each batch is
 good, known and synthetic, exactly instead of on average; a CutMix rectangle comes from another
