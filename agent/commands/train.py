@@ -27,11 +27,13 @@ def train(
     *,
     out: Annotated[Path, typer.Option(help="Folder for the bundle; must be new.")],
     data: Annotated[
-        Path | None, typer.Option(help="Images: MVTec's layout, or good/ and defective/.")
+        Path | None, typer.Option(help="Folder of images: MVTec's layout, or good/ and defective/.")
     ] = None,
-    good: Annotated[Path | None, typer.Option(help="Folder of good parts, without --data.")] = None,
+    good: Annotated[
+        Path | None, typer.Option(help="Folder of good parts, instead of --data.")
+    ] = None,
     defective: Annotated[
-        Path | None, typer.Option(help="Folder of defective parts, beside --good.")
+        Path | None, typer.Option(help="Folder of defective parts, with --good.")
     ] = None,
     recipe: Annotated[
         str, typer.Option(help="line works best; paper does what the paper says.")
@@ -60,28 +62,30 @@ def train(
     ] = "",
     defects: Annotated[
         int | None,
-        typer.Option(min=0, help="Known defects to learn from; default 10, at most half."),
+        typer.Option(min=0, help="Known defects to learn from; default: 10, at most half of them."),
     ] = None,
     hold_out: Annotated[
         float | None,
-        typer.Option(min=0.0, max=0.9, help="Share of good images to keep unseen."),
+        typer.Option(min=0.0, max=0.9, help="Share of good images that training does not see."),
     ] = None,
     epochs: Annotated[int | None, typer.Option(min=1, help="Default: the recipe's.")] = None,
-    seed: Annotated[int, typer.Option(min=0, help="Same seed, same machine: same weights.")] = 0,
+    seed: Annotated[
+        int, typer.Option(min=0, help="The same seed on the same machine gives the same weights.")
+    ] = 0,
     resume: Annotated[bool, typer.Option(help="Continue an interrupted training.")] = False,
     accept_flips: Annotated[
-        bool, typer.Option(help="Accept an ONNX export that changes verdicts.")
+        bool, typer.Option(help="Write the bundle even if the ONNX network changes verdicts.")
     ] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print the result as JSON.")] = False,
     profile: Annotated[str | None, typer.Option(hidden=True)] = None,
 ) -> None:
-    """Learn what good parts look like, and what is wrong with a few defective ones.
+    """Train a model from images of good parts and of some defective ones.
 
     Example: agent train --data mvtec_bottle --out bottle --backbone-weights resnet50-0676ba61.pth
 
-    Writes a bundle with the fp32 network, and into it training.html: curves, scores, pictures, and
-    what to collect next. Then: agent export for fp16 and int8, agent calibrate for the threshold.
-    Ctrl-C loses one epoch at most: --resume goes on.
+    Writes a bundle: the network in fp32, and training.html with curves, scores, pictures, and which
+    images to collect next. Then agent calibrate sets the threshold; agent export adds precisions.
+    Ctrl-C loses at most one epoch: repeat the command with --resume.
     """
     if profile is not None:
         raise ConfigurationError("--profile", profile, f"is now called --recipe {profile}")

@@ -8,7 +8,7 @@ Four heads on one feature map, each with a deviation loss of its own (margin 5):
     composite  3×3 and 1×1 convolutions of the difference from good references, top-K: good
                against both
 
-An image's score is seen + synthetic + composite − holistic; what is learnt is the sum of the losses.
+An image's score is seen + synthetic + composite − holistic; the sum of the losses is learnt.
 
 Different here: what `deviation_network` says; one scale instead of two; a third of each batch is
 good, known and synthetic, exactly instead of on average; a CutMix rectangle comes from another
