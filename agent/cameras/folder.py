@@ -49,7 +49,7 @@ class FolderSettings(AnyCameraSettings):
     must_be_mount: bool = False
     bits: Annotated[int, Field(ge=9, le=16)] | None = None
     accept_damaged: bool = False
-    max_megapixels: Annotated[float, Field(ge=0.01, le=1000)] = 50.0
+    max_megapixels: Annotated[float, Field(ge=0.01, le=1000)] = 25.0
 
     @property
     def folder(self) -> Path | None:
