@@ -30,7 +30,7 @@ from agent.cameras.conveyor import ConveyorSettings
 from agent.clock import SystemClock
 from agent.demo import BUNDLE
 from agent.inference.child import ChildInspector, Setup
-from agent.record.writer import Ledger
+from agent.record.ledger import Ledger
 from agent.settings import AgentSettings, BundleSettings, Config, LedgerSettings
 from agent.sinks.mqtt.settings import MqttSettings
 from agent.station.controls import Controls

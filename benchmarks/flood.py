@@ -20,7 +20,7 @@ from pathlib import Path
 import numpy as np
 
 from agent.part import Part, State, Trigger, Verdict
-from agent.record.writer import Ledger
+from agent.record.ledger import Ledger
 from agent.requests import Requests
 from agent.sinks.delivery import Deliverer
 from agent.sinks.mqtt.link import Subscriber

@@ -47,9 +47,9 @@ from agent.demo import BUNDLE
 from agent.inference.child import ChildInspector, Setup
 from agent.part import Part, State, Trigger, Verdict
 from agent.process import prepare_process
+from agent.record.ledger import Ledger
 from agent.record.outbox import Mark
 from agent.record.retention import Limits
-from agent.record.writer import Ledger
 from agent.settings import AgentSettings, BundleSettings, Config, LedgerSettings
 from agent.sinks.memory import MemorySink
 from agent.sinks.mqtt.settings import MqttSettings

@@ -18,9 +18,9 @@ from typing import Final, Self
 
 from agent.clock import SystemClock
 from agent.ports import Clock, Receipt, Sink, TakesRequests
+from agent.record.ledger import Ledger
 from agent.record.outbox import Mark
 from agent.record.rows import THUMBNAIL, Delivery
-from agent.record.writer import Ledger
 from agent.requests import Requests
 from agent.sinks.order import Order, Waiting
 from agent.station.status import SinkStatus, Status

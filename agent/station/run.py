@@ -9,8 +9,8 @@ from functools import partial
 from agent.clock import SystemClock
 from agent.part import Part, is_alarm
 from agent.ports import Camera, Clock
+from agent.record.ledger import Ledger
 from agent.record.retention import Limits
-from agent.record.writer import Ledger
 from agent.registry import open_camera, open_service, open_sink
 from agent.requests import Requests
 from agent.services.settings import AnyServiceSettings

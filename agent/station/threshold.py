@@ -8,7 +8,7 @@ import logging
 from typing import Final
 
 from agent.record.annotations import ThresholdChange
-from agent.record.writer import Ledger
+from agent.record.ledger import Ledger
 
 _LOG: Final = logging.getLogger("atac_agent.line")
 

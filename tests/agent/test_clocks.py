@@ -10,8 +10,8 @@ import pytest
 
 from agent.cameras.scripted import ScriptedCamera
 from agent.part import State
+from agent.record.ledger import Ledger
 from agent.record.retention import AgeClock, Trusted
-from agent.record.writer import Ledger
 from agent.requests import Requests
 from agent.settings import AgentSettings, BundleSettings, Config, LedgerSettings
 from agent.sinks.mqtt.link import Heard

@@ -12,8 +12,8 @@ from pathlib import Path
 import pytest
 
 from agent.part import State
+from agent.record.ledger import Ledger
 from agent.record.runs import ABANDONED
-from agent.record.writer import Ledger
 from tests.faults.power_cut_disk import PowerCutDisk, mount, unmount, why_not
 from tests.records import Wants, add, settle
 
@@ -27,7 +27,7 @@ def write(folder: Path, told: int, synchronous: str) -> None:
     sinks = [Wants()]
     with Ledger(folder / "ledger.sqlite", agent_id="line1", sinks=sinks) as ledger:
         # In the owner thread and outside a transaction, where SQLite takes it.
-        ledger._read(lambda file: file.execute(f"PRAGMA synchronous = {synchronous}"))
+        ledger._writer.read(lambda file: file.execute(f"PRAGMA synchronous = {synchronous}"))
         rng = random.Random(1)
         while True:
             add(ledger, *[State.NG] * rng.randrange(1, 6))

@@ -16,8 +16,8 @@ import pytest
 
 import agent.record.writer
 from agent.part import Part, State
+from agent.record.ledger import Ledger
 from agent.record.retention import Limits
-from agent.record.writer import Ledger
 from agent.station.run import run_station
 from agent.station.station import Model
 from agent.station.status import Status

@@ -10,7 +10,7 @@ import paho.mqtt.client as paho
 import pytest
 
 from agent.part import State
-from agent.record.writer import Ledger
+from agent.record.ledger import Ledger
 from agent.sinks.delivery import Deliverer
 from agent.sinks.mqtt.settings import MqttSettings
 from agent.sinks.mqtt.sink import MqttSink

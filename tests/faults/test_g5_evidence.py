@@ -8,7 +8,7 @@ import pytest
 
 import agent.sinks.mqtt.messages
 from agent.part import State
-from agent.record.writer import Ledger
+from agent.record.ledger import Ledger
 from agent.sinks.delivery import Deliverer
 from agent.sinks.mqtt.settings import MqttSettings, TlsSettings
 from agent.sinks.mqtt.sink import MqttSink

@@ -13,8 +13,8 @@ import pytest
 
 from agent.part import State
 from agent.record.feed import START, FeedClient, Gap, cursor, follow
+from agent.record.ledger import Ledger
 from agent.record.retention import Limits
-from agent.record.writer import Ledger
 from tests.records import Wants, add, begin, end, inspected, with_thumbnails
 
 PICTURE = os.urandom(1000)

@@ -11,8 +11,8 @@ import pytest
 import agent.record.retention
 import agent.record.writer
 from agent.part import State
+from agent.record.ledger import Ledger
 from agent.record.retention import AgeClock, Limits
-from agent.record.writer import Ledger
 from tests import records
 from tests.records import Wants, settle, with_thumbnails
 
@@ -98,7 +98,9 @@ def test_old_parts_go_with_their_messages_unless_these_still_wait(path):
 
 def ledger_rows(ledger):
     """The rows of a ledger in use, read where it is allowed: in its owner thread."""
-    return ledger._read(lambda file: file.execute("SELECT sequence FROM triggers").fetchall())
+    return ledger._writer.read(
+        lambda file: file.execute("SELECT sequence FROM triggers").fetchall()
+    )
 
 
 def test_a_content_is_known_as_long_as_a_camera_asks_for_it_also_when_its_part_is_gone(path):
@@ -122,7 +124,9 @@ def test_a_content_is_known_as_long_as_a_camera_asks_for_it_also_when_its_part_i
         ledger.flush()
     with opened(path, limits=Limits(keep_ns=10 * DAY_NS, max_bytes=1000 * MB)) as ledger:
         remembered = "SELECT source FROM sources"
-        until(lambda: len(ledger._read(lambda file: file.execute(remembered).fetchall())) == 1)
+        until(
+            lambda: len(ledger._writer.read(lambda file: file.execute(remembered).fetchall())) == 1
+        )
         assert set(ledger.recorded(["kept", "gone"])) == {"kept"}
 
 
@@ -227,7 +231,7 @@ def test_a_wrong_clock_at_the_start_removes_nothing(path):
         ledger.flush()
     for _ in range(3):  # started again and again by the system
         ledger = opened(path, limits=limits)
-        ledger.ages = AgeClock(lambda: time.time_ns() + 60 * DAY_NS)
+        ledger._writer.ages = AgeClock(lambda: time.time_ns() + 60 * DAY_NS)
         with ledger:
             add(ledger, 1)
             ledger.flush()

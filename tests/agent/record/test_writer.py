@@ -21,11 +21,11 @@ import agent.record.runs
 import agent.record.writer
 from agent.part import Part, State, Trigger
 from agent.record.annotations import ThresholdChange
+from agent.record.ledger import Ledger
 from agent.record.replay import requeue_in_file
 from agent.record.rows import Event, software, with_span
 from agent.record.runs import ABANDONED, write_tally
 from agent.record.schema import TABLES
-from agent.record.writer import Ledger
 from engine.errors import ConfigurationError, LedgerError
 from tests.records import Wants, add, begin, end, fill, inspected, settle, with_thumbnails
 
@@ -193,7 +193,7 @@ import itertools, sys
 from pathlib import Path
 from agent.part import State
 from agent.record.schema import TABLES
-from agent.record.writer import Ledger
+from agent.record.ledger import Ledger
 from tests.records import Wants, begin, end
 
 with Ledger(Path(sys.argv[1]), agent_id="line1", sinks=[Wants()]) as ledger:
@@ -396,7 +396,7 @@ def test_a_file_with_every_kind_of_row_opens_is_sound_and_replays(path):
         assert ledger.label(ledger.epoch, 1, "good")
         assert ledger.change_threshold(change)
         assert ledger.use_nonce("nonce-01", until_ns=1 << 62, now_ns=1)
-        ledger._ask(
+        ledger._writer.ask(
             lambda file: (
                 file.execute("INSERT INTO losses VALUES ('e', 1, 2, 3, 'full')"),
                 file.execute("INSERT INTO sources VALUES ('1:2:3', 4)"),
@@ -412,7 +412,7 @@ def test_a_file_with_every_kind_of_row_opens_is_sound_and_replays(path):
         assert ledger.changed_threshold("c") == 2.0
         assert ledger.use_nonce("nonce-01", until_ns=1 << 62, now_ns=1) is False
         assert (ledger.waiting("mqtt"), ledger.refused("mqtt")) == (len(everything) + 1, 0)
-        found = ledger._read(lambda file: file.execute("PRAGMA quick_check").fetchall())
+        found = ledger._writer.read(lambda file: file.execute("PRAGMA quick_check").fetchall())
         assert [tuple(row) for row in found] == [("ok",)]
     assert not list(path.parent.glob("*.damaged-*"))
 
@@ -657,12 +657,13 @@ FULL = """
 import sys, time
 from pathlib import Path
 import agent.record.writer
+from agent.record.ledger import Ledger
 from agent.part import State
 from tests.records import Wants, add, fill, with_thumbnails
 
 path = Path(sys.argv[1])
 agent.record.writer._SWEEP_S = agent.record.writer._RETRY_S = 0.01
-with agent.record.writer.Ledger(path, agent_id="line1", sinks=[Wants(with_thumbnails)]) as ledger:
+with Ledger(path, agent_id="line1", sinks=[Wants(with_thumbnails)]) as ledger:
     add(ledger, State.OK)
     ledger.flush()
     fill(path.parent)

@@ -7,8 +7,8 @@ import pytest
 import agent.sinks.delivery
 from agent.clock import ManualClock
 from agent.part import State
+from agent.record.ledger import Ledger
 from agent.record.rows import Delivery
-from agent.record.writer import Ledger
 from agent.sinks.delivery import Deliverer
 from agent.sinks.memory import MemorySink
 from engine.errors import SinkError

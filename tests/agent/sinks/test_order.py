@@ -4,7 +4,7 @@ import pytest
 
 import agent.sinks.order
 from agent.part import State
-from agent.record.writer import Ledger
+from agent.record.ledger import Ledger
 from agent.requests import RequestError
 from agent.sinks.order import Order
 from tests import records
@@ -172,6 +172,6 @@ def test_a_replay_that_cannot_be_is_refused_and_not_said_to_be_empty(ledger, mon
         order.replay(ledger.epoch, first, 40)
     with pytest.raises(RequestError, match="too many replays"):
         order.replay(ledger.epoch, 3, 40)
-    monkeypatch.setattr(ledger, "_ask", lambda *_, **__: None)
+    monkeypatch.setattr(ledger._writer, "ask", lambda *_, **__: None)
     with pytest.raises(RequestError, match="cannot be read"):
         order.replay(ledger.epoch, 4, 40)

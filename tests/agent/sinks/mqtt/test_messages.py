@@ -12,8 +12,8 @@ from PIL import Image
 from referencing import Registry, Resource
 
 from agent.part import State, is_alarm
+from agent.record.ledger import Ledger
 from agent.record.rows import THUMBNAIL_MAX_BYTES, Delivery, Event, utc
-from agent.record.writer import Ledger
 from agent.settings import AgentSettings
 from agent.sinks.delivery import Deliverer
 from agent.sinks.mqtt.messages import (

@@ -18,9 +18,9 @@ from paho.mqtt.properties import Properties
 import agent
 import agent.sinks.mqtt.requests
 from agent.part import State, is_alarm
+from agent.record.ledger import Ledger
 from agent.record.replay import requeue_in_file
 from agent.record.rows import utc
-from agent.record.writer import Ledger
 from agent.requests import RequestError, Requests
 from agent.sinks.delivery import Deliverer
 from agent.sinks.mqtt.link import Heard, Link
@@ -189,7 +189,7 @@ def test_a_threshold_is_changed_only_where_that_is_allowed(ledger):
 
 def test_a_threshold_that_cannot_be_put_on_record_stays_as_it_is(ledger, monkeypatch):
     asked_of = requests(ledger)
-    monkeypatch.setattr(ledger, "_ask", lambda *_, **__: None)  # as with a disk that is away
+    monkeypatch.setattr(ledger._writer, "ask", lambda *_, **__: None)  # as with a disk that is away
     assert "the ledger cannot be written" in set_threshold(asked_of, "nonce-01", 2.0)["error"]
     assert threshold(asked_of) == 1.5
 
@@ -211,7 +211,7 @@ def test_a_label_is_kept_for_a_part_that_there_is(ledger):
     for n, stranger in enumerate(strangers):
         payload = request_json("label", f"nonce-1{n}", soon(), id=stranger, label="good")
         assert answer(asked_of, payload)["error"].startswith("id: ")
-    found = ledger._ask(lambda file: file.execute("SELECT * FROM labels").fetchall())
+    found = ledger._writer.ask(lambda file: file.execute("SELECT * FROM labels").fetchall())
     assert [(row["epoch"], row["sequence"], row["label"]) for row in found] == [
         (ledger.epoch, 2, "good")
     ]

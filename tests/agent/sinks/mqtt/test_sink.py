@@ -11,7 +11,7 @@ import pytest
 import agent.sinks.delivery
 import agent.sinks.mqtt.link
 from agent.part import State, is_alarm
-from agent.record.writer import Ledger
+from agent.record.ledger import Ledger
 from agent.sinks.delivery import Deliverer
 from agent.sinks.mqtt.broker import EmbeddedBroker
 from agent.sinks.mqtt.link import Link, Subscriber, probe

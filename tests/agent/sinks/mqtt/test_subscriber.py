@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from agent.part import State, is_alarm
-from agent.record.writer import Ledger
+from agent.record.ledger import Ledger
 from agent.requests import Requests
 from agent.sinks.delivery import Deliverer
 from agent.sinks.mqtt.settings import MqttSettings
@@ -155,7 +155,7 @@ def test_a_gap_between_two_alarms_is_seen_and_filled(broker, ledger, sending, tm
 def test_what_nobody_has_any_more_is_said_to_be_gone(broker, ledger, sending, tmp_path, eventually):
     consumer = Consumer(broker, tmp_path)
     end(ledger, [NG] * 30)
-    ledger._ask(lambda file: file.execute("DELETE FROM deliveries WHERE sequence < 20"))
+    ledger._writer.ask(lambda file: file.execute("DELETE FROM deliveries WHERE sequence < 20"))
     with consumer.running(), sending():
         eventually(lambda: "gone:" in consumer.output.read_text())
         end(ledger, [NG])
