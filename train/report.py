@@ -133,12 +133,9 @@ def summary(outcome: Outcome) -> str:
     if not outcome.defective:
         return f"{trained} Without a known defect, nobody can say how well it separates."
     of, above = len(outcome.defective), len(outcome.above_good(outcome.defective))
-    learnt = (
-        f"The {counted(of, 'defect')} it learnt {'is' if of == 1 else 'are'} told apart."
-        if above == of
-        else f"{above} of the {counted(of, 'defect')} it learnt {'is' if above == 1 else 'are'} "
-        "told apart."
-    )
+    apart = "The" if above == of else f"{above or 'None'} of the"
+    verb = "is" if 1 in {above, of} else "are"
+    learnt = f"{apart} {counted(of, 'defect')} it learnt {verb} told apart."
     return f"{trained} {learnt} That is no test. Next: agent evaluate, then agent calibrate."
 
 

@@ -213,6 +213,10 @@ def test_the_summary_has_every_number(bundle: Bundle) -> None:
     assert "The 10 defects it learnt are told apart. That is no test." in summary(
         outcome(bundle, good=PLENTY, defective=CLEAR)
     )
+    low = [seen("crack", 0.5), seen("crack", 0.2)]
+    assert "None of the 2 defects it learnt are told apart." in summary(
+        outcome(bundle, good=[2.0, 1.0], defective=low)
+    )
     assert "nobody can say" in summary(outcome(bundle, good=[1.0], defective=[]))
 
 
