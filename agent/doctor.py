@@ -13,7 +13,7 @@ from time import perf_counter
 from typing import Final, Literal
 
 from agent.cameras.settings import AnyCameraSettings
-from agent.record.schema import check_place
+from agent.record.schema import check_place, damage
 from agent.registry import ROOMS, open_camera
 from agent.runtime import bundle_runtime
 from agent.settings import Config, load_config
@@ -213,6 +213,9 @@ def _broker(settings: MqttSettings, agent_id: str) -> Finding:
 def _ledger(config: Config) -> Finding:
     path = config.ledger.path
     check_place(path)
+    if (found := damage(path)) is not None:
+        message = f"{path}: {found}; agent run moves it aside and keeps what can be read"
+        return Finding(check="ledger", level="fail", message=message)
     free = shutil.disk_usage(path.parent).free
     message = f"{path}, {free / 1e9:.1f} GB free"
     if free < _NO_SPACE:

@@ -231,6 +231,29 @@ def connected(path: Path) -> sqlite3.Connection:
     return connection
 
 
+def damage(path: Path) -> str | None:
+    """What is wrong with the ledger's file, by the check of `connected`; changes nothing.
+
+    `None` where it is sound, not there, or open in an agent. Raises `ConfigurationError` for a
+    file that is not ours.
+    """
+    if not path.exists():
+        return None
+    # Without a journal nobody has it open, and nothing need be made beside it.
+    has_journal = path.with_name(f"{path.name}-wal").exists()
+    how = "mode=ro" if has_journal else "mode=ro&immutable=1"
+    connection = sqlite3.connect(f"{path.absolute().as_uri()}?{how}", uri=True, timeout=1.0)
+    try:
+        _check_version(connection, path)
+        _check_sound(connection)
+    except sqlite3.Error as error:
+        is_busy = error_code(error) in {sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED}
+        return None if is_busy else str(error)
+    finally:
+        connection.close()
+    return None
+
+
 def make_tables(connection: sqlite3.Connection) -> None:
     """Make the tables of a new file; part of a transaction."""
     (tables,) = connection.execute("SELECT count(*) FROM sqlite_master").fetchone()

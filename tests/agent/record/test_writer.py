@@ -25,7 +25,7 @@ from agent.record.ledger import Ledger
 from agent.record.replay import requeue_in_file
 from agent.record.rows import Event, software, with_span
 from agent.record.runs import ABANDONED, write_tally
-from agent.record.schema import TABLES
+from agent.record.schema import TABLES, damage
 from engine.errors import ConfigurationError, LedgerError
 from tests.records import Wants, add, begin, end, fill, inspected, settle, with_thumbnails
 
@@ -368,6 +368,21 @@ def test_a_damaged_file_is_moved_aside_and_its_readable_rows_are_kept(path, capl
         assert ledger.flush()
     assert [old.read_bytes() for old in path.parent.glob("*.damaged-*Z")] == [bytes(data)]
     assert "was damaged: moved to" in caplog.text
+
+
+def test_doctor_finds_what_the_start_would(path):
+    assert damage(path) is None
+    with opened(path) as ledger:
+        add(ledger, *[State.NG] * 100, thumbnail=PICTURE)
+        ledger.flush()
+        assert damage(path) is None  # an agent has it open
+    before = {one.name: one.read_bytes() for one in path.parent.iterdir()}
+    assert damage(path) is None
+    assert before == {one.name: one.read_bytes() for one in path.parent.iterdir()}
+    data = bytearray(path.read_bytes())
+    data[len(data) // 2 :] = os.urandom(len(data) - len(data) // 2)
+    path.write_bytes(data)
+    assert damage(path) is not None
 
 
 def test_copies_of_damaged_files_are_bounded(path, monkeypatch):
