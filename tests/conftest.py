@@ -2,6 +2,7 @@
 
 import datetime as dt
 import ipaddress
+import logging
 import shutil
 import signal
 import socket
@@ -123,6 +124,15 @@ def _cache_of_our_own(tmp_path_factory) -> Iterator[None]:
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("XDG_CACHE_HOME", str(tmp_path_factory.mktemp("cache")))
         yield
+
+
+@pytest.fixture(autouse=True)
+def _logs_as_before() -> Iterator[None]:
+    """`agent bench` and others are the last of their process and set the level of its logs."""
+    logger = logging.getLogger("atac_agent")
+    level = logger.level
+    yield
+    logger.setLevel(level)
 
 
 @pytest.fixture(scope="session")
