@@ -4,6 +4,7 @@
 # make check         format, lint, types, import rules, then all tests
 # make builders      TensorRT-RTX and nvcc for the tests that want them; no GPU (700 MB)
 # make faults        the figures of docs/delivery.md at full length (hours; parts of it as root)
+# make triggers      a million parts against a known truth (2 minutes)
 # make demo-bundle   the demo's model, trained again on generated parts (minutes)
 #
 # Each sets itself up in .venv, from constraints.txt, and does so again only when that changes.
@@ -22,7 +23,7 @@ INSTALL = $(BIN)/python -m pip install --quiet --constraint constraints.txt
 INSTALL_PRODUCT = $(INSTALL) setuptools && $(INSTALL) --no-build-isolation --editable
 
 .DELETE_ON_ERROR:
-.PHONY: demo install test builders faults check lint format demo-bundle clean mosquitto
+.PHONY: demo install test builders faults triggers check lint format demo-bundle clean mosquitto
 
 demo: $(VENV)/installed-run
 	$(BIN)/agent demo --parts 120 --rate 600 --report runs/demo.html
@@ -41,6 +42,9 @@ builders: $(VENV)/installed-all
 faults: export OMP_NUM_THREADS := 1
 faults: $(VENV)/installed-all mosquitto
 	$(BIN)/pytest tests/faults --faults-full
+
+triggers: $(VENV)/installed-all
+	$(BIN)/python -m tests.agent.triggers.simulation 1000000 > benchmarks/results/reconcile.json
 
 check: lint
 	$(MAKE) test

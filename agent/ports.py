@@ -132,7 +132,7 @@ class TriggerSource(Protocol):
 
     Lifecycle: made (touches nothing) → entered (connects; raises `TriggerError` when the source is
     not ready) → `read` by one thread, again and again → left. After `TriggerError` it is left and
-    entered again with back-off.
+    entered again with back-off. `open(settings, stop, clock)` makes it; `stop` ends its waits.
     """
 
     def read(self) -> Announcement | None:

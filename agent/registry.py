@@ -11,10 +11,10 @@ from typing import Any, Final
 from agent.cameras.settings import CAMERAS, AnyCameraSettings
 from agent.clock import SystemClock
 from agent.part import Part
-from agent.ports import Camera, CameraContext, Clock, Service, Sink, Watched
+from agent.ports import Camera, CameraContext, Clock, Service, Sink, TriggerSource, Watched
 from agent.services.settings import SERVICES, AnyServiceSettings
 from agent.sinks.settings import SINKS, AnySinkSettings
-from agent.triggers.settings import TRIGGERS
+from agent.triggers.settings import TRIGGERS, AnyTriggerSettings
 from engine.registry import Kinds
 
 ROOMS: Final[tuple[Kinds[Any], ...]] = (CAMERAS, TRIGGERS, SINKS, SERVICES)
@@ -44,6 +44,14 @@ def open_camera(
     )
     camera: Camera = CAMERAS.of(settings).open(settings, context)
     return camera
+
+
+def open_trigger(
+    settings: AnyTriggerSettings, stop: threading.Event, clock: Clock
+) -> TriggerSource | None:
+    """The trigger source that `settings` describe, not entered yet; `None`: frames are parts."""
+    source: TriggerSource | None = TRIGGERS.of(settings).open(settings, stop, clock)
+    return source
 
 
 def open_service(settings: AnyServiceSettings, watched: Watched) -> Service:

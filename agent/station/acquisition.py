@@ -10,7 +10,6 @@ Each camera has two threads of its own, so that none waits for another. What a f
 
 import functools
 import logging
-import random
 import threading
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
@@ -21,13 +20,12 @@ import numpy as np
 from agent.part import Part, State
 from agent.ports import Camera, Clock
 from agent.station.queue import PartQueue
+from agent.station.retry import Backoff
 from engine.errors import CameraError, FrameLostError, ImageError
 from engine.frame import Frame, Pixels
 from engine.image import MAX_PIXELS
 
 _LOG: Final = logging.getLogger("atac_agent.camera")
-_FIRST_RETRY_S: Final = 0.25
-_LAST_RETRY_S: Final = 5.0
 _LARGEST_GAP: Final = 10_000
 """If frame numbers jump further, the camera restarted its count; no parts were lost."""
 _LOOK_S: Final = 0.25
@@ -61,8 +59,8 @@ class Intake(Protocol):
         """Take a frame that arrived at `received`; `False` when no more are wanted."""
         ...
 
-    def spoilt(self, number: int | None, names: Names, why: str) -> None:
-        """Take note of a frame that cannot be used; `None`: the number after the last."""
+    def spoilt(self, frame: Frame | None, names: Names, why: str) -> None:
+        """Take note of a frame that cannot be used; `None`: it has the number after the last."""
         ...
 
     def lost(self, names: Names, why: str) -> None:
@@ -132,10 +130,9 @@ class FrameIntake:
             self._end(skipped, State.DROPPED, "a newer frame came first")
         return True
 
-    def spoilt(self, number: int | None, names: Names, why: str) -> None:
-        if number is None:
-            number = self._expected
-        else:
+    def spoilt(self, frame: Frame | None, names: Names, why: str) -> None:
+        number = self._expected if frame is None else frame.number
+        if frame is not None:
             self._account_for_gap(number, names)
         self._lose(number, names, State.ERROR, why)
 
@@ -198,7 +195,7 @@ class Acquisition:
         self._stop = stop
         self._clock = clock
         self._fault: str | None = None
-        self._retry_s = _FIRST_RETRY_S
+        self._backoff = Backoff(clock, stop)
         self._before: Pixels | None = None
         self._bad_since: float | None = None
 
@@ -302,8 +299,7 @@ class Acquisition:
             except CameraError as error:
                 self._check_answer(reading)
                 self._say(str(error))
-            self._clock.wait(self._stop, self._retry_s * random.uniform(0.5, 1.0))
-            self._retry_s = min(2 * self._retry_s, _LAST_RETRY_S)
+            self._backoff.wait()
 
     def _receive(self, reading: "_Reading", camera: Camera) -> None:
         self._intake.connected()
@@ -327,7 +323,7 @@ class Acquisition:
                 told = f"frame number {frame.number}, time {frame.captured_ns}"
                 self._reject(camera, None, f"the camera gave {told}")
             elif (problem := self._problem(camera, frame)) is not None:
-                self._reject(camera, frame.number, problem)
+                self._reject(camera, frame, problem)
             else:
                 self._is_well()
                 if not self._intake.seen(frame, camera, received):
@@ -341,7 +337,8 @@ class Acquisition:
             reading.end()
 
     def _is_well(self) -> None:
-        self._retry_s, self._patience, self._bad_since = _FIRST_RETRY_S, 1, None
+        self._backoff.reset()
+        self._patience, self._bad_since = 1, None
         if self._fault is not None:
             _LOG.warning("camera %s: is back", self._name)
             self._fault = None
@@ -362,9 +359,9 @@ class Acquisition:
         self._before = pixels
         return "the camera shows the same picture again" if _is_same(before, pixels) else None
 
-    def _reject(self, camera: Camera, number: int | None, reason: str) -> None:
+    def _reject(self, camera: Camera, frame: Frame | None, reason: str) -> None:
         """A frame is of no use; a camera that gives no others has a fault."""
-        self._intake.spoilt(number, camera, reason)
+        self._intake.spoilt(frame, camera, reason)
         now = self._clock.now()
         if self._bad_since is None:
             self._bad_since = now

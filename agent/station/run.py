@@ -1,17 +1,18 @@
 """Opens what a run needs, in the order in which it has to be there, and runs the station."""
 
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import replace
 from functools import partial
+from types import MappingProxyType
 
 from agent.clock import SystemClock
 from agent.part import Part, is_alarm
-from agent.ports import Camera, Clock
+from agent.ports import Camera, Clock, TriggerSource
 from agent.record.ledger import Ledger
 from agent.record.retention import Limits
-from agent.registry import open_camera, open_service, open_sink
+from agent.registry import open_camera, open_service, open_sink, open_trigger
 from agent.requests import Requests
 from agent.services.settings import AnyServiceSettings
 from agent.settings import Config
@@ -37,6 +38,7 @@ def run_station(
     observers: Sequence[Observer] = (),
     services: Sequence[AnyServiceSettings] = (),
     readers: Sequence[Callable[[Status], None]] = (),
+    triggers: Mapping[str, TriggerSource] = MappingProxyType({}),
     clock: Clock | None = None,
 ) -> Summary:
     """Run until all cameras' sources end, `parts` triggers have begun or `stop` is set.
@@ -53,6 +55,7 @@ def run_station(
         observers: Are told of each part, in the recording thread, once the ledger has it.
         services: Those that read the status, besides those of `config`.
         readers: Are told of each status; they must not wait.
+        triggers: Trigger sources by their camera's name, in place of those that `config` names.
         clock: The time; the machine's unless a test drives it.
 
     Raises:
@@ -119,6 +122,7 @@ def run_station(
                 started=started,
                 observers=observers,
                 readers=readers,
+                triggers={**_sources(config, stop, clock), **triggers},
                 services=[partial(open_service, one) for one in (*config.services, *services)],
             ).run()
         ended = [outlet.status() for outlet in outlets]
@@ -129,3 +133,13 @@ def run_station(
         undelivered=sum(sink.pending for sink in ended),
         lost=ledger.lost_in_this_run,
     )
+
+
+def _sources(config: Config, stop: threading.Event, clock: Clock) -> dict[str, TriggerSource]:
+    """The trigger source of each camera that has one."""
+    opened = {
+        camera.name: open_trigger(camera.trigger, stop, clock)
+        for camera in config.cameras
+        if camera.trigger is not None
+    }
+    return {name: source for name, source in opened.items() if source is not None}

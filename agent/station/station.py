@@ -14,16 +14,16 @@ import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, ExitStack, contextmanager
 from dataclasses import dataclass, replace
-from types import FrameType
+from types import FrameType, MappingProxyType
 from typing import Final, Protocol
 
 from agent.cameras.settings import LineSettings
 from agent.part import Part, State, Trigger, Verdict, decide, is_alarm
-from agent.ports import Camera, Clock, Service, Watched
+from agent.ports import Camera, Clock, Service, TriggerSource, Watched
 from agent.record.feed import Feed
 from agent.record.retention import AgeClock
 from agent.settings import Config
-from agent.station.acquisition import Acquisition, FrameIntake
+from agent.station.acquisition import Acquisition, FrameIntake, Intake
 from agent.station.controls import Controls
 from agent.station.evidence import Evidence
 from agent.station.monitor import DropWatch, Monitor
@@ -31,7 +31,9 @@ from agent.station.queue import PartQueue
 from agent.station.recorder import Observer, Recorder
 from agent.station.status import CameraStatus, LedgerStatus, SinkStatus, Status
 from agent.station.summary import Ends, Summary, Timing
+from agent.station.triggering import Triggering, TriggerIntake
 from agent.station.workers import Progress, run_workers
+from agent.triggers.settings import AnyTriggerSettings, WindowSettings
 from engine.errors import AtacError, NoAnswerError
 from engine.inspector import Inspector
 
@@ -123,6 +125,8 @@ class Station:
         parts: How many triggers may begin; `None`: as many as come.
         started: `clock.now()` when the program began.
         observers: Are told of each part once it is recorded.
+        triggers: The trigger sources by their camera's name, not entered; of a camera without one
+            every frame is a part.
         services: Make the services that read the status.
         readers: Are told of each status, in the thread that makes it: they must not wait.
     """
@@ -142,6 +146,7 @@ class Station:
         parts: int | None = None,
         started: float | None = None,
         observers: Sequence[Observer] = (),
+        triggers: Mapping[str, TriggerSource] = MappingProxyType({}),
         services: Sequence[Callable[[Watched], Service]] = (),
         readers: Sequence[Callable[[Status], None]] = (),
     ) -> None:
@@ -163,6 +168,11 @@ class Station:
         self._alarms = 0
 
         self._queue = PartQueue(self._lines)
+        self._triggerings: dict[str, Triggering] = {}
+        self._announced: dict[str, TriggerIntake] = {}
+        for camera in config.cameras:
+            if (source := triggers.get(camera.name)) is not None:
+                self._announce_by(camera.name, source, camera.trigger)
         self._acquisitions = {
             name: self._acquisition(name, camera)
             for name, camera in zip(self._lines, cameras, strict=True)
@@ -193,8 +203,21 @@ class Station:
         )
         self._services = [make(self.monitor) for make in services]
 
+    def _announce_by(
+        self, name: str, source: TriggerSource, settings: AnyTriggerSettings | None
+    ) -> None:
+        """The parts of camera `name` are announced by `source`, before their frames."""
+        window = settings if isinstance(settings, WindowSettings) else WindowSettings(type="")
+        intake = TriggerIntake(
+            name, self._queue, window, begin=self._announce, end=self._end, clock=self._clock
+        )
+        self._announced[name] = intake
+        self._triggerings[name] = Triggering(
+            name, source, intake, stop=self._stop, clock=self._clock
+        )
+
     def _acquisition(self, name: str, camera: Camera) -> Acquisition:
-        intake = FrameIntake(
+        intake: Intake = self._announced.get(name) or FrameIntake(
             name,
             self._queue,
             begin=self._announce,
@@ -212,7 +235,12 @@ class Station:
             self._recorder,
         )
         with ExitStack() as running:
-            for each in (*inner, *self._acquisitions.values(), *self._services):
+            for each in (
+                *inner,
+                *self._triggerings.values(),
+                *self._acquisitions.values(),
+                *self._services,
+            ):
                 running.enter_context(each)
             run_workers(
                 self._queue, self._life, workers=self._model.workers, progress=self._progress
@@ -251,7 +279,7 @@ class Station:
             count=count,
         )
         part = Part(trigger=trigger, received=received, part_id=part_id, source=source)
-        if part_id is None:
+        if part_id is None and camera not in self._announced:
             part.part_id = f"{self._record.epoch}-{sequence:06d}"
         self._record.expect(part)
         return part
@@ -297,9 +325,14 @@ class Station:
             state=state,
             decided_ns=part.trigger.triggered_ns + taken_ns,
             threshold=threshold,
-            reason=reason,
+            reason=reason or self._unnamed(part),
             late_state=late_state,
         )
+
+    def _unnamed(self, part: Part) -> str:
+        """Why a part has no id, where parts have one."""
+        is_expected = part.camera in self._announced and self._announced[part.camera].gives_ids
+        return "no part id came" if is_expected and part.part_id is None else ""
 
     def _late_s(self, part: Part) -> float:
         """Seconds since the deadline, negative before it; by the steady clock, as UTC may jump."""
@@ -339,7 +372,10 @@ class Station:
             name: CameraStatus(
                 triggers=known.triggers,
                 counts=known.counts,
-                fault=self._acquisitions[name].fault if name in self._lines else None,
+                fault=self._camera_fault(name),
+                unexpected_frames=(
+                    self._announced[name].unexpected if name in self._announced else 0
+                ),
                 is_removed=name not in self._lines,
             )
             for name, known in (dict.fromkeys(self._lines, _NONE_YET) | dict(recorded)).items()
@@ -369,6 +405,12 @@ class Station:
             in_hand_s=self._progress.in_hand_s(),
             ended_threads=tuple(ended),
         )
+
+    def _camera_fault(self, name: str) -> str | None:
+        found = [
+            part[name].fault for part in (self._acquisitions, self._triggerings) if name in part
+        ]
+        return next((fault for fault in found if fault is not None), None)
 
     def _faults(
         self,

@@ -1,7 +1,10 @@
 """What all kinds of trigger sources have in their settings."""
 
-from typing import Final
+from typing import Annotated, Final
 
+from pydantic import Field, model_validator
+
+from agent.settings_values import Milliseconds
 from engine.registry import Kinds
 from engine.spec import spec
 
@@ -11,6 +14,25 @@ class AnyTriggerSettings:
     """A trigger source belongs to one camera."""
 
     type: str
+
+
+@spec
+class WindowSettings(AnyTriggerSettings):
+    """A source that announces parts before their frames.
+
+    The frame of a part comes `min_ms` to `max_ms` after it was announced. Parts whose frame does
+    not end as NO_FRAME, and a frame that comes at another time is given to none.
+    """
+
+    type: str
+    min_ms: Annotated[float, Field(ge=0, le=86_400_000)] = 0.0
+    max_ms: Milliseconds = 1000.0
+
+    @model_validator(mode="after")
+    def _is_a_window(self) -> "WindowSettings":
+        if self.min_ms >= self.max_ms:
+            raise ValueError("min_ms should be less than max_ms")
+        return self
 
 
 TRIGGERS: Final = Kinds("agent.triggers", AnyTriggerSettings, noun="trigger")

@@ -158,6 +158,7 @@ def health(topics: Topics, sink: str, now: Status, before: Status | None = None)
                 "name": name,
                 **_condition(each.fault, is_removed=each.is_removed),
                 **_accounted(each.triggers, each.counts),
+                "unexpected_frames": each.unexpected_frames,
             }
             for name, each in now.cameras.items()
         ],

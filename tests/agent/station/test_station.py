@@ -29,17 +29,6 @@ DATA = Path(os.environ.get("ATAC_DATA", Path(__file__).parents[4] / "shared" / "
 VIDEO = DATA / "video" / "bottle-detection.mp4"
 
 
-@pytest.fixture
-def config(tmp_path) -> Config:
-    """A configuration whose broker does not exist."""
-    path = tmp_path / "agent.yaml"
-    path.write_text(
-        "agent: {id: test}\nbundle: {path: none}\ncamera: {type: conveyor}\n"
-        "mqtt: {host: 127.0.0.1, port: 1}\n"
-    )
-    return load_config(path)
-
-
 def rows(config: Config) -> list[tuple[int, str, str, str]]:
     """Sequence, part, state and reason of every trigger in the ledger's file."""
     connection = sqlite3.connect(config.ledger.path)

@@ -1,0 +1,218 @@
+"""Parts that are announced before their frames, through the real station and its ledger."""
+
+import threading
+from dataclasses import replace
+
+import pytest
+
+from agent.cameras.scripted import ScriptedCamera, scripted_frame
+from agent.cameras.settings import LineSettings
+from agent.clock import ManualClock
+from agent.part import State
+from agent.ports import Announcement
+from agent.settings import load_config
+from agent.station.run import run_station
+from agent.station.station import Model
+from agent.station.status import Status
+from agent.triggers.scripted import ScriptedTriggers
+from agent.triggers.software import SoftwareSettings, SoftwareTriggers
+from engine.errors import ImageError, TriggerError
+from engine.scripted_inspector import BrightnessInspector
+from tests.agent.station.test_station import rows
+
+
+class Belt:
+    """Scripts of a trigger source and a camera that take turns, on a clock that stands still."""
+
+    def __init__(self):
+        self.clock = ManualClock()
+        self.stop = threading.Event()
+        self.triggers, self.frames = [], []
+
+    def announce(self, part_id=None, *, count=None, is_trigger=True, after_s=0.0):
+        """The camera goes on when the station has been told."""
+        told = threading.Event()
+
+        def announcement():
+            self.clock.advance(after_s)
+            self.source.push(
+                Announcement(
+                    at=self.clock.now(), part_id=part_id, count=count, is_trigger=is_trigger
+                )
+            )
+
+        self.triggers += [announcement, told.set]
+        self.frames.append(lambda: told.wait(20))
+
+    def see(self, *frames, after_s=0.0):
+        """The source goes on when the camera is asked for the next frame."""
+        seen = threading.Event()
+        self.frames += [lambda: self.clock.advance(after_s), *frames, seen.set]
+        self.triggers.append(lambda: seen.wait(20))
+
+    def run(self, config, inspector=None, **line):
+        settings = SoftwareSettings(min_ms=0, max_ms=50)
+        camera = replace(config.cameras[0], trigger=settings, line=LineSettings(**line))
+        self.source = Pushed(*self.triggers)
+        self.statuses: list[Status] = []
+        return run_station(
+            replace(config, cameras=(camera,)),
+            cameras=[ScriptedCamera(*self.frames)],
+            triggers={"main": self.source},
+            inspector=inspector or BrightnessInspector(),
+            model=Model(threshold=0.5),
+            clock=self.clock,
+            stop=self.stop,
+            readers=[self.statuses.append],
+        )
+
+
+class Pushed(ScriptedTriggers):
+    """A script whose steps may give an announcement of their own."""
+
+    def push(self, announcement):
+        self._script.insert(0, announcement)
+
+
+@pytest.fixture
+def belt():
+    return Belt()
+
+
+def test_announced_parts_get_their_frames_and_their_ids(belt, config):
+    for number, part_id in enumerate(("a", "b", None)):
+        belt.announce(part_id, count=number + 1)
+        belt.see(scripted_frame(40 + 10 * number))
+    summary = belt.run(config)
+    assert [row[1:] for row in rows(config)] == [
+        ("a", "OK", ""),
+        ("b", "OK", ""),
+        (None, "NG", "no part id came"),
+    ]
+    assert summary.triggers == summary.inspected == 3
+    assert belt.statuses[-1].cameras["main"].unexpected_frames == 0
+
+
+def test_a_part_without_a_frame_ends_and_what_comes_later_is_nobody_s(belt, config, eventually):
+    belt.announce("a")
+    belt.see(40)
+    belt.announce("b", after_s=1.0)
+    belt.frames.append(lambda: belt.clock.advance(0.2))
+    belt.frames.append(lambda: eventually(lambda: belt.clock.waiting))
+    belt.see(41)
+    belt.announce("c", after_s=1.0)
+    belt.see(42)
+    belt.run(config)
+    assert [row[1:3] for row in rows(config)] == [("a", "OK"), ("b", "NO_FRAME"), ("c", "OK")]
+    last = belt.statuses[-1]
+    assert last.cameras["main"].unexpected_frames == 1
+    assert last.cameras["main"].counts[State.NO_FRAME] == 1
+
+
+def test_the_deadline_counts_from_the_trigger(belt, config):
+    belt.announce("a")
+    belt.see(40, after_s=0.04)
+    belt.run(config, BrightnessInspector(lambda _pixels: belt.clock.advance(0.08)), deadline_ms=100)
+    ((_, part, state, reason),) = rows(config)
+    assert (part, state) == ("a", "TIMEOUT")
+    assert "after the deadline" in reason
+
+
+def test_a_frame_that_cannot_be_used_ends_its_part_as_error(belt, config):
+    belt.announce("a")
+    belt.see(replace(scripted_frame(40), is_complete=False))
+    belt.announce("b", after_s=1.0)
+    belt.see(ImageError("b.png", "is damaged"))
+    belt.run(config)
+    assert [row[1:3] for row in rows(config)] == [("a", "ERROR"), ("b", "ERROR")]
+
+
+def test_an_id_that_comes_after_its_frame_is_that_part_s(belt, config):
+    named = threading.Event()
+    belt.announce(count=1)
+    belt.see(40)
+    belt.announce("a", count=1, is_trigger=False)
+    belt.triggers.append(named.set)
+    belt.run(config, BrightnessInspector(lambda _pixels: named.wait(20)))
+    assert [row[1:] for row in rows(config)] == [("a", "OK", "")]
+
+
+def test_triggers_that_were_missed_are_parts_too(belt, config):
+    belt.announce("a", count=1)
+    belt.see(40)
+    belt.announce("d", count=4, after_s=1.0)
+    belt.see(41)
+    belt.run(config)
+    assert [row[1:3] for row in rows(config)] == [
+        ("a", "OK"),
+        (None, "NO_FRAME"),
+        (None, "NO_FRAME"),
+        ("d", "OK"),
+    ]
+    assert any("2 triggers were not seen" in why for why in belt.statuses[-1].faults)
+
+
+def test_at_the_end_what_waits_for_its_frame_has_none(belt, config):
+    belt.announce("a")
+    belt.run(config)
+    assert [row[1:] for row in rows(config)] == [("a", "NO_FRAME", "the agent was stopping")]
+
+
+def test_a_source_that_goes_away_is_said_once_and_retried(config, caplog):
+    told, stop = threading.Event(), threading.Event()
+    source = ScriptedTriggers(
+        TriggerError("the PLC is away"), TriggerError("the PLC is away"), told.set
+    )
+    camera = replace(config.cameras[0], trigger=SoftwareSettings())
+    run_station(
+        replace(config, cameras=(camera,)),
+        cameras=[ScriptedCamera(lambda: told.wait(20))],
+        triggers={"main": source},
+        inspector=BrightnessInspector(),
+        model=Model(threshold=0.5),
+        stop=stop,
+    )
+    assert source.entered == 3
+    assert caplog.text.count("the PLC is away") == 1
+
+
+def test_a_bug_in_a_source_ends_the_run(belt, config):
+    failed = threading.Event()
+
+    class Broken(ScriptedTriggers):
+        def read(self):
+            failed.set()
+            raise RuntimeError("a bug")
+
+    camera = replace(config.cameras[0], trigger=SoftwareSettings())
+    with pytest.raises(RuntimeError, match="a bug"):
+        run_station(
+            replace(config, cameras=(camera,)),
+            cameras=[ScriptedCamera(lambda: failed.wait(20))],
+            triggers={"main": Broken()},
+            inspector=BrightnessInspector(),
+            model=Model(threshold=0.5),
+        )
+
+
+def test_parts_are_fired_from_this_process():
+    stop = threading.Event()
+    source = SoftwareTriggers(stop, ManualClock(now=7.0))
+    with source:
+        source.fire("a", count=3)
+        assert source.read() == Announcement(at=7.0, part_id="a", count=3)
+        stop.set()
+        assert source.read() is None
+
+
+def test_a_camera_s_trigger_is_configured(tmp_path):
+    path = tmp_path / "agent.yaml"
+    text = "agent: {id: a}\nbundle: {path: b}\nmqtt: {host: h}\ncamera: {type: conveyor, trigger: "
+    path.write_text(text + "{type: software, min_ms: 5, max_ms: 80}}\n")
+    (camera,) = load_config(path).cameras
+    assert camera.trigger == SoftwareSettings(min_ms=5, max_ms=80)
+    path.write_text(text + "{type: frames}}\n")
+    assert load_config(path).cameras[0].trigger.type == "frames"
+    path.write_text(text + "{type: software, min_ms: 80, max_ms: 5}}\n")
+    with pytest.raises(Exception, match="min_ms should be less than max_ms"):
+        load_config(path)
