@@ -126,9 +126,17 @@ def measured(
     seconds: float,
     rounds: int,
 ) -> Speed:
-    """Measure one runtime; each of a round's four parts takes about `seconds`.
+    """Measure one runtime.
 
-    Raises `BackendError` where the backend cannot be used.
+    Args:
+        bundle: The bundle that is measured.
+        frames: What the camera shows, again and again.
+        runtime: Backend and precision.
+        seconds: About how long each of a round's four parts takes.
+        rounds: How often line and bare network take turns.
+
+    Raises:
+        BackendError: The backend cannot be used.
     """
     backend, precision = runtime.backend, runtime.precision
     setup = Setup(bundle=bundle.path, bundle_id=bundle.id, backend=backend, precision=precision)
@@ -166,7 +174,10 @@ def measured(
 def compared(
     bundle: Bundle, frames: Sequence[Pixels], *, seconds: float, rounds: int
 ) -> tuple[tuple[Speed, ...], tuple[str, ...]]:
-    """Every CPU backend with every precision of the bundle, and why some could not be measured."""
+    """Every CPU backend with every precision of the bundle, and why some could not be measured.
+
+    The arguments are those of `measured`.
+    """
     found, missing = [], []
     specs = {name: BACKENDS.find(name).settings for name in BACKENDS.names()}
     runtimes = [

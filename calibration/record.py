@@ -91,7 +91,17 @@ def calibrate(
 ) -> Calibration:
     """Choose the threshold from `good` and judge `defective` by it.
 
-    Raises `CalibrationError` when the good parts are too few, or when a picture is in both sets.
+    Args:
+        bundle: The bundle that the threshold is for.
+        good: The scores of good parts.
+        defective: The scores of defective parts, if there are any.
+        precision: In which the parts were scored.
+        backend: The full name of what scored them.
+        max_false_reject: The share of good parts that may be rejected.
+        confidence: The confidence with which no more are.
+
+    Raises:
+        CalibrationError: The good parts are too few, or a picture is in both sets.
     """
     if defective is not None and good.hashes & defective.hashes:
         both = len(good.hashes & defective.hashes)
@@ -194,10 +204,20 @@ def calibrated_runtime(
     backend: BackendChoice = "auto",
     fallback: FallbackName | None = None,
 ) -> Runtime:
-    """What `bundle` is to be run with under the threshold of `record`; `auto` is what made it.
+    """What `bundle` is to be run with under the threshold of `record`.
 
     Scores belong to a backend and a precision, and so do thresholds: nothing else is taken
-    silently. Raises `BackendError` where what made it is not installed and no `fallback` is named.
+    silently.
+
+    Args:
+        bundle: The bundle that is run.
+        record: The calibration that the threshold is from.
+        backend: The runtime, by its type; `auto` is the one that scored the parts.
+        fallback: What may run instead of a runtime that is not installed.
+
+    Raises:
+        BackendError: What scored the parts is not installed, and there is no fallback.
+        CalibrationError: The record names a backend that does not exist.
     """
     calibration = record.calibration
     if backend != "auto":

@@ -137,7 +137,14 @@ def histogram_text(calibration: Calibration, *, width: int = 78) -> str:
 def write_report(
     path: Path, calibration: Calibration, good: Scores, defective: Scores | None
 ) -> None:
-    """Write the calibration as one HTML file that needs no other file, atomically."""
+    """Write the calibration as one HTML file that needs no other file, atomically.
+
+    Args:
+        path: The file.
+        calibration: What is reported.
+        good: The good parts that it was made from.
+        defective: The defective parts, if there were any.
+    """
     good_scores, defective_scores = calibration.good_scores, calibration.defective_scores
     threshold = calibration.threshold
     html = render(

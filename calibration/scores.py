@@ -63,10 +63,14 @@ def score_pictures(
     training: frozenset[str],
     progress: Callable[[], None],
 ) -> Scores:
-    """Inspect `pictures`, one after another; an `ImageError` among them is one without pixels.
+    """Inspect `pictures`, one after another.
 
-    `training` are the bundle's `training_sha256`. `progress` is called once for every picture.
-    Doubtful are good parts with high scores and defective ones with low scores.
+    Args:
+        inspector: What inspects them.
+        pictures: Pictures of parts of one label; an `ImageError` is one that cannot be read.
+        label: Doubtful are good parts with high scores and defective parts with low scores.
+        training: The bundle's `training_sha256`: these pictures are not counted.
+        progress: Called once for every picture.
     """
     values: list[float] = []
     fingerprints = []

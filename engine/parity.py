@@ -103,7 +103,18 @@ def compared(
     band: tuple[float, float] | None = None,
     auroc_loss: float | None = None,
 ) -> Parity:
-    """Compare the inspections of the same images, at least one, which are called `names`."""
+    """Compare two inspections of each of the same images, at least one.
+
+    Args:
+        expected: What the reference found.
+        found: What the other way found, in the same order.
+        names: The images.
+        compared_with: What the reference is called.
+        threshold: Where verdicts change.
+        threshold_from: Where that threshold comes from.
+        band: Scores between which an image's verdict may change without objection.
+        auroc_loss: By how much the AUROC fell, where there are good and defective images.
+    """
     pairs = list(zip(expected, found, strict=True))
     overlaps = [box_iou(a.box, b.box) for a, b in pairs]
     low, high = band or (threshold, threshold)

@@ -30,9 +30,17 @@ def annotated(
 ) -> Pixels:
     """The frame with its heat map and, when pass 2 zoomed in, the attention box.
 
-    `pixels` is the inspected frame, `(H, W)` or `(H, W, 3)` uint8 RGB. Returns `(h, w, 3)` uint8
-    RGB with `max(h, w) <= max_side`. The box is red when the score is above the threshold, else
-    green; `heatmap` says what the colours mean.
+    The box is red if the score is above the threshold, else green; `heatmap` says what the colours
+    mean.
+
+    Args:
+        pixels: The inspected frame, uint8, `(H, W)` or `(H, W, 3)` RGB.
+        inspection: What was found in it.
+        threshold: Where the verdict changes.
+        max_side: The longest side of the picture, in pixels.
+
+    Returns:
+        uint8 RGB, `(h, w, 3)`.
     """
     picture = heatmap(reduced(pixels, max_side), inspection, threshold)
     return _boxed(picture, pixels, inspection, _verdict_colour(inspection, threshold))
@@ -41,7 +49,7 @@ def annotated(
 def boxed(
     pixels: Pixels, inspection: Inspection, threshold: float, *, max_side: int = MAX_SIDE
 ) -> Pixels:
-    """As `annotated`, without the heat map."""
+    """As `annotated`, with the same arguments and without the heat map."""
     picture = _rgb(reduced(pixels, max_side)).copy()
     return _boxed(picture, pixels, inspection, _verdict_colour(inspection, threshold))
 

@@ -29,9 +29,17 @@ def sign(manifest: bytes, key: Path) -> bytes:
 
 
 def check(manifest: bytes, folder: Path, key: Path, *, option: str) -> None:
-    """Raise `BundleError` unless `folder` holds a signature of `manifest` by public key `key`.
+    """Check that `folder` holds a signature of `manifest`.
 
-    A key that cannot be used is a `ConfigurationError` that names `option`.
+    Args:
+        manifest: The manifest as it was read.
+        folder: The bundle's folder.
+        key: The file of the public key, in PEM.
+        option: Where the key was named, for errors.
+
+    Raises:
+        BundleError: There is no such signature.
+        ConfigurationError: The key cannot be used.
     """
     public = _public(key, option)
     from cryptography.exceptions import InvalidSignature

@@ -21,7 +21,11 @@ def spec(cls: type[T]) -> type[T]:
 class SchemaError(ValueError):
     """A file's content is of another schema; the message is a clause that says how.
 
-    `kind` is pydantic's name of what is wrong at `place`, empty for a wrong version.
+    Args:
+        reason: That clause.
+        kind: What is wrong, as pydantic calls it; empty for a wrong version.
+        place: The key at fault.
+        found: The value there.
     """
 
     def __init__(

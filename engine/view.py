@@ -70,8 +70,14 @@ def view(pixels: Pixels, box: Box, spec: ViewSpec) -> Pixels:
 def zoomed(pixels: Pixels, whole: Pixels, box: Box, spec: ViewSpec) -> tuple[Pixels, Box]:
     """The view of pass 2 and the box of `pixels` that it shows.
 
-    `whole` is the pass-1 view of `pixels`; `box` is in its pixels. With `crop_from="view"` this
-    the view is cut and scaled back bilinearly, as in the paper's Algorithm 1.
+    With `crop_from="view"` the view of pass 1 is cut and scaled back bilinearly, as in the paper's
+    Algorithm 1.
+
+    Args:
+        pixels: The frame.
+        whole: The view of pass 1.
+        box: Where pass 2 looks, in pixels of `whole`.
+        spec: How views are made.
     """
     in_frame = box.scaled(of=spec.box, to=Box.around(pixels))
     if spec.crop_from == "frame":

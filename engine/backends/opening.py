@@ -32,8 +32,17 @@ def open_inspector(
 ) -> OpenInspector:
     """What `agent run` inspects with; on a GPU as much of it as the method can do there.
 
-    Warmed up, so that what cannot inspect is known here. `max_pixels` is the largest frame that a
-    GPU keeps memory for. `backend`, `fallback` and errors are those of `open_backend`.
+    It is warmed up, so what cannot inspect is known here.
+
+    Args:
+        bundle: What is inspected with.
+        backend: The runtime, by its type.
+        precision: Which network of the bundle it runs.
+        fallback: As in `open_backend`.
+        max_pixels: The largest frame that a GPU keeps memory for.
+
+    Raises:
+        BackendError: The backend cannot be used, and there is no fallback.
     """
 
     def opened(kind: Kind[BackendSpec]) -> OpenInspector:
@@ -57,9 +66,17 @@ def open_backend(
 ) -> Backend:
     """The bundle's network of this precision, loaded and ready.
 
-    Raises `BackendError` when the backend cannot be used and no `fallback` is named; with one,
-    the reason is logged as a warning. Nothing falls back by itself: a line that was planned for a
-    GPU may be too slow without it.
+    Nothing falls back by itself: a line that was planned for a GPU may be too slow without it.
+
+    Args:
+        bundle: The bundle that holds the network.
+        backend: The runtime, by its type.
+        precision: Which network of the bundle it runs.
+        fallback: What runs instead if the backend cannot be used; the reason is logged as a
+            warning.
+
+    Raises:
+        BackendError: The backend cannot be used, and there is no fallback.
     """
     return _or_fallback(
         lambda kind: _backend(bundle, kind, precision), backend, precision, fallback

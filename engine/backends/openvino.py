@@ -38,13 +38,17 @@ class OpenVino(BackendSpec):
 class OpenVinoBackend:
     """A `Backend` with a compiled network for each worker.
 
-    The workers share `threads` threads, by default one per core. What is not int8 is computed in
-    fp32: OpenVINO would otherwise take bf16 where a processor has it, and scores would depend on
-    the machine. `bf16`, asked for by name, is the fp32 network computed so; a processor without it
-    is refused. Compiled networks are kept in `cache`, by default in the user's cache folder.
+    What is not int8 is computed in fp32: OpenVINO would otherwise take bf16 where a processor has
+    it, and scores would depend on the machine. One network with a stream for each worker would need
+    less memory, but is sometimes wrong: the streams are built at the same time and share weights
+    that are still being computed (ADR 13).
 
-    One network with a stream for each worker would need less memory, and is sometimes wrong: the
-    streams are built at once and share the weights that are computed meanwhile (ADR 13).
+    Args:
+        bundle: The bundle that holds the network.
+        precision: Which network it runs; `bf16` is the fp32 network computed in bf16, and a
+            processor without it is refused.
+        threads: All workers share them; 0 takes one for each core.
+        cache: The folder of compiled networks, by default in the user's cache folder.
     """
 
     def __init__(

@@ -46,7 +46,13 @@ def histogram_svg(
 
     An `<svg>` element that scales with the page. Each row has its own height scale, written at
     its left. What lands on the wrong side of the threshold is drawn in the colour of mistakes.
-    Defective parts that were `learnt` from have a row of their own, the last.
+
+    Args:
+        good: Scores of good parts.
+        defective: Scores of defective parts that training did not learn from.
+        threshold: Where verdicts change.
+        learnt: Scores of defective parts that training learnt from; they have the last row.
+        about: Roughly how many bins the axis has.
     """
     edges = bins([*good, *defective, *learnt], threshold, about=about)
     rows = [("good", good), ("defective", defective), ("defective, learnt from", learnt)]
@@ -96,7 +102,13 @@ def curves_svg(
     """Curves above each other over one axis from 0 to `end` of whole numbers, called `axis`.
 
     An `<svg>` element that scales with the page. Each row has its own height scale, from 0 to its
-    highest point, which is written at its left. `mark` is a place on the axis and what it is.
+    highest point, which is written at its left.
+
+    Args:
+        curves: The rows, from the top.
+        end: The last number of the axis.
+        axis: What the axis counts.
+        mark: A place on the axis, and what it is.
     """
     edges = (0.0, end)
     bottom = _TOP + len(curves) * (_ROW + _GAP) - _GAP

@@ -36,8 +36,15 @@ _LOG: Final = logging.getLogger(__name__)
 class TensorRtNetwork:
     """A plan's network, from and to addresses on the GPU: a `DeviceNetwork`.
 
-    Made, used and dropped while its context is current; what it runs in comes from `memory`, once.
-    All that it runs must go through one stream, since everything shares that memory.
+    It is made, used and dropped while its context is current. All that it runs must go through one
+    stream, since everything shares the same scratch memory.
+
+    Args:
+        plan: What it runs.
+        tensorrt: The runtime that loads the plan.
+        network: The tensors that the plan must have.
+        name: What records and errors call it.
+        memory: Gives its scratch memory, once.
     """
 
     def __init__(
@@ -117,10 +124,18 @@ def open_plan(
 ) -> tuple[Plan, TensorRt, str]:
     """The plan for this machine, checked, its runtime, and the name of the two for records.
 
-    The first thing asked is the driver: TensorRT and pycuda may crash where there is none. A plan
-    whose verdicts were found to differ from ONNX Runtime's is refused, and one that was never
-    compared is warned of; without `gate` neither, for the comparison itself. `tensorrt` is the
-    runtime where it is not to be the first one that can be imported.
+    The driver is asked first: TensorRT and pycuda may crash without one.
+
+    Args:
+        bundle: The bundle that holds the network.
+        precision: Which network of the bundle.
+        plans: The folder of plans, by default in the user's cache folder.
+        gate: Refuse a plan whose verdicts were found to differ from ONNX Runtime's, and warn of one
+            that was never compared; False for the comparison itself.
+        tensorrt: The runtime, by default the first one that can be imported.
+
+    Raises:
+        BackendError: Driver, runtime or plan is missing, or the plan is refused.
     """
     gpu = driver.probe_gpu()
     tensorrt = tensorrt or find_tensorrt()
@@ -139,8 +154,8 @@ def open_plan(
 class TensorRtBackend:
     """A `Backend` over the plan that `agent build` made for this GPU, views from the host.
 
-    Everything is allocated here, for `MAX_BATCH` views; more views than that run in turns. `gate`
-    and `tensorrt` are `open_plan`'s.
+    Everything is allocated here, for `MAX_BATCH` views; more views than that run in turns. The
+    arguments are those of `open_plan`.
     """
 
     def __init__(

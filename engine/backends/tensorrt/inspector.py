@@ -39,10 +39,15 @@ _KEPT: Final = 8
 class DeviceInspector:
     """An `OpenInspector` that needs the GPU's answer only.
 
-    `opening` makes the network while the context is current. Frames of more than `max_pixels` are
-    refused, since their memory is kept. Memory and a CUDA graph are made when a set of frame sizes
-    is first seen and used again after that: `prepare` does it beforehand.
-    One thread at a time may call; the one that opened it closes it.
+    Memory and a CUDA graph are made when a set of frame sizes is first seen, and used again after
+    that; `prepare` makes them earlier. One thread at a time may call; the one that opened it closes
+    it.
+
+    Args:
+        opening: Makes the network while the context is current.
+        optics: How views, boxes and scores are made.
+        network: The tensors of the network.
+        max_pixels: Larger frames are refused, since their memory is kept.
     """
 
     def __init__(

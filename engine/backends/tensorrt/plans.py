@@ -179,7 +179,19 @@ def ensure_plan(
     tensorrt: TensorRt,
     progress: Progress | None = None,
 ) -> Plan:
-    """The plan from the cache, or a new one where there is none that can be used."""
+    """The plan from the cache, or a new one if there is none that can be used.
+
+    Args:
+        folder: Where plans are kept.
+        bundle: The bundle that holds the network.
+        precision: Which network of the bundle.
+        gpu: The GPU that the plan is for.
+        tensorrt: The runtime that the plan is for.
+        progress: Hears of each step of a build.
+
+    Raises:
+        BackendError: The plan cannot be built or written.
+    """
     key = plan_key(bundle, precision, gpu=gpu, tensorrt=tensorrt)
     try:
         return read_plan(folder, key)
@@ -240,8 +252,17 @@ def build_plan(
 ) -> bytes:
     """Build the ONNX model `network` with the types written in it; returns the serialised plan.
 
-    TensorRT times kernels on the GPU; TensorRT-RTX builds without one. `what` names the network
-    in errors. Raises `BackendError` with the parser's or the builder's own words.
+    TensorRT times kernels on the GPU; TensorRT-RTX builds without one.
+
+    Args:
+        network: The ONNX model.
+        tensorrt: What builds it.
+        what: Names the network in errors.
+        timing: The file of TensorRT's own timings, which shorten later builds.
+        progress: Hears of each step.
+
+    Raises:
+        BackendError: It cannot be built; with the parser's or the builder's own words.
     """
     trt = tensorrt.module
     log = error_log(trt)

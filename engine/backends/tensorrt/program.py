@@ -41,7 +41,18 @@ _PLAN_BYTES: Final = 48  # struct ViewPlan of view.cu
 
 
 class Program:
-    """Memory and work for one set of frame sizes; made and run while the context is current."""
+    """Memory and work for one set of frame sizes; made and run while the context is current.
+
+    Args:
+        gpu: The context that owns the memory.
+        stream: Everything is enqueued here.
+        kernels: The compiled kernels by their names, those of `KERNELS`.
+        network: What both passes run.
+        optics: How views, boxes and scores are made.
+        spec: The tensors of the network.
+        constants: The addresses of `tables` and `crop`, which all programs share.
+        geometries: The sizes of the frames that are inspected together.
+    """
 
     def __init__(
         self,
