@@ -19,7 +19,6 @@ from time import perf_counter, process_time
 from typing import Final, Self
 
 import numpy as np
-import numpy.typing as npt
 
 from agent.cameras.conveyor import ConveyorSettings
 from agent.cameras.pace import PacedCamera
@@ -39,7 +38,6 @@ from engine.frame import Frame, Pixels
 
 _PACED_SHARE: Final = 0.5
 """The paced line brings so much of what the saturated one got through: no part waits for long."""
-_STAGES: Final = ("view_1", "pass_1", "attention", "view_2", "pass_2")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -253,16 +251,17 @@ class FramesCamera(PacedCamera):
 def _line(
     child: ChildInspector, frames: Sequence[Pixels], *, seconds: float, interval_s: float
 ) -> LineSpeed:
-    times: list[list[float]] = []
+    times: dict[str, list[float]] = {}
+    wholes: list[float] = []
     passes = 0
 
     def note(part: Part) -> None:
         nonlocal passes
         if part.inspection is None:
             return
-        stages = [part.inspection.stages.get(stage, 0.0) for stage in _STAGES]
-        whole = (part.ended.decided_ns - part.trigger.triggered_ns) / 1e9
-        times.append([*stages, whole])
+        for stage, stage_s in part.inspection.stages.items():
+            times.setdefault(stage, []).append(stage_s)
+        wholes.append((part.ended.decided_ns - part.trigger.triggered_ns) / 1e9)
         passes += len(part.inspection.passes)
 
     cpu = _cpu_s(child.pid)
@@ -281,25 +280,23 @@ def _line(
             observers=(note,),
         )
     cpu = _cpu_s(child.pid) - cpu
-    if not times:
+    if not wholes:
         raise BackendError(f"no part was inspected within {seconds:g} s; allow more: --seconds")
-    seen = np.array(times)
-    stages = {
-        name: _percentiles(column[column > 0])
-        for name, column in zip((*_STAGES, "end_to_end"), seen.T, strict=True)
-        if (column > 0).any()
-    }
     return LineSpeed(
-        parts=len(times),
+        parts=len(wholes),
         parts_per_second=summary.parts_per_second,
-        passes_per_part=passes / len(times),
-        cpu_ms_per_part=cpu / len(times) * 1e3,
-        jitter_ms=float(seen[:, -1].std() * 1e3),
-        stages=stages,
+        passes_per_part=passes / len(wholes),
+        cpu_ms_per_part=cpu / len(wholes) * 1e3,
+        jitter_ms=float(np.std(wholes) * 1e3),
+        stages={
+            stage: _percentiles(each)
+            for stage, each in (times | {"end_to_end": wholes}).items()
+            if any(each)  # a device does not time its stages
+        },
     )
 
 
-def _percentiles(seconds: npt.NDArray[np.float64]) -> Percentiles:
+def _percentiles(seconds: Sequence[float]) -> Percentiles:
     p50, p95, p99 = (float(each) * 1e3 for each in np.percentile(seconds, (50, 95, 99)))
     return Percentiles(p50_ms=p50, p95_ms=p95, p99_ms=p99)
 

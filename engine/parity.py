@@ -61,7 +61,7 @@ class Parity:
         return tuple(found)
 
     @property
-    def told(self) -> str:
+    def summary(self) -> str:
         """The comparison in one sentence, without its full stop."""
         within = f" and {len(self.within_band)} near it" if self.within_band else ""
         return (

@@ -82,7 +82,7 @@ def bench(
         }
         typer.echo(json.dumps(result, indent=2))
         return
-    typer.echo(told(speeds))
+    typer.echo(table(speeds))
     for reason in missing:
         typer.echo(f"not measured: {reason}")
     if compare:
@@ -93,7 +93,7 @@ def bench(
         )
 
 
-def told(speeds: "Sequence[Speed]") -> str:
+def table(speeds: "Sequence[Speed]") -> str:
     """A table for people, of each one's middle round."""
     first = speeds[0]
     size = "×".join(map(str, (first.frame[1], first.frame[0])))
@@ -121,7 +121,8 @@ def told(speeds: "Sequence[Speed]") -> str:
         middle = first.middle
         lines.append(f"{'stage':<12}{'p50':>8}{'p95':>8}{'p99':>8}  at saturation, then paced")
         for stage, busy in middle.saturated.stages.items():
-            calm = middle.paced.stages[stage]
+            if (calm := middle.paced.stages.get(stage)) is None:  # no such part came
+                continue
             lines.append(
                 f"{stage:<12}{busy.p50_ms:>8.2f}{busy.p95_ms:>8.2f}{busy.p99_ms:>8.2f}"
                 f"{calm.p50_ms:>10.2f}{calm.p95_ms:>8.2f}{calm.p99_ms:>8.2f}"

@@ -25,7 +25,7 @@ def build(
     bundle: Annotated[Path, typer.Option(help="The bundle whose networks are compiled.")],
     precision: Annotated[
         Literal["fp32", "fp16", "int8", "int8_symmetric"] | None,
-        typer.Option(help="Which network of the bundle; default: all."),
+        typer.Option(help="Which network of the bundle; default: all that TensorRT runs."),
     ] = None,
     plans: Annotated[
         Path | None, typer.Option(help="Folder for the plans; default: the user's cache.")
@@ -50,6 +50,7 @@ def build(
     by ONNX Runtime; a plan that changes a verdict at the calibrated threshold is refused.
     Needs an NVIDIA driver, a GPU, and TensorRT or TensorRT-RTX; with --good also pycuda.
     """
+    from engine.backends.tensorrt import TensorRt
     from engine.backends.tensorrt.driver import probe_gpu
     from engine.backends.tensorrt.plans import (
         ensure_plan,
@@ -64,7 +65,8 @@ def build(
     if images[1] and not images[0]:
         raise ConfigurationError("--defective", str(defective), "give good parts too, with --good")
     opened = open_bundle(bundle)
-    wanted = list(opened.manifest.networks) if precision is None else [precision]
+    networks = [each for each in opened.manifest.networks if each in TensorRt.precisions]
+    wanted = networks if precision is None else [precision]
     for each in wanted:
         opened.network(each)  # what the bundle lacks is said before anything is built
     gpu = probe_gpu()
@@ -87,7 +89,7 @@ def build(
         compared = read_parity(plan)
         built.append((plan, compared))
         if not as_json:
-            typer.echo(_told(plan, compared))
+            typer.echo(_summary(plan, compared))
     if as_json:
         typer.echo(json.dumps([_facts(*each) for each in built], indent=2))
     refused = [plan.record.key.precision for plan, found in built if found and found.refused]
@@ -160,14 +162,14 @@ def _inspected(inspector: "Inspector", images: "Sequence[Path]") -> "list[Inspec
     return [inspector.inspect(read_image(path)) for path in images]
 
 
-def _told(plan: "Plan", compared: "PlanParity | None") -> str:
+def _summary(plan: "Plan", compared: "PlanParity | None") -> str:
     key = plan.record.key
     what = f"built in {plan.record.seconds:.1f} s" if plan.is_new else "still fits"
     size = len(plan.data) / 1e6
     verdicts = (
         "its verdicts were never compared with ONNX Runtime's: give --good DIR"
         if compared is None
-        else compared.parity.told
+        else compared.parity.summary
     )
     return (
         f"{key.precision}: {what}, {size:.1f} MB for {key.gpu} with {key.runtime}: {plan.path}\n"

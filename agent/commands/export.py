@@ -72,7 +72,7 @@ def export(
         typer.echo(json.dumps(answer | {"parity": parity}, indent=2))
         return
     for name, each in judged.items():
-        typer.echo(f"{name}: {each.told}.")
+        typer.echo(f"{name}: {each.summary}.")
         for objection in each.objections:
             typer.echo(f"OBJECTION, so auto does not take it: {objection}")
     typer.echo(f"Written: {bundle / extended.manifest.networks[precision]}")

@@ -397,7 +397,7 @@ def verdicts(bench: Bench) -> Results:
             threshold=threshold,
             threshold_from="calibration" if calibrated else "these images",
         )
-        return {"flips": len(parity.flips), "told": parity.told}
+        return {"flips": len(parity.flips), "summary": parity.summary}
 
     return {
         "real_images": len(files),

@@ -26,7 +26,7 @@ def test_a_verdict_that_differs_is_named():
     assert parity.flips == ("b",)
     assert parity.max_score_difference == 1.5
     assert (parity.median_box_iou, parity.least_box_iou) == (1.0, pytest.approx(2 / 14))
-    assert parity.told.startswith("1 of 3 verdicts differ from the other at threshold 3 ")
+    assert parity.summary.startswith("1 of 3 verdicts differ from the other at threshold 3 ")
 
 
 def test_the_image_that_set_the_threshold_is_on_the_fence():
@@ -52,8 +52,8 @@ def test_a_verdict_near_the_threshold_is_no_objection():
         band=(2.0, 4.0),
     )
     assert (parity.flips, parity.within_band) == (("far",), ("below", "above"))
-    assert "1 of 3 verdicts differ from the other at threshold 3 " in parity.told
-    assert "(from calibration) and 2 near it" in parity.told
+    assert "1 of 3 verdicts differ from the other at threshold 3 " in parity.summary
+    assert "(from calibration) and 2 near it" in parity.summary
     assert parity.objections == ("1 of 3 verdicts change at threshold 3 (far)",)
 
 

@@ -16,7 +16,7 @@ from engine.backends.tensorrt.graph import DriverGraph, Graph
 from engine.backends.tensorrt.plans import (
     MAX_BATCH,
     Plan,
-    TensorRt,
+    TensorRtModule,
     error_log,
     find_tensorrt,
     plan_key,
@@ -50,7 +50,7 @@ class TensorRtNetwork:
     def __init__(
         self,
         plan: Plan,
-        tensorrt: TensorRt,
+        tensorrt: TensorRtModule,
         network: NetworkSpec,
         name: str,
         memory: DeviceMemory,
@@ -61,7 +61,7 @@ class TensorRtNetwork:
         self._log = log = error_log(tensorrt.module)
         self._engine = tensorrt.module.Runtime(log).deserialize_cuda_engine(plan.data)
         if self._engine is None:
-            raise BackendError(f"{plan.path} cannot be loaded by {name}{log.told()}")
+            raise BackendError(f"{plan.path} cannot be loaded by {name}{log.last_error()}")
         _check_tensors(self._engine, network, tensorrt, plan)
         self._scratch_size = int(self._engine.device_memory_size_v2)
         self._scratch = memory(self._scratch_size)
@@ -75,7 +75,9 @@ class TensorRtNetwork:
         execution.set_device_memory(self._scratch, self._scratch_size)
         for name, address in tensors.items():
             if not execution.set_tensor_address(name, address):
-                raise BackendError(f"{self.name} takes no address for {name}{self._log.told()}")
+                raise BackendError(
+                    f"{self.name} takes no address for {name}{self._log.last_error()}"
+                )
         bound_to = 0
 
         def enqueue(count: int, stream: Any) -> None:
@@ -83,10 +85,10 @@ class TensorRtNetwork:
             shape = (count, self._side, self._side, 3)
             # Another shape has work done that no graph may hold: never while one is captured.
             if count != bound_to and not execution.set_input_shape("views", shape):
-                raise BackendError(f"{self.name} takes no {shape}{self._log.told()}")
+                raise BackendError(f"{self.name} takes no {shape}{self._log.last_error()}")
             bound_to = count
             if not execution.execute_async_v3(stream.handle):
-                raise BackendError(f"{self.name} failed on {shape}{self._log.told()}")
+                raise BackendError(f"{self.name} failed on {shape}{self._log.last_error()}")
 
         return enqueue
 
@@ -106,7 +108,7 @@ class TensorRtNetwork:
             how = ours
         execution = self._engine.create_execution_context(how)
         if execution is None:
-            raise BackendError(f"{self.name} cannot start{self._log.told()}; see nvidia-smi")
+            raise BackendError(f"{self.name} cannot start{self._log.last_error()}; see nvidia-smi")
         return execution
 
     def capture(self, stream: Any, record: Callable[[], None]) -> Graph:
@@ -120,8 +122,8 @@ def open_plan(
     *,
     plans: Path | None = None,
     gate: bool = True,
-    tensorrt: TensorRt | None = None,
-) -> tuple[Plan, TensorRt, str]:
+    tensorrt: TensorRtModule | None = None,
+) -> tuple[Plan, TensorRtModule, str]:
     """The plan for this machine, checked, its runtime, and the name of the two for records.
 
     The driver is asked first: TensorRT and pycuda may crash without one.
@@ -165,7 +167,7 @@ class TensorRtBackend:
         precision: Precision = "fp32",
         plans: Path | None = None,
         gate: bool = True,
-        tensorrt: TensorRt | None = None,
+        tensorrt: TensorRtModule | None = None,
     ) -> None:
         plan, tensorrt, self._name = open_plan(
             bundle, precision, plans=plans, gate=gate, tensorrt=tensorrt
@@ -205,7 +207,7 @@ class TensorRtBackend:
     def __exit__(self, *_: object) -> None:
         self._resources.close()
 
-    def _start(self, stack: ExitStack, plan: Plan, tensorrt: TensorRt) -> None:
+    def _start(self, stack: ExitStack, plan: Plan, tensorrt: TensorRtModule) -> None:
         """Memory, stream and engine; whatever is there when this fails is given back."""
         network = self._network
         self._host: dict[str, Any] = {}
@@ -258,7 +260,7 @@ def device_opening(
     precision: Precision = "fp32",
     plans: Path | None = None,
     gate: bool = True,
-    tensorrt: TensorRt | None = None,
+    tensorrt: TensorRtModule | None = None,
 ) -> DeviceOpening:
     """Opens the network of the plan that `agent build` made, for an inspection on the device.
 
@@ -275,7 +277,7 @@ def open_device_inspector(
     precision: Precision = "fp32",
     plans: Path | None = None,
     gate: bool = True,
-    tensorrt: TensorRt | None = None,
+    tensorrt: TensorRtModule | None = None,
     max_pixels: int = MAX_PIXELS,
 ) -> OpenInspector:
     """All that the bundle's method can do on the GPU; at least its network runs there.
@@ -297,18 +299,18 @@ def _pass_gate(bundle: Bundle, precision: Precision, plan: Plan) -> None:
     found = read_parity(plan)
     if found is None:
         _LOG.warning(
-            "nobody has compared the verdicts of %s with ONNX Runtime's; do so with: %s",
+            "the verdicts of %s were never compared with ONNX Runtime's; compare them with: %s",
             plan.path,
             command,
         )
     elif found.refused:
         raise BackendError(
-            f"{plan.path} changes verdicts: {found.parity.told}; use another precision, or accept "
-            f"it with: {command} --accept-flips"
+            f"{plan.path} changes verdicts: {found.parity.summary}; use another precision, or "
+            f"accept it with: {command} --accept-flips"
         )
 
 
-def _check_tensors(engine: Any, network: NetworkSpec, tensorrt: TensorRt, plan: Plan) -> None:
+def _check_tensors(engine: Any, network: NetworkSpec, tensorrt: TensorRtModule, plan: Plan) -> None:
     """Addresses are set by name and size: a plan with other tensors would write elsewhere."""
     expected = _tensors(network)
     names = [engine.get_tensor_name(index) for index in range(engine.num_io_tensors)]

@@ -42,7 +42,7 @@ Progress = Callable[[str, int, int], None]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class TensorRt:
+class TensorRtModule:
     """An importable TensorRT; `module` has the same builder and runtime under both names."""
 
     name: RuntimeName
@@ -104,7 +104,7 @@ _RECORD: Final = TypeAdapter(PlanRecord)
 _PARITY: Final = TypeAdapter(PlanParity)
 
 
-def find_tensorrt(*names: RuntimeName) -> TensorRt:
+def find_tensorrt(*names: RuntimeName) -> TensorRtModule:
     """The first of `names` that is installed; without any TensorRT, else TensorRT-RTX.
 
     Imports it: call `probe_gpu` before, if the plan is to run. Raises `BackendError` when none
@@ -128,12 +128,14 @@ def find_tensorrt(*names: RuntimeName) -> TensorRt:
                 f"TensorRT {version} is not supported; "
                 "install with: pip install 'tensorrt>=10.12,<12'"
             )
-        return TensorRt(name=name, version=version, module=module)
+        return TensorRtModule(name=name, version=version, module=module)
     missing = broken or f"{' or '.join(wanted)} is not installed"
     raise BackendError(f"{missing}; install with: {install('gpu')}, or '.[rtx]' for TensorRT-RTX")
 
 
-def plan_key(bundle: Bundle, precision: Precision, *, gpu: Gpu, tensorrt: TensorRt) -> PlanKey:
+def plan_key(
+    bundle: Bundle, precision: Precision, *, gpu: Gpu, tensorrt: TensorRtModule
+) -> PlanKey:
     """The key of the plan that `bundle`'s network of this precision needs here."""
     return PlanKey(
         network_sha256=sha256(bundle.network(precision)),
@@ -176,7 +178,7 @@ def ensure_plan(
     precision: Precision,
     *,
     gpu: Gpu,
-    tensorrt: TensorRt,
+    tensorrt: TensorRtModule,
     progress: Progress | None = None,
 ) -> Plan:
     """The plan from the cache, or a new one if there is none that can be used.
@@ -221,7 +223,7 @@ def ensure_plan(
 
 
 def read_parity(plan: Plan) -> PlanParity | None:
-    """How this very plan compared; `None` where nobody has compared it, or no longer says so."""
+    """How this plan compared with ONNX Runtime; `None` if it was never compared."""
     try:
         raw = _read(plan.path.with_suffix(".parity"), limit=_RECORD_MAX_BYTES)
         parity = _PARITY.validate_json(raw)
@@ -244,7 +246,7 @@ def write_parity(plan: Plan, parity: Parity, *, accepted: bool) -> PlanParity:
 
 def build_plan(
     network: bytes,
-    tensorrt: TensorRt,
+    tensorrt: TensorRtModule,
     *,
     what: str,
     timing: Path | None = None,
@@ -268,7 +270,7 @@ def build_plan(
     log = error_log(trt)
     builder = trt.Builder(log)
     if builder is None:
-        raise BackendError(f"{tensorrt.name} cannot start a builder{log.told()}")
+        raise BackendError(f"{tensorrt.name} cannot start a builder{log.last_error()}")
     # Precision is the ONNX file's business, by types and QDQ nodes; TensorRT 11 knows no other.
     definition = builder.create_network(1 << int(trt.NetworkDefinitionCreationFlag.STRONGLY_TYPED))
     parser = trt.OnnxParser(definition, log)
@@ -296,7 +298,7 @@ def build_plan(
     plan = builder.build_serialized_network(definition, config)
     if plan is None:
         raise BackendError(
-            f"{tensorrt.name} {tensorrt.version} cannot build {what}{log.told()}; "
+            f"{tensorrt.name} {tensorrt.version} cannot build {what}{log.last_error()}; "
             "check the GPU's free memory with: nvidia-smi"
         )
     if timing and cache is not None:
@@ -318,7 +320,7 @@ def _timing_cache(config: Any, path: Path) -> Any:
 
 
 def error_log(trt: Any) -> Any:
-    """A logger for the builder and the runtime; `told()` is their last error, in brackets."""
+    """A logger for the builder and the runtime; `last_error()` is their last error, in brackets."""
 
     class Log(trt.ILogger):  # type: ignore[misc] # the module is chosen when the program runs
         """Keeps what went wrong for the one message in which the user hears it."""
@@ -331,7 +333,7 @@ def error_log(trt: Any) -> Any:
             if severity in {trt.ILogger.Severity.ERROR, trt.ILogger.Severity.INTERNAL_ERROR}:
                 self._errors.append(message)
 
-        def told(self) -> str:
+        def last_error(self) -> str:
             return f" ({self._errors[-1]})" if self._errors else ""
 
     return Log()

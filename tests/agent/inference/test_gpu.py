@@ -165,5 +165,5 @@ def test_agent_run_inspects_on_the_configured_gpu(tmp_path):
     )
     assert done.returncode == 0, done.stderr
     assert json.loads(done.stdout)["counts"]["OK"] == 3
-    assert "nobody has compared the verdicts" in done.stderr
+    assert "were never compared with ONNX Runtime" in done.stderr
     assert "the threshold was set with onnxruntime cpu fp32, but tensorrt" in done.stderr

@@ -10,7 +10,7 @@ from typing import Any
 from unittest.mock import patch
 
 from engine.backends.tensorrt import driver, inspector
-from engine.backends.tensorrt.plans import TensorRt
+from engine.backends.tensorrt.plans import TensorRtModule
 from tests.engine.backends.tensorrt.kernels import SOURCES, Kernels
 from tests.engine.backends.tensorrt.scripted_gpu import Driver, Pycuda, scripted_tensorrt
 
@@ -21,7 +21,7 @@ class GpuMachine:
 
     cuda: Pycuda
     driver: Driver
-    tensorrt: TensorRt
+    tensorrt: TensorRtModule
 
 
 @contextmanager

@@ -14,7 +14,7 @@ import onnx
 import onnxruntime
 
 from engine.backends.tensorrt.driver import Gpu
-from engine.backends.tensorrt.plans import TensorRt
+from engine.backends.tensorrt.plans import TensorRtModule
 
 _GUARD = 64
 GPU = Gpu(name="NVIDIA Test 1000", capability="8.6", driver="13.0")
@@ -99,7 +99,7 @@ class Driver:
 
 def scripted_tensorrt(
     version: str = "10.13.0", *, name: str = "tensorrt", parses: bool = True, builds: bool = True
-) -> TensorRt:
+) -> TensorRtModule:
     """A TensorRT whose plan is the ONNX model behind a prefix; `module.builds` counts builds."""
     module = SimpleNamespace(__version__=version, builds=0, timings=[], flags=None)
     module.ExecutionContextAllocationStrategy = SimpleNamespace(USER_MANAGED="ours")
@@ -178,7 +178,7 @@ def scripted_tensorrt(
     module.NetworkDefinitionCreationFlag = SimpleNamespace(STRONGLY_TYPED=1)
     module.TensorIOMode = SimpleNamespace(INPUT="input")
     module.nptype = lambda dtype: dtype
-    return TensorRt(name=name, version=version, module=module)
+    return TensorRtModule(name=name, version=version, module=module)
 
 
 class Engine:
