@@ -1,0 +1,169 @@
+"""Are thresholds of cross-fitted scores as good as exact ones? Many random partings tell.
+
+Good images are parted at random into training and new parts, again and again. The threshold is an
+order statistic of the training parts' scores: leave-one-image-out (`loo`), by folds (`fold5`), or
+of a half that the other half's bank scores (`split`, which is exact). New parts are scored by the
+bank of all training parts, or of the half. Only the memory bank is judged, with a bank of random
+patches, which need not be made anew: its nearest patch in each image is looked up.
+"""
+
+import math
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Final, Literal
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor
+
+from benchmarks.detection_study.bank import SHARE, fitted_projection
+from benchmarks.detection_study.features import Features
+from benchmarks.detection_study.images import Rows
+from benchmarks.detection_study.scores import CONFIDENCE, Floats, order_threshold
+from calibration.bound import allowed_exceedances
+
+Way = Literal["loo", "fold5", "split"]
+WAYS: Final[tuple[Way, ...]] = ("loo", "fold5", "split")
+RATES: Final = (0.03, 0.05, 0.1)
+_EACH: Final = 24  # random patches of each image in the bank
+_TRAINED: Final = 0.7  # of the good images
+_FOLDS: Final = 5
+_FAR: Final = 9.0  # a squared distance beyond all others
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Realised:
+    """What became of one promise over all resamplings.
+
+    `rate` is the mean share of new parts above the threshold, `exact_rate` that of an exact
+    threshold. `beyond` is the share of resamplings with more new parts above it than an exact
+    threshold has in 95 of 100, and `exact_beyond` its own share, as counts are whole.
+    """
+
+    way: Way
+    asked: float
+    parts: int
+    allowed: int
+    rate: float
+    exact_rate: float
+    beyond: float
+    exact_beyond: float
+
+
+def nearest_by_image(
+    features: Features, pool: Rows, good: Rows, *, seed: int = 0
+) -> npt.NDArray[np.float32]:
+    """Squared distances of every second patch to the bank's patches of each image.
+
+    Args:
+        features: Of all images.
+        pool: The good images that the projection is fitted to.
+        good: All good images; `(good, good of the bank, patches)` comes back.
+        seed: Of the bank's patches.
+    """
+    projection = fitted_projection(features, pool)
+    patches: list[Tensor] = [projection(features.patches(int(row)))[0] for row in good]
+    side = round(len(patches[0]) ** 0.5)
+    asked = torch.arange(side * side).view(side, side)[::2, ::2].flatten()
+    generator = torch.Generator().manual_seed(seed)
+    bank = torch.cat(
+        [some[torch.randperm(len(some), generator=generator)[:_EACH]] for some in patches]
+    )
+    found = np.empty((len(good), len(good), len(asked)), dtype=np.float32)
+    for number, some in enumerate(patches):
+        squares = (2 - 2 * (some[asked] @ bank.T).float()).clamp(min=0)
+        found[number] = squares.view(len(asked), len(good), _EACH).amin(2).T.numpy()
+    return found
+
+
+def resampled(
+    nearest: npt.NDArray[np.float32], *, repeats: int, rates: Sequence[float] = RATES, seed: int = 1
+) -> Iterator[Realised]:
+    """Every way and every rate that the good images are enough for.
+
+    Args:
+        nearest: From `nearest_by_image`.
+        repeats: How many times images are parted.
+        rates: The false-reject rates to promise.
+        seed: Of the partings.
+    """
+    rng = np.random.default_rng(seed)
+    count = len(nearest)
+    trained = int(_TRAINED * count)
+    rounds = [_parted(nearest, rng.permutation(count), trained) for _ in range(repeats)]
+    for way in WAYS:
+        for rate in rates:
+            parts = len(rounds[0][way][0])
+            allowed = allowed_exceedances(parts, max_false_reject=rate, confidence=CONFIDENCE)
+            if allowed is None:
+                continue
+            above = np.array(
+                [
+                    (new > order_threshold(known, max_false_reject=rate)).sum()
+                    for known, new in (one[way] for one in rounds)
+                ]
+            )
+            new_parts = len(rounds[0][way][1])
+            tail = beta_binomial_tail(new_parts, allowed, parts)
+            most = next(k for k in range(new_parts + 1) if tail[k] <= 1 - CONFIDENCE)
+            yield Realised(
+                way=way,
+                asked=rate,
+                parts=parts,
+                allowed=allowed,
+                rate=float(above.mean()) / new_parts,
+                exact_rate=(allowed + 1) / (parts + 1),
+                beyond=float((above > most).mean()),
+                exact_beyond=float(tail[most]),
+            )
+
+
+def beta_binomial_tail(new: int, allowed: int, parts: int) -> Floats:
+    """P(more than k of `new` parts lie above the threshold) for k = 0, 1, … `new`.
+
+    The threshold is the (`allowed` + 1)-th largest of `parts` scores that are drawn like the new
+    ones, so the share above it is Beta(allowed + 1, parts - allowed).
+    """
+    a, b = allowed + 1, parts - allowed
+
+    def log_beta(x: float, y: float) -> float:
+        return math.lgamma(x) + math.lgamma(y) - math.lgamma(x + y)
+
+    terms = [
+        math.comb(new, k) * math.exp(log_beta(k + a, new - k + b) - log_beta(a, b))
+        for k in range(new + 1)
+    ]
+    return np.asarray(1 - np.cumsum(terms))
+
+
+def _parted(
+    nearest: npt.NDArray[np.float32], order: Rows, trained: int
+) -> dict[Way, tuple[Floats, Floats]]:
+    """Scores of one parting: for each way those that make the threshold, and those of new parts."""
+    known, new = order[:trained], order[trained:]
+    bank, rest = known[: trained // 2], known[trained // 2 :]
+    fold = np.arange(trained) % _FOLDS
+    loo, folds = [], []
+    for number, row in enumerate(known):
+        distances = nearest[row][known]  # a copy
+        distances[number] = _FAR
+        loo.append(_score(distances))
+        distances[fold == fold[number]] = _FAR
+        folds.append(_score(distances))
+    of_new = np.array([_score(nearest[row][known]) for row in new])
+    return {
+        "loo": (np.array(loo), of_new),
+        "fold5": (np.array(folds), of_new),
+        "split": (
+            np.array([_score(nearest[row][bank]) for row in rest]),
+            np.array([_score(nearest[row][bank]) for row in new]),
+        ),
+    }
+
+
+def _score(squares: npt.NDArray[np.float32]) -> float:
+    """Of squared distances `(images, patches)`: the mean of the farthest patches, 6 of 196."""
+    distances = np.sqrt(squares.min(axis=0))
+    count = math.ceil(SHARE * len(distances))
+    return float(np.partition(distances, -count)[-count:].mean())
