@@ -33,7 +33,7 @@ _REMEMBERED: Final = 1000
 _LATEST_S: Final = 1.0
 """A frame that is later than this, or than three windows, is lost; so is an id that comes so long
 before its trigger, or after the trigger's count was restarted. Where no other trigger waits
-within it, a trigger is alone, and the camera's count can be tied to it anew."""
+within it, a trigger is alone, and the camera's count can be tied to it again."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -178,7 +178,7 @@ class Reconciler:
         )
 
     def restarted(self) -> list[Action]:
-        """The camera was connected anew: what it owed does not come any more, and counts begin."""
+        """The camera was connected again: what it owed does not come any more, and counts begin."""
         actions: list[Action] = [Unexpected("the camera was restarted")] * len(self._held)
         self._held.clear()
         self._number = self._camera_count = self._base = self._tentative = None
