@@ -18,57 +18,18 @@ from agent.cameras.conveyor import ConveyorCamera, ConveyorSettings
 from agent.clock import SystemClock
 from agent.inference.child import ChildInspector, Setup
 from agent.ports import CameraContext
-from agent.record.feed import Feed
-from agent.record.retention import AgeClock
 from agent.station.controls import Controls
 from agent.station.run import run_station
 from agent.station.station import Model, Station
-from agent.station.status import LedgerStatus
 from agent.station.threshold import Threshold
 from engine.bundle import open_bundle
 from engine.frame import Frame
+from tests.agent.records import Forgetful
 from tests.faults.belt import Belt, configured
 
 pytestmark = pytest.mark.broker
 
 BUNDLE = Path(agent.demo.__file__).parent / "demo_bundle"
-
-
-class Forgetful:
-    """A ledger that keeps nothing."""
-
-    epoch = "0" * 12
-    is_alive = True
-
-    def __init__(self):
-        self._begun = 0
-        self.ages = AgeClock()
-        self.feed = Feed(rows_after=lambda *_: None, thumbnail=lambda *_: None)
-
-    def may_leave(self, _sequence, _timeout_s):
-        return True
-
-    def next_sequence(self, _camera):
-        self._begun += 1
-        return self._begun
-
-    def expect(self, part):
-        pass
-
-    def record(self, part, thumbnail):
-        pass
-
-    def cameras(self):
-        return {}
-
-    def status(self):
-        return LedgerStatus()
-
-    def changed_threshold(self, _calibration_id):
-        return None
-
-    def flush(self):
-        return True
 
 
 def run_without(config, *, model, **options):
