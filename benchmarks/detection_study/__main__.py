@@ -45,7 +45,7 @@ from benchmarks.detection_study.closer import GATE, closer_memory, gated
 from benchmarks.detection_study.features import Features, kept_features, view_spec, whole_views
 from benchmarks.detection_study.heads import WEIGHTS, cross_fitted, evidence_weight
 from benchmarks.detection_study.images import Images, Rows, read_images
-from benchmarks.detection_study.resampling import nearest_by_image, resampled
+from benchmarks.detection_study.resampling import RATES, WAYS, nearest_by_image, resampled
 from benchmarks.detection_study.scores import (
     Scores,
     as_z,
@@ -178,13 +178,17 @@ def check_thresholds(options: argparse.Namespace, weights: Weights) -> None:
     for images, draw in _asked(options):
         good = np.sort(np.concatenate([images.pool, images.tested_good]))
         nearest = nearest_by_image(_features(options, images, weights, _SIDE), images.pool, good)
+        missing = {(way, rate) for way in WAYS for rate in RATES}
         for one in resampled(nearest, repeats=options.repeats):
+            missing.remove((one.way, one.asked))
             print(
                 f"{images.name:14s} draw {draw} {one.way:5s} {one.asked:.2f} "
                 f"n={one.parts} j={one.allowed}: {one.rate:.4f} ({one.exact_rate:.4f}); "
                 f"{one.beyond:.3f} ({one.exact_beyond:.3f})",
                 flush=True,
             )
+        for way, rate in sorted(missing):
+            print(f"{images.name:14s} draw {draw} {way:5s} {rate:.2f} too few good parts")
 
 
 def show_test(options: argparse.Namespace, weights: Weights) -> None:
