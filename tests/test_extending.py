@@ -3,6 +3,8 @@
 import json
 import re
 import shutil
+import sqlite3
+from contextlib import closing
 from pathlib import Path
 
 import pytest
@@ -44,6 +46,17 @@ def test_a_camera_of_another_package_runs(extended, tmp_path):
     done = run(extended, tmp_path, CONFIGURATION, "--parts", "3", "--json")
     assert done.returncode == 0, done.stderr
     assert json.loads(done.stdout)["triggers"] == 3
+
+
+def test_a_trigger_of_another_package_announces_the_parts(extended, tmp_path):
+    camera = "{type: conveyor, parts_per_minute: 600, trigger: {type: timer, every_s: 0.5}}"
+    text = CONFIGURATION.replace("{type: noise, name: top}", camera)
+    assert camera in text
+    done = run(extended, tmp_path, text, "--parts", "3", "--json")
+    assert done.returncode == 0, done.stderr
+    with closing(sqlite3.connect(tmp_path / "ledger.sqlite")) as ledger:
+        ids = [one for (one,) in ledger.execute("SELECT part_id FROM triggers ORDER BY sequence")]
+    assert ids == ["timer-1", "timer-2", "timer-3"]
 
 
 def test_a_sink_of_another_package_gets_every_alarm(extended, tmp_path):

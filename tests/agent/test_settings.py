@@ -61,7 +61,7 @@ def test_every_key_of_the_shipped_configuration_exists_and_none_is_left_out(tmp_
             continue
         found = getattr(config, section.name)
         for field in dataclasses.fields(found[0] if isinstance(found, tuple) else found):
-            if field.name == "trigger" or (section.name == "sinks" and field.name == "type"):
+            if section.name == "sinks" and field.name == "type":
                 continue
             assert re.search(rf"^ +{field.name}: ", shown, re.MULTILINE), (section, field.name)
     start, end = shown.index("camera:"), shown.index("\nline:") + 1
