@@ -1,9 +1,7 @@
 """The user's text files: read once, in one way, and in the limits that such files have."""
 
-import os
 import re
 import reprlib
-import stat
 from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,6 +10,7 @@ from typing import Any, Final
 import yaml
 
 from engine.errors import ConfigurationError
+from engine.regular_file import open_regular
 
 _MAX_BYTES: Final = 1_000_000
 _MAX_DEPTH: Final = 10
@@ -38,10 +37,7 @@ def read_text(path: Path, *, key: str, max_bytes: int = _MAX_BYTES) -> str:
     """
     named = str(path)
     try:
-        # Without waiting: opening a pipe that nobody writes to would never return.
-        with os.fdopen(os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC), "rb") as file:
-            if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
-                raise ConfigurationError(key, named, "cannot be read (it is not a regular file)")
+        with open_regular(path) as file:
             raw = file.read(max_bytes + 1)
     except FileNotFoundError:
         raise ConfigurationError(

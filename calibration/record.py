@@ -22,9 +22,11 @@ from engine.backends.base import (
 )
 from engine.bundle import CALIBRATION, Bundle, Precision, Sha256, replace_file, sha256
 from engine.errors import BackendError, CalibrationError
+from engine.regular_file import read_regular
 from engine.spec import SchemaError, parse, spec
 
 SCHEMA_VERSION: Final = 1
+_MAX_BYTES: Final = 64_000_000
 
 _PACKAGES: Final = ("atac-agent", "numpy", "onnxruntime", "opencv-python-headless", "pillow")
 
@@ -171,7 +173,7 @@ def read_calibration(bundle: Bundle, *, precision: PrecisionChoice = "auto") -> 
     wanted = "" if precision == "auto" else f" --precision {precision}"
     remedy = f"make one with: agent calibrate --bundle {bundle.path}{wanted} --good DIR"
     try:
-        data = path.read_bytes()
+        data = read_regular(path, limit=_MAX_BYTES)
     except FileNotFoundError:
         raise CalibrationError(f"{path}: there is no calibration yet; {remedy}") from None
     except OSError as error:

@@ -22,6 +22,7 @@ from engine import signature
 from engine.errors import BundleError, NoBundleError
 from engine.frame import Pixels
 from engine.methods import METHODS, AnyMethod
+from engine.regular_file import file_sha256, read_regular
 from engine.spec import SchemaError, parse, spec
 
 SCHEMA_VERSION: Final = 2
@@ -30,6 +31,8 @@ CALIBRATION: Final = "calibration.json"
 WEIGHTS: Final = "weights.safetensors"
 PARITY: Final = "parity.json"
 _MANIFEST_MAX_BYTES: Final = 4_000_000
+_FILE_MAX_BYTES: Final = 2 << 30
+"""More than an ONNX file can have."""
 
 Precision = Literal["fp32", "bf16", "fp16", "int8", "int8_symmetric"]
 """`int8` is for CPUs, `int8_symmetric` for TensorRT; docs/adr/0015. `bf16` is no network of its
@@ -137,7 +140,12 @@ def open_bundle(
     if unlisted:
         raise BundleError(str(path / MANIFEST), f"gives no hash for {', '.join(sorted(unlisted))}")
     for name, digest in manifest.files.items():
-        _read_checked(path, name, digest)
+        _check_name(path, name)
+        try:
+            found = file_sha256(path / name, limit=_FILE_MAX_BYTES)
+        except OSError as error:
+            raise _unreadable(path / name, error) from error
+        _check_digest(path / name, found, digest)
     return Bundle(path=path, manifest=manifest, id=sha256(data))
 
 
@@ -180,25 +188,34 @@ def pixels_sha256(pixels: Pixels) -> str:
 
 
 def _read_checked(folder: Path, name: str, digest: str) -> bytes:
-    if PurePosixPath(name).name != name or "\\" in name:
-        raise BundleError(str(folder / MANIFEST), f"names a file outside the bundle: {name!r}")
     data = _read(folder, name)
-    if sha256(data) != digest:
-        raise BundleError(
-            str(folder / name),
-            "does not have the hash that the manifest names: it was changed or damaged; "
-            "restore it or train again",
-        )
+    _check_digest(folder / name, sha256(data), digest)
     return data
 
 
-def _read(folder: Path, name: str, *, limit: int | None = None) -> bytes:
+def _check_name(folder: Path, name: str) -> None:
+    if PurePosixPath(name).name != name or "\\" in name:
+        raise BundleError(str(folder / MANIFEST), f"names a file outside the bundle: {name!r}")
+
+
+def _check_digest(file: Path, found: str, digest: str) -> None:
+    if found != digest:
+        raise BundleError(
+            str(file),
+            "does not have the hash that the manifest names: it was changed or damaged; "
+            "restore it or train again",
+        )
+
+
+def _read(folder: Path, name: str, *, limit: int = _FILE_MAX_BYTES) -> bytes:
     file = folder / name
     try:
-        if limit is not None and file.stat().st_size > limit:
-            raise BundleError(str(file), f"is larger than {limit} bytes: not a bundle's manifest")
-        return file.read_bytes()
+        return read_regular(file, limit=limit)
     except OSError as error:
         if name == MANIFEST and isinstance(error, FileNotFoundError | NotADirectoryError):
             raise NoBundleError(str(folder)) from None
-        raise BundleError(str(file), f"cannot be read ({error.strerror})") from error
+        raise _unreadable(file, error) from error
+
+
+def _unreadable(file: Path, error: OSError) -> BundleError:
+    return BundleError(str(file), f"cannot be read ({error.strerror})")

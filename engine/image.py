@@ -7,7 +7,6 @@ their content: a file's name says nothing.
 import io
 import logging
 import os
-import stat
 import struct
 import warnings
 import zlib
@@ -25,6 +24,7 @@ from simplejpeg import decode_jpeg
 from engine.errors import ImageError
 from engine.frame import Pixels
 from engine.listing import find_images
+from engine.regular_file import open_regular
 
 MAX_PIXELS: Final = 100_000_000
 """Images larger than this are refused before they are decoded (decompression bombs)."""
@@ -91,13 +91,8 @@ def read_file(
     source, max_bytes = str(path), _BYTES_PER_PIXEL * max_pixels + 1_000_000
     pieces = []
     try:
-        # Without waiting: opening a pipe that nobody writes to would never return.
-        with os.fdopen(os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC), "rb") as file:
+        with open_regular(path) as file:
             status = os.fstat(file.fileno())
-            if stat.S_ISDIR(status.st_mode):
-                raise ImageError(source, "cannot be read (it is a folder)")
-            if not stat.S_ISREG(status.st_mode):
-                raise ImageError(source, "cannot be read (it is not a regular file)")
             if status.st_size > max_bytes:
                 size = f"{status.st_size / 1e6:.0f} MB"
                 raise ImageError(source, f"has {size}, more than {max_pixels} pixels can take")

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Final
 
 from engine.errors import BundleError, ConfigurationError
 from engine.extras import install
+from engine.regular_file import open_regular
 
 if TYPE_CHECKING:
     from cryptography.hazmat.primitives.asymmetric.ed25519 import (
@@ -46,7 +47,7 @@ def check(manifest: bytes, folder: Path, key: Path, *, option: str) -> None:
 
     file = folder / SIGNATURE
     try:
-        with file.open("rb") as opened:
+        with open_regular(file) as opened:
             signature = opened.read(_SIGNATURE_BYTES + 1)
     except FileNotFoundError:
         raise BundleError(
@@ -106,7 +107,7 @@ def _pem(key: Path, option: str) -> bytes:
         remedy = f"needs the package cryptography; {install('sign')}"
         raise ConfigurationError(option, str(key), remedy) from None
     try:
-        with key.open("rb") as file:
+        with open_regular(key) as file:
             return file.read(_KEY_MAX_BYTES)
     except OSError as error:
         raise ConfigurationError(option, str(key), f"cannot be read ({error.strerror})") from None

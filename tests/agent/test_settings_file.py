@@ -22,7 +22,7 @@ def test_what_is_no_regular_file_is_refused_without_waiting(tmp_path):
         ("pipe", "not a regular file"),
         ("/dev/zero", "not a regular file"),
         ("/dev/null", "not a regular file"),
-        (".", "Is a directory"),
+        (".", "it is a folder"),
         ("large", "larger than 10 bytes"),
         ("binary", "not text in UTF-8"),
         ("nowhere", "there is no such file"),

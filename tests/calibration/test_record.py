@@ -1,4 +1,5 @@
 import json
+import os
 from collections.abc import Callable
 from dataclasses import asdict, replace
 from pathlib import Path
@@ -207,3 +208,14 @@ def test_the_record_is_plain_json(bundle: Bundle) -> None:
     data = json.loads(write_calibration(bundle, calibration).read_bytes())
     assert data == json.loads(json.dumps(asdict(calibration)))
     assert not list(bundle.path.glob("*.partial"))
+
+
+@pytest.mark.parametrize("kind", ["a pipe", "a device"])
+def test_a_calibration_that_is_no_file_is_not_waited_for(bundle: Bundle, kind: str) -> None:
+    file = bundle.path / CALIBRATION
+    if kind == "a pipe":
+        os.mkfifo(file)
+    else:
+        file.symlink_to("/dev/zero")
+    with pytest.raises(CalibrationError, match=r"cannot be read \(it is not a regular file"):
+        read_calibration(bundle)

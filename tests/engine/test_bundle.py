@@ -1,4 +1,5 @@
 import json
+import os
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -125,7 +126,32 @@ def test_a_manifest_that_is_no_json_object_is_refused(tmp_path: Path, data: byte
 def test_a_huge_manifest_is_refused_unread(tmp_path: Path) -> None:
     with (tmp_path / MANIFEST).open("wb") as file:
         file.truncate(1 << 32)
-    with pytest.raises(BundleError, match="is larger than"):
+    with pytest.raises(BundleError, match="it is larger than"):
+        open_bundle(tmp_path)
+
+
+@pytest.mark.parametrize("kind", ["a pipe", "a device", "a folder"])
+@pytest.mark.parametrize("name", [MANIFEST, "network.onnx"])
+def test_what_is_no_regular_file_is_not_waited_for(tmp_path: Path, name: str, kind: str) -> None:
+    bundle = tiny_bundle(tmp_path)
+    file = tmp_path / name
+    file.unlink()
+    if kind == "a pipe":
+        os.mkfifo(file)
+    elif kind == "a device":
+        file.symlink_to("/dev/zero")
+    else:
+        file.mkdir()
+    reads: list[Callable[[], object]] = [lambda: open_bundle(tmp_path), lambda: bundle.read(name)]
+    for read in reads:
+        with pytest.raises(BundleError, match=rf"{name}: cannot be read \(it is (not a reg|a fol)"):
+            read()
+
+
+def test_a_file_without_an_end_is_not_read_to_it(tmp_path: Path) -> None:
+    tiny_bundle(tmp_path)
+    os.truncate(tmp_path / "network.onnx", 1 << 40)
+    with pytest.raises(BundleError, match=r"network\.onnx: cannot be read \(it is larger than"):
         open_bundle(tmp_path)
 
 

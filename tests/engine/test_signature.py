@@ -1,5 +1,6 @@
 """Signed bundles: what the key has not signed is refused before it is parsed."""
 
+import os
 import subprocess
 import sys
 
@@ -138,3 +139,16 @@ def test_the_commands(bundle, keys):
     found = run("verify", "--bundle", bundle, "--key", public)
     assert found.returncode == 0, found.stderr
     assert open_bundle(bundle).id in found.stdout
+
+
+@pytest.mark.parametrize("kind", ["a pipe", "a device"])
+def test_a_signature_or_a_key_that_is_no_file_is_not_waited_for(bundle, keys, tmp_path, kind):
+    private, public = keys
+    signed(bundle, private)
+    odd = tmp_path / "odd"
+    os.mkfifo(odd) if kind == "a pipe" else odd.symlink_to("/dev/zero")
+    with pytest.raises(ConfigurationError, match="it is not a regular file"):
+        open_bundle(bundle, signed_by=odd)
+    odd.rename(bundle / SIGNATURE)
+    with pytest.raises(BundleError, match=r"manifest\.sig: cannot be read \(it is not a regular"):
+        open_bundle(bundle, signed_by=public)

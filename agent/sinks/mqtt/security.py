@@ -2,6 +2,7 @@
 
 import os
 import ssl
+import stat
 from contextlib import suppress
 from datetime import UTC, datetime
 from pathlib import Path
@@ -9,10 +10,13 @@ from typing import Final
 
 from agent.sinks.mqtt.settings import MqttSettings, TlsSettings
 from engine.errors import ConfigurationError
+from engine.regular_file import open_regular, read_regular
 
 _FORMS: Final = {0x17: "%y%m%d%H%M%SZ", 0x18: "%Y%m%d%H%M%SZ"}
 """How a time is written, by its tag: UTCTime or GeneralizedTime."""
 _VERSION: Final = 0xA0
+_PASSWORD_MAX_BYTES: Final = 65_536
+_PEM_MAX_BYTES: Final = 4_000_000
 _END: Final = "-----END CERTIFICATE-----"
 
 
@@ -39,14 +43,23 @@ def password(settings: MqttSettings) -> str | None:
             raise ConfigurationError("mqtt.password_variable", variable, remedy)
         return found
     try:
-        return file.read_text(encoding="utf-8-sig").rstrip("\r\n")
+        with open_regular(file) as opened:
+            mode = os.fstat(opened.fileno()).st_mode
+            data = opened.read(_PASSWORD_MAX_BYTES)
+        found = data.decode("utf-8-sig").rstrip("\r\n")
     except (OSError, UnicodeDecodeError) as error:
         remedy = f"cannot be read ({plain(error)})"
         raise ConfigurationError("mqtt.password_file", str(file), remedy) from None
+    if mode & (stat.S_IWGRP | stat.S_IWOTH):
+        remedy = f"can be written by others than its owner; chmod 600 {file}"
+        raise ConfigurationError("mqtt.password_file", str(file), remedy)
+    return found
 
 
 def tls_context(settings: TlsSettings) -> ssl.SSLContext:
     """What TLS is spoken with; raises `ConfigurationError` for files that cannot be used."""
+    for key in ("ca_file", "certificate_file", "key_file"):
+        _require_regular(f"mqtt.tls.{key}", getattr(settings, key))
     try:
         context = ssl.create_default_context(cafile=settings.ca_file)
     except OSError as error:
@@ -67,6 +80,17 @@ def tls_context(settings: TlsSettings) -> ssl.SSLContext:
         remedy = "is a key without a certificate_file; give both"
         raise ConfigurationError("mqtt.tls.key_file", str(settings.key_file), remedy)
     return context
+
+
+def _require_regular(key: str, file: Path | None) -> None:
+    """Refuse what OpenSSL would wait for; what is not there it says itself."""
+    try:
+        if file is not None:
+            open_regular(file).close()
+    except FileNotFoundError:
+        pass
+    except OSError as error:
+        raise ConfigurationError(key, str(file), f"cannot be read ({plain(error)})") from None
 
 
 def tls_reason(error: ssl.SSLError, host: str) -> str:
@@ -100,7 +124,7 @@ def plain(error: Exception) -> str:
 
 def valid_until(path: Path) -> datetime:
     """The end of the first certificate in a PEM file; raises `OSError` or `ValueError`."""
-    first = path.read_text(encoding="ascii").partition(_END)[0]
+    first = read_regular(path, limit=_PEM_MAX_BYTES).decode("ascii").partition(_END)[0]
     der = ssl.PEM_cert_to_DER_cert(first[first.find("-----BEGIN") :] + _END)
     try:
         # RFC 5280: a certificate begins with what is signed, and that with version, serial,

@@ -1,13 +1,17 @@
 import datetime as dt
+import os
 import ssl
 from contextlib import suppress
+from functools import partial
 
 import pytest
 from cryptography import x509
 from hypothesis import given
 from hypothesis import strategies as st
 
-from agent.sinks.mqtt.security import valid_until
+from agent.sinks.mqtt.security import password, tls_context, valid_until
+from agent.sinks.mqtt.settings import MqttSettings, TlsSettings
+from engine.errors import ConfigurationError
 
 
 @pytest.mark.parametrize("days", [1, -1, 400, 36_500])  # the last is written with four digits
@@ -45,3 +49,31 @@ def test_a_damaged_certificate_is_an_error_or_has_an_end(certify, tmp_path):
             with suppress(ValueError):
                 ends.add(valid_until(damaged))
     assert len(ends) > 1
+
+
+@pytest.mark.parametrize(
+    ("mode", "is_refused"),
+    [(0o600, False), (0o640, False), (0o644, False), (0o660, True), (0o602, True)],
+)
+def test_a_password_file_that_others_may_write_is_refused(tmp_path, mode, is_refused):
+    file = tmp_path / "password"
+    file.write_text("secret\n")
+    file.chmod(mode)
+    settings = MqttSettings(host="localhost", user="line1", password_file=file)
+    if is_refused:
+        with pytest.raises(ConfigurationError, match=r"can be written by others .* chmod 600"):
+            password(settings)
+    else:
+        assert password(settings) == "secret"
+
+
+@pytest.mark.parametrize("key", ["password_file", "ca_file", "certificate_file"])
+def test_a_secret_that_is_no_file_is_not_waited_for(tmp_path, key):
+    pipe = tmp_path / "pipe"
+    os.mkfifo(pipe)
+    settings = MqttSettings(host="localhost", user="line1", password_file=pipe)
+    read = partial(password, settings)
+    if key != "password_file":
+        read = partial(tls_context, TlsSettings(**{key: pipe}))
+    with pytest.raises(ConfigurationError, match="it is not a regular file"):
+        read()
