@@ -7,6 +7,7 @@ import importlib
 import sys
 from collections.abc import Callable
 from contextlib import nullcontext
+from io import TextIOWrapper
 from typing import Final, NoReturn
 
 from agent.inference.start import StartingChild
@@ -41,6 +42,8 @@ _INTERRUPTED: Final = 130
 def main() -> None:
     """Run `agent`; exit code 0: done, 1: failed, 2: wrong arguments or configuration."""
     keep_private()
+    if isinstance(sys.stdout, TextIOWrapper):  # names of files need not be Unicode
+        sys.stdout.reconfigure(errors="backslashreplace")
     inspects = sys.argv[1:2] == ["run"] and "--help" not in sys.argv
     try:
         with StartingChild() if inspects else nullcontext() as child:

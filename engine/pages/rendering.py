@@ -18,7 +18,8 @@ def render(template: str, **values: object) -> bytes:
     Each value is text, and is escaped, unless it is `Markup`. The templates' filters are `percent`
     and `picture`: pixels become the `src` of an image.
     """
-    return _environment().get_template(template).render(values).encode()
+    # Names of files need not be Unicode.
+    return _environment().get_template(template).render(values).encode(errors="backslashreplace")
 
 
 def plain_page(title: str, body: str) -> bytes:

@@ -296,3 +296,20 @@ def test_shares_are_read_as_people_write_them(text: str, value: float) -> None:
 def test_other_shares_are_refused_by_the_options_name(text: str) -> None:
     with pytest.raises(ConfigurationError, match=r"^--max-false-reject: .* as 1% or 0\.01$"):
         share("--max-false-reject", text)
+
+
+def test_names_that_are_no_unicode_cost_no_score(
+    calibrate: Call, bundle: Bundle, good: Path, tmp_path: Path
+) -> None:
+    defective = folder(tmp_path / "defective", [defective_part(seed) for seed in range(8)])
+    for place in (good, defective):
+        for file in sorted(place.iterdir()):
+            os.rename(os.fsencode(file), os.fsencode(place) + b"/caf\xe9-" + os.fsencode(file.name))
+    code, out, err = calibrate(
+        "--bundle", bundle.path, "--good", good, "--defective", defective,
+        "--max-false-reject", "5%",
+    )  # fmt: skip
+    assert (code, err) == (0, "")
+    assert read_calibration(bundle).calibration.good == 62
+    assert "caf\\udce9-" in out
+    assert "caf\\udce9-" in (bundle.path / REPORT).read_text()
