@@ -22,6 +22,7 @@ from engine import signature
 from engine.errors import BundleError, NoBundleError
 from engine.frame import Pixels
 from engine.methods import METHODS, AnyMethod
+from engine.onnx_file import names_other_files
 from engine.regular_file import file_sha256, read_regular
 from engine.spec import SchemaError, parse, spec
 
@@ -94,7 +95,7 @@ class Bundle:
     def network(self, precision: Precision) -> bytes:
         """The ONNX model of one precision."""
         try:
-            return self.read(self.manifest.networks[precision])
+            name = self.manifest.networks[precision]
         except KeyError:
             have = ", ".join(self.manifest.networks)
             raise BundleError(
@@ -102,6 +103,17 @@ class Bundle:
                 f"has no {precision} network (it has {have}); "
                 f"make one with: agent export --bundle {self.path} --precision {precision}",
             ) from None
+        model = self.read(name)
+        try:
+            is_whole = not names_other_files(model)
+        except ValueError as error:
+            raise BundleError(str(self.path / name), f"is not an ONNX model ({error})") from None
+        if is_whole:
+            return model
+        raise BundleError(
+            str(self.path / name),
+            "names another file for its weights, which no hash covers; export it in one file",
+        )
 
 
 def open_bundle(

@@ -46,9 +46,10 @@ class OnnxRuntimeBackend:
             # Its weights have 8 bits, which overflow on CPUs without VNNI: what was rounded to
             # 8 bits is multiplied as fp32, as exact as a GPU's integers.
             options.add_session_config_entry("session.disable_quant_qdq", "1")
+        network = bundle.network(precision)
         try:
             self._session = onnxruntime.InferenceSession(
-                bundle.network(precision), options, providers=["CPUExecutionProvider"]
+                network, options, providers=["CPUExecutionProvider"]
             )
         except Exception as error:  # ONNX Runtime's exceptions share no base class
             raise BackendError(
