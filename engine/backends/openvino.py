@@ -17,10 +17,12 @@ from engine.backends.base import MOST_WORKERS, BackendSpec, Outputs, joined, req
 from engine.bundle import Bundle, Precision, replace_file, sha256
 from engine.errors import BackendError
 from engine.frame import Pixels
+from engine.regular_file import read_regular
+from engine.seal import sealed, unsealed
 
 _KEPT: Final = 8
 """Compiled networks in the cache; each is as large as its network."""
-_DIGEST: Final = 64
+_BLOB_MAX_BYTES: Final = 4 << 30
 
 
 class OpenVino(BackendSpec):
@@ -48,7 +50,8 @@ class OpenVinoBackend:
         precision: Which network it runs; `bf16` is the fp32 network computed in bf16, and a
             processor without it is refused.
         threads: All workers share them; 0 takes one for each core.
-        cache: The folder of compiled networks, by default in the user's cache folder.
+        cache: The folder of compiled networks, by default in the user's cache folder. They are used
+            again if this user has sealed them.
     """
 
     def __init__(
@@ -145,8 +148,8 @@ def _compiled(
 
     `hint` is the precision of convolutions that are not int8.
 
-    From the cache where it is there, whole and for this machine. What was just compiled is taken
-    by the same way, so that the first start is no different from all later ones.
+    From the cache where it is there, for this machine, and sealed for this network. What was just
+    compiled is taken by the same way, so that the first start is no different from all later ones.
     """
     settings: dict[str, object] = {
         "NUM_STREAMS": 1,
@@ -170,16 +173,14 @@ def _compiled(
     ]
     path = cache / f"{sha256(json.dumps(key).encode())[:32]}.blob"
     with suppress(OSError, RuntimeError):
-        data = path.read_bytes()
-        digest, blob = data[:_DIGEST], data[_DIGEST:]
-        if sha256(blob).encode() == digest:
+        blob = unsealed(cache, read_regular(path, limit=_BLOB_MAX_BYTES), purpose=path.name)
+        if blob is not None:
             return _copies(core, blob, settings, threads)
     model = core.read_model(network)
     model.reshape({"views": [1, side, side, 3]})
     blob = core.compile_model(model, "CPU", settings).export_model().getvalue()
     with suppress(OSError):  # a device without a home compiles at every start
-        cache.mkdir(parents=True, exist_ok=True, mode=0o700)
-        replace_file(path, sha256(blob).encode() + blob)
+        replace_file(path, sealed(cache, blob, purpose=path.name))
         for old in sorted(cache.glob("*.blob"), key=lambda file: -file.stat().st_mtime)[_KEPT:]:
             old.unlink()
     return _copies(core, blob, settings, threads)

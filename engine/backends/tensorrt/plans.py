@@ -1,18 +1,20 @@
 """ONNX → TensorRT plan for this GPU, once; afterwards from a cache.
 
     <key>.plan      the serialised engine
-    <key>.json      its record: what it was built from and for, and its SHA-256
-    <key>.parity    how its verdicts compared with ONNX Runtime's, once that was done
-    <key>.timing    TensorRT's own timings of kernels, one per runtime and GPU
+    <key>.json      its record, sealed: what it was built from and for, and its SHA-256
+    <key>.parity    how its verdicts compared with ONNX Runtime's, once that was done; sealed
+    <key>.timing    TensorRT's own timings of kernels, one per runtime and GPU; sealed
+    seal.key        what they are sealed with; `engine/seal.py`
 
 A plan is executable and fits one TensorRT version and one kind of GPU. So it is found by a key
-made of all that, and its hash is checked before TensorRT sees a byte of it.
+made of all that, and seal and hash are checked before TensorRT sees a byte of it.
 """
 
 import importlib
 import os
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -26,14 +28,17 @@ from engine.bundle import Bundle, Precision, Sha256, replace_file, sha256
 from engine.errors import BackendError
 from engine.extras import install
 from engine.parity import Parity
+from engine.regular_file import read_regular
+from engine.seal import sealed, unsealed
 from engine.spec import spec
 
 MAX_BATCH: Final = 16
 """Plans take 1 to this many views at once, and are fastest at one."""
 
 _OLDEST, _TOO_NEW = (10, 12), (12, 0)
-_SCHEMA_VERSION: Final = 1
+_SCHEMA_VERSION: Final = 2
 _RECORD_MAX_BYTES: Final = 100_000
+_MAX_BYTES: Final = 8 << 30
 
 RuntimeName = Literal["tensorrt", "tensorrt_rtx"]
 
@@ -157,10 +162,12 @@ def read_plan(folder: Path, key: PlanKey) -> Plan:
     """The plan of `key`, checked; raises `BackendError` with the reason where it cannot be used."""
     path = folder / f"{_stem(key)}.plan"
     try:
-        raw = _read(path.with_suffix(".json"), limit=_RECORD_MAX_BYTES)
-        data = _read(path)
+        raw = _read_sealed(path.with_suffix(".json"), "plan", limit=_RECORD_MAX_BYTES)
+        data = read_regular(path, limit=_MAX_BYTES)
     except OSError as error:
         raise BackendError(f"there is no plan for {_where(key)} ({error})") from error
+    if raw is None:
+        raise BackendError(f"{path} was not built by this user, or was changed")
     try:
         record = _RECORD.validate_json(raw)
     except ValidationError as error:
@@ -218,15 +225,16 @@ def ensure_plan(
     path = folder / f"{_stem(key)}.plan"
     # The record last: a crash in between leaves a plan that no record vouches for.
     _write(path, data)
-    _write(path.with_suffix(".json"), _RECORD.dump_json(record, indent=2) + b"\n")
+    _write_sealed(path.with_suffix(".json"), "plan", _RECORD.dump_json(record, indent=2))
     return Plan(path=path, data=data, record=record, is_new=True)
 
 
 def read_parity(plan: Plan) -> PlanParity | None:
     """How this plan compared with ONNX Runtime; `None` if it was never compared."""
     try:
-        raw = _read(plan.path.with_suffix(".parity"), limit=_RECORD_MAX_BYTES)
-        parity = _PARITY.validate_json(raw)
+        path = plan.path.with_suffix(".parity")
+        raw = _read_sealed(path, "parity", limit=_RECORD_MAX_BYTES)
+        parity = _PARITY.validate_json(raw or b"")
     except (OSError, ValidationError):
         return None
     return parity if parity.plan_sha256 == plan.record.plan_sha256 else None
@@ -240,7 +248,7 @@ def write_parity(plan: Plan, parity: Parity, *, accepted: bool) -> PlanParity:
         parity=parity,
         accepted=accepted,
     )
-    _write(plan.path.with_suffix(".parity"), _PARITY.dump_json(record, indent=2) + b"\n")
+    _write_sealed(plan.path.with_suffix(".parity"), "parity", _PARITY.dump_json(record, indent=2))
     return record
 
 
@@ -303,18 +311,16 @@ def build_plan(
         )
     if timing and cache is not None:
         data = bytes(config.get_timing_cache().serialize())
-        _write(timing, sha256(data).encode() + data)
+        _write_sealed(timing, timing.name, data)
     return bytes(plan)
 
 
 def _timing_cache(config: Any, path: Path) -> Any:
     """TensorRT's timings of earlier builds, where they are whole; an empty cache otherwise."""
-    try:
-        raw = _read(path)
-    except OSError:
-        raw = b""
-    digest, data = raw[:64], raw[64:]
-    cache = config.create_timing_cache(data if sha256(data).encode() == digest else b"")
+    data = None
+    with suppress(OSError):
+        data = _read_sealed(path, path.name)
+    cache = config.create_timing_cache(data or b"")
     config.set_timing_cache(cache, False)
     return cache
 
@@ -363,19 +369,29 @@ def _monitor(trt: Any, progress: Progress) -> Any:
 
 
 def _write(path: Path, data: bytes) -> None:
-    try:
+    with _explained(path):
         path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
         replace_file(path, data)
+
+
+def _write_sealed(path: Path, purpose: str, data: bytes) -> None:
+    with _explained(path):
+        replace_file(path, sealed(path.parent, data, purpose=purpose))
+
+
+@contextmanager
+def _explained(path: Path) -> Iterator[None]:
+    try:
+        yield
     except OSError as error:
         raise BackendError(
-            f"{path} cannot be written ({error.strerror}); make room, or name another folder with "
-            "XDG_CACHE_HOME"
+            f"{path} cannot be written ({error.strerror or error}); make room, or name another "
+            "folder with XDG_CACHE_HOME"
         ) from error
 
 
-def _read(path: Path, *, limit: int | None = None) -> bytes:
-    with path.open("rb") as file:
-        return file.read(-1 if limit is None else limit)
+def _read_sealed(path: Path, purpose: str, *, limit: int = _MAX_BYTES) -> bytes | None:
+    return unsealed(path.parent, read_regular(path, limit=limit), purpose=purpose)
 
 
 def _stem(key: PlanKey) -> str:

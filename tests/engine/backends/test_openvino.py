@@ -1,5 +1,6 @@
 """OpenVINO against ONNX Runtime, the oracle; its cache; what is said where it is missing."""
 
+import hmac
 import sys
 from concurrent.futures import ThreadPoolExecutor
 from importlib.util import find_spec
@@ -155,7 +156,7 @@ def test_views_of_another_size_or_type_are_refused(bundle):
 def test_a_compiled_network_is_used_again_unless_it_is_damaged(bundle, tmp_path, damage):
     with open_backend(bundle, backend="openvino") as backend:
         expected = backend.run(views(1))["score_map"]
-    (blob,) = (tmp_path / "cache" / "atac-agent" / "openvino").iterdir()
+    (blob,) = (tmp_path / "cache" / "atac-agent" / "openvino").glob("*.blob")
     whole = blob.read_bytes()
     written = blob.stat().st_mtime_ns
     if damage == "flip":
@@ -169,13 +170,37 @@ def test_a_compiled_network_is_used_again_unless_it_is_damaged(bundle, tmp_path,
 
 
 @needs_openvino
+@pytest.mark.parametrize("forged", ["another network's", "a stranger's"])
+def test_a_compiled_network_that_is_not_its_own_is_not_run(bundle, tmp_path, forged):
+    cache = tmp_path / "cache" / "atac-agent" / "openvino"
+    with open_backend(bundle, backend="openvino") as backend:
+        expected = backend.run(views(1))["score_map"]
+    (own,) = cache.glob("*.blob")
+    with open_backend(tiny_bundle(tmp_path / "blind", gain=0), backend="openvino") as backend:
+        assert not backend.run(views(1))["score_map"].any()
+    (other,) = set(cache.glob("*.blob")) - {own}
+    if forged == "another network's":
+        own.write_bytes(other.read_bytes())
+    else:
+        key, blob = bytes(32), other.read_bytes()[:-65]
+        tag = hmac.new(key, f"{own.name}\n".encode() + blob, "sha256").hexdigest()
+        own.write_bytes(blob + b"\n" + tag.encode())
+        (cache / "seal.key").write_bytes(key)
+        (cache / "seal.key").chmod(0o644)
+    with open_backend(bundle, backend="openvino") as backend:
+        np.testing.assert_array_equal(backend.run(views(1))["score_map"], expected)
+    assert (cache / "seal.key").stat().st_mode & 0o777 == 0o600
+    assert (cache / "seal.key").read_bytes() != bytes(32)
+
+
+@needs_openvino
 def test_another_network_has_a_compiled_network_of_its_own_and_old_ones_go(bundle, tmp_path):
     cache = tmp_path / "cache" / "atac-agent" / "openvino"
     for gain in range(10):
         other = tiny_bundle(tmp_path / f"bundle-{gain}", gain=gain + 1)
         with open_backend(other, backend="openvino") as backend:
             backend.run(views(1))
-    assert len(list(cache.iterdir())) == 8
+    assert len(list(cache.glob("*.blob"))) == 8
 
 
 @needs_openvino
