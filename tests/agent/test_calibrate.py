@@ -304,7 +304,7 @@ def test_names_that_are_no_unicode_cost_no_score(
     defective = folder(tmp_path / "defective", [defective_part(seed) for seed in range(8)])
     for place in (good, defective):
         for file in sorted(place.iterdir()):
-            os.rename(os.fsencode(file), os.fsencode(place) + b"/caf\xe9-" + os.fsencode(file.name))
+            file.rename(place / os.fsdecode(b"caf\xe9-" + file.name.encode()))
     code, out, err = calibrate(
         "--bundle", bundle.path, "--good", good, "--defective", defective,
         "--max-false-reject", "5%",
