@@ -1,4 +1,4 @@
-"""The study behind ADR 17: what a second version of the recipe `line` could gain.
+"""The study behind ADR 18: what a second version of the recipe `line` could gain.
 
     export OMP_NUM_THREADS=1
     python -m benchmarks.detection_study features --data ../shared/data \

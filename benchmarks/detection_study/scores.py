@@ -60,7 +60,7 @@ def summed(first: Scores, second: Scores, weight: float = 1.0) -> Scores:
 def order_threshold(good: Floats, *, max_false_reject: float = MAX_FALSE_REJECT) -> float:
     """The threshold that calibration would choose, or the highest score where parts are too few.
 
-    For scores of cross-fitted models the promise of calibration is not proved (ADR 17).
+    For scores of cross-fitted models the promise of calibration is not proved (ADR 18).
     """
     if is_promised(len(good), max_false_reject=max_false_reject):
         return choose_threshold(
