@@ -121,7 +121,7 @@ class Station:
         outlets: The sinks, entered.
         controls: The threshold in force, and whether inspection is paused.
         clock: The time.
-        stop: Ends the run; set with the last of `parts`, and on return.
+        stop: Ends the run; set with the last of `parts` and its frame, and on return.
         parts: How many triggers may begin; `None`: as many as come.
         started: `clock.now()` when the program began.
         observers: Are told of each part once it is recorded.
@@ -166,6 +166,7 @@ class Station:
         self._first: float | None = None
         self._last = self._started
         self._alarms = 0
+        self._ended = 0
 
         self._queue = PartQueue(self._lines)
         self._triggerings: dict[str, Triggering] = {}
@@ -267,7 +268,8 @@ class Station:
             self._triggers += 1
             if self._first is None:
                 self._first = received
-            if self._triggers == self._parts:
+            # An announced part still needs its frame.
+            if self._triggers == self._parts and camera not in self._announced:
                 self._stop.set()
         deadline_s = self._lines[camera].deadline_s
         sequence = self._record.next_sequence(camera)
@@ -363,6 +365,9 @@ class Station:
     def _count(self, part: Part) -> None:
         self._ends.add(part)
         self._alarms += self._is_alarm(part)
+        self._ended += 1
+        if self._ended == self._parts:
+            self._stop.set()
         self._last = self._clock.now()
 
     def _status(self) -> Status:

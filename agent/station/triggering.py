@@ -122,7 +122,7 @@ class TriggerIntake:
         with self._lock:
             self._names = names
             self._do(self._reconciler.seen(frame, received))
-        return not self._is_over
+        return True
 
     def lost(self, names: Names, why: str) -> None:
         """A frame was lost: its part ends with its window, and the next frame's number tells."""

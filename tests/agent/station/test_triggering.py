@@ -50,7 +50,7 @@ class Belt:
         self.frames += [lambda: self.clock.advance(after_s), *frames, seen.set]
         self.triggers.append(lambda: seen.wait(20))
 
-    def run(self, config, inspector=None, **line):
+    def run(self, config, inspector=None, parts=None, **line):
         settings = SoftwareSettings(min_ms=0, max_ms=50)
         camera = replace(config.cameras[0], trigger=settings, line=LineSettings(**line))
         self.source = Pushed(*self.triggers)
@@ -62,6 +62,7 @@ class Belt:
             inspector=inspector or BrightnessInspector(),
             model=Model(threshold=0.5),
             clock=self.clock,
+            parts=parts,
             stop=self.stop,
             readers=[self.statuses.append],
         )
@@ -150,6 +151,17 @@ def test_triggers_that_were_missed_are_parts_too(belt, config):
         ("d", "OK"),
     ]
     assert any("2 triggers were not seen" in why for why in belt.statuses[-1].faults)
+
+
+def test_the_last_part_that_is_wanted_gets_its_frame_and_no_further_one_begins(belt, config):
+    for number, part_id in enumerate(("a", "b", "c")):
+        belt.announce(part_id, count=number + 1)
+        if part_id != "c":
+            belt.see(40 + number)
+    summary = belt.run(config, parts=2)
+    assert [row[1:3] for row in rows(config)] == [("a", "OK"), ("b", "OK")]
+    assert summary.triggers == 2
+    assert belt.stop.is_set()
 
 
 def test_at_the_end_what_waits_for_its_frame_has_none(belt, config):
