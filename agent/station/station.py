@@ -293,9 +293,10 @@ class Station:
         state, reason = self._inspected(part, threshold)
         yield  # until the parts of the same camera before it have left
         part.verdict = self._verdict(part, state, reason, threshold)
+        decided = self._clock.now()
         self._recorder.put(part)  # thumbnail, ledger, observers
         if part.inspection is not None:
-            self._timing.add(part, self._clock.now())
+            self._timing.add(part, decided)
 
     def _inspected(self, part: Part, threshold: float) -> tuple[State, str]:
         """Have the frame inspected, if there is time; the state as it is then, and a reason."""
