@@ -95,6 +95,12 @@ def is_searched(name: str) -> bool:
     return not name.startswith(".") and name.lower() not in FOREIGN
 
 
+def is_part_folder(entry: os.DirEntry[str]) -> bool:
+    """Whether an entry of a folder is a folder that may hold images of parts."""
+    found = _entry(entry)
+    return found.is_folder and found.reason is None
+
+
 def find_images(folder: Path, progress: Callable[[], None] = lambda: None) -> Listing:
     """All image files below `folder`; raises `OSError` where the folder itself cannot be read.
 

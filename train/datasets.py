@@ -3,12 +3,14 @@
     DATA/train/good   DATA/test/good   DATA/test/<type>   DATA/ground_truth/<type>/<stem>_mask.png
 
 is MVTec's layout. Plain folders work as well: DATA/good and DATA/defective (sub-folders name the
-types) with masks in DATA/ground_truth, or any two folders of good and defective parts.
+types) or DATA/good and DATA/<type>, with masks in DATA/ground_truth, or any two folders of good and
+defective parts.
 
 The split lists every image by path and content hash. It is drawn from sorted paths with a seed,
 so it is the same on every file system.
 """
 
+import os
 from collections.abc import Callable, Collection, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -22,13 +24,19 @@ from pydantic import TypeAdapter
 from engine.bundle import Bundle, Sha256, pixels_sha256
 from engine.errors import ConfigurationError, ImageError, TrainingError
 from engine.frame import Pixels
-from engine.image import images_below, read_image
+from engine.image import read_image
+from engine.listing import Listing, find_images, is_part_folder
 from engine.spec import spec
 from train.anomalies import Mask
 from train.cache import ByteLimitedCache
 
 GOOD: Final = "good"
 DEFECTIVE: Final = "defective"
+MASKS: Final = "ground_truth"
+_NO_TYPES: Final = frozenset(
+    {"annotations", "gt", "groundtruth", "labels", "mask", "masks", "test", "train", "val"}
+)
+"""Folders beside `good` that are known to hold something else than a type of defect."""
 DEFAULT_DEFECTS: Final = 10
 LEAST_GOOD: Final = 8
 """Fewer good images than fill half a batch are no basis for learning what good is."""
@@ -39,12 +47,18 @@ PLAIN_TEST_SHARE: Final = 0.25
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Source:
-    """Where the images are: MVTec's layout below `root`, or the folders `good` and `defective`."""
+    """Where the images are: MVTec's layout below `root`, or the folders `good` and `defective`.
+
+    `types` are the folders of defects beside `good`, each named as its type of defect. `bits` are
+    the significant ones of 16-bit images, where the files do not say.
+    """
 
     layout: Literal["mvtec", "plain"]
     root: Path
     good: Path | None = None
     defective: Path | None = None
+    types: tuple[str, ...] = ()
+    bits: int | None = None
 
     def path(self, name: str) -> Path:
         """The file of the image that a split calls `name`."""
@@ -123,22 +137,52 @@ def find_source(data: Path | None, good: Path | None, defective: Path | None) ->
     if data is None:
         raise ConfigurationError("--data", None, "give --data DIR, or --good DIR --defective DIR")
     _folder("--data", data)
-    if (data / "train" / GOOD).is_dir():
+    if _is_folder("--data", data / "train" / GOOD):
         return Source(layout="mvtec", root=data)
-    if (data / GOOD).is_dir():
-        defects = data / DEFECTIVE
+    if _is_folder("--data", data / GOOD):
+        types = _types_beside(data)
+        has_defective = _is_folder("--data", data / DEFECTIVE)
+        if types and has_defective:
+            remedy = (
+                f"has {types[0]} beside {DEFECTIVE}; move it into {DEFECTIVE}, or out of the data"
+            )
+            raise ConfigurationError("--data", str(data), remedy)
         return Source(
             layout="plain",
             root=data,
             good=data / GOOD,
-            defective=defects if defects.is_dir() else None,
+            defective=data / DEFECTIVE if has_defective else None,
+            types=types,
         )
     raise ConfigurationError(
         "--data",
         str(data),
-        "has neither train/good (MVTec's layout) nor good and defective; "
-        "name the folders with --good DIR --defective DIR",
+        "has neither train/good (MVTec's layout) nor good beside defective or folders that name "
+        "the types of defect; name the folders with --good DIR --defective DIR",
     )
+
+
+def left_out(source: Source) -> list[str]:
+    """What of the data is used for nothing, one line for each folder; for people."""
+    if source.good is not None:
+        folders = [source.good, *(source.root / name for name in source.types)]
+        folders += [] if source.defective is None else [source.defective]
+    else:
+        folders = [source.root / "train", source.root / "test"]
+    lines = [f"{folder}: {said}" for folder in folders if (said := str(_searched(folder)))]
+    if source.good is None:
+        others = [name for name in _folders(source.root / "train") if name != GOOD]
+        lines += [f"{source.root / 'train' / name}: only {GOOD} is used there" for name in others]
+    masks = source.root / MASKS
+    if masks.is_dir():
+        used = {mask for *_, mask in _listing(source) if mask is not None}
+        found = [path.relative_to(source.root).as_posix() for path in _searched(masks).files]
+        if unused := [name for name in found if name not in used]:
+            lines.append(
+                f"{masks}: {len(unused)} files belong to no image (first: {unused[0]}); the mask "
+                f"of scratch/001.png is {MASKS}/scratch/001_mask.png"
+            )
+    return lines
 
 
 def draw_split(
@@ -216,7 +260,7 @@ def unseen_images(source: Source, bundle: Bundle) -> tuple[Listed, ...]:
 
 def read_listed(source: Source, item: Listed) -> Pixels:
     """The pixels of a split's image; raises `TrainingError` when they are not those listed."""
-    pixels = read_image(source.path(item.path))
+    pixels = read_image(source.path(item.path), bits=source.bits)
     if pixels_sha256(pixels) != item.sha256:
         raise TrainingError(
             f"{source.path(item.path)} is not the image that the split lists; "
@@ -256,7 +300,9 @@ class Images:
 
     def digest(self, name: str) -> str:
         """The hash of what image `name` shows; raises `ImageError` when it cannot be read."""
-        return pixels_sha256(self._kept(name, lambda: read_image(self.source.path(name))))
+        return pixels_sha256(
+            self._kept(name, lambda: read_image(self.source.path(name), bits=self.source.bits))
+        )
 
     def pixels(self, item: Listed) -> Pixels:
         """The pixels of a split's image; raises `TrainingError` when they are not those listed."""
@@ -305,9 +351,38 @@ class TrainingImages:
 
 
 def _folder(option: str, path: Path) -> Path:
-    if not path.is_dir():
+    if not _is_folder(option, path):
         raise ConfigurationError(option, str(path), "is not a folder")
     return path
+
+
+def _is_folder(option: str, path: Path) -> bool:
+    try:
+        return path.is_dir()
+    except OSError as error:
+        raise ConfigurationError(option, str(path), f"cannot be read ({error.strerror})") from None
+
+
+def _types_beside(data: Path) -> tuple[str, ...]:
+    """The folders beside `good` that hold images: each is a type of defect."""
+    names = [name for name in _folders(data) if name not in {GOOD, DEFECTIVE, MASKS}]
+    types = [name for name in names if _searched(data / name).files]
+    for name in types:
+        if name.lower() in _NO_TYPES:
+            remedy = (
+                f"has {name} beside {GOOD}, which names no type of defect; masks belong to "
+                f"{MASKS}, and what is not used out of the data"
+            )
+            raise ConfigurationError("--data", str(data), remedy)
+    return tuple(types)
+
+
+def _folders(parent: Path) -> list[str]:
+    """The folders in `parent` that may hold images of parts."""
+    try:
+        return sorted(entry.name for entry in os.scandir(parent) if is_part_folder(entry))
+    except OSError as error:
+        raise TrainingError(f"{parent} cannot be read ({error.strerror})") from None
 
 
 def _listing(source: Source) -> list[tuple[str, str, str | None]]:
@@ -322,18 +397,32 @@ def _listing(source: Source) -> list[tuple[str, str, str | None]]:
                 *folders, _ = PurePosixPath(name).parts
                 kind = folders[0] if folders and folders[0] != GOOD else DEFECTIVE
                 rows.append((f"{DEFECTIVE}/{name}", kind))
+        for kind in source.types:
+            rows += [(f"{kind}/{name}", kind) for name in _names(source.root / kind)]
         return _with_masks(source, rows)
     rows = [(f"train/{GOOD}/{name}", GOOD) for name in _names(source.root / "train" / GOOD)]
     test = source.root / "test"
-    kinds = (
-        sorted(folder.name for folder in test.iterdir() if folder.is_dir()) if test.is_dir() else []
-    )
+    kinds = _folders(test) if test.is_dir() else []
     rows += [(f"test/{kind}/{name}", kind) for kind in kinds for name in _names(test / kind)]
     return _with_masks(source, rows)
 
 
 def _names(folder: Path) -> list[str]:
-    return [path.relative_to(folder).as_posix() for path in images_below(folder)]
+    return [path.relative_to(folder).as_posix() for path in _searched(folder).files]
+
+
+def _searched(folder: Path) -> Listing:
+    """The images below `folder`; raises `TrainingError` where a part of it cannot be read."""
+    try:
+        listing = find_images(folder)
+    except OSError as error:
+        raise TrainingError(f"{folder} cannot be read ({error.strerror})") from None
+    if (unreadable := listing.unreadable) is not None:
+        raise TrainingError(
+            f"{folder}: {unreadable.count} of its folders cannot be read, the first is "
+            f"{unreadable.first}; make them readable or move them"
+        )
+    return listing
 
 
 def _with_masks(
@@ -342,8 +431,9 @@ def _with_masks(
     """Rows (name, kind) with the masks there are: `ground_truth` has the folders of the defects."""
 
     def mask_of(name: str) -> str | None:
-        _, *folders, file = PurePosixPath(name).parts
-        mask = PurePosixPath("ground_truth", *folders, f"{PurePosixPath(file).stem}_mask.png")
+        *folders, file = PurePosixPath(name).parts
+        folders = folders if folders[0] in source.types else folders[1:]
+        mask = PurePosixPath(MASKS, *folders, f"{PurePosixPath(file).stem}_mask.png")
         return mask.as_posix() if (source.root / mask).is_file() else None
 
     return [(name, kind, None if kind == GOOD else mask_of(name)) for name, kind in rows]

@@ -56,10 +56,7 @@ def calibrate(
         Literal["auto", "fp32", "bf16", "fp16", "int8", "int8_symmetric"] | None,
         typer.Option(help="Number format; auto: the fastest that keeps the verdicts."),
     ] = None,
-    bits: Annotated[
-        int | None,
-        typer.Option(min=9, max=16, help="Significant bits of 16-bit images."),
-    ] = None,
+    bits: Annotated[int | None, options.BITS] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print the result as JSON.")] = False,
 ) -> None:
     """Set the threshold from good parts, with a stated limit on false rejects.

@@ -2,7 +2,7 @@
 
 import json
 import sys
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
 
@@ -43,6 +43,7 @@ def evaluate(
         Literal["auto", "fp32", "bf16", "fp16", "int8", "int8_symmetric"],
         typer.Option(help="Number format; auto: as for --backend."),
     ] = "auto",
+    bits: Annotated[int | None, options.BITS] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print the result as JSON.")] = False,
 ) -> None:
     """Test a bundle on images that training never used.
@@ -57,11 +58,14 @@ def evaluate(
     from engine.backends.opening import open_backend
     from engine.bundle import open_bundle
     from engine.methods import open_method
-    from train.datasets import find_source, unseen_images
+    from train.datasets import find_source, left_out, unseen_images
     from train.evaluate import evaluation, scored
 
     opened = open_bundle(bundle)
-    source = find_source(data, good, defective)
+    source = replace(find_source(data, good, defective), bits=bits)
+    unused = left_out(source)
+    for line in unused:
+        typer.echo(line, err=True)
     items = unseen_images(source, opened)
     if not items:
         raise ConfigurationError(
@@ -84,7 +88,7 @@ def evaluate(
     if record is not None and record.calibration.backend != found.backend:
         warn_of_another_runtime(record.calibration.backend, found.backend, runtime.precision)
     if as_json:
-        typer.echo(json.dumps(asdict(found), indent=2))
+        typer.echo(json.dumps(asdict(found) | {"left_out": unused}, indent=2))
     else:
         _print(found)
 

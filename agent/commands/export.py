@@ -2,12 +2,13 @@
 
 import json
 from contextlib import suppress
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Annotated, Literal
 
 import typer
 
+from agent.commands import options
 from agent.commands.train import require_training_packages
 from engine.errors import CalibrationError
 
@@ -30,6 +31,7 @@ def export(
     accept_flips: Annotated[
         bool, typer.Option(help="Write it even if verdicts change; parity.json lists them.")
     ] = False,
+    bits: Annotated[int | None, options.BITS] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print the result as JSON.")] = False,
 ) -> None:
     """Add the network in another precision, if its verdicts stay the same.
@@ -61,7 +63,7 @@ def export(
     extended, judged = add_precision(
         opened,
         precision,
-        find_source(data, good, defective),
+        replace(find_source(data, good, defective), bits=bits),
         threshold=threshold,
         band=unsure,
         accept_flips=accept_flips,

@@ -1,8 +1,16 @@
 """Options that several commands share."""
 
 import sys
+from typing import Final
+
+import typer
 
 from engine.errors import ConfigurationError
+
+BITS: Final = typer.Option(
+    min=9, max=16, help="Significant bits of 16-bit images, where the files do not say."
+)
+"""Of all commands that read images of parts."""
 
 
 def backend(name: str | None) -> str | None:

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from agent.commands import options
 from engine.errors import AtacError, ConfigurationError, KindError
 from engine.extras import install
 
@@ -27,7 +28,8 @@ def train(
     *,
     out: Annotated[Path, typer.Option(help="Folder for the bundle; must be new.")],
     data: Annotated[
-        Path | None, typer.Option(help="Folder of images: MVTec's layout, or good/ and defective/.")
+        Path | None,
+        typer.Option(help="Images: MVTec's layout, or good/ with defective/ or TYPE/."),
     ] = None,
     good: Annotated[
         Path | None, typer.Option(help="Folder of good parts, instead of --data.")
@@ -76,6 +78,7 @@ def train(
     accept_flips: Annotated[
         bool, typer.Option(help="Write the bundle even if the ONNX network changes verdicts.")
     ] = False,
+    bits: Annotated[int | None, options.BITS] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print the result as JSON.")] = False,
     profile: Annotated[str | None, typer.Option(hidden=True)] = None,
 ) -> None:
@@ -90,10 +93,13 @@ def train(
     if profile is not None:
         raise ConfigurationError("--profile", profile, f"is now called --recipe {profile}")
     require_training_packages("agent train")
-    from train.datasets import find_source
+    from train.datasets import find_source, left_out
     from train.run import train_bundle
 
-    source = find_source(data, good, defective)
+    source = replace(find_source(data, good, defective), bits=bits)
+    unused = left_out(source)
+    for line in unused:
+        typer.echo(line, err=True)
     settings = _settings(recipe, backbone, stage, hold_out, epochs)
     weights = _weights(backbone_weights, settings)
     with ExitStack() as stack:
@@ -128,6 +134,7 @@ def train(
                 for epoch in finished.epochs
             ],
             "training": asdict(record),
+            "left_out": unused,
         }
         typer.echo(json.dumps(answer, indent=2))
         return

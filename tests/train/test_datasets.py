@@ -14,6 +14,7 @@ from train.datasets import (
     TrainingImages,
     draw_split,
     find_source,
+    left_out,
     read_listed,
     read_mask,
 )
@@ -154,6 +155,69 @@ def test_plain_folders_have_their_masks_in_ground_truth(parts, tmp_path, by_type
     two = find_source(None, tmp_path / "good", defects)
     apart = draw_split(two, defects=5, hold_out=0.25, seed=0)
     assert not any(item.mask for item in apart.train_defective)
+
+
+def test_folders_beside_good_are_types_of_defect(parts, tmp_path):
+    shutil.copytree(parts / "train/good", tmp_path / "good")
+    for kind in ("spot", "scratch"):
+        shutil.copytree(parts / "test" / kind, tmp_path / kind)
+    shutil.copytree(parts / "ground_truth", tmp_path / "ground_truth")
+    (tmp_path / "notes").mkdir()
+    (tmp_path / "notes" / "a.txt").write_text("no image")
+    for name in (".ipynb_checkpoints", "@eaDir"):
+        shutil.copytree(parts / "test" / "spot", tmp_path / name)
+    source = find_source(tmp_path, None, None)
+    assert source.types == ("scratch", "spot")
+    split = drawn(tmp_path, defects=6)
+    everything = [*split.training, *split.held_out_good, *split.test]
+    assert {item.kind for item in everything} == {"good", "spot", "scratch"}
+    spots = [item for item in everything if item.kind == "spot"]
+    assert spots
+    assert all(item.path == f"spot/{Path(item.path).name}" for item in spots)
+    assert all(item.mask is not None for item in spots)
+    for item in spots:
+        assert read_mask(source, item, read_listed(source, item)).any()
+
+
+@pytest.mark.parametrize("name", ["masks", "labels", "val"])
+def test_a_folder_that_is_no_type_of_defect_is_refused_by_name(parts, tmp_path, name):
+    shutil.copytree(parts / "train/good", tmp_path / "good")
+    shutil.copytree(parts / "test/spot", tmp_path / name)
+    with pytest.raises(ConfigurationError, match=f"has {name} beside good"):
+        find_source(tmp_path, None, None)
+
+
+def test_types_beside_defective_are_refused_by_name(parts, tmp_path):
+    shutil.copytree(parts / "train/good", tmp_path / "good")
+    shutil.copytree(parts / "test/spot", tmp_path / "defective")
+    shutil.copytree(parts / "test/scratch", tmp_path / "scratch")
+    with pytest.raises(ConfigurationError, match="has scratch beside defective"):
+        find_source(tmp_path, None, None)
+
+
+def test_what_other_programs_leave_is_no_type_of_defect_and_is_said(copy):
+    shutil.copytree(copy / "test/spot", copy / "test/.ipynb_checkpoints")
+    shutil.copytree(copy / "test/spot", copy / "train/spot")
+    mask = next((copy / "ground_truth/spot").iterdir())
+    mask.rename(mask.with_name("another.png"))
+    (copy / "test/spot/photo.jfif").write_bytes(b"x")
+    split = drawn(copy)
+    assert {item.kind for item in (*split.training, *split.test)} == {"good", "spot", "scratch"}
+    lines = left_out(find_source(copy, None, None))
+    assert len(lines) == 3
+    assert "1 hidden (first: .ipynb_checkpoints)" in lines[0]
+    assert "(first: spot/photo.jfif)" in lines[0]
+    assert "only good is used there" in lines[1]
+    assert "1 files belong to no image (first: ground_truth/spot/another.png)" in lines[2]
+
+
+def test_a_folder_that_cannot_be_read_ends_training(copy, monkeypatch):
+    allowed = os.access
+    monkeypatch.setattr(
+        os, "access", lambda path, mode: not str(path).endswith("spot") and allowed(path, mode)
+    )
+    with pytest.raises(TrainingError, match=r"spot cannot be read \(Permission denied\)"):
+        drawn(copy)
 
 
 def test_without_any_defect_only_good_images_are_split(parts, tmp_path):
