@@ -14,6 +14,7 @@ from typing import Any, Final
 
 import numpy as np
 
+from agent.child_environment import child_environment
 from engine.frame import Pixels
 
 Message = dict[str, Any]
@@ -42,7 +43,7 @@ class CameraChild:
                 pass_fds=ends,
                 stdin=subprocess.DEVNULL,
                 stdout=subprocess.DEVNULL,
-                env={**os.environ, **_ENVIRONMENT},
+                env=child_environment() | _ENVIRONMENT,
                 process_group=0,  # a terminal's Ctrl-C is the agent's
             )
         self._connection = Connection(ours.detach())

@@ -3,7 +3,7 @@
     agent: start ── imports, configuration, bundle ──▶ setup ── cameras ──┬─▶ ledger, line
     child:   └──── imports, tables ───────────────────────┴──▶ its inspector ─▶ ready
 
-So that both happen at the same time, this module imports the standard library only.
+So that both happen at the same time, this module and what it imports need Python's own alone.
 """
 
 import json
@@ -13,6 +13,8 @@ import subprocess
 import sys
 from contextlib import ExitStack, suppress
 from typing import Final, Self
+
+from agent.child_environment import child_environment
 
 MOST_CONNECTIONS: Final = 4
 
@@ -39,6 +41,7 @@ class StartingChild:
                 pass_fds=[file for end in ends for file in end],
                 stdin=subprocess.DEVNULL,
                 stdout=subprocess.DEVNULL,
+                env=child_environment(),
                 process_group=0,  # a terminal's Ctrl-C must reach the agent alone
             )
 
