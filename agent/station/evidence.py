@@ -37,6 +37,7 @@ _COMMIT_S: Final = 2.0
 """How long to wait for the ledger to hold a part."""
 _QUALITY: Final = 95
 _LARGEST_BYTES: Final = 8_000_000
+_MODE: Final = 0o640
 _UNFINISHED: Final = ".part"
 _NAME: Final = re.compile(r"[0-9a-f]{12}_\d{10,19}_[A-Z_]+\.jpg")
 _TIDY: Final = 1000
@@ -191,9 +192,12 @@ class Evidence:
         path, now_ns = folder / name, self._ages.now_ns()
         unfinished = path.with_name(name + _UNFINISHED)
         folder.mkdir(parents=True, exist_ok=True)
-        with self._index(folder).open("a", encoding="ascii") as file:
+        index = self._index(folder)
+        index.touch(_MODE)
+        with index.open("a", encoding="ascii") as file:
             file.write(f"{name}\n")
         try:
+            unfinished.touch(_MODE)
             unfinished.write_bytes(data)
             os.utime(unfinished, ns=(now_ns, now_ns))
             unfinished.replace(path)

@@ -2,6 +2,7 @@
 
 import errno
 import io
+import os
 import threading
 from pathlib import Path
 
@@ -130,6 +131,16 @@ def test_what_others_keep_there_stays_and_what_was_unfinished_goes(tmp_path):
     with Evidence(EvidenceSettings(folder=tmp_path), "line-3", EPOCH):
         pass
     assert not half.exists()
+
+
+def test_what_is_kept_is_not_for_everybody(tmp_path):
+    before = os.umask(0o022)
+    try:
+        keep(tmp_path / "e", part(1))
+    finally:
+        os.umask(before)
+    modes = {file.stat().st_mode & 0o777 for file in (tmp_path / "e").iterdir()}
+    assert modes == {0o640}
 
 
 def test_the_index_names_no_file_elsewhere(tmp_path):
