@@ -23,7 +23,6 @@ from simplejpeg import decode_jpeg
 
 from engine.errors import ImageError
 from engine.frame import Pixels
-from engine.listing import find_images
 from engine.regular_file import open_regular
 
 MAX_PIXELS: Final = 100_000_000
@@ -177,11 +176,6 @@ def decode(
     except Exception as error:
         # Whatever the decoders raise for damaged data, struct.error included.
         raise ImageError(source, f"is damaged ({error})") from error
-
-
-def images_below(folder: Path) -> list[Path]:
-    """All image files below `folder`, in one order on every file system; see `find_images`."""
-    return list(find_images(folder).files) if folder.is_dir() else []
 
 
 def _say_once(source: str, note: str) -> None:

@@ -58,8 +58,9 @@ from engine.backends.tensorrt.plans import RuntimeName, ensure_plan, find_tensor
 from engine.bundle import Bundle, Precision, open_bundle
 from engine.errors import AtacError, CalibrationError
 from engine.frame import Box, Pixels
-from engine.image import images_below, read_image
+from engine.image import read_image
 from engine.inspector import OpenInspector
+from engine.listing import find_images
 from engine.methods import open_method
 from engine.methods.atac import atac_of
 from engine.parity import compared, provisional_threshold
@@ -373,7 +374,7 @@ def _apart(found: Pixels, wanted: Pixels) -> Results:
 
 def verdicts(bench: Bench) -> Results:
     """The whole inspection beside ONNX Runtime fp32 with views on the host."""
-    files = images_below(bench.images) if bench.images else []
+    files = find_images(bench.images).files if bench.images else []
     pictures = [read_image(file) for file in files] or bench.parts
     names = [str(file) for file in files] or [f"generated part {i}" for i in range(len(pictures))]
     with OnnxRuntimeBackend(bench.bundle) as oracle:

@@ -46,8 +46,9 @@ from engine.backends.onnxruntime import OnnxRuntimeBackend
 from engine.backends.openvino import OpenVinoBackend
 from engine.bundle import Bundle, open_bundle
 from engine.frame import Pixels
-from engine.image import images_below, read_image
+from engine.image import read_image
 from engine.inspector import OpenInspector
+from engine.listing import find_images
 from engine.methods import open_method
 from train.export.gate import load_network
 from train.network import TorchBackend
@@ -138,7 +139,7 @@ def main() -> None:
         parser.error("--images DIR: what all of them look at")
 
     cv2.setNumThreads(1)
-    files = images_below(options.images)
+    files = find_images(options.images).files
     frames = [read_image(file) for file in files[:: -(-len(files) // options.frames)]]
     if not (options.peers / EXPORTS).exists():
         parser.error(f"{options.peers} has no {EXPORTS}: run benchmarks.peers.set_up first")

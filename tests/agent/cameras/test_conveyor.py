@@ -1,6 +1,7 @@
 """The conveyor shows the parts of its seed, at its pace."""
 
 import threading
+import time
 
 import numpy as np
 
@@ -37,7 +38,7 @@ def test_a_belt_with_a_rate_brings_a_part_each_interval_and_ends_when_it_is_stop
         waiting = threading.Thread(target=lambda: seen.extend([camera.read(), camera.read()]))
         waiting.start()
         while not clock.waiting:
-            pass
+            time.sleep(0.001)
         assert seen == []
         clock.advance(1.0)
         stop_when_waiting(clock, stop)
@@ -48,7 +49,7 @@ def test_a_belt_with_a_rate_brings_a_part_each_interval_and_ends_when_it_is_stop
 def stop_when_waiting(clock, stop):
     """Stop it in its wait for the third part."""
     while clock.waiting:
-        pass
+        time.sleep(0.001)
     while not clock.waiting:
-        pass
+        time.sleep(0.001)
     stop.set()

@@ -1,6 +1,7 @@
 """A pace keeps its rate, and does not run faster to catch up."""
 
 import threading
+import time
 
 from agent.cameras.pace import Pace, PacedCamera, interval_s
 from agent.clock import ManualClock
@@ -20,7 +21,7 @@ def ticks(pace: Pace, clock: ManualClock, seconds: float) -> int:
 
     threading.Thread(target=run, daemon=True).start()
     while not clock.waiting and not thread_done.is_set():
-        pass
+        time.sleep(0.001)
     clock.advance(seconds)
     return count
 
