@@ -6,6 +6,7 @@
 # make faults        the figures of docs/delivery.md at full length (hours; parts of it as root)
 # make triggers      a million parts against a known truth (2 minutes)
 # make demo-bundle   the demo's model, trained again on generated parts (minutes)
+# make lock          requirements.txt: what a device installs, with hashes (5 minutes)
 #
 # Each sets itself up in .venv, from constraints.txt, and does so again only when that changes.
 
@@ -23,7 +24,7 @@ INSTALL = $(BIN)/python -m pip install --quiet --constraint constraints.txt
 INSTALL_PRODUCT = $(INSTALL) setuptools && $(INSTALL) --no-build-isolation --editable
 
 .DELETE_ON_ERROR:
-.PHONY: demo install test builders faults triggers check lint format demo-bundle clean mosquitto
+.PHONY: demo install test builders faults triggers check lint format demo-bundle lock clean mosquitto
 
 demo: $(VENV)/installed-run
 	$(BIN)/agent demo --parts 120 --rate 600 --report runs/demo.html
@@ -68,6 +69,9 @@ demo-bundle: $(VENV)/installed-all
 	mv build/demo-bundle/calibration.html runs/demo-calibration.html
 	rm -rf agent/demo_bundle
 	mv build/demo-bundle agent/demo_bundle
+
+lock: $(VENV)/made
+	$(BIN)/python tools/lock.py
 
 format: $(VENV)/installed-all
 	$(BIN)/ruff format .

@@ -101,6 +101,22 @@ def test_no_text_names_the_product_as_if_it_were_on_an_index():
     assert not [path.name for path in texts if named.search(path.read_text())]
 
 
+def test_the_locked_requirements_are_those_of_the_product_with_hashes():
+    def pins(text):
+        found = re.findall(r"^([\w.-]+)==([^\s\\]+)", text, re.MULTILINE)
+        return {name.lower().replace("_", "-"): version for name, version in found}
+
+    text = (ROOT / "requirements.txt").read_text()
+    locked, known = pins(text), pins((ROOT / "constraints.txt").read_text())
+    assert {name: known.get(name) for name in locked} == locked
+    for entry in text.split("==")[1:]:
+        assert "--hash=sha256:" in entry
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    extras = project["optional-dependencies"]
+    for wanted in (*project["dependencies"], *extras["cpu"], *extras["sign"]):
+        assert re.split(r"[<>=]", wanted)[0] in locked
+
+
 def test_every_extra_that_a_text_names_exists():
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
     extras = set(project["optional-dependencies"])
