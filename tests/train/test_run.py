@@ -17,9 +17,9 @@ def test_every_file_is_read_once_and_every_image_hashed_once(
 ):
     read, hashed = Counter(), []
 
-    def counted_read(path, read_image=datasets.read_image):
+    def counted_read(path, bits=None, read_image=datasets.read_image):
         read[path.relative_to(source.root).as_posix()] += 1
-        return read_image(path)
+        return read_image(path, bits=bits)
 
     def counted_hash(pixels, pixels_sha256=datasets.pixels_sha256):
         hashed.append(pixels_sha256(pixels))
