@@ -8,7 +8,7 @@ import pytest
 from engine.backends.base import Outputs
 from engine.backends.onnxruntime import OnnxRuntimeBackend
 from engine.bundle import Bundle
-from engine.errors import BackendError, InspectionError
+from engine.errors import BackendError, BundleError, InspectionError
 from engine.frame import Box, Inspection, Map, Pixels
 from engine.methods import open_method
 from engine.methods.atac import atac_of
@@ -173,7 +173,7 @@ def test_views_of_a_wrong_shape_are_a_backend_error(backend: OnnxRuntimeBackend)
         backend.run(np.zeros((1, 32, 32, 3), np.uint8))
 
 
-def test_a_network_that_is_no_onnx_model_is_a_backend_error(tmp_path: Path) -> None:
+def test_a_network_that_is_no_onnx_model_is_refused(tmp_path: Path) -> None:
     from dataclasses import replace
 
     from engine.bundle import sha256, write_manifest
@@ -182,5 +182,5 @@ def test_a_network_that_is_no_onnx_model_is_a_backend_error(tmp_path: Path) -> N
     (tmp_path / "network.onnx").write_bytes(b"not a model")
     files = {"network.onnx": sha256(b"not a model")}
     broken = write_manifest(tmp_path, replace(bundle.manifest, files=files))
-    with pytest.raises(BackendError, match="cannot load the fp32 network"):
+    with pytest.raises(BundleError, match="is not an ONNX model"):
         OnnxRuntimeBackend(broken)
