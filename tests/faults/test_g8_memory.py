@@ -45,6 +45,18 @@ def children(pid: int) -> list[int]:
     return found
 
 
+def wait_until_steady(pid: int) -> None:
+    """Wait until a start, however slow the machine, has made all its threads."""
+    deadline, before = time.monotonic() + 120, 1
+    while time.monotonic() < deadline:
+        time.sleep(2)
+        now = held(pid).threads
+        if now == before > 1:
+            return
+        before = now
+    raise AssertionError(f"the agent is not up after two minutes: {before} threads")
+
+
 def test_memory_does_not_grow(broker, tmp_path, is_full, record):
     warm_up_s, watched_s = (600, 1200) if is_full else (2, 4)
     configuration = tmp_path / "agent.yaml"
@@ -59,6 +71,7 @@ def test_memory_does_not_grow(broker, tmp_path, is_full, record):
         env={**os.environ, "OMP_NUM_THREADS": "1"},
     )
     try:
+        wait_until_steady(agent.pid)
         time.sleep(warm_up_s)
         (child,) = children(agent.pid)
         times, sizes = [], {"agent": [], "inference": []}
