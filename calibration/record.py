@@ -5,12 +5,11 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from importlib.metadata import version
 from pathlib import Path
-from typing import Annotated, Final
+from typing import TYPE_CHECKING, Annotated, Final
 
 from pydantic import Field, TypeAdapter
 
 from calibration.bound import interval
-from calibration.scores import Scores
 from calibration.threshold import choose_threshold
 from engine.backends.base import (
     BACKENDS,
@@ -24,6 +23,9 @@ from engine.bundle import CALIBRATION, Bundle, Precision, Sha256, replace_file, 
 from engine.errors import BackendError, CalibrationError
 from engine.regular_file import read_regular
 from engine.spec import SchemaError, parse, spec
+
+if TYPE_CHECKING:
+    from calibration.scores import Scores
 
 SCHEMA_VERSION: Final = 1
 _MAX_BYTES: Final = 64_000_000
@@ -83,8 +85,8 @@ class CalibrationRecord:
 
 def calibrate(
     bundle: Bundle,
-    good: Scores,
-    defective: Scores | None,
+    good: "Scores",
+    defective: "Scores | None",
     *,
     precision: Precision,
     backend: str,

@@ -4,6 +4,7 @@ import gc
 import json
 import logging
 import threading
+from contextlib import ExitStack
 from dataclasses import asdict
 from pathlib import Path
 from time import monotonic
@@ -39,21 +40,13 @@ def run(
     started = monotonic()
     gc.disable()  # what is imported stays, and need not be looked through again and again
     from agent.inference.child import ChildInspector, Setup
-    from agent.process import prepare_process
     from agent.runtime import warn_of_another_runtime
-    from agent.services.heartbeat import HeartbeatSettings
-    from agent.services.terminal import TerminalSettings
     from agent.settings import load_config
-    from agent.station.run import run_station
-    from agent.station.station import Model, stopping_on_signals
     from calibration.record import calibrated_runtime, read_calibration
     from engine.bundle import open_bundle
     from engine.errors import LedgerError
 
-    gc.freeze()
-    gc.enable()
     logging.basicConfig(format="agent: %(message)s", level=logging.WARNING)
-    prepare_process()
     settings = load_config(config)
     bundle = open_bundle(settings.bundle.path, signed_by=settings.bundle.require_signature)
     record = read_calibration(bundle, precision=settings.bundle.precision)
@@ -69,20 +62,36 @@ def run(
         fallback=settings.bundle.fallback,
         max_megapixels=settings.bundle.max_megapixels,
     )
-    stop = threading.Event()
     starting = ChildInspector(setup, deadline_s=settings.longest_deadline_s, first=context.obj)
-    with stopping_on_signals(stop), starting as inspector:
-        if (made_with := record.calibration.backend) != inspector.backend:
-            warn_of_another_runtime(made_with, inspector.backend, runtime.precision)
-        typer.echo(f"agent: inspects with {inspector.backend}", err=True)
+
+    # The child now loads its network; what the agent itself needs is imported beside it.
+    from agent.process import prepare_process
+    from agent.services.heartbeat import HeartbeatSettings
+    from agent.services.terminal import TerminalSettings
+    from agent.station.run import run_station
+    from agent.station.station import Model, stopping_on_signals
+
+    gc.freeze()
+    gc.enable()
+    prepare_process()
+    stop = threading.Event()
+    model = Model(
+        threshold=record.calibration.threshold, bundle_id=bundle.id, calibration_id=record.id
+    )
+    with stopping_on_signals(stop), ExitStack() as inference:
+
+        def served() -> Model:
+            inspector = inference.enter_context(starting)
+            if (made_with := record.calibration.backend) != inspector.backend:
+                warn_of_another_runtime(made_with, inspector.backend, runtime.precision)
+            typer.echo(f"agent: inspects with {inspector.backend}", err=True)
+            return model.on(inspector)
+
         summary = run_station(
             settings,
-            inspector=inspector,
-            model=Model(
-                threshold=record.calibration.threshold,
-                bundle_id=bundle.id,
-                calibration_id=record.id,
-            ).on(inspector),
+            inspector=starting,
+            model=model,
+            served=served,
             parts=parts,
             stop=stop,
             started=started,

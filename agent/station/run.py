@@ -32,6 +32,7 @@ def run_station(
     cameras: Sequence[Camera] | None = None,
     inspector: Inspector,
     model: Model,
+    served: Callable[[], Model] | None = None,
     parts: int | None = None,
     stop: threading.Event | None = None,
     started: float | None = None,
@@ -49,6 +50,8 @@ def run_station(
             opened here, and know what the ledger has recorded.
         inspector: Inspects a frame; called by `model.workers` threads at once.
         model: What inspects.
+        served: Waits until `inspector` is ready and gives `model` with what serves it; it is called
+            when sinks and cameras are open, so that a network loads beside them.
         parts: How many triggers may begin; `None`: as many as come.
         stop: Ends the run; set with the last of `parts`, and on return.
         started: `clock.now()` when the program began.
@@ -83,6 +86,12 @@ def run_station(
         limits=Limits(keep_ns=config.ledger.keep_ns, max_bytes=config.ledger.max_bytes),
         stop=stop,
     )
+    if cameras is None:
+        cameras = [
+            open_camera(one, stop, clock=clock, recorded=ledger.recorded) for one in config.cameras
+        ]
+    if served is not None:
+        model = served()
     with ledger:
         threshold = Threshold(
             ledger, calibrated=model.threshold, calibration_id=model.calibration_id
@@ -106,11 +115,7 @@ def run_station(
             ]
             summary = Station(
                 config,
-                cameras=cameras
-                or [
-                    open_camera(one, stop, clock=clock, recorded=ledger.recorded)
-                    for one in config.cameras
-                ],
+                cameras=cameras,
                 inspector=inspector,
                 model=model,
                 record=ledger,
