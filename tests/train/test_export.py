@@ -1,3 +1,4 @@
+import base64
 import shutil
 import sys
 from dataclasses import replace
@@ -14,13 +15,15 @@ from engine.backends.onnxruntime import OnnxRuntimeBackend
 from engine.backends.openvino import OpenVino, OpenVinoBackend
 from engine.backends.tensorrt.plans import build_plan, find_tensorrt
 from engine.bundle import PARITY, WEIGHTS, open_bundle
+from engine.cross_fitted import CROSS_FITTED, CrossFitted, CrossFittedPart, cross_fitted_of
 from engine.errors import BackendError, BundleError
 from engine.methods import open_method
 from engine.methods.atac import atac_of
 from engine.parity import bundle_parity
+from tests.training_parts import trained
 from train.datasets import SPLIT, read_listed, unseen_images
 from train.evaluate import evaluation, scored
-from train.export.gate import add_precision, load_network
+from train.export.gate import add_precision, load_network, write_bundle
 from train.memory_bank import MemoryBank
 from train.network import TorchBackend
 from train.recipes import RECIPE, open_recipe
@@ -56,6 +59,45 @@ def test_training_ends_in_a_bundle(bundle, split, line):
     assert (record.good, record.defective, record.pretrained) == (18, 4, "none")
     assert atac_of(bundle).score.reference_std != 1.0
     assert atac_of(bundle).view == line.view
+
+
+def test_cross_fitted_scores_go_into_the_bundle_with_pictures_of_the_doubtful(
+    bundle, line, images, split, tmp_path
+):
+    def part(item, score):
+        return CrossFittedPart(path=item.path, sha256=item.sha256, kind=item.kind, score=score)
+
+    run = trained(replace(line, epochs=1), images, tmp_path / "run")
+    given = CrossFitted(
+        way="leave_one_out",
+        folds=len(split.train_good),
+        good=tuple(part(item, i / 100) for i, item in enumerate(split.train_good)),
+        defective=tuple(part(item, 9.0 - i) for i, item in enumerate(split.train_defective)),
+    )
+    written = write_bundle(
+        tmp_path / "out",
+        replace(run, cross_fitted=given),
+        line,
+        bundle.manifest.training,
+        images.images,
+        split,
+        accept_flips=True,
+    ).bundle
+    found = cross_fitted_of(written)
+    assert CROSS_FITTED in written.manifest.files
+    assert {one.path for one in found.good} == {
+        one.path for one in (*split.train_good, *split.held_out_good)
+    }
+    held_out = {one.path for one in split.held_out_good}
+    assert sorted(one.score for one in found.good if one.path in held_out) == sorted(
+        written.manifest.training.held_out_scores
+    )
+    scores_of = [one.score for one in found.good]
+    assert scores_of == sorted(scores_of, reverse=True)
+    assert [one.picture is not None for one in found.good] == [True] * 12 + [False] * 12
+    assert base64.b64decode(found.good[0].picture).startswith(b"\xff\xd8")
+    assert [one.score for one in found.defective] == [6.0, 7.0, 8.0, 9.0]
+    assert cross_fitted_of(bundle) is None
 
 
 def test_onnx_and_torch_decide_alike(bundle, source):

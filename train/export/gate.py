@@ -8,6 +8,7 @@ it was, unless the user accepts it (`engine.parity.Parity.objections`).
 
 import platform
 import tempfile
+from base64 import b64encode
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
@@ -38,8 +39,9 @@ from engine.bundle import (
     sha256,
     write_manifest,
 )
+from engine.cross_fitted import CROSS_FITTED, CROSS_FITTED_JSON, CrossFitted, CrossFittedPart
 from engine.errors import BundleError
-from engine.frame import Inspection
+from engine.frame import Inspection, Pixels
 from engine.methods import MethodSpec, open_method
 from engine.parity import (
     PARITY_JSON,
@@ -49,6 +51,7 @@ from engine.parity import (
     compared,
     provisional_threshold,
 )
+from engine.picture import jpeg, reduced
 from train.datasets import SPLIT, SPLIT_JSON, Images, Listed, Source, Split
 from train.evaluate import auroc
 from train.export.graph import onnx_graph
@@ -65,6 +68,9 @@ _FILES: Final[dict[Precision, str]] = {
 }
 _INSTEAD: Final = 64
 """How many training images are inspected when no good image was held out."""
+_PICTURED: Final = 12
+"""How many good and how many defective parts a bundle shows, the most doubtful."""
+_PICTURE_SIDE: Final = 480
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -124,6 +130,9 @@ def write_bundle(
             SPLIT: SPLIT_JSON.dump_json(split, indent=1),
             RECIPE: RECIPE_JSON.dump_json(settings, indent=2),
         }
+        if trained.cross_fitted is not None:
+            completed = _completed(trained.cross_fitted, images, split, scores)
+            files[CROSS_FITTED] = CROSS_FITTED_JSON.dump_json(completed, indent=1)
         for name, data in files.items():
             replace_file(folder / name, data)
         bundle = _sealed(folder, method, record, files)
@@ -282,6 +291,44 @@ def _inspections(
 ) -> list[Inspection]:
     inspector = open_method(method, backend)
     return [inspector.inspect(images.pixels(item)) for item in items]
+
+
+def _completed(
+    scores: CrossFitted, images: Images, split: Split, held_out: Sequence[float]
+) -> CrossFitted:
+    """`scores` with the good parts that were held out, and pictures of the most doubtful parts.
+
+    Args:
+        scores: Of the images that were learnt from, as the recipe gives them.
+        images: Those of the split.
+        split: Who trained, who was held out.
+        held_out: The deployed network's scores of the good images that were held out, first.
+    """
+    listed = {item.path: item for item in (*split.training, *split.held_out_good)}
+    good = [
+        *scores.good,
+        *(
+            CrossFittedPart(path=item.path, sha256=item.sha256, kind=item.kind, score=score)
+            for item, score in zip(split.held_out_good, held_out, strict=False)
+        ),
+    ]
+
+    def pictured(parts: list[CrossFittedPart]) -> tuple[CrossFittedPart, ...]:
+        return tuple(
+            replace(part, picture=b64encode(jpeg(shown(part))).decode("ascii"))
+            if place < _PICTURED
+            else part
+            for place, part in enumerate(parts)
+        )
+
+    def shown(part: CrossFittedPart) -> Pixels:
+        return reduced(images.pixels(listed[part.path]), _PICTURE_SIDE)
+
+    return replace(
+        scores,
+        good=pictured(sorted(good, key=lambda part: part.score, reverse=True)),
+        defective=pictured(sorted(scores.defective, key=lambda part: part.score)),
+    )
 
 
 def _auroc_loss(

@@ -16,6 +16,7 @@ from pydantic import Field, TypeAdapter
 from torch import nn
 
 from engine.bundle import sha256
+from engine.cross_fitted import CrossFitted
 from engine.methods import MethodSpec
 from engine.registry import Kinds
 from engine.spec import spec
@@ -63,16 +64,39 @@ class RecipeSettings:
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class Trained:
-    """A trained network, in evaluation mode, how the engine runs it, and all epochs."""
+    """A trained network, in evaluation mode, how the engine runs it, and all epochs.
+
+    `cross_fitted` has each image that was learnt from, scored by a model that had not seen it.
+    """
 
     network: Network
     method: MethodSpec
     history: tuple[Epoch, ...]
+    cross_fitted: CrossFitted | None = None
 
     @classmethod
-    def of(cls, network: Network, method: MethodSpec, checkpoint: Checkpoint) -> Self:
-        """What a training has ended in."""
-        return cls(network=network.eval(), method=method, history=tuple(checkpoint.history))
+    def of(
+        cls,
+        network: Network,
+        method: MethodSpec,
+        checkpoint: Checkpoint,
+        *,
+        cross_fitted: CrossFitted | None = None,
+    ) -> Self:
+        """What a training has ended in.
+
+        Args:
+            network: As it is after the last epoch.
+            method: How the engine runs it.
+            checkpoint: Knows all epochs.
+            cross_fitted: Scores of models that left images out, where the recipe has them.
+        """
+        return cls(
+            network=network.eval(),
+            method=method,
+            history=tuple(checkpoint.history),
+            cross_fitted=cross_fitted,
+        )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -1,0 +1,67 @@
+"""Scores of a training's own images, each by a model that has not seen that image.
+
+A recipe that has them gives them to its bundle, so that good parts which trained also set the
+threshold. They are scores of other models than the deployed one, and so are no proof of what it
+does: `calibration.record` keeps the two apart.
+"""
+
+from typing import Annotated, Final, Literal
+
+from pydantic import Field, TypeAdapter, ValidationError
+
+from engine.bundle import Bundle, Sha256
+from engine.errors import BundleError
+from engine.spec import spec
+
+CROSS_FITTED: Final = "cross_fitted.json"
+
+Pixel = Annotated[int, Field(ge=0)]
+
+
+@spec
+class CrossFittedPart:
+    """One image and its score, on the scale of the deployed fp32 network's.
+
+    `path`, `sha256` and `kind` are those of the split. `box` is where in the frame the score comes
+    from: left, top, right, bottom in pixels. `picture` is a JPEG in base64, of a part that a person
+    should look at.
+    """
+
+    path: str
+    sha256: Sha256
+    kind: str
+    score: float
+    box: tuple[Pixel, Pixel, Pixel, Pixel] | None = None
+    picture: str | None = None
+
+
+@spec
+class CrossFitted:
+    """What models that left images out make of these images.
+
+    `folds` models were made, for `leave_one_out` one an image. `good` has all good images that were
+    learnt from, and those held out, which the deployed model has scored. `defective` has known
+    defects; none where no model left them out.
+    """
+
+    way: Literal["leave_one_out", "folds"]
+    folds: Annotated[int, Field(ge=2)]
+    good: tuple[CrossFittedPart, ...]
+    defective: tuple[CrossFittedPart, ...] = ()
+
+
+CROSS_FITTED_JSON: Final = TypeAdapter(CrossFitted)
+
+
+def cross_fitted_of(bundle: Bundle) -> CrossFitted | None:
+    """The cross-fitted scores in `bundle`; None where its recipe gave none."""
+    if CROSS_FITTED not in bundle.manifest.files:
+        return None
+    try:
+        return CROSS_FITTED_JSON.validate_json(bundle.read(CROSS_FITTED))
+    except ValidationError as error:
+        first = error.errors()[0]
+        place = ".".join(str(part) for part in first["loc"])
+        raise BundleError(
+            str(bundle.path / CROSS_FITTED), f"holds no scores ({place}: {first['msg']})"
+        ) from error
