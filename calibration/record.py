@@ -46,6 +46,11 @@ class Calibration:
     `guaranteed_false_reject`. `detection_interval` is Clopper-Pearson at `confidence`, two-sided;
     `None` without defective parts. The counts below say what was set aside, or was counted but
     looks like another part; see `calibration.scores`.
+
+    So many of the good and of the defective parts are `cross_fitted` and `cross_fitted_defective`:
+    models that left the part out have scored it, not the bundle's own. With any good part among
+    them the promise is no proof, and `guaranteed_false_reject` is what so many unseen parts would
+    exclude.
     """
 
     schema_version: int
@@ -67,9 +72,16 @@ class Calibration:
     duplicates: Count
     look_alikes: Count
     unreadable: Count
+    cross_fitted: Count = 0
+    cross_fitted_defective: Count = 0
     good_scores: tuple[float, ...]
     defective_scores: tuple[float, ...]
     versions: dict[str, str]
+
+    @property
+    def is_proved(self) -> bool:
+        """Whether the promise holds by counting alone: the bundle's network had seen no part."""
+        return not self.cross_fitted
 
 
 _CALIBRATION: Final = TypeAdapter(Calibration)
@@ -149,6 +161,8 @@ def calibrate(
         duplicates=sum(len(scores.duplicates) for scores in parts),
         look_alikes=good.look_alikes,
         unreadable=sum(len(scores.unreadable) for scores in parts),
+        cross_fitted=good.cross_fitted,
+        cross_fitted_defective=0 if defective is None else defective.cross_fitted,
         good_scores=tuple(sorted(good.values)),
         defective_scores=tuple(sorted(defective_scores)),
         versions={"python": platform.python_version()} | {p: version(p) for p in _PACKAGES},

@@ -4,27 +4,17 @@ from pathlib import Path
 from typing import Final
 
 from calibration.bound import upper_bound
+from calibration.outlook import Costs, drawn, outlook_of
 from calibration.record import Calibration
 from calibration.scores import Scores
-from calibration.threshold import choose_threshold
 from engine.bundle import replace_file
 from engine.errors import CalibrationError
 from engine.pages.charts import bins, counts, histogram_svg
 from engine.pages.rendering import render
 from engine.pages.text import counted, listed, percent, short
-from engine.picture import annotated
 
 REPORT: Final = "calibration.html"
 """The page's name, beside `calibration.json` in the bundle's folder."""
-
-
-def promise(calibration: Calibration) -> str:
-    """What the threshold promises, in one sentence with its n."""
-    return (
-        f"At most {percent(calibration.max_false_reject)} of good parts will be rejected, with "
-        f"{percent(calibration.confidence)} confidence: {calibration.exceedances} of "
-        f"n={calibration.good} good parts scored above the threshold {calibration.threshold:.4g}."
-    )
 
 
 def misses(calibration: Calibration) -> str:
@@ -35,35 +25,6 @@ def misses(calibration: Calibration) -> str:
     if not missed:
         return f"None of your {counted(of, 'defect')} would pass."
     return f"{missed} of your {counted(of, 'defect')} would pass."
-
-
-def deciding(calibration: Calibration, good: Scores) -> str:
-    """Which good part sets the threshold, and what the threshold would be without it.
-
-    `good` are the scores of the calibration. Empty where that part is not among the exhibits.
-    """
-    rank = calibration.allowed_exceedances
-    if rank >= len(good.exhibits):
-        return ""
-    name = short(good.exhibits[rank].name)
-    others = list(calibration.good_scores)
-    others.remove(calibration.threshold)
-    try:
-        without = choose_threshold(
-            others,
-            max_false_reject=calibration.max_false_reject,
-            confidence=calibration.confidence,
-        ).value
-    except CalibrationError:
-        effect = "there would be too few good parts for this promise"
-    else:
-        effect = f"the threshold would be {without:.4g}"
-    alone = (
-        f"{name} alone sets the threshold"
-        if not rank
-        else (f"{name} sets the threshold; {counted(rank, 'good part')} may score higher")
-    )
-    return f"{alone}. If it is not really good, remove it: {effect}."
 
 
 def detection(calibration: Calibration) -> str:
@@ -91,7 +52,14 @@ def warnings(calibration: Calibration, good: Scores, defective: Scores | None) -
             f"{counted(len(training), 'picture')} set aside: training images, whose scores say "
             f"nothing about new parts ({listed(training)})."
         )
-    if good.look_alikes:
+    if good.look_alikes and good.cross_fitted:
+        found.append(
+            f"{good.look_alikes} of the {calibration.good} good pictures look like another one. If "
+            "they show the same parts again, a model that left one of them out has still seen its "
+            "part: the scores are too low, and more good parts will be rejected than estimated. "
+            "Keep one picture of each part and train again, or use good parts of other days."
+        )
+    elif good.look_alikes:
         distinct = calibration.good - good.look_alikes
         weaker = upper_bound(
             calibration.allowed_exceedances, distinct, confidence=calibration.confidence
@@ -135,27 +103,28 @@ def histogram_text(calibration: Calibration, *, width: int = 78) -> str:
 
 
 def write_report(
-    path: Path, calibration: Calibration, good: Scores, defective: Scores | None
+    path: Path, calibration: Calibration, costs: Costs, good: Scores, defective: Scores | None
 ) -> None:
     """Write the calibration as one HTML file that needs no other file, atomically.
 
     Args:
         path: The file.
         calibration: What is reported.
+        costs: What other promises and other good parts would find.
         good: The good parts that it was made from.
         defective: The defective parts, if there were any.
     """
     good_scores, defective_scores = calibration.good_scores, calibration.defective_scores
     threshold = calibration.threshold
+    outlook = outlook_of(calibration, costs, good)
     html = render(
         "calibration.html.j2",
         title="Calibration report",
         calibration=calibration,
-        promise=promise(calibration),
+        outlook=outlook,
         misses=misses(calibration),
         missed=calibration.defective - calibration.detected,
         detection=detection(calibration),
-        deciding=deciding(calibration, good),
         warnings=warnings(calibration, good, defective),
         histograms=[
             histogram_svg(good_scores, shown, threshold)
@@ -163,7 +132,7 @@ def write_report(
         ],
         figures=_figures(calibration),
         facts=_facts(calibration),
-        good=_shown(good, threshold, good=True),
+        good=_shown(good, threshold, good=True)[len(outlook.suspects) :],
         defective=[] if defective is None else _shown(defective, threshold, good=False),
     )
     try:
@@ -177,7 +146,7 @@ def _figures(calibration: Calibration) -> dict[str, str]:
     figures = {
         "Threshold (NG above)": f"{calibration.threshold:.6g}",
         "Good parts": f"{calibration.good}",
-        f"False rejects, with {sure} confidence": (
+        f"False rejects, {sure} confidence{'' if calibration.is_proved else ', estimated'}": (
             f"≤ {percent(calibration.guaranteed_false_reject, digits=3)}"
         ),
     }
@@ -193,6 +162,8 @@ def _facts(calibration: Calibration) -> dict[str, str]:
         "Asked for": f"≤ {percent(calibration.max_false_reject)} false rejects",
         "Good parts above the threshold": f"{calibration.exceedances} "
         f"({calibration.allowed_exceedances} allowed)",
+        "Scored by models that had left them out": f"{calibration.cross_fitted} good, "
+        f"{calibration.cross_fitted_defective} defective",
         "Look-alikes, duplicates, training images, unreadable": f"{calibration.look_alikes}, "
         f"{calibration.duplicates}, {calibration.training_images}, {calibration.unreadable}",
         "Made": calibration.created_at.replace("T", " ").replace("+00:00", " UTC"),
@@ -207,10 +178,10 @@ def _shown(scores: Scores, threshold: float, *, good: bool) -> list[dict[str, ob
     remark = "would be rejected" if good else "missed"
     return [
         {
-            "picture": annotated(one.pixels, one.inspection, threshold, max_side=480),
-            "score": one.inspection.score,
+            "picture": drawn(one, threshold),
+            "score": one.score,
             "name": short(one.name),
-            "remark": remark if (one.inspection.score > threshold) == good else "",
+            "remark": remark if (one.score > threshold) == good else "",
         }
         for one in scores.exhibits
     ]

@@ -1,21 +1,27 @@
 """Pictures → scores, with what must not count set aside and what a report shows kept."""
 
+import base64
 import heapq
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Final, Literal
 
 from engine.bundle import pixels_sha256
+from engine.cross_fitted import CROSS_FITTED, CrossFitted
 from engine.errors import ImageError
 from engine.frame import Box, Inspection, Pixels
-from engine.image import read_image
+from engine.image import decode_image, read_image
 from engine.inspector import Inspector
 from engine.likeness import fingerprint, look_alikes
 from engine.picture import MAX_SIDE, reduced
 
 KEPT: Final = 12
 """How many exhibits a set of scores keeps for the report."""
+
+Label = Literal["good", "defective"]
+_SIGN: Final[dict[Label, int]] = {"good": 1, "defective": -1}
+"""Doubtful are good parts with high scores and defective parts with low scores."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -28,38 +34,45 @@ class Picture:
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class Exhibit:
-    """A picture worth showing, reduced to `MAX_SIDE`; the inspection's box is in its pixels."""
+    """A picture worth showing, reduced to `MAX_SIDE`.
+
+    The inspection's box is in its pixels; None where the score is of a model that is no more.
+    """
 
     name: str
+    score: float
     pixels: Pixels
-    inspection: Inspection
+    inspection: Inspection | None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class Scores:
     """The scores of parts with one label, each part once.
 
-    `values` are in the order of the pictures. `hashes` are `pixels_sha256` of what was counted.
-    Set aside, and named: `training` pictures (the network has learnt them, so their scores say
-    nothing about new parts), `duplicates` (the same pixels again), `unreadable` files (with the
-    reason). `look_alikes` were counted; see `engine.likeness`. `exhibits` are the `KEPT`
-    most doubtful parts, worst first.
+    `values` are in the order of the pictures, as are their `names`. `hashes` are `pixels_sha256` of
+    what was counted. Set aside, and named: `training` pictures (the network has learnt them, so
+    their scores say nothing about new parts), `duplicates` (the same pixels again), `unreadable`
+    files (with the reason). `look_alikes` were counted; see `engine.likeness`. `exhibits` are the
+    `KEPT` most doubtful parts, worst first. So many of the values are `cross_fitted`: models that
+    left the part out have scored it.
     """
 
     values: tuple[float, ...]
+    names: tuple[str, ...]
     hashes: frozenset[str]
-    training: tuple[str, ...]
-    duplicates: tuple[str, ...]
-    unreadable: tuple[str, ...]
-    look_alikes: int
-    exhibits: tuple[Exhibit, ...]
+    training: tuple[str, ...] = ()
+    duplicates: tuple[str, ...] = ()
+    unreadable: tuple[str, ...] = ()
+    look_alikes: int = 0
+    exhibits: tuple[Exhibit, ...] = ()
+    cross_fitted: int = 0
 
 
 def score_pictures(
     inspector: Inspector,
     pictures: Iterable[Picture | ImageError],
     *,
-    label: Literal["good", "defective"],
+    label: Label,
     training: frozenset[str],
     progress: Callable[[], None],
 ) -> Scores:
@@ -73,13 +86,14 @@ def score_pictures(
         progress: Called once for every picture.
     """
     values: list[float] = []
+    names: list[str] = []
     fingerprints = []
     hashes: set[str] = set()
     learnt: list[str] = []
     duplicates: list[str] = []
     unreadable: list[str] = []
     doubtful: list[tuple[float, int, Exhibit]] = []
-    sign = 1 if label == "good" else -1
+    sign = _SIGN[label]
     for picture in pictures:
         progress()
         if isinstance(picture, ImageError):
@@ -94,6 +108,7 @@ def score_pictures(
             hashes.add(digest)
             inspection = inspector.inspect(picture.pixels)
             values.append(inspection.score)
+            names.append(picture.name)
             fingerprints.append(fingerprint(picture.pixels))
             doubt = sign * inspection.score
             if len(doubtful) < KEPT or doubt > doubtful[0][0]:
@@ -103,12 +118,43 @@ def score_pictures(
                 heapq.heappop(doubtful)
     return Scores(
         values=tuple(values),
+        names=tuple(names),
         hashes=frozenset(hashes),
         training=tuple(learnt),
         duplicates=tuple(duplicates),
         unreadable=tuple(unreadable),
         look_alikes=look_alikes(fingerprints),
         exhibits=tuple(exhibit for _, _, exhibit in sorted(doubtful, reverse=True)),
+    )
+
+
+def with_cross_fitted(scores: Scores | None, cross_fitted: CrossFitted, *, label: Label) -> Scores:
+    """`scores`, and the cross-fitted ones of the parts that are not among them.
+
+    Args:
+        scores: Of parts that training has not seen, if there are any.
+        cross_fitted: Of parts that trained, and of those held out.
+        label: Which of them; as in `score_pictures`.
+    """
+    if scores is None:
+        scores = Scores(values=(), names=(), hashes=frozenset())
+    parts = [part for part in getattr(cross_fitted, label) if part.sha256 not in scores.hashes]
+    exhibits = [
+        Exhibit(name=part.path, score=part.score, pixels=_decoded(part.picture), inspection=None)
+        for part in parts
+        if part.picture is not None
+    ]
+    exhibits = sorted(
+        (*scores.exhibits, *exhibits), key=lambda one: _SIGN[label] * one.score, reverse=True
+    )
+    return replace(
+        scores,
+        values=(*scores.values, *(part.score for part in parts)),
+        names=(*scores.names, *(part.path for part in parts)),
+        hashes=scores.hashes | {part.sha256 for part in parts},
+        look_alikes=scores.look_alikes + (cross_fitted.look_alikes if label == "good" else 0),
+        exhibits=tuple(exhibits[:KEPT]),
+        cross_fitted=len(parts),
     )
 
 
@@ -126,4 +172,8 @@ def pictures_of(
 def _exhibit(picture: Picture, inspection: Inspection) -> Exhibit:
     small = reduced(picture.pixels, MAX_SIDE)
     shown = inspection.scaled(of=Box.around(picture.pixels), to=Box.around(small))
-    return Exhibit(name=picture.name, pixels=small, inspection=shown)
+    return Exhibit(name=picture.name, score=shown.score, pixels=small, inspection=shown)
+
+
+def _decoded(picture: str) -> Pixels:
+    return decode_image(base64.b64decode(picture), source=CROSS_FITTED)

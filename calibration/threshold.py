@@ -13,6 +13,8 @@ from calibration.bound import (
 from engine.errors import CalibrationError
 from engine.pages.text import percent
 
+OFFERED = (0.01, 0.03, 0.05)
+"""What is promised where nobody asks for another limit: the first that the parts carry."""
 _USEFUL = 0.05
 """A higher false-reject rate is not offered: few lines could bear it."""
 
@@ -51,6 +53,20 @@ def choose_threshold(
         exceedances=sum(score > value for score in scores),
         guaranteed=upper_bound(allowed, parts, confidence=confidence),
     )
+
+
+def best_promise(parts: int, *, confidence: float) -> float:
+    """The lowest of `OFFERED` that so many good parts carry, or the highest of them."""
+    for rate in OFFERED:
+        if is_carried(parts, max_false_reject=rate, confidence=confidence):
+            return rate
+    return OFFERED[-1]
+
+
+def is_carried(parts: int, *, max_false_reject: float, confidence: float) -> bool:
+    """Whether so many good parts are enough for the promise."""
+    allowed = allowed_exceedances(parts, max_false_reject=max_false_reject, confidence=confidence)
+    return allowed is not None
 
 
 def band(

@@ -11,11 +11,10 @@ from pydantic import Field, TypeAdapter, ValidationError
 
 from engine.bundle import Bundle, Sha256
 from engine.errors import BundleError
+from engine.frame import Box
 from engine.spec import spec
 
 CROSS_FITTED: Final = "cross_fitted.json"
-
-Pixel = Annotated[int, Field(ge=0)]
 
 
 @spec
@@ -23,15 +22,14 @@ class CrossFittedPart:
     """One image and its score, on the scale of the deployed fp32 network's.
 
     `path`, `sha256` and `kind` are those of the split. `box` is where in the frame the score comes
-    from: left, top, right, bottom in pixels. `picture` is a JPEG in base64, of a part that a person
-    should look at.
+    from. `picture` is a JPEG in base64, of a part that a person should look at.
     """
 
     path: str
     sha256: Sha256
     kind: str
     score: float
-    box: tuple[Pixel, Pixel, Pixel, Pixel] | None = None
+    box: Box | None = None
     picture: str | None = None
 
 
@@ -41,13 +39,15 @@ class CrossFitted:
 
     `folds` models were made, for `leave_one_out` one an image. `good` has all good images that were
     learnt from, and those held out, which the deployed model has scored. `defective` has known
-    defects; none where no model left them out.
+    defects; none where no model left them out. `look_alikes` of the good images look like another
+    one: if they show the same part, a model that left one of them out has still seen it.
     """
 
     way: Literal["leave_one_out", "folds"]
     folds: Annotated[int, Field(ge=2)]
     good: tuple[CrossFittedPart, ...]
     defective: tuple[CrossFittedPart, ...] = ()
+    look_alikes: Annotated[int, Field(ge=0)] = 0
 
 
 CROSS_FITTED_JSON: Final = TypeAdapter(CrossFitted)

@@ -54,6 +54,12 @@ def boxed(
     return _boxed(picture, pixels, inspection, _verdict_colour(inspection, threshold))
 
 
+def framed(pixels: Pixels, box: Box | None, *, max_side: int = MAX_SIDE) -> Pixels:
+    """The frame `pixels` with `box` drawn in, if there is one; shapes are those of `annotated`."""
+    picture = _rgb(reduced(pixels, max_side)).copy()
+    return picture if box is None else _drawn(picture, pixels, box, _BOX_COLOUR)
+
+
 def attended(pixels: Pixels, inspection: Inspection, *, max_side: int = MAX_SIDE) -> Pixels:
     """The frame as pass 1 attends to it and, when pass 2 zoomed in, the box that follows from it.
 
@@ -137,13 +143,16 @@ def _boxed(
     picture: Pixels, pixels: Pixels, inspection: Inspection, colour: tuple[int, int, int]
 ) -> Pixels:
     """`picture`, which shows the frame `pixels`, with pass 2's box drawn in, if it has one."""
-    if inspection.zoomed:
-        box = inspection.box.scaled(of=Box.around(pixels), to=Box.around(picture))
-        width = 1 + max(picture.shape) // 250
-        corners = (box.left, box.top), (box.right - 1, box.bottom - 1)
-        # A dark line below the bright one is seen on any background.
-        cv2.rectangle(picture, *corners, (0, 0, 0), width + 2)
-        cv2.rectangle(picture, *corners, colour, width)
+    return _drawn(picture, pixels, inspection.box, colour) if inspection.zoomed else picture
+
+
+def _drawn(picture: Pixels, pixels: Pixels, box: Box, colour: tuple[int, int, int]) -> Pixels:
+    box = box.scaled(of=Box.around(pixels), to=Box.around(picture))
+    width = 1 + max(picture.shape) // 250
+    corners = (box.left, box.top), (box.right - 1, box.bottom - 1)
+    # A dark line below the bright one is seen on any background.
+    cv2.rectangle(picture, *corners, (0, 0, 0), width + 2)
+    cv2.rectangle(picture, *corners, colour, width)
     return picture
 
 

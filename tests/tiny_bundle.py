@@ -1,5 +1,7 @@
 """A real bundle that needs no training: contrast with the surroundings is the score."""
 
+from base64 import b64encode
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -18,10 +20,12 @@ from engine.bundle import (
     sha256,
     write_manifest,
 )
+from engine.cross_fitted import CROSS_FITTED, CROSS_FITTED_JSON, CrossFitted, CrossFittedPart
 from engine.frame import Pixels
 from engine.methods import NetworkSpec
 from engine.methods.atac import OUTPUTS, AtacMethod
 from engine.parity import PARITY_JSON, Parity
+from engine.picture import jpeg
 from engine.score import ScoreSpec
 from engine.view import ViewSpec
 
@@ -102,9 +106,36 @@ def parity(flips: tuple[str, ...] = ()) -> Parity:
 def judged(bundle: Bundle, **flips: tuple[str, ...]) -> Bundle:
     """`bundle` as after a parity gate; `flips` are by runtime: `openvino_cpu_int8=("a.png",)`."""
     report = {name.replace("_", " "): parity(images) for name, images in flips.items()}
-    data = PARITY_JSON.dump_json(report)
-    (bundle.path / PARITY).write_bytes(data)
-    files = bundle.manifest.files | {PARITY: sha256(data)}
+    return _extended(bundle, PARITY, PARITY_JSON.dump_json(report))
+
+
+def cross_fitted(bundle: Bundle, good: Sequence[float], defective: Sequence[float] = ()) -> Bundle:
+    """`bundle` as from a recipe that scores each image without itself; parts have pictures."""
+
+    def parts(scores: Sequence[float], kind: str, first: int) -> tuple[CrossFittedPart, ...]:
+        return tuple(
+            CrossFittedPart(
+                path=f"train/{kind}/{place:03}.png",
+                sha256=f"{first + place:064x}",
+                kind=kind,
+                score=score,
+                picture=b64encode(jpeg(good_part(place))).decode() if place < 3 else None,
+            )
+            for place, score in enumerate(scores)
+        )
+
+    found = CrossFitted(
+        way="leave_one_out",
+        folds=len(good),
+        good=parts(good, "good", 0),
+        defective=parts(defective, "scratch", 10_000),
+    )
+    return _extended(bundle, CROSS_FITTED, CROSS_FITTED_JSON.dump_json(found))
+
+
+def _extended(bundle: Bundle, name: str, data: bytes) -> Bundle:
+    (bundle.path / name).write_bytes(data)
+    files = bundle.manifest.files | {name: sha256(data)}
     return write_manifest(bundle.path, replace(bundle.manifest, files=files))
 
 

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from agent.ports import Camera
     from agent.settings import BundleSettings
     from calibration.scores import Picture, Scores
-    from engine.backends.base import BackendChoice, PrecisionChoice
+    from engine.backends.base import BackendChoice, PrecisionChoice, Runtime
     from engine.bundle import Bundle
     from engine.inspector import Inspector
 
@@ -41,8 +41,12 @@ def calibrate(
         Path | None, typer.Option(help="Folder of defective parts, if there are any.")
     ] = None,
     max_false_reject: Annotated[
-        str, typer.Option(help="Highest share of good parts that may be rejected.")
-    ] = "1%",
+        str | None,
+        typer.Option(
+            help="Highest share of good parts that may be rejected; "
+            "default: 1%, or 3% or 5% where good parts are too few for less."
+        ),
+    ] = None,
     confidence: Annotated[str, typer.Option(help="Confidence of that promise.")] = "95%",
     backend: Annotated[
         str | None,
@@ -56,6 +60,10 @@ def calibrate(
         Literal["auto", "fp32", "bf16", "fp16", "int8", "int8_symmetric"] | None,
         typer.Option(help="Number format; auto: the fastest that keeps the verdicts."),
     ] = None,
+    strict: Annotated[
+        bool,
+        typer.Option("--strict", help="Only a proof: no scores of parts that training has seen."),
+    ] = False,
     bits: Annotated[int | None, options.BITS] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print the result as JSON.")] = False,
 ) -> None:
@@ -65,36 +73,74 @@ def calibrate(
 
     Or with the camera of the line: agent calibrate --config agent.yaml --frames 300
 
+    Or from the good parts that trained, where the recipe has scored each without itself; this is
+    an estimate and no proof: agent calibrate --bundle bottle
+
     Writes calibration.json and calibration.html into the bundle. The threshold belongs to the
     backend and the precision that scored the parts; `agent run` uses the same. Too few good parts
     for the promise are an error that says how many are needed: 299 for 1 % at 95 %, 59 for 5 %.
     """
+    from calibration.outlook import (
+        costs_of,
+        deciding,
+        headline,
+        look_first,
+        outlook_of,
+        prices_text,
+        promise,
+    )
     from calibration.record import calibrate as calibrated
     from calibration.record import read_calibration, write_calibration
     from calibration.report import (
         REPORT,
-        deciding,
         detection,
         histogram_text,
         misses,
-        promise,
         warnings,
         write_report,
     )
-    from calibration.threshold import require_enough
+    from calibration.scores import with_cross_fitted
+    from calibration.threshold import best_promise, is_carried, require_enough
     from engine.backends.choice import fastest
     from engine.backends.opening import open_inspector
     from engine.bundle import open_bundle
+    from engine.cross_fitted import cross_fitted_of
 
-    rate = share("--max-false-reject", max_false_reject)
+    asked = None if max_false_reject is None else share("--max-false-reject", max_false_reject)
     sure = share("--confidence", confidence)
-    settings, good_parts = _source(bundle, good, config, frames, backend, precision, bits)
+    settings, given = _source(bundle, good, config, frames, backend, precision, bits)
     defective_parts = None if defective is None else _folder("--defective", defective, bits)
     opened = open_bundle(settings.path, signed_by=settings.require_signature)
-    # Fewer pictures than it takes need not be scored.
-    require_enough(good_parts.count, max_false_reject=rate, confidence=sure)
+    cross_fitted = None if strict else cross_fitted_of(opened)
+    if given is None and cross_fitted is None:
+        raise ConfigurationError(
+            "--good", None, "is not given; name it, or use --config agent.yaml --frames N"
+        )
+    good_parts = given or _Parts(count=0, pictures=())
+
+    def rate(parts: int) -> float:
+        return asked or best_promise(parts, confidence=sure)
+
+    def is_enough(parts: int) -> bool:
+        return is_carried(parts, max_false_reject=rate(parts), confidence=sure)
+
+    wanted = settings.precision
+    if cross_fitted is not None and wanted == "auto" and not is_enough(good_parts.count):
+        wanted = "fp32"
     # Not what an earlier threshold was set with: this one takes its place.
-    runtime = fastest(opened, backend=settings.backend, precision=settings.precision)
+    runtime = fastest(opened, backend=settings.backend, precision=wanted)
+    if cross_fitted is not None and not _gives_scores_of_training(runtime):
+        if given is None:
+            raise ConfigurationError(
+                "--good",
+                None,
+                f"is not given, and training has scored its parts in fp32 on a CPU, not in "
+                f"{runtime.precision} by {runtime.backend}; name it, or let auto choose",
+            )
+        cross_fitted = None
+    # Fewer pictures than it takes need not be scored.
+    most = good_parts.count + (0 if cross_fitted is None else len(cross_fitted.good))
+    require_enough(most, max_false_reject=rate(most), confidence=sure)
     with open_inspector(
         opened,
         backend=runtime.backend,
@@ -108,22 +154,34 @@ def calibrate(
             if defective_parts is None
             else _scored(inspector, opened, "defective", defective_parts)
         )
-        calibration = calibrated(
-            opened,
-            good_scores,
-            defective_scores,
-            precision=runtime.precision,
-            backend=inspector.name,
-            max_false_reject=rate,
-            confidence=sure,
-        )
+        name = inspector.name
+    if cross_fitted is not None:
+        if not is_enough(len(good_scores.values)):
+            good_scores = with_cross_fitted(good_scores, cross_fitted, label="good")
+        if cross_fitted.defective:
+            defective_scores = with_cross_fitted(defective_scores, cross_fitted, label="defective")
+    calibration = calibrated(
+        opened,
+        good_scores,
+        defective_scores,
+        precision=runtime.precision,
+        backend=name,
+        max_false_reject=rate(len(good_scores.values)),
+        confidence=sure,
+    )
+    costs = costs_of(calibration, good_scores)
     report = settings.path / REPORT
-    write_report(report, calibration, good_scores, defective_scores)
+    write_report(report, calibration, costs, good_scores, defective_scores)
     record = write_calibration(opened, calibration)
     found = warnings(calibration, good_scores, defective_scores)
     if as_json:
         answer = asdict(calibration) | {
             "id": read_calibration(opened).id,
+            "headline": headline(calibration),
+            "look_first": look_first(calibration, costs),
+            "steps": outlook_of(calibration, costs, good_scores).steps,
+            "proved": calibration.is_proved,
+            "costs": asdict(costs),
             "warnings": found,
             "left_out": good_parts.left_out,
             "record": str(record),
@@ -131,15 +189,18 @@ def calibrate(
         }
         typer.echo(json.dumps(answer, indent=2))
         return
-    typer.echo(promise(calibration))
     for sentence in (
+        look_first(calibration, costs),
+        headline(calibration),
+        promise(calibration),
         misses(calibration),
         detection(calibration),
-        deciding(calibration, good_scores),
+        deciding(calibration, costs),
     ):
         if sentence:
             typer.echo(sentence)
-    typer.echo(f"\n{histogram_text(calibration)}\n")
+    typer.echo(f"\n{prices_text(costs, calibration)}\n")
+    typer.echo(f"{histogram_text(calibration)}\n")
     for warning in found:
         typer.echo(f"WARNING: {warning}")
     typer.echo(f"Scored by {calibration.backend}, as agent run will.")
@@ -172,22 +233,21 @@ def _source(
     backend: "BackendChoice | None",
     precision: "PrecisionChoice | None",
     bits: int | None,
-) -> "tuple[BundleSettings, _Parts]":
-    """The bundle, what runs it, and the good parts: from a folder or from a camera."""
+) -> "tuple[BundleSettings, _Parts | None]":
+    """The bundle, what runs it, and the good parts: from a folder, from a camera, or none."""
     from agent.settings import BundleSettings, load_config
 
     if config is None:
-        remedy = "is not given; name it, or use --config agent.yaml --frames N"
         if frames is not None:
             raise ConfigurationError("--frames", frames, "goes with --config agent.yaml")
         if bundle is None:
-            raise ConfigurationError("--bundle", None, remedy)
-        if good is None:
-            raise ConfigurationError("--good", None, remedy)
+            raise ConfigurationError(
+                "--bundle", None, "is not given; name it, or use --config agent.yaml --frames N"
+            )
         settings = BundleSettings(
             path=bundle, backend=backend or "auto", precision=precision or "auto"
         )
-        return settings, _folder("--good", good, bits)
+        return settings, None if good is None else _folder("--good", good, bits)
 
     for option, value in (
         ("--bundle", bundle),
@@ -202,6 +262,13 @@ def _source(
     loaded = load_config(config)
     parts = _Parts(count=frames, pictures=_filmed(loaded.cameras, frames))
     return loaded.bundle, parts
+
+
+def _gives_scores_of_training(runtime: "Runtime") -> bool:
+    """Whether scores that training has written are those that `runtime` would give."""
+    from engine.backends.base import BACKENDS
+
+    return runtime.precision == "fp32" and BACKENDS.find(runtime.backend).settings.on_cpu
 
 
 def _folder(option: str, folder: Path, bits: int | None) -> _Parts:

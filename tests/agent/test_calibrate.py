@@ -14,9 +14,9 @@ from agent import cli
 from agent.commands.calibrate import share
 from calibration.record import read_calibration
 from calibration.report import REPORT
-from engine.bundle import CALIBRATION, Bundle, pixels_sha256
+from engine.bundle import CALIBRATION, Bundle, open_bundle, pixels_sha256
 from engine.errors import ConfigurationError
-from tests.tiny_bundle import defective_part, good_part, judged, tiny_bundle
+from tests.tiny_bundle import cross_fitted, defective_part, good_part, judged, tiny_bundle
 
 Call = Callable[..., tuple[int, str, str]]
 
@@ -64,7 +64,9 @@ def test_the_answer_is_a_promise_and_two_files(
     )  # fmt: skip
     assert (code, err) == (0, "")
     assert out.startswith(
-        "At most 5 % of good parts will be rejected, with 95 % confidence: 0 of n=62 good parts"
+        "Of 100 defects like yours, 100 will be found; of 1 000 good parts at most 50 will be "
+        "rejected.\nAt most 5 % of good parts will be rejected, with 95 % confidence: "
+        "0 of n=62 good parts"
     )
     assert "8 of 8 defective parts are detected" in out
     assert " threshold " in out
@@ -126,12 +128,65 @@ def test_what_does_not_count_is_warned_of(calibrate: Call, bundle: Bundle, good:
 def test_too_few_parts_are_refused_and_nothing_is_written(
     calibrate: Call, bundle: Bundle, good: Path
 ) -> None:
-    code, out, err = calibrate("--bundle", bundle.path, "--good", good)
+    code, out, err = calibrate("--bundle", bundle.path, "--good", good, "--max-false-reject", "1%")
     assert (code, out) == (1, "")
     assert "needs 299 good parts that training has not seen; there are 62: bring 237 more" in err
     assert err.count("\n") == 1
     assert not (bundle.path / CALIBRATION).exists()
     assert not (bundle.path / REPORT).exists()
+
+
+def test_without_a_limit_the_parts_carry_what_they_can(
+    calibrate: Call, bundle: Bundle, good: Path
+) -> None:
+    code, out, _ = calibrate("--bundle", bundle.path, "--good", good, "--json")
+    answer = json.loads(out)
+    assert (code, answer["max_false_reject"], answer["proved"]) == (0, 0.05, True)
+
+
+def test_parts_that_trained_set_the_threshold_where_each_was_scored_without_itself(
+    calibrate: Call, bundle: Bundle
+) -> None:
+    cross_fitted(bundle, [2 - i / 200 for i in range(160)], [1.9, 5.0, 6.0])
+    code, out, err = calibrate("--bundle", bundle.path)
+    assert (code, err) == (0, "")
+    assert out.startswith(
+        "Of 100 defects like yours, 66 will be found; of 1 000 good parts at most 30 should be "
+        "rejected.\nAt most 3 % of good parts are expected to be rejected, estimated with the "
+        "bound of 95 % confidence and not proved: 1 of n=160 good parts"
+    )
+    record = read_calibration(open_bundle(bundle.path)).calibration
+    assert (record.threshold, record.cross_fitted, record.is_proved) == (1.995, 160, False)
+    assert (record.defective, record.cross_fitted_defective) == (3, 3)
+    assert record.precision == "fp32"
+    page = (bundle.path / REPORT).read_text(encoding="utf-8")
+    assert "good/001.png" in page
+    assert "The estimate takes scores" in page
+
+
+def test_enough_parts_that_are_new_are_a_proof_and_come_first(
+    calibrate: Call, bundle: Bundle, good: Path
+) -> None:
+    cross_fitted(bundle, [2 - i / 200 for i in range(260)], [1.9, 5.0, 6.0])
+    code, out, _ = calibrate("--bundle", bundle.path, "--good", good, "--json")
+    answer = json.loads(out)
+    assert (code, answer["good"], answer["proved"]) == (0, 62, True)
+    # More than they carry is asked for: all count, and nothing is proved.
+    code, out, _ = calibrate(
+        "--bundle", bundle.path, "--good", good, "--max-false-reject", "1%", "--json"
+    )
+    answer = json.loads(out)
+    assert (answer["good"], answer["cross_fitted"], answer["proved"]) == (322, 260, False)
+    assert answer["costs"]["prices"][2]["max_false_reject"] == 0.01
+    code, _, err = calibrate(
+        "--bundle", bundle.path, "--good", good, "--max-false-reject", "1%", "--strict"
+    )
+    assert (code, "there are 62: bring 237 more" in err) == (1, True)
+    code, _, err = calibrate("--bundle", bundle.path, "--strict")
+    assert (code, "--good: is not given" in err) == (2, True)
+    # They are scores of fp32.
+    code, _, err = calibrate("--bundle", bundle.path, "--precision", "int8")
+    assert (code, "scored its parts in fp32 on a CPU, not in int8" in err) == (2, True)
 
 
 def test_parts_that_fall_below_the_number_when_set_aside_are_refused(

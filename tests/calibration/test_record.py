@@ -22,6 +22,7 @@ from tests.tiny_bundle import tiny_bundle
 
 GOOD = Scores(
     values=tuple(1 + (i * 37 % 100) / 100 for i in range(100)),
+    names=tuple(f"{i}.png" for i in range(100)),
     hashes=frozenset({"a", "b"}),
     training=("t1.png",),
     duplicates=("d1.png", "d2.png"),
@@ -32,6 +33,7 @@ GOOD = Scores(
 DEFECTIVE = replace(
     GOOD,
     values=(0.5, 1.5, *[5.0] * 18),
+    names=tuple(f"{i}.png" for i in range(20)),
     hashes=frozenset({"c"}),
     training=(),
     duplicates=(),

@@ -6,17 +6,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from calibration.outlook import costs_of, deciding, promise
 from calibration.record import Calibration, calibrate
-from calibration.report import (
-    REPORT,
-    deciding,
-    detection,
-    histogram_text,
-    misses,
-    promise,
-    warnings,
-    write_report,
-)
+from calibration.report import REPORT, detection, histogram_text, misses, warnings
+from calibration.report import write_report as write_page
 from calibration.scores import Exhibit, Scores
 from engine.bundle import Bundle
 from engine.errors import CalibrationError
@@ -32,17 +25,18 @@ def exhibit(name: str, score: float) -> Exhibit:
         Box(left=10, top=10, right=40, bottom=30),
         score_map=np.full((8, 8), score, np.float32),
     )
-    return Exhibit(name=name, pixels=good_part(0), inspection=found)
+    return Exhibit(name=name, score=score, pixels=good_part(0), inspection=found)
 
 
 def scores(values: tuple[float, ...], *exhibits: Exhibit, digest: str = "a") -> Scores:
+    """Parts with these scores; those of the exhibits, the highest or lowest, have their names."""
+    names = {one.score: one.name for one in exhibits}
     return Scores(
         values=values,
+        names=tuple(
+            names.get(value, f"parts/good/{place}.png") for place, value in enumerate(values)
+        ),
         hashes=frozenset({digest}),
-        training=(),
-        duplicates=(),
-        unreadable=(),
-        look_alikes=0,
         exhibits=exhibits,
     )
 
@@ -77,6 +71,16 @@ def made(bundle: Bundle, good: Scores = GOOD, defective: Scores | None = DEFECTI
     )
 
 
+def decided(calibration: Calibration, good: Scores) -> str:
+    return deciding(calibration, costs_of(calibration, good))
+
+
+def write_report(
+    path: Path, calibration: Calibration, good: Scores, defective: Scores | None
+) -> None:
+    write_page(path, calibration, costs_of(calibration, good), good, defective)
+
+
 def test_the_promise_is_one_sentence_with_its_n(bundle: Bundle) -> None:
     assert promise(made(bundle)) == (
         "At most 5 % of good parts will be rejected, with 95 % confidence: "
@@ -100,18 +104,17 @@ def test_what_would_pass_is_the_headline(bundle: Bundle) -> None:
 
 
 def test_the_part_that_sets_the_threshold_is_named(bundle: Bundle) -> None:
-    assert deciding(made(bundle), GOOD) == (
+    assert decided(made(bundle), GOOD) == (
         "good/2.png sets the threshold; 1 good part may score higher. "
         "If it is not really good, remove it: the threshold would be 1.485."
     )
     few = scores((*([1.0] * 58), 9.25), exhibit("parts/good/021.jpg", 9.25))
-    assert deciding(made(bundle, few), few) == (
+    assert decided(made(bundle, few), few) == (
         "good/021.jpg alone sets the threshold. If it is not really good, remove it: "
         "there would be too few good parts for this promise."
     )
     enough = scores((*([1.0] * 59), 9.25), exhibit("parts/good/021.jpg", 9.25))
-    assert deciding(made(bundle, enough), enough).endswith("remove it: the threshold would be 1.")
-    assert deciding(made(bundle, scores(GOOD.values)), scores(GOOD.values)) == ""
+    assert decided(made(bundle, enough), enough).endswith("remove it: the threshold would be 1.")
 
 
 def test_nothing_to_warn_of_gives_no_warning(bundle: Bundle) -> None:
@@ -190,7 +193,9 @@ def test_the_page_stands_alone(bundle: Bundle) -> None:
     assert promise(calibration) in words
     assert detection(calibration) in words
     assert misses(calibration) in words
-    assert deciding(calibration, GOOD) in words
+    assert "Of 100 defects like yours, 95 will be found" in words
+    assert "Is this one really good?" in words
+    assert "What each promise costs" in words
     assert "<good>/1.png" in words
     assert words.count("would be rejected") == 1
     assert words.count("missed") >= 2

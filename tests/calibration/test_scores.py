@@ -81,10 +81,10 @@ def test_look_alikes_count_but_are_reported(inspector: OpenInspector) -> None:
 def test_the_most_doubtful_parts_are_kept(inspector: OpenInspector) -> None:
     pictures = [good_part(seed) for seed in range(20)]
     good = scored(inspector, *pictures)
-    shown = [exhibit.inspection.score for exhibit in good.exhibits]
+    shown = [exhibit.score for exhibit in good.exhibits]
     assert shown == sorted(good.values, reverse=True)[:KEPT]
     bad = scored(inspector, *[defective_part(seed) for seed in range(20)], label="defective")
-    shown = [exhibit.inspection.score for exhibit in bad.exhibits]
+    shown = [exhibit.score for exhibit in bad.exhibits]
     assert shown == sorted(bad.values)[:KEPT]
 
 

@@ -42,6 +42,7 @@ from engine.bundle import (
 from engine.cross_fitted import CROSS_FITTED, CROSS_FITTED_JSON, CrossFitted, CrossFittedPart
 from engine.errors import BundleError
 from engine.frame import Inspection, Pixels
+from engine.likeness import fingerprint, look_alikes
 from engine.methods import MethodSpec, open_method
 from engine.parity import (
     PARITY_JSON,
@@ -51,7 +52,7 @@ from engine.parity import (
     compared,
     provisional_threshold,
 )
-from engine.picture import jpeg, reduced
+from engine.picture import framed, jpeg
 from train.datasets import SPLIT, SPLIT_JSON, Images, Listed, Source, Split
 from train.evaluate import auroc
 from train.export.graph import onnx_graph
@@ -322,10 +323,11 @@ def _completed(
         )
 
     def shown(part: CrossFittedPart) -> Pixels:
-        return reduced(images.pixels(listed[part.path]), _PICTURE_SIDE)
+        return framed(images.pixels(listed[part.path]), part.box, max_side=_PICTURE_SIDE)
 
     return replace(
         scores,
+        look_alikes=look_alikes([fingerprint(images.pixels(listed[one.path])) for one in good]),
         good=pictured(sorted(good, key=lambda part: part.score, reverse=True)),
         defective=pictured(sorted(scores.defective, key=lambda part: part.score)),
     )

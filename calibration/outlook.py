@@ -1,0 +1,265 @@
+"""A calibration for a person: what will be found and rejected, what decides it, what to do next."""
+
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Final
+
+from calibration.bound import good_parts_needed, interval
+from calibration.price import (
+    Expected,
+    Price,
+    Removal,
+    arguable,
+    prices,
+    with_more_parts,
+    without_highest,
+)
+from calibration.record import Calibration
+from calibration.scores import Exhibit, Scores
+from engine.frame import Pixels
+from engine.pages.outlook import Outlook, PriceRow, Suspect
+from engine.pages.text import counted, listed, percent, short
+from engine.picture import annotated
+
+_SHOWN: Final = 4
+"""Good parts whose pictures decide."""
+_LISTED: Final = 3
+"""Removals that are listed."""
+_SIDE: Final = 480
+_FEW_DEFECTS: Final = 20
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Costs:
+    """What other promises, fewer and more good parts would find.
+
+    `names` are of the good parts with the highest scores, the highest first; a removal of two takes
+    the first two of them. `arguable` is the removal that is worth a look, if any is.
+    """
+
+    prices: tuple[Price, ...]
+    names: tuple[str, ...]
+    removals: tuple[Removal, ...]
+    arguable: Removal | None
+    more: tuple[Expected, ...]
+
+
+def costs_of(calibration: Calibration, good: Scores) -> Costs:
+    """The costs of `calibration`, which was made from `good`."""
+    scores, defects = calibration.good_scores, calibration.defective_scores
+    rate, sure = calibration.max_false_reject, calibration.confidence
+    most = min(_LISTED, len(scores) - 1)
+    by_score = sorted(zip(good.values, good.names, strict=True), key=lambda one: -one[0])
+    return Costs(
+        prices=prices(scores, defects, confidence=sure),
+        names=tuple(name for _, name in by_score[: _shown(calibration)]),
+        removals=tuple(
+            without_highest(
+                scores, defects, removed=removed, max_false_reject=rate, confidence=sure
+            )
+            for removed in range(1, most + 1)
+        ),
+        arguable=arguable(scores, defects, max_false_reject=rate, confidence=sure),
+        more=with_more_parts(scores, defects, max_false_reject=rate, confidence=sure),
+    )
+
+
+def promise(calibration: Calibration) -> str:
+    """What the threshold promises, in one sentence with its n."""
+    rate, sure = percent(calibration.max_false_reject), percent(calibration.confidence)
+    of = calibration.good
+    above = f"{calibration.exceedances} of n={of} good parts scored above the threshold"
+    if calibration.is_proved:
+        return (
+            f"At most {rate} of good parts will be rejected, with {sure} confidence: {above} "
+            f"{calibration.threshold:.4g}."
+        )
+    own = calibration.cross_fitted
+    each = "each" if own == of else f"{own} of them"
+    return (
+        f"At most {rate} of good parts are expected to be rejected, estimated with the bound of "
+        f"{sure} confidence and not proved: {above} {calibration.threshold:.4g}, {each} scored by "
+        "a model that had not seen the part, but is not the one that will run."
+    )
+
+
+def headline(calibration: Calibration) -> str:
+    """What will be found and what rejected, in one sentence."""
+    rejected = f"{1000 * calibration.max_false_reject:g}"
+    verb = "will" if calibration.is_proved else "should"
+    good = f"of 1 000 good parts at most {rejected} {verb} be rejected"
+    if not calibration.defective:
+        return (
+            f"{good.capitalize()}. How many defects will be found is not known: no defect was "
+            "given."
+        )
+    found = calibration.detected / calibration.defective
+    return f"Of 100 defects like yours, {_of_100(found)} will be found; {good}."
+
+
+def look_first(calibration: Calibration, costs: Costs) -> str:
+    """The good parts that cost detection, in words; empty where none do."""
+    removal = costs.arguable
+    if removal is None:
+        return ""
+    names = listed([short(name) for name in costs.names[: removal.removed]])
+    one = removal.removed == 1
+    them, are = ("it", "Is it") if one else ("them", "Are they")
+    missing = (
+        f" (the promise would then need {counted(removal.missing, 'more good part')})"
+        if removal.missing
+        else ""
+    )
+    threshold = f"the threshold would be {removal.threshold:.4g} instead of "
+    threshold += f"{calibration.threshold:.4g}"
+    if removal.found is None:
+        effect = f"far above the others. Without {them} {threshold}{missing}."
+        return f"Look at {names} first: {effect} {are} really good?"
+    lost = removal.found - calibration.detected
+    cost = "It costs" if one else "They cost"
+    return (
+        f"Look at {names} first: {are.lower()} really good? {cost} {lost} of your "
+        f"{calibration.defective} defects: without {them} {removal.found} would be found instead "
+        f"of {calibration.detected}, as {threshold}{missing}."
+    )
+
+
+def deciding(calibration: Calibration, costs: Costs) -> str:
+    """Which good part sets the threshold, and what the threshold would be without it."""
+    rank, removal = calibration.allowed_exceedances, costs.removals[0]
+    name = short(costs.names[rank])
+    if removal.missing:
+        effect = "there would be too few good parts for this promise"
+    else:
+        effect = f"the threshold would be {removal.threshold:.4g}"
+    alone = (
+        f"{name} sets the threshold; {counted(rank, 'good part')} may score higher"
+        if rank
+        else f"{name} alone sets the threshold"
+    )
+    return f"{alone}. If it is not really good, remove it: {effect}."
+
+
+def prices_text(costs: Costs, calibration: Calibration) -> str:
+    """The table of prices for a terminal."""
+    rows = [_row(price, calibration) for price in costs.prices]
+    lines = [f"{'good parts rejected':>19}  {'defects found':>13}  threshold"]
+    for row in rows:
+        mark = " <" if row.is_asked else ""
+        lines.append(f"{'≤ ' + row.promise:>19}  {row.found:>13}  {row.threshold}{mark}")
+    return "\n".join(lines)
+
+
+def outlook_of(
+    calibration: Calibration, costs: Costs, good: Scores, *, next_steps: tuple[str, ...] = ()
+) -> Outlook:
+    """What a page leads with.
+
+    Args:
+        calibration: The threshold.
+        costs: What other promises and other good parts would find.
+        good: The good parts that the calibration was made from.
+        next_steps: What else to do, after what follows from the scores.
+    """
+    return Outlook(
+        look_first=look_first(calibration, costs),
+        headline=headline(calibration),
+        basis=promise(calibration),
+        suspects=tuple(_suspects(calibration, good)),
+        prices=tuple(_row(price, calibration) for price in costs.prices),
+        steps=(*_steps(calibration, costs), *next_steps),
+    )
+
+
+def _suspects(calibration: Calibration, good: Scores) -> Iterator[Suspect]:
+    rank = calibration.allowed_exceedances
+    for place, one in enumerate(good.exhibits[: _shown(calibration)]):
+        if place == rank:
+            remark = "sets the threshold" if rank else "alone sets the threshold"
+        else:
+            remark = "would be rejected" if one.score > calibration.threshold else ""
+        yield Suspect(
+            name=short(one.name),
+            score=one.score,
+            remark=remark,
+            picture=drawn(one, calibration.threshold),
+        )
+
+
+def drawn(exhibit: Exhibit, threshold: float) -> Pixels:
+    """The picture of a part as pages show it."""
+    if exhibit.inspection is None:
+        return exhibit.pixels
+    return annotated(exhibit.pixels, exhibit.inspection, threshold, max_side=_SIDE)
+
+
+def _row(price: Price, calibration: Calibration) -> PriceRow:
+    of = calibration.defective
+    if price.threshold is None:
+        threshold, found = f"{counted(price.missing, 'more good part')} needed", ""
+    else:
+        threshold = f"{price.threshold:.4g}"
+        found = "–" if price.found is None else f"{price.found} of {of}"
+    return PriceRow(
+        promise=percent(price.max_false_reject),
+        threshold=threshold,
+        found=found,
+        is_asked=price.max_false_reject == calibration.max_false_reject,
+    )
+
+
+def _steps(calibration: Calibration, costs: Costs) -> Iterator[str]:
+    of, found = calibration.defective, calibration.detected
+    if costs.arguable is not None:
+        removal = costs.arguable
+        names = listed([short(name) for name in costs.names[: removal.removed]])
+        gain = f": {removal.found} of {of} defects instead of {found}" if of else ""
+        yield (
+            f"Label {names} anew. What is not really good goes among the defects; then calibrate "
+            f"again{gain}."
+        )
+    if not of:
+        yield ("Give defective parts, with --defective: nobody knows yet how many will be found.")
+    better = [one for one in costs.more if of and one.found > found / of + 0.5 / of]
+    for one in better[:2]:
+        yield (
+            f"Bring {counted(one.more, 'more good part')}: about {_of_100(one.found)} of 100 "
+            f"defects instead of {_of_100(found / of)} (estimated from these scores)."
+        )
+    dearer = [
+        price
+        for price in costs.prices
+        if price.max_false_reject > calibration.max_false_reject and (price.found or 0) > found
+    ]
+    if dearer:
+        price = dearer[0]
+        yield (
+            f"If the line can bear {percent(price.max_false_reject)} instead of "
+            f"{percent(calibration.max_false_reject)} false rejects: {price.found} of {of} defects "
+            f"instead of {found} (--max-false-reject {100 * price.max_false_reject:g}%)."
+        )
+    if 0 < of < _FEW_DEFECTS:
+        low, high = interval(found, of, confidence=calibration.confidence)
+        yield (
+            f"{counted(of, 'defect')} say little: of 100 defects {_of_100(low)} to "
+            f"{_of_100(high)} may be found. Bring {_FEW_DEFECTS} or more, of each type several."
+        )
+    if not calibration.is_proved:
+        needed = good_parts_needed(
+            max_false_reject=calibration.max_false_reject, confidence=calibration.confidence
+        )
+        yield (
+            f"For a proof, bring {needed} good parts that training has not seen: agent calibrate "
+            "--good DIR --strict."
+        )
+
+
+def _shown(calibration: Calibration) -> int:
+    """How many of the highest good parts decide: all that may be rejected, and some others."""
+    return max(_SHOWN, calibration.allowed_exceedances + 1)
+
+
+def _of_100(share: float) -> int:
+    """A share as so many of 100, never rounded up: not all are found before all are."""
+    return math.floor(100 * share + 1e-9)
