@@ -15,8 +15,11 @@ from calibration.price import (
     with_more_parts,
     without_highest,
 )
-from calibration.record import Calibration
-from calibration.scores import Exhibit, Scores
+from calibration.record import Calibration, calibrate
+from calibration.scores import Exhibit, Scores, with_cross_fitted
+from calibration.threshold import best_promise, is_carried
+from engine.bundle import Bundle
+from engine.cross_fitted import cross_fitted_of
 from engine.frame import Pixels
 from engine.pages.outlook import Outlook, PriceRow, Suspect
 from engine.pages.text import counted, listed, percent, short
@@ -27,6 +30,7 @@ _SHOWN: Final = 4
 _LISTED: Final = 3
 """Removals that are listed."""
 _SIDE: Final = 480
+_CONFIDENCE: Final = 0.95
 _FEW_DEFECTS: Final = 20
 
 
@@ -151,16 +155,13 @@ def prices_text(costs: Costs, calibration: Calibration) -> str:
     return "\n".join(lines)
 
 
-def outlook_of(
-    calibration: Calibration, costs: Costs, good: Scores, *, next_steps: tuple[str, ...] = ()
-) -> Outlook:
+def outlook_of(calibration: Calibration, costs: Costs, good: Scores) -> Outlook:
     """What a page leads with.
 
     Args:
         calibration: The threshold.
         costs: What other promises and other good parts would find.
         good: The good parts that the calibration was made from.
-        next_steps: What else to do, after what follows from the scores.
     """
     return Outlook(
         look_first=look_first(calibration, costs),
@@ -168,8 +169,33 @@ def outlook_of(
         basis=promise(calibration),
         suspects=tuple(_suspects(calibration, good)),
         prices=tuple(_row(price, calibration) for price in costs.prices),
-        steps=(*_steps(calibration, costs), *next_steps),
+        steps=tuple(_steps(calibration, costs)),
     )
+
+
+def training_outlook(bundle: Bundle) -> Outlook | None:
+    """What a training may expect by its own images, each scored by a model that left it out.
+
+    None where the recipe has no such scores, or where they are too few for any promise.
+    """
+    cross_fitted = cross_fitted_of(bundle)
+    if cross_fitted is None:
+        return None
+    good = with_cross_fitted(None, cross_fitted, label="good")
+    defective = with_cross_fitted(None, cross_fitted, label="defective")
+    rate = best_promise(len(good.values), confidence=_CONFIDENCE)
+    if not is_carried(len(good.values), max_false_reject=rate, confidence=_CONFIDENCE):
+        return None
+    calibration = calibrate(
+        bundle,
+        good,
+        defective,
+        precision="fp32",
+        backend="training",
+        max_false_reject=rate,
+        confidence=_CONFIDENCE,
+    )
+    return outlook_of(calibration, costs_of(calibration, good), good)
 
 
 def _suspects(calibration: Calibration, good: Scores) -> Iterator[Suspect]:

@@ -20,6 +20,7 @@ from engine.errors import AtacError, TrainingError
 from engine.frame import Inspection, Pixels
 from engine.likeness import fingerprint, look_alikes
 from engine.pages.charts import Curve, curves_svg, histogram_svg
+from engine.pages.outlook import Outlook
 from engine.pages.rendering import render
 from engine.pages.text import counted, listed, percent, short
 from engine.parity import provisional_threshold
@@ -139,22 +140,36 @@ def summary(outcome: Outcome) -> str:
     return f"{trained} {learnt} That is no test. Next: agent evaluate, then agent calibrate."
 
 
-def advice(outcome: Outcome) -> list[str]:
-    """What to collect next, most telling first; each sentence follows from a number."""
+def advice(outcome: Outcome, outlook: Outlook | None = None) -> list[str]:
+    """What to do next, most telling first; each sentence follows from a number.
+
+    With an `outlook` that begins with its steps, and the promise is its affair.
+    """
     return [
-        *_about_overlap(outcome),
+        *(_about_overlap(outcome) if outlook is None else outlook.steps),
         *_about_defects(outcome),
+        *_about_masks(outcome),
         *_about_types(outcome),
-        *_about_promise(outcome),
+        *(_about_promise(outcome) if outlook is None else ()),
         *_about_good(outcome),
     ]
 
 
-def write_report(path: Path, outcome: Outcome, images: Images) -> None:
+def write_report(
+    path: Path, outcome: Outcome, images: Images, outlook: Outlook | None = None
+) -> None:
     """Write the page as one HTML file that needs no other file, atomically.
 
-    A picture that cannot be drawn is replaced by the reason. Raises `TrainingError` when the file
-    cannot be written.
+    A picture that cannot be drawn is replaced by the reason.
+
+    Args:
+        path: The file.
+        outcome: What the training came to.
+        images: Those of the split.
+        outlook: What will be found and rejected, where the recipe's scores can say it.
+
+    Raises:
+        TrainingError: The file cannot be written.
     """
     html = render(
         "training.html.j2",
@@ -162,8 +177,9 @@ def write_report(path: Path, outcome: Outcome, images: Images) -> None:
         bundle_id=outcome.bundle_id,
         recipe=outcome.settings.type,
         summary=summary(outcome),
+        outlook=outlook,
         warnings=list(_warnings(outcome)),
-        advice=advice(outcome),
+        advice=advice(outcome, outlook),
         histogram=histogram_svg(
             [seen.score for seen in outcome.good],
             [seen.score for seen in outcome.defective],
@@ -218,6 +234,17 @@ def _about_defects(outcome: Outcome) -> Iterator[str]:
             f" {kept} of yours were kept for the test; a larger --defects learns from some of them."
             if kept
             else ""
+        )
+
+
+def _about_masks(outcome: Outcome) -> Iterator[str]:
+    known = outcome.split.train_defective
+    without = [item for item in known if item.mask is None]
+    if without:
+        yield (
+            f"{len(without)} of the {counted(len(known), 'known defect')} have no mask. A picture "
+            "that is white where the part is defective, in ground_truth/TYPE, tells training where "
+            "to look. Measured once, on magnetic tiles: AUROC .953 with ten masks, .915 without."
         )
 
 

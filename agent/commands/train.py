@@ -149,17 +149,22 @@ def _report(finished: "Finished") -> tuple[str, Path | None]:
 
     Returns what the training came to, in words, and the page, if it could be written.
     """
+    from calibration.outlook import training_outlook
     from train.report import REPORT, examine, summary, write_report
 
     path = finished.written.bundle.path / REPORT
     try:
         outcome = examine(finished)
-        write_report(path, outcome, finished.images)
+        outlook = training_outlook(finished.written.bundle)
+        write_report(path, outcome, finished.images, outlook)
     except AtacError as error:
         sys.stderr.write(f"WARNING: no {REPORT}, but the bundle is complete: {error}\n")
         record = finished.written.bundle.manifest.training
         return f"Trained on {record.good} good and {record.defective} defective images.", None
-    return summary(outcome), path
+    said = summary(outcome)
+    if outlook is not None:
+        said = " ".join(filter(None, (outlook.look_first, outlook.headline, said)))
+    return said, path
 
 
 def require_training_packages(command: str) -> None:

@@ -73,7 +73,7 @@ def test_train_tells_what_it_made(trained, parts):
     assert pretrained.startswith("weights.safetensors (tensors' SHA-256 ")
     assert [epoch["number"] for epoch in answer["epochs"]] == [1]
     assert Path(answer["report"]) == out / "training.html"
-    assert "What to collect next" in (out / "training.html").read_text()
+    assert "What to do next" in (out / "training.html").read_text()
     assert not out.with_name("bundle.training").exists()
     assert len(unseen_images(find_source(parts, None, None), bundle)) == 11
 

@@ -15,7 +15,7 @@ from engine.errors import TrainingError
 from engine.frame import Box
 from engine.methods import open_method
 from tests.inspections import inspection
-from tests.tiny_bundle import tiny_bundle
+from tests.tiny_bundle import cross_fitted, tiny_bundle
 from train.checkpoint import Epoch
 from train.datasets import Dropped, Images, Listed, Source, Split, find_source
 from train.export.gate import Written, shown_good
@@ -72,7 +72,8 @@ def own(parts: Path, tmp_path: Path) -> Source:
 
 
 def listed(kind: str, number: int) -> Listed:
-    return Listed(path=f"test/{kind}/{number:03}.png", sha256="0" * 64, kind=kind)
+    mask = None if kind == "good" else f"ground_truth/{kind}/{number:03}_mask.png"
+    return Listed(path=f"test/{kind}/{number:03}.png", sha256="0" * 64, kind=kind, mask=mask)
 
 
 def seen(kind: str, score: float, number: int = 0) -> Seen:
@@ -126,6 +127,26 @@ PLENTY = [2 - i / 300 for i in range(299)]
 
 def test_nothing_to_collect_when_nothing_is_missing(bundle: Bundle) -> None:
     assert advice(outcome(bundle, good=PLENTY, defective=CLEAR)) == []
+
+
+def test_masks_are_asked_for_where_defects_have_none(bundle: Bundle) -> None:
+    bare = [replace(one, item=replace(one.item, mask=None)) for one in CLEAR[:3]]
+    [sentence] = advice(outcome(bundle, good=PLENTY, defective=[*bare, *CLEAR[3:]]))
+    assert sentence.startswith("3 of the 10 known defects have no mask.")
+
+
+def test_cross_fitted_scores_lead_the_page(source: Source, split: Split, tmp_path: Path) -> None:
+    bundle = cross_fitted(
+        bundle_of(tmp_path / "bundle", split), [*([1.0] * 98), 7.5, 9.3], [5, 6, 10]
+    )
+    statement, path = _report(finished(bundle, source, split))
+    assert statement.startswith(
+        "Look at good/099.png, good/098.png first: are they really good? They cost 2 of your 3 "
+    )
+    page = path.read_text(encoding="utf-8")
+    assert page.index("Look at good/099.png") < page.index("Of 100 defects like yours, 33 will be")
+    assert page.index("of 1 000 good parts at most 30 should be") < page.index("What to do next")
+    assert "agent calibrate needs 59" not in page
 
 
 @pytest.mark.parametrize(
