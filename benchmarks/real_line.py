@@ -142,7 +142,7 @@ def measured(one: Set, bundle: Bundle, folder: Path, options: argparse.Namespace
     }
     for name, backend in by_precision.items():
         with backend:
-            found = scored(open_method(bundle.manifest.method, backend), source, items)
+            found, _ = scored(open_method(bundle.manifest.method, backend), source, items)
         ranked[name] = auroc(np.array([image.score for image in found]), defective)
 
     camera = linked(folder / "camera", [source.path(item.path) for item in items])

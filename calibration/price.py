@@ -72,7 +72,7 @@ class AtPromise:
     """What a promise finds, where some good parts set the threshold and others are judged by it.
 
     `promised` is the limit that `parts` good parts carry. `found` is a share, and `false_rejects`
-    the share of the other good parts above the threshold, None where there are none.
+    the share of the other good parts above the threshold, None where they say nothing.
     """
 
     promised: float
@@ -250,9 +250,8 @@ def over_all_partings(
 ) -> AtPromise:
     """The mean of `at_promise` over all ways to part `good`, of which `share` set the threshold.
 
-    The i-th largest of n scores is the threshold of so many of the parts that the mean is exact.
-    For parts that are all new to the model, the mean share of false rejects does not depend on
-    their scores.
+    It is exact, since it is known how many partings have the i-th largest score as their threshold.
+    The mean share of false rejects would be the same whatever the scores, so it is not given.
 
     Args:
         good: Scores of good parts, at least two.
@@ -276,9 +275,7 @@ def over_all_partings(
             weight * _share_above(defective, threshold)
             for weight, threshold in zip(weights, descending, strict=True)
         ),
-        false_rejects=math.fsum(
-            weight * (place - allowed) / (n - parts) for place, weight in enumerate(weights)
-        ),
+        false_rejects=None,
     )
 
 

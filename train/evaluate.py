@@ -4,16 +4,20 @@ import math
 from collections.abc import Iterable
 from typing import Final
 
+import cv2
 import numpy as np
 import numpy.typing as npt
 
+from engine.frame import Map
 from engine.inspector import Inspector
 from engine.methods import MethodSpec, open_method
 from engine.spec import spec
-from train.datasets import Listed, Source, TrainingImages, read_listed
+from train.datasets import Listed, Source, TrainingImages, read_listed, read_mask
 from train.network import Network, TorchBackend
+from train.pixels import PixelRanking, pixel_ranking
 
 _PROBED: Final = 16  # held-out good images
+_PIXEL_SIDE: Final = 224  # of the grid on which maps and masks are compared
 
 Scores = npt.NDArray[np.float64]
 Labels = npt.NDArray[np.bool_]
@@ -67,17 +71,39 @@ class Evaluation:
     by_kind: dict[str, Ranking]
     images: tuple[Scored, ...]
     at_threshold: AtThreshold | None = None
+    pixels: PixelRanking | None = None
 
 
-def scored(inspector: Inspector, source: Source, items: Iterable[Listed]) -> tuple[Scored, ...]:
-    """Inspect the images `items`, one by one, as the line would."""
-    found = []
+def scored(
+    inspector: Inspector, source: Source, items: Iterable[Listed]
+) -> tuple[tuple[Scored, ...], PixelRanking | None]:
+    """Inspect the images `items`, one by one, as the line would.
+
+    Also how well pass 1's score maps show where parts are defective: of the good images and of the
+    defective ones with a mask, None without a mask.
+    """
+    found, maps, masks = [], [], []
     for item in items:
-        inspection = inspector.inspect(read_listed(source, item))
+        pixels = read_listed(source, item)
+        inspection = inspector.inspect(pixels)
         found.append(
             Scored(path=item.path, kind=item.kind, score=inspection.score, zoomed=inspection.zoomed)
         )
-    return tuple(found)
+        # A map of one patch shows no place; nor is there one where nobody drew it.
+        if inspection.score_map.size > 1 and (item.mask or not item.defective):
+            drawn = read_mask(source, item, pixels)
+            shown = np.abs(inspection.score_map).astype(np.float32)
+            maps.append(_resized(shown, cv2.INTER_LINEAR))
+            masks.append(
+                np.zeros((_PIXEL_SIDE, _PIXEL_SIDE), dtype=np.bool_)
+                if drawn is None
+                else _resized(drawn.astype(np.float32), cv2.INTER_NEAREST) > 0
+            )
+    return tuple(found), pixel_ranking(maps, masks) if any(map(np.any, masks)) else None
+
+
+def _resized(plane: Map, interpolation: int) -> Map:
+    return np.asarray(cv2.resize(plane, (_PIXEL_SIDE, _PIXEL_SIDE), interpolation=interpolation))
 
 
 class ValidationProbe:
@@ -109,9 +135,20 @@ class ValidationProbe:
 
 
 def evaluation(
-    images: tuple[Scored, ...], *, backend: str, threshold: float | None = None
+    images: tuple[Scored, ...],
+    *,
+    backend: str,
+    threshold: float | None = None,
+    pixels: PixelRanking | None = None,
 ) -> Evaluation:
-    """Rank all images, each defect type against all good ones, and count at `threshold`."""
+    """Rank all images, each defect type against all good ones, and count at `threshold`.
+
+    Args:
+        images: What `scored` gave.
+        backend: What inspected them.
+        threshold: Where verdicts change, if that is known.
+        pixels: What `scored` gave beside them.
+    """
     good = [image for image in images if not image.defective]
     kinds = sorted({image.kind for image in images if image.defective})
     return Evaluation(
@@ -123,6 +160,7 @@ def evaluation(
         },
         images=images,
         at_threshold=None if threshold is None else _at_threshold(images, threshold),
+        pixels=pixels,
     )
 
 

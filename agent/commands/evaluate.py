@@ -2,21 +2,27 @@
 
 import json
 import sys
-from dataclasses import asdict, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Final, Literal
 
 import typer
 
 from agent.commands import options
 from engine.errors import CalibrationError, ConfigurationError
-from engine.pages.text import counted
+from engine.pages.text import counted, percent
 
 if TYPE_CHECKING:
+    from calibration.price import AtPromise
     from calibration.record import CalibrationRecord
     from engine.backends.base import PrecisionChoice
     from engine.bundle import Bundle, Precision
     from train.evaluate import Evaluation, Ranking
+
+_LIMITS: Final = (0.03, 0.01)
+_CONFIDENCE: Final = 0.95
+_FEWEST: Final = 2
+"""Good parts that a threshold needs; of one alone there is no other to judge."""
 
 
 def evaluate(
@@ -50,9 +56,12 @@ def evaluate(
 
     Example: agent evaluate --bundle bottle --data mvtec_bottle
 
-    Says how many defects are found and how many good parts are rejected at the calibrated
-    threshold; then AUROC, average precision (AP) and false-positive rate at 95 % recall (FPR@95),
-    overall and for each type of defect.
+    Says first how many defects are found where at most 3 % and 1 % of good parts are rejected,
+    with 95 % confidence, overall and for each type of defect, and how many good parts of the test
+    are. The threshold for it is of good parts that neither training nor the test saw: those of the
+    calibration, else those that training has scored without themselves; else each good part of the
+    test is judged by the others. Then AUROC, average precision (AP), false-positive rate at 95 %
+    recall (FPR@95), and where masks are, pixel AUROC and AUPRO.
     """
     from agent.runtime import bundle_runtime, warn_of_another_runtime
     from engine.backends.opening import open_backend
@@ -78,19 +87,25 @@ def evaluate(
             items, label="images", file=sys.stderr, hidden=not sys.stderr.isatty()
         ) as bar,
     ):
-        images = scored(open_method(opened.manifest.method, network), source, bar)
+        images, pixels = scored(open_method(opened.manifest.method, network), source, bar)
         record = _record(opened, precision, runtime.precision)
         found = evaluation(
             images,
             backend=network.name,
             threshold=None if record is None else record.calibration.threshold,
+            pixels=pixels,
         )
+    promises = _promises(found, _threshold_scores(opened, record, runtime.precision))
     if record is not None and record.calibration.backend != found.backend:
         warn_of_another_runtime(record.calibration.backend, found.backend, runtime.precision)
     if as_json:
-        typer.echo(json.dumps(asdict(found) | {"left_out": unused}, indent=2))
+        answer = asdict(found) | {
+            "promises": [asdict(promise) for promise in promises],
+            "left_out": unused,
+        }
+        typer.echo(json.dumps(answer, indent=2))
     else:
-        _print(found)
+        _print(found, promises)
 
 
 def _record(
@@ -112,16 +127,94 @@ def _record(
     return record
 
 
-def _print(found: "Evaluation") -> None:
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Promise:
+    """What is found where so few good parts are rejected, overall (`all`) and by type of defect."""
+
+    scores_of: str
+    by_kind: "dict[str, AtPromise]"
+
+    @property
+    def overall(self) -> "AtPromise":
+        return self.by_kind["all"]
+
+
+def _threshold_scores(
+    bundle: "Bundle", record: "CalibrationRecord | None", precision: "Precision"
+) -> tuple[str, tuple[float, ...]]:
+    """Scores of good parts that neither training nor test saw, and whose they are; or none."""
+    from engine.cross_fitted import cross_fitted_of
+
+    if record is not None:
+        return "the calibration", record.calibration.good_scores
+    cross_fitted = cross_fitted_of(bundle)
+    if cross_fitted is not None and precision == "fp32":
+        return "training, each scored without itself", tuple(
+            part.score for part in cross_fitted.good
+        )
+    return "the test, parted in all ways", ()
+
+
+def _promises(found: "Evaluation", scores: tuple[str, tuple[float, ...]]) -> "list[_Promise]":
+    """What each limit on false rejects finds; one where the parts carry no lower one."""
+    from calibration.price import at_promise, over_all_partings
+
+    scores_of, given = scores
+    used = set(given)  # a part of the test that the calibration has too is judged by no test
+    good = [one.score for one in found.images if not one.defective and one.score not in used]
+    kinds = {
+        "all": [one.score for one in found.images if one.defective],
+        **{kind: [one.score for one in found.images if one.kind == kind] for kind in found.by_kind},
+    }
+    if not kinds["all"] or len(given or good) < _FEWEST:
+        return []
+    promises = [
+        _Promise(
+            scores_of=scores_of,
+            by_kind={
+                kind: at_promise(given, good, scores, max_false_reject=rate, confidence=_CONFIDENCE)
+                if given
+                else over_all_partings(good, scores, max_false_reject=rate, confidence=_CONFIDENCE)
+                for kind, scores in kinds.items()
+            },
+        )
+        for rate in _LIMITS
+    ]
+    least = promises[-1].overall.promised
+    return [one for one in promises if one.overall.promised > least] + promises[-1:]
+
+
+def _print(found: "Evaluation", promises: "list[_Promise]") -> None:
     typer.echo(_statement(found))
+    for promise in promises:
+        typer.echo(_said(promise))
+    limits = " ".join(f"{'≤' + percent(one.overall.promised, digits=2):>7}" for one in promises)
     typer.echo(
-        f"{found.backend:<20} {'good':>5} {'defective':>9} {'AUROC':>6} {'AP':>6} {'FPR@95':>6}"
+        f"{found.backend:<20} {limits}{' ' if limits else ''}{'AUROC':>6} {'AP':>6} {'FPR@95':>6} "
+        f"{'good':>5} {'defective':>9}"
     )
     for kind, ranking in {"all": found.overall, **found.by_kind}.items():
-        typer.echo(_row(kind, ranking))
+        shares = "".join(f"{one.by_kind[kind].found:>7.3f} " for one in promises)
+        typer.echo(f"{kind:<20} {shares}{_row(ranking)}")
+    if found.pixels is not None:
+        typer.echo(f"pixels: AUROC {found.pixels.auroc:.3f}, AUPRO {found.pixels.aupro:.3f}")
     if found.at_threshold is not None:
         for path in found.at_threshold.missed:
             typer.echo(f"missed: {path}")
+
+
+def _said(promise: _Promise) -> str:
+    at = promise.overall
+    rejected = (
+        ""
+        if at.false_rejects is None
+        else f" Rejected here: {percent(at.false_rejects, digits=2)}."
+    )
+    return (
+        f"Where at most {percent(at.promised, digits=2)} of good parts are rejected, with "
+        f"{percent(_CONFIDENCE)} confidence, {percent(at.found, digits=3)} of the defects are "
+        f"found (threshold by {at.parts} good parts of {promise.scores_of}).{rejected}"
+    )
 
 
 def _statement(found: "Evaluation") -> str:
@@ -143,7 +236,7 @@ def _statement(found: "Evaluation") -> str:
     )
 
 
-def _row(kind: str, ranking: "Ranking") -> str:
+def _row(ranking: "Ranking") -> str:
     rates = (ranking.auroc, ranking.average_precision, ranking.fpr_at_95_tpr)
     columns = " ".join(f"{'–' if rate is None else f'{rate:.3f}':>6}" for rate in rates)
-    return f"{kind:<20} {ranking.good:>5} {ranking.defective:>9} {columns}"
+    return f"{columns} {ranking.good:>5} {ranking.defective:>9}"

@@ -3,19 +3,15 @@
 import sys
 import time
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-import cv2
 import numpy as np
-import numpy.typing as npt
 import torch
 from pydantic import TypeAdapter
 
 from benchmarks.machine import described
-from benchmarks.tables.pixels import PixelRanking, pixel_ranking
 from benchmarks.tables.rows import Row, Settings, learnt, row_of, settled_settings
 from benchmarks.tables.sets import (
     DEFECTS,
@@ -29,14 +25,13 @@ from benchmarks.tables.sets import (
 from calibration.bound import upper_bound
 from calibration.threshold import Threshold, choose_threshold
 from engine.bundle import sha256
-from engine.frame import Map
 from engine.methods import open_method
 from engine.spec import spec
-from train.anomalies import Mask
-from train.datasets import SPLIT_JSON, Listed, Source, Split, read_listed, read_mask
-from train.evaluate import Ranking, Scored, evaluation
+from train.datasets import SPLIT_JSON, Listed, Source, Split
+from train.evaluate import Ranking, Scored, evaluation, scored
 from train.features import has_bf16
 from train.network import TorchBackend
+from train.pixels import PixelRanking
 from train.recipes import RECIPE_JSON, Trained
 from train.weights import Weights
 
@@ -97,7 +92,8 @@ class Record:
     """A line of the ledger; scores are raw, in the order of the split's images.
 
     `finished` is UTC; `machine` has the commit too. `zoomed_good` is the share of good test
-    images with a pass 2.
+    images with a pass 2. `cross_fitted_scores` are of good images that trained, each by a model
+    that left it out, in the order of the recipe.
     """
 
     run: Run
@@ -107,6 +103,7 @@ class Record:
     zoomed_good: float
     scores: tuple[float, ...]
     held_out_scores: tuple[float, ...]
+    cross_fitted_scores: tuple[float, ...] = ()
     train_seconds: float
     test_seconds: float
     recipe: dict[str, Any]
@@ -250,19 +247,20 @@ def measured(run: Run, data: Path, weights: Weights | None, run_folder: Path) ->
     started = time.perf_counter()
     # All of it, also what comes before the first epoch; of an interrupted training its epochs.
     train_seconds = max(started - began, trained.history[-1].seconds)
-    tested = _inspected(trained, settings, source, split.test)
-    held_out = _inspected(trained, settings, source, split.held_out_good)
+    tested, pixels = _inspected(trained, source, split.test)
+    held_out, _ = _inspected(trained, source, split.held_out_good)
     seconds = time.perf_counter() - started
     return Record(
         run=run,
-        ranking=evaluation(tested.images, backend="torch").overall,
-        threshold=_at_threshold(tested, held_out) if held_out.images else None,
-        pixels=pixel_ranking(tested.maps, tested.masks) if tested.maps else None,
-        zoomed_good=float(
-            np.mean([image.zoomed for image in tested.images if not image.defective])
+        ranking=evaluation(tested, backend="torch").overall,
+        threshold=_at_threshold(tested, held_out) if held_out else None,
+        pixels=pixels,
+        zoomed_good=float(np.mean([image.zoomed for image in tested if not image.defective])),
+        scores=tuple(image.score for image in tested),
+        held_out_scores=tuple(image.score for image in held_out),
+        cross_fitted_scores=tuple(
+            part.score for part in (trained.cross_fitted.good if trained.cross_fitted else ())
         ),
-        scores=tuple(image.score for image in tested.images),
-        held_out_scores=tuple(image.score for image in held_out.images),
         train_seconds=round(train_seconds, 1),
         test_seconds=round(seconds, 1),
         recipe=_described(settings),
@@ -284,46 +282,16 @@ def calibrated(held_out: Sequence[float]) -> Threshold:
     )
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class _Inspected:
-    """Images and, where masks exist, the score maps with them; both on the view's grid."""
-
-    images: tuple[Scored, ...]
-    maps: list[Map]
-    masks: list[Mask]
-
-
 def _inspected(
-    trained: Trained, settings: Settings, source: Source, items: Sequence[Listed]
-) -> _Inspected:
-    masked = any(item.mask for item in items)
-    images, maps, masks = [], [], []
+    trained: Trained, source: Source, items: Sequence[Listed]
+) -> tuple[tuple[Scored, ...], PixelRanking | None]:
     with TorchBackend(trained.network) as backend:
-        inspector = open_method(trained.method, backend)
-        for item in items:
-            pixels = read_listed(source, item)
-            found = inspector.inspect(pixels)
-            images.append(
-                Scored(path=item.path, kind=item.kind, score=found.score, zoomed=found.zoomed)
-            )
-            # A map of one patch shows no place; nor is there one where nobody drew it.
-            if masked and found.score_map.size > 1 and (item.mask or not item.defective):
-                maps.append(_on_view(np.abs(found.score_map), settings, cv2.INTER_LINEAR))
-                mask = read_mask(source, item, pixels)
-                drawn = np.zeros((1, 1)) if mask is None else mask
-                masks.append(_on_view(drawn, settings, cv2.INTER_NEAREST) > 0)
-    return _Inspected(images=tuple(images), maps=maps, masks=masks)
+        return scored(open_method(trained.method, backend), source, items)
 
 
-def _on_view(of_frame: npt.NDArray[Any], settings: Settings, interpolation: int) -> Map:
-    side = settings.view.side
-    resized = cv2.resize(of_frame.astype(np.float32), (side, side), interpolation=interpolation)
-    return np.asarray(resized)
-
-
-def _at_threshold(tested: _Inspected, held_out: _Inspected) -> AtThreshold:
-    threshold = calibrated([image.score for image in held_out.images])
-    found = evaluation(tested.images, backend="torch", threshold=threshold.value).at_threshold
+def _at_threshold(tested: tuple[Scored, ...], held_out: tuple[Scored, ...]) -> AtThreshold:
+    threshold = calibrated([image.score for image in held_out])
+    found = evaluation(tested, backend="torch", threshold=threshold.value).at_threshold
     assert found is not None
     return AtThreshold(
         value=threshold.value,

@@ -95,7 +95,9 @@ def test_the_mean_over_all_partings_is_exact() -> None:
     ]
     assert found.parts == 4
     assert found.found == pytest.approx(fmean(one.found for one in every))
-    assert found.false_rejects == pytest.approx(fmean(one.false_rejects or 0 for one in every))
+    # Whatever the scores, 2 of 4 above the threshold leave 3 of 5 to be above it on average.
+    assert found.false_rejects is None
+    assert fmean(one.false_rejects or 0 for one in every) == pytest.approx(3 / 5)
 
 
 def test_too_few_parts_give_the_lowest_promise_they_carry() -> None:

@@ -81,12 +81,16 @@ def test_train_tells_what_it_made(trained, parts):
 def test_evaluate_prints_a_table_and_json(trained, agent, parts):
     out, _ = trained
     table = agent("evaluate", "--bundle", out, "--data", parts)
-    statement, _, *rows = table.stdout.splitlines()
+    statement, promise, _, *rows, pixels = table.stdout.splitlines()
     assert re.fullmatch(
         r"Of 5 defects [0-5] score above all 6 good parts\. Next: agent calibrate sets .*",
         statement,
     )
+    # Five of the six good parts set the threshold, the sixth is judged, in all six ways.
+    assert promise.startswith("Where at most 45 % of good parts are rejected, with 95 % confidence")
+    assert "by 5 good parts of the test, parted in all ways" in promise
     assert [row.split()[0] for row in rows] == ["all", "scratch", "spot"]
+    assert pixels.startswith("pixels: AUROC ")
     assert "there is no calibration yet" in table.stderr
     answer = json.loads(agent("evaluate", "--bundle", out, "--data", parts, "--json").stdout)
     assert (answer["overall"]["good"], answer["overall"]["defective"]) == (6, 5)

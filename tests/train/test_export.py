@@ -146,7 +146,7 @@ def test_int8_and_fp16_join_the_bundle(bundle, copy, source):
     aurocs = []
     for precision in ("fp32", "fp16", "int8"):
         with OnnxRuntimeBackend(extended, precision=precision) as backend:
-            images = scored(open_method(extended.manifest.method, backend), source, items)
+            images, _ = scored(open_method(extended.manifest.method, backend), source, items)
         aurocs.append(evaluation(images, backend=backend.name).overall.auroc)
     assert min(aurocs) > 0.9
 

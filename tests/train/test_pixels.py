@@ -2,8 +2,8 @@ import numpy as np
 import pytest
 from scipy import ndimage
 
-from benchmarks.tables.pixels import pixel_ranking
 from train.evaluate import auroc
+from train.pixels import pixel_ranking
 
 
 def test_pixels_rank_as_images_do_and_each_region_counts_once():
