@@ -242,8 +242,8 @@ def _steps(calibration: Calibration, costs: Costs) -> Iterator[str]:
         names = listed([short(name) for name in costs.names[: removal.removed]])
         gain = f": {removal.found} of {of} defects instead of {found}" if of else ""
         yield (
-            f"Label {names} anew. What is not really good goes among the defects; then calibrate "
-            f"again{gain}."
+            f"Look again at {names}. What is not really good goes among the defects; then "
+            f"calibrate again{gain}."
         )
     if not of:
         yield ("Give defective parts, with --defective: nobody knows yet how many will be found.")
@@ -287,5 +287,5 @@ def _shown(calibration: Calibration) -> int:
 
 
 def _of_100(share: float) -> int:
-    """A share as so many of 100, never rounded up: not all are found before all are."""
+    """A share as a number of 100, never rounded up: not all are found before all are."""
     return math.floor(100 * share + 1e-9)

@@ -18,7 +18,7 @@ PROMISES: Final = (0.001, 0.005, 0.01, 0.03, 0.05)
 """Limits on false rejects that a line may want."""
 
 _MOST_REMOVED: Final = 3
-"""So many good parts may be arguable; where more are high, good parts are like that."""
+"""The most good parts that may be arguable; where more are high, good parts are like that."""
 _COSTLY: Final = 0.05
 """The least share of the defects that a removal must bring to be worth telling."""
 _ENOUGH_OF_IT: Final = 0.8
@@ -280,7 +280,7 @@ def over_all_partings(
 
 
 def carried(parts: int, *, max_false_reject: float, confidence: float) -> tuple[float, int]:
-    """The limit on false rejects that so many `parts` carry, and how many may lie above.
+    """The limit on false rejects that `parts` good parts carry, and how many may lie above.
 
     It is `max_false_reject`, or what no part above the threshold gives where they are too few.
     """
@@ -293,7 +293,7 @@ def carried(parts: int, *, max_false_reject: float, confidence: float) -> tuple[
 def _expected_found(
     good: Sequence[float], defective: Sequence[float], *, parts: int, allowed: int
 ) -> float:
-    """The mean share found if `parts` scores were drawn from `good`, each time anew."""
+    """The mean share found if `parts` scores were drawn from `good`, with replacement."""
     ascending, n = sorted(good), len(good)
     expected, before = 0.0, 0.0
     for place, threshold in enumerate(ascending, start=1):

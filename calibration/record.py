@@ -47,9 +47,9 @@ class Calibration:
     `None` without defective parts. The counts below say what was set aside, or was counted but
     looks like another part; see `calibration.scores`.
 
-    So many of the good and of the defective parts are `cross_fitted` and `cross_fitted_defective`:
-    models that left the part out have scored it, not the bundle's own. With any good part among
-    them the promise is no proof, and `guaranteed_false_reject` is what so many unseen parts would
+    `cross_fitted` good parts and `cross_fitted_defective` ones were scored by models that had left
+    the part out, not by the bundle's own. With any good part among
+    them the promise is no proof, and `guaranteed_false_reject` is what as many unseen parts would
     exclude.
     """
 

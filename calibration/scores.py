@@ -53,8 +53,8 @@ class Scores:
     what was counted. Set aside, and named: `training` pictures (the network has learnt them, so
     their scores say nothing about new parts), `duplicates` (the same pixels again), `unreadable`
     files (with the reason). `look_alikes` were counted; see `engine.likeness`. `exhibits` are the
-    `KEPT` most doubtful parts, worst first. So many of the values are `cross_fitted`: models that
-    left the part out have scored it.
+    `KEPT` most doubtful parts, worst first. `cross_fitted` of the values are of models that left
+    the part out.
     """
 
     values: tuple[float, ...]

@@ -56,7 +56,7 @@ def choose_threshold(
 
 
 def best_promise(parts: int, *, confidence: float) -> float:
-    """The lowest of `OFFERED` that so many good parts carry, or the highest of them."""
+    """The lowest of `OFFERED` that this number of good parts carries, or the highest of them."""
     for rate in OFFERED:
         if is_carried(parts, max_false_reject=rate, confidence=confidence):
             return rate
@@ -64,7 +64,7 @@ def best_promise(parts: int, *, confidence: float) -> float:
 
 
 def is_carried(parts: int, *, max_false_reject: float, confidence: float) -> bool:
-    """Whether so many good parts are enough for the promise."""
+    """Whether this number of good parts is enough for the promise."""
     allowed = allowed_exceedances(parts, max_false_reject=max_false_reject, confidence=confidence)
     return allowed is not None
 

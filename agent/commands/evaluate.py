@@ -129,7 +129,7 @@ def _record(
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class _Promise:
-    """What is found where so few good parts are rejected, overall (`all`) and by type of defect."""
+    """What is found at one limit on false rejects, overall (`all`) and by type of defect."""
 
     scores_of: str
     by_kind: "dict[str, AtPromise]"

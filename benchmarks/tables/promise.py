@@ -1,6 +1,6 @@
-"""The figure that counts: the defects found where so few good parts are rejected.
+"""The figure that counts: the defects found where few good parts are rejected.
 
-Computed from the scores of a ledger, so that old runs are reported anew without training. Where a
+Computed from the scores of a ledger, so that old runs are reported again without training. Where a
 row has cross-fitted scores, those of all its good parts set the threshold and the test's good parts
 are judged by it. Elsewhere the good parts that training has not seen, those held out and those of
 the test, are parted in all ways: four fifths set the threshold, the others are judged.
