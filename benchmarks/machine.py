@@ -1,5 +1,6 @@
 """On what machine, with which code, a figure was made."""
 
+import hashlib
 import os
 import platform
 import subprocess
@@ -48,6 +49,26 @@ def processor() -> str:
 
 
 def commit() -> str:
+    """The commit of the code, or of a copy without its history the hash of its sources."""
+    try:
+        return _described_commit()
+    except (OSError, subprocess.CalledProcessError):
+        return f"sources {sources()}"
+
+
+def sources() -> str:
+    """A hash of all Python and CUDA sources, by which a copy is known without git."""
+    root = Path(__file__).parents[1]
+    digest = hashlib.sha256()
+    for folder in ("agent", "benchmarks", "calibration", "engine", "train"):
+        for path in sorted((root / folder).rglob("*")):
+            if path.suffix in {".py", ".cu", ".h"}:
+                digest.update(path.relative_to(root).as_posix().encode() + b"\0")
+                digest.update(path.read_bytes() + b"\0")
+    return digest.hexdigest()[:16]
+
+
+def _described_commit() -> str:
     return subprocess.run(
         ["git", "describe", "--always", "--dirty"], capture_output=True, text=True, check=True
     ).stdout.strip()

@@ -161,7 +161,7 @@ def kernels_folder(tmp_path_factory) -> Path:
 @pytest.fixture(scope="session")
 def kernels(kernels_folder):
     """The CUDA kernels as C++, built once for all tests."""
-    from tests.engine.backends.tensorrt.kernels import Kernels
+    from tests.engine.gpu.kernels import Kernels
 
     return Kernels(kernels_folder)
 

@@ -1,4 +1,4 @@
-"""`agent build`: compile a bundle's networks for this machine's GPU, once."""
+"""`agent build`: make a bundle's networks ready for this machine's GPU, and prove that they run."""
 
 import json
 import sys
@@ -8,94 +8,89 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
-from engine.errors import BackendError, CalibrationError, ConfigurationError
+from engine.errors import AtacError, BackendError, CalibrationError, ConfigurationError
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from engine.backends.tensorrt.plans import Plan, PlanParity
+    from engine.backends.base import Built
     from engine.bundle import Bundle
     from engine.frame import Inspection
-    from engine.inspector import Inspector
+    from engine.gpu.verdicts import GpuParity
+    from engine.inspector import Inspector, OpenInspector
     from engine.parity import Parity
+
+_GREY, _SIDE = 90, 224  # the frame that every network is shown first
+_NEAR, _NEAR_SHARE = 0.5, 0.05  # deviations: what rounding may change of its score
 
 
 def build(
     *,
-    bundle: Annotated[Path, typer.Option(help="The bundle whose networks are compiled.")],
+    bundle: Annotated[Path, typer.Option(help="The bundle whose networks are made ready.")],
+    backend: Annotated[
+        str, typer.Option(help="What they are made ready for: tensorrt or cuda.")
+    ] = "tensorrt",
     precision: Annotated[
         Literal["fp32", "fp16", "int8", "int8_symmetric"] | None,
-        typer.Option(help="Which network of the bundle; default: all that TensorRT runs."),
+        typer.Option(help="Which network of the bundle; default: all that the backend runs."),
     ] = None,
     plans: Annotated[
         Path | None, typer.Option(help="Folder for the plans; default: the user's cache.")
     ] = None,
     good: Annotated[
         Path | None,
-        typer.Option(help="Good parts, to compare the plan with ONNX Runtime."),
+        typer.Option(help="Good parts, to compare the verdicts with ONNX Runtime's."),
     ] = None,
     defective: Annotated[
         Path | None, typer.Option(help="Defective parts for the same, with --good.")
     ] = None,
     accept_flips: Annotated[
-        bool, typer.Option(help="Accept a plan that changes verdicts; they are recorded.")
+        bool, typer.Option(help="Accept verdicts that change; they are recorded.")
     ] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print the result as JSON.")] = False,
 ) -> None:
-    """Compile the bundle's networks with TensorRT for the GPU of this machine.
+    """Make the bundle's networks ready for the GPU of this machine, and prove that they run.
 
     Example: agent build --bundle bottle --precision fp16 --good parts/good
 
-    An existing plan that still fits is kept. With --good, these parts are inspected on the GPU and
-    by ONNX Runtime; a plan that changes a verdict at the calibrated threshold is refused.
-    Needs an NVIDIA driver, a GPU, and TensorRT or TensorRT-RTX; with --good also pycuda.
+    TensorRT compiles a plan; one that still fits is kept. For cuda nothing is compiled. Then a
+    blank frame is inspected on the GPU and by ONNX Runtime on the CPU, and with --good these parts
+    too; what changes a verdict at the calibrated threshold is refused.
+    Needs an NVIDIA driver, a GPU, pycuda, and TensorRT, TensorRT-RTX or onnxruntime-gpu.
     """
-    from engine.backends.tensorrt import TensorRt
-    from engine.backends.tensorrt.driver import probe_gpu
-    from engine.backends.tensorrt.plans import (
-        ensure_plan,
-        find_tensorrt,
-        plans_folder,
-        read_parity,
-        write_parity,
-    )
+    from engine.backends.base import BACKENDS
     from engine.bundle import open_bundle
+    from engine.errors import KindError
 
     images = _images("--good", good), _images("--defective", defective)
     if images[1] and not images[0]:
         raise ConfigurationError("--defective", str(defective), "give good parts too, with --good")
     opened = open_bundle(bundle)
-    networks = [each for each in opened.manifest.networks if each in TensorRt.precisions]
+    try:
+        spec = BACKENDS.find(backend).settings
+    except KindError as error:
+        raise ConfigurationError("--backend", backend, str(error)) from error
+    networks = [each for each in opened.manifest.networks if each in spec.precisions]
     wanted = networks if precision is None else [precision]
     for each in wanted:
         opened.network(each)  # what the bundle lacks is said before anything is built
-    gpu = probe_gpu()
-    tensorrt = find_tensorrt()
-    built = []
+    proven = []
     for each in wanted:
         status = _StatusLine(each)
-        plan = ensure_plan(
-            plans or plans_folder(),
-            opened,
-            each,
-            gpu=gpu,
-            tensorrt=tensorrt,
-            progress=status.show,
-        )
+        built = spec.build(opened, precision=each, cache=plans, progress=status.show)
         status.clear()
-        if images[0]:
-            parity = _compared(opened, plan, images, plans)
-            write_parity(plan, parity, accepted=accept_flips)
-        compared = read_parity(plan)
-        built.append((plan, compared))
+        if built is None:
+            raise ConfigurationError("--backend", backend, "nothing is built for it; see --help")
+        found = _proven(opened, built, images, accept_flips=accept_flips)
+        proven.append((built, found))
         if not as_json:
-            typer.echo(_summary(plan, compared))
+            typer.echo(_summary(built, found))
     if as_json:
-        typer.echo(json.dumps([_facts(*each) for each in built], indent=2))
-    refused = [plan.record.key.precision for plan, found in built if found and found.refused]
+        typer.echo(json.dumps([_facts(*each) for each in proven], indent=2))
+    refused = [each.precision for each, found in proven if found and found.refused]
     if refused:
         raise BackendError(
-            f"verdicts change with {', '.join(refused)}: the plan will not run; "
+            f"verdicts change with {', '.join(refused)}: the agent will not run it; "
             "use another precision, or accept it with --good DIR --accept-flips"
         )
 
@@ -123,24 +118,60 @@ def _images(option: str, folder: Path | None) -> list[Path]:
     return [] if folder is None else list(images_of(option, folder).files)
 
 
-def _compared(
-    bundle: "Bundle", plan: "Plan", images: tuple[list[Path], list[Path]], plans: Path | None
-) -> "Parity":
-    """The same images by ONNX Runtime and all on the device, as it will run, at one threshold."""
-    from calibration.record import read_calibration
+def _proven(
+    bundle: "Bundle", built: "Built", images: tuple[list[Path], list[Path]], *, accept_flips: bool
+) -> "GpuParity | None":
+    """How the verdicts compare, as far as they were; raises where a blank frame is not inspected.
+
+    All on the device, as it will run, beside ONNX Runtime with the same network.
+    """
     from engine.backends.opening import open_inspector
-    from engine.backends.tensorrt.backend import open_device_inspector
+
+    with open_inspector(bundle, precision=built.precision) as host:
+        try:
+            with built.open() as device:
+                device.warm_up()
+                _require_like(host, device)
+                if not images[0]:
+                    return built.verdicts.read()
+                parity = _compared(bundle, built, host, device, images)
+        except AtacError as error:
+            raise BackendError(
+                f"{built.precision} was made ready and does not run on {built.target}: {error}; "
+                f"{built.remedy}"
+            ) from error
+    return built.verdicts.write(parity, accepted=accept_flips)
+
+
+def _require_like(host: "OpenInspector", device: "OpenInspector") -> None:
+    """Raise `BackendError` where a grey frame's score on the device is not the host's."""
+    import numpy as np
+
+    frame = np.full((_SIDE, _SIDE), _GREY, np.uint8)
+    expected, found = (each.inspect(frame) for each in (host, device))
+    near = max(_NEAR, _NEAR_SHARE * abs(expected.deviation))
+    if abs(found.deviation - expected.deviation) > near:
+        raise BackendError(
+            f"the deviation of a grey frame is {found.deviation:.4g}, and {expected.deviation:.4g} "
+            f"by {host.name}"
+        )
+
+
+def _compared(
+    bundle: "Bundle",
+    built: "Built",
+    host: "OpenInspector",
+    device: "OpenInspector",
+    images: tuple[list[Path], list[Path]],
+) -> "Parity":
+    """The same images by both, at one threshold."""
+    from calibration.record import read_calibration
     from engine.parity import compared, provisional_threshold
 
     good, defective = images
-    precision = plan.record.key.precision
-    with open_inspector(bundle, precision=precision) as host:
-        expected = _inspected(host, (*good, *defective))
-        compared_with = host.name
-    with open_device_inspector(bundle, precision=precision, plans=plans, gate=False) as device:
-        found = _inspected(device, (*good, *defective))
+    expected, found = (_inspected(each, (*good, *defective)) for each in (host, device))
     try:
-        threshold = read_calibration(bundle, precision=precision).calibration.threshold
+        threshold = read_calibration(bundle, precision=built.precision).calibration.threshold
         calibrated = True
     except CalibrationError:
         scores = [each.score for each in expected]
@@ -150,7 +181,7 @@ def _compared(
         expected,
         found,
         [str(path) for path in (*good, *defective)],
-        compared_with=compared_with,
+        compared_with=host.name,
         threshold=threshold,
         threshold_from="calibration" if calibrated else "these images",
     )
@@ -162,24 +193,14 @@ def _inspected(inspector: "Inspector", images: "Sequence[Path]") -> "list[Inspec
     return [inspector.inspect(read_image(path)) for path in images]
 
 
-def _summary(plan: "Plan", compared: "PlanParity | None") -> str:
-    key = plan.record.key
-    what = f"built in {plan.record.seconds:.1f} s" if plan.is_new else "still fits"
-    size = len(plan.data) / 1e6
+def _summary(built: "Built", compared: "GpuParity | None") -> str:
     verdicts = (
         "its verdicts were never compared with ONNX Runtime's: give --good DIR"
         if compared is None
         else compared.parity.summary
     )
-    return (
-        f"{key.precision}: {what}, {size:.1f} MB for {key.gpu} with {key.runtime}: {plan.path}\n"
-        f"  {verdicts}"
-    )
+    return f"{built.precision}: runs on {built.target}; {built.told}\n  {verdicts}"
 
 
-def _facts(plan: "Plan", compared: "PlanParity | None") -> dict[str, object]:
-    return (
-        {"path": str(plan.path), "is_new": plan.is_new, "bytes": len(plan.data)}
-        | asdict(plan.record)
-        | {"parity": None if compared is None else asdict(compared)}
-    )
+def _facts(built: "Built", compared: "GpuParity | None") -> dict[str, object]:
+    return {**built.facts, "parity": None if compared is None else asdict(compared)}

@@ -5,15 +5,18 @@ results are written after each.
 
     machine     GPU, driver, versions, commit
     driver      pycuda, NVRTC, kernels and a captured graph, without any network
-    runtimes    TensorRT and TensorRT-RTX in every precision of the bundle that they take, and
-                torch; a refusal is an answer, and so is the death of the process that tried.
-                The fastest that runs is what kernels, latency, stages and cameras use
+    training    `agent train` and `agent export` on this GPU, with --train
+    runtimes    TensorRT, TensorRT-RTX and ONNX Runtime's CUDA in every precision of the bundle that
+                they take, and torch; a refusal is an answer, and so is the death of the process
+                that tried. The fastest that runs is what the product is judged by below, or the
+                one that --network names
     kernels     views, boxes and scores of the device beside engine.view, engine.attention, …
     verdicts    the whole inspection on the device beside ONNX Runtime fp32, for every network
     latency     one frame at a time, p50, p95, p99; beside it, in turns, the naive route: views on
                 the CPU, two synchronous calls, the crop on the host
     precisions  the same, device only, of every network for one size of frame
-    stages      what each stage takes alone, and what share of the bare network's rate the whole has
+    stages      what each stage takes alone, how many kernels it launches, and what share of the
+                bare network's rate the whole has
     cameras     frames of several cameras together
     cvcuda      CV-CUDA's view of whole frames beside engine.view, and its time (ADR 8)
     floors      the least that arithmetic, memory and the bus allow, with ceilings measured here
@@ -28,6 +31,7 @@ import time
 from collections.abc import Callable
 from contextlib import ExitStack
 from dataclasses import asdict, dataclass
+from functools import partial
 from importlib import import_module
 from importlib.metadata import PackageNotFoundError, version
 from itertools import product
@@ -42,22 +46,23 @@ from benchmarks.machine import commit, processor
 from calibration.record import read_calibration
 from engine.attention import attention_box
 from engine.backends.base import Backend
+from engine.backends.cuda import Cuda, found_here
+from engine.backends.cuda import open as open_cuda_backend
 from engine.backends.onnxruntime import OnnxRuntimeBackend
-from engine.backends.tensorrt import driver as cuda_driver
-from engine.backends.tensorrt.backend import TensorRtBackend, TensorRtNetwork, open_plan
-from engine.backends.tensorrt.device import (
-    DeviceMemory,
-    DeviceNetwork,
-    Form,
-    geometry_of,
-)
-from engine.backends.tensorrt.driver import probe_gpu
-from engine.backends.tensorrt.graph import DriverGraph, Graph
-from engine.backends.tensorrt.inspector import DeviceInspector
+from engine.backends.tensorrt.backend import TensorRtNetwork, open_plan, open_plan_backend
 from engine.backends.tensorrt.plans import RuntimeName, ensure_plan, find_tensorrt
 from engine.bundle import Bundle, Precision, open_bundle
 from engine.errors import AtacError, CalibrationError
 from engine.frame import Box, Pixels
+from engine.gpu import driver as cuda_driver
+from engine.gpu.device import (
+    DeviceOpening,
+    Form,
+    geometry_of,
+)
+from engine.gpu.driver import probe_gpu
+from engine.gpu.graph import DriverGraph, Graph
+from engine.gpu.inspector import DeviceInspector
 from engine.image import read_image
 from engine.inspector import OpenInspector
 from engine.listing import find_images
@@ -76,6 +81,14 @@ _FRAMES = {
 _DRY_FRAMES = {"small": (96, 80), "odd": (131, 97)}
 _FORMS: tuple[Form, ...] = ("mono", "bayer_rggb", "rgb")
 _CAMERAS = (1, 4, 16, 64)
+_WANTED_MS = {
+    "0.3 MP mono": "<= 1.2",
+    "1.3 MP mono": "<= 1.3",
+    "5 MP mono": "<= 1.5",
+    "20 MP mono": "<= 2.5",
+    "5 MP rgb": "<= 2.0",
+    "20 MP rgb": "<= 3.5",
+}
 _PARTS = 40
 _PLANNED: tuple[Precision, ...] = ("fp32", "fp16", "int8_symmetric")
 _PACKAGES = (
@@ -90,7 +103,7 @@ Results = dict[str, Any]
 class Runnable:
     """A network that runs here: on the device's own addresses, and as a plain `Backend`."""
 
-    opening: Callable[[DeviceMemory], DeviceNetwork]
+    opening: DeviceOpening
     backend: Callable[[], Backend]
     pass_ms: float
 
@@ -125,14 +138,18 @@ class Bench:
             host = open_method(self.bundle.manifest.method, oracle)
             found = (n for n, each in enumerate(self.parts) if host.inspect(each).zoomed)
             self.shown = next(found, 0)
+        self.wanted: str | None = options.network
         self.networks: dict[str, Runnable] = {}
         self.p50_ms: dict[str, float] = {}
 
     @property
     def used(self) -> str:
-        """The fastest network's name."""
+        """The name of the network that was asked for, or of the fastest."""
         if not self.networks:
             raise RuntimeError("no network runs on this device; see runtimes")
+        for name in self.networks:
+            if self.wanted and name.startswith(self.wanted):
+                return name
         return min(self.networks, key=lambda name: self.networks[name].pass_ms)
 
     def inspector(self, name: str | None = None) -> DeviceInspector:
@@ -163,14 +180,18 @@ def main(options: argparse.Namespace) -> None:
         if options.dry:
             # The stand-ins belong to the tests; a GPU machine needs none.
             stack.enter_context(import_module("benchmarks.gpu.stand_ins").stand_ins())
-        bench = Bench(options, plans)
-        if options.probe:
-            print(json.dumps(probe(bench, options.probe)))
-            return
         results: Results = {
             "command": " ".join(("python3 -m benchmarks.gpu.run", *sys.argv[1:])),
             "dry": options.dry,
         }
+        if options.train and not options.probe:
+            folder = Path(stack.enter_context(tempfile.TemporaryDirectory()))
+            options.bundle = folder / "bundle"
+            results["training"] = tried(training, options)
+        bench = Bench(options, plans)
+        if options.probe:
+            print(json.dumps(probe(bench, options.probe)))
+            return
         if options.dry:
             results["note"] = "stand-ins on a CPU: the figures say nothing about any GPU"
         for measure in (
@@ -183,7 +204,9 @@ def main(options: argparse.Namespace) -> None:
             if options.out:  # after each: a driver may take the process with it
                 text = json.dumps(results, indent=2)
                 options.out.write_text(f"{text}\n", encoding="utf-8")
-    print(json.dumps(results, indent=2))
+    if not options.out:
+        print(json.dumps(results, indent=2))
+    print("\n".join(table(results)), file=sys.stderr)
 
 
 def tried(measure: Callable[..., Any], *arguments: object) -> Any:
@@ -194,6 +217,56 @@ def tried(measure: Callable[..., Any], *arguments: object) -> Any:
         return {"refused": str(error)}
     except Exception as error:  # noqa: BLE001 - the other parts are to go on, whatever this was
         return {"failed": f"{type(error).__name__}: {str(error).strip()[:500]}"}
+
+
+def training(options: argparse.Namespace) -> Results:
+    """`agent train` and `agent export --precision fp16`, as a user calls them."""
+    agent = [sys.executable, "-c", "from agent.cli import main; main()"]
+    bundle, data = options.bundle, ("--data", str(options.train))
+    weights = ("--backbone-weights", str(options.weights)) if options.weights else ()
+    found: Results = {"data": options.train.name}
+    for name, command in (
+        ("train", ("--out", str(bundle), *data, *weights)),
+        ("export", ("--bundle", str(bundle), *data, "--precision", "fp16", "--accept-flips")),
+    ):
+        begun = time.perf_counter()
+        done = subprocess.run([*agent, name, *command], capture_output=True, text=True, check=False)
+        found[f"{name}_s"] = time.perf_counter() - begun
+        if done.returncode:
+            raise RuntimeError(f"agent {name} ended with {done.returncode}: {done.stderr[-400:]}")
+    return found
+
+
+def table(results: Results) -> list[str]:
+    """What matters of it, one line each, with what is wanted."""
+    lines = [f"{'':44}{'measured':>12}{'wanted':>9}"]
+
+    def row(what: str, value: object, wanted: str) -> None:
+        shown = f"{value:.3g}" if isinstance(value, float | int) else "-"
+        lines.append(f"{what:44}{shown:>12}{wanted:>9}")
+
+    def at(*path: str) -> Any:
+        found: Any = results
+        for key in path:
+            found = found.get(key) if isinstance(found, dict) else None
+        return found
+
+    for frame, wanted in _WANTED_MS.items():
+        row(f"{frame}: whole inspection, p50 ms", at("latency", frame, "device", "p50_ms"), wanted)
+    for frame in ("1.3 MP mono", "5 MP mono"):
+        row(f"{frame}: of the bare network's rate", at("stages", frame, "of_bare_rate"), ">= .90")
+        row(f"{frame}: times faster than naive", at("latency", frame, "times_faster"), ">= 8")
+    stages = at("stages", "1.3 MP mono", "ms") or {}
+    row("a pass, ms", stages.get("pass_1"), "<= .35")
+    around = [stages.get(name) for name in ("view_1", "view_2", "attention")]
+    row("both views and attention, ms", sum(around) if all(around) else None, "<= .10")
+    row("kernels of an inspection", at("stages", "1.3 MP mono", "kernels"), "")
+    for cameras_, wanted in (("0.3 MP × 64", ">= 4000"), ("5 MP × 64", ">= 1500")):
+        row(f"{cameras_}: frames/s", at("cameras", cameras_, "frames_per_s"), wanted)
+    row("training, s", at("training", "train_s"), "<= 20")
+    for name, found in (at("verdicts", "networks") or {}).items():
+        row(f"verdicts that differ, {name}"[:44], found.get("flips"), "0")
+    return lines
 
 
 def machine(_bench: Bench) -> Results:
@@ -211,7 +284,7 @@ def driver(bench: Bench) -> Results:
     """Everything but a network: memory, kernels, a graph captured once and replayed."""
     method = atac_of(bench.bundle)
     pixels = bench.frame(next(iter(bench.frames.values())), "mono", bench.shown)
-    with DeviceInspector(lambda _memory: NoNetwork(), method, method.network) as inspector:
+    with DeviceInspector(lambda *_: NoNetwork(), method, method.network) as inspector:
         first, second = (inspector.views(pixels)[0] for _ in range(2))
     return {
         "view_1": _apart(first, view(pixels, Box.around(pixels), method.view)),
@@ -222,30 +295,34 @@ def driver(bench: Bench) -> Results:
 def runtimes(bench: Bench) -> Results:
     """What can run the network here; TensorRT-RTX once where it refuses or TensorRT runs."""
     found: Results = {}
-    names: tuple[RuntimeName, ...] = ("tensorrt", "tensorrt_rtx")
-    for name in names:
+    for name in ("tensorrt", "tensorrt_rtx", "cuda"):
         found[name] = probe(bench, name) if bench.dry else _probed_apart(bench, name)
         for precision, answer in found[name].items():
             if "pass_ms" in answer:
-                _take_plan(bench, name, precision, answer["pass_ms"])
+                take = _take_cuda if name == "cuda" else partial(_take_plan, name=name)
+                take(bench, precision=precision, pass_ms=answer["pass_ms"])
     for precision in ("fp32", "fp16"):
         found[f"torch {precision}"] = tried(_torch, bench, precision)
     found["used"] = bench.used if bench.networks else None
     return found
 
 
-def probe(bench: Bench, name: RuntimeName) -> dict[str, Results]:
-    """Build and run a plan of each precision with one runtime, once."""
+def probe(bench: Bench, name: str) -> dict[str, Results]:
+    """Run each precision with one runtime, once; build a plan first where it takes one."""
     found: dict[str, Results] = {}
-    for precision in _PLANNED:
+    for precision in _PLANNED if name != "cuda" else Cuda.precisions:
         if precision in bench.bundle.manifest.networks:
-            found[precision] = tried(_plan, bench, name, precision)
+            found[precision] = (
+                tried(_tried_out, bench, open_cuda_backend(bench.bundle, precision=precision))
+                if name == "cuda"
+                else tried(_plan, bench, name, precision)
+            )
             if name == "tensorrt_rtx" and "pass_ms" not in found[precision]:
                 break
     return found
 
 
-def _probed_apart(bench: Bench, name: RuntimeName) -> dict[str, Results]:
+def _probed_apart(bench: Bench, name: str) -> dict[str, Results]:
     """`probe` in a process of its own, since a runtime may take its process with it."""
     command = [sys.executable, "-m", "benchmarks.gpu.run", *sys.argv[1:]]
     done = subprocess.run(
@@ -272,20 +349,29 @@ def _plan(bench: Bench, name: RuntimeName, precision: Precision) -> Results:
         "plan_mb": len(plan.data) / 1e6,
         **_tried_out(
             bench,
-            TensorRtBackend(
+            open_plan_backend(
                 bench.bundle, precision=precision, plans=bench.plans, gate=False, tensorrt=runtime
             ),
         ),
     }
 
 
-def _take_plan(bench: Bench, name: RuntimeName, precision: Any, pass_ms: float) -> None:
+def _take_cuda(bench: Bench, *, precision: Any, pass_ms: float) -> None:
+    found = found_here(bench.bundle, precision)
+    bench.networks[found.name] = Runnable(
+        opening=found.opening,
+        backend=lambda: open_cuda_backend(bench.bundle, precision=precision),
+        pass_ms=pass_ms,
+    )
+
+
+def _take_plan(bench: Bench, *, name: RuntimeName, precision: Any, pass_ms: float) -> None:
     bundle, runtime = bench.bundle, find_tensorrt(name)
     plan, _, told = open_plan(bundle, precision, plans=bench.plans, gate=False, tensorrt=runtime)
     network = bundle.manifest.method.network
     bench.networks[told] = Runnable(
-        opening=lambda memory: TensorRtNetwork(plan, runtime, network, told, memory),
-        backend=lambda: TensorRtBackend(
+        opening=lambda memory, _stream: TensorRtNetwork(plan, runtime, network, told, memory),
+        backend=lambda: open_plan_backend(
             bundle, precision=precision, plans=bench.plans, gate=False, tensorrt=runtime
         ),
         pass_ms=pass_ms,
@@ -300,7 +386,7 @@ def _torch(bench: Bench, precision: Any) -> Results:
 
     answer = _tried_out(bench, opened())
     bench.networks[f"torch {precision}"] = Runnable(
-        opening=lambda _memory: reference.TorchDeviceNetwork(bench.bundle, precision=precision),
+        opening=lambda *_: reference.TorchDeviceNetwork(bench.bundle, precision=precision),
         backend=opened,
         pass_ms=answer["pass_ms"],
     )
@@ -462,7 +548,9 @@ def stages(bench: Bench) -> Results:
     with bench.inspector() as inspector:
         for (name, size), form in product(bench.frames.items(), _FORMS):
             raw = bench.frame(size, form, bench.shown)
-            seconds = inspector.stage_seconds([geometry_of(raw, form)], bench.repeats)
+            stages = inspector.stages([geometry_of(raw, form)], bench.repeats)
+            seconds = {stage: each.seconds for stage, each in stages.items()}
+            kernels = [each.kernels for each in stages.values()]
             whole = _percentiles(
                 _timed(
                     lambda raw=raw, form=form: inspector.inspect_all([raw], [form]), bench.repeats
@@ -474,6 +562,7 @@ def stages(bench: Bench) -> Results:
                 "ms": {stage: 1e3 * each for stage, each in seconds.items()},
                 "share": {stage: each / sum_s for stage, each in seconds.items()},
                 "of_bare_rate": 1e3 * bare_s / whole["p50_ms"],
+                "kernels": None if None in kernels else sum(filter(None, kernels)),
             }
     return found
 

@@ -7,8 +7,8 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from engine.errors import BackendError
-from tests.engine.backends.tensorrt.gpu_machine import gpu_machine
-from tests.engine.backends.tensorrt.kernels import Kernels
+from tests.engine.gpu.gpu_machine import gpu_machine
+from tests.engine.gpu.kernels import Kernels
 
 
 @contextmanager

@@ -13,11 +13,11 @@ import torch
 from torch import Tensor
 
 from engine.backends.base import Outputs, joined, require_views
-from engine.backends.tensorrt.graph import Graph
-from engine.backends.tensorrt.plans import MAX_BATCH
 from engine.bundle import Bundle
 from engine.errors import BackendError
 from engine.frame import Pixels
+from engine.gpu.device import MAX_BATCH
+from engine.gpu.graph import Graph
 from train.export.gate import load_network
 from train.network import Maps, Network
 
@@ -109,7 +109,7 @@ class _Replay:
 
 
 class TorchDeviceNetwork:
-    """The reference as an `engine.backends.tensorrt.device.DeviceNetwork`.
+    """The reference as an `engine.gpu.device.DeviceNetwork`.
 
     torch runs on pycuda's streams and memory: both share the device's primary context. Graphs are
     captured by torch, whose allocator must know of them.
@@ -147,7 +147,9 @@ class TorchDeviceNetwork:
 
 
 class _TorchGraph:
-    """torch's graph as an `engine.backends.tensorrt.graph.Graph`."""
+    """torch's graph as an `engine.gpu.graph.Graph`."""
+
+    kernels: Final = None
 
     def __init__(self, graph: torch.cuda.CUDAGraph, stream: torch.cuda.Stream) -> None:
         self._graph = graph

@@ -5,10 +5,11 @@ Each is one module of this package, or of an installed one (`engine/registry.py`
 It imports the runtime itself in `open` alone.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from importlib.util import find_spec
-from typing import Annotated, ClassVar, Final, Literal, Protocol, Self
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, ClassVar, Final, Literal, Protocol, Self
 
 import numpy as np
 import numpy.typing as npt
@@ -21,6 +22,9 @@ from engine.extras import install
 from engine.frame import Pixels
 from engine.inspector import OpenInspector
 from engine.registry import Kinds
+
+if TYPE_CHECKING:
+    from engine.gpu.verdicts import Verdicts
 
 Outputs = Mapping[str, npt.NDArray[np.float32]]
 """What the network says of N views: its outputs by name, float32 `(N, ...)`."""
@@ -35,6 +39,33 @@ MOST_WORKERS: Final = 4
 """On a CPU with more cores, further parts at once would only wait longer."""
 MAX_PIXELS: Final = 24_000_000
 """The largest frame that a GPU keeps memory for, unless a setting says another."""
+
+
+Progress = Callable[[str, int, int], None]
+"""Hears of a phase of a build: its name, steps done, steps in all."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Built:
+    """A network made ready for the GPU of this machine; whether it runs there is not known yet.
+
+    Args:
+        precision: Which network of the bundle.
+        told: What was done, in words.
+        target: GPU and runtime, in words.
+        facts: The same for programs.
+        verdicts: How its verdicts compared with ONNX Runtime's.
+        open: Opens it, compared or not.
+        remedy: What to do where it does not run.
+    """
+
+    precision: Precision
+    told: str
+    target: str
+    facts: Mapping[str, object]
+    verdicts: "Verdicts"
+    open: Callable[[], OpenInspector]
+    remedy: str
 
 
 class BackendSpec:
@@ -76,6 +107,24 @@ class BackendSpec:
         `max_pixels` is the largest frame that it keeps memory for.
         """
         del bundle, precision, max_pixels
+        return None
+
+    @classmethod
+    def build(
+        cls, bundle: Bundle, *, precision: Precision, cache: Path | None, progress: Progress
+    ) -> Built | None:
+        """What `agent build` makes, and compares with ONNX Runtime; `None`: there is nothing to do.
+
+        Args:
+            bundle: The bundle that holds the network.
+            precision: Which network of the bundle.
+            cache: Where it is kept, by default in the user's cache folder.
+            progress: Hears of each step.
+
+        Raises:
+            BackendError: It cannot be made here.
+        """
+        del bundle, precision, cache, progress
         return None
 
 

@@ -6,7 +6,7 @@ spec, a `MethodSpec` with `type: Literal[...]`, which the manifest holds, and
 """
 
 import math
-from typing import TYPE_CHECKING, Annotated, Final, Self
+from typing import TYPE_CHECKING, Annotated, Any, Final, Self
 
 import numpy as np
 from pydantic import Field
@@ -19,7 +19,7 @@ from engine.spec import spec
 
 if TYPE_CHECKING:
     from engine.backends.base import Backend
-    from engine.backends.tensorrt.device import DeviceOpening
+    from engine.gpu.device import DeviceOpening
 
 Shape = tuple[Annotated[int, Field(ge=1)], ...]
 
@@ -33,6 +33,13 @@ class NetworkSpec:
 
     side: Annotated[int, Field(ge=1)]
     outputs: Annotated[dict[str, Shape], Field(min_length=1)]
+
+    @property
+    def tensors(self) -> "dict[str, tuple[Shape, np.dtype[Any]]]":
+        """Shape after the batch, and type, of `views` and of each output."""
+        views = ((self.side, self.side, 3), np.dtype(np.uint8))
+        outputs = {name: (shape, np.dtype(np.float32)) for name, shape in self.outputs.items()}
+        return {"views": views, **outputs}
 
 
 @spec

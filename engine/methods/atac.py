@@ -17,7 +17,7 @@ from engine.spec import spec
 from engine.view import ViewSpec, view, zoomed
 
 if TYPE_CHECKING:
-    from engine.backends.tensorrt.device import DeviceOpening
+    from engine.gpu.device import DeviceOpening
 
 OUTPUTS: Final = ("score_map", "attention")
 """What the network gives: a_mp (Eq 3 and 7), signed, and C_attn (Eq 4), not negative."""
@@ -43,7 +43,7 @@ class AtacMethod(MethodSpec):
 
     def on_device(self, opening: "DeviceOpening", *, max_pixels: int) -> OpenInspector:
         """Views, boxes and scores too are made on the GPU."""
-        from engine.backends.tensorrt.inspector import DeviceInspector
+        from engine.gpu.inspector import DeviceInspector
 
         return DeviceInspector(opening, self, self.network, max_pixels=max_pixels)
 

@@ -10,10 +10,10 @@ from PIL import Image
 
 from agent import cli
 from agent.settings import load_config
-from engine.backends.tensorrt import driver
 from engine.errors import ConfigurationError
-from tests.engine.backends.tensorrt.gpu_machine import gpu_machine
-from tests.engine.backends.tensorrt.scripted_gpu import GPU
+from engine.gpu import driver
+from tests.engine.gpu.gpu_machine import gpu_machine
+from tests.engine.gpu.scripted_gpu import GPU
 from tests.tiny_bundle import good_part, tiny_bundle
 
 CONFIGURATION = """\

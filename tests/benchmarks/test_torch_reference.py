@@ -13,8 +13,8 @@ from benchmarks.gpu.torch_reference import (
     reference_network,
 )
 from engine.backends.onnxruntime import OnnxRuntimeBackend
-from engine.backends.tensorrt.plans import MAX_BATCH
 from engine.errors import BackendError
+from engine.gpu.device import MAX_BATCH
 from train.run import train_bundle
 
 

@@ -1,8 +1,9 @@
 """TensorRT, or TensorRT-RTX, on one NVIDIA GPU: plans, kernels, and the inspection all on it."""
 
+from pathlib import Path
 from typing import Literal
 
-from engine.backends.base import Backend, BackendSpec
+from engine.backends.base import Backend, BackendSpec, Built, Progress
 from engine.bundle import Bundle, Precision
 from engine.inspector import OpenInspector
 
@@ -19,13 +20,22 @@ class TensorRt(BackendSpec):
     @classmethod
     def inspector(cls, bundle: Bundle, *, precision: Precision, max_pixels: int) -> OpenInspector:
         """All that the bundle's method can do on the GPU."""
-        from engine.backends.tensorrt.backend import open_device_inspector
+        from engine.backends.tensorrt.backend import open_plan_inspector
 
-        return open_device_inspector(bundle, precision=precision, max_pixels=max_pixels)
+        return open_plan_inspector(bundle, precision=precision, max_pixels=max_pixels)
+
+    @classmethod
+    def build(
+        cls, bundle: Bundle, *, precision: Precision, cache: Path | None, progress: Progress
+    ) -> Built:
+        """A plan for this GPU, unless there is one that still fits."""
+        from engine.backends.tensorrt.backend import build_plan_here
+
+        return build_plan_here(bundle, precision, cache=cache, progress=progress)
 
 
 def open(bundle: Bundle, *, precision: Precision = "fp32") -> Backend:
     """The network alone on the GPU."""
-    from engine.backends.tensorrt.backend import TensorRtBackend
+    from engine.backends.tensorrt.backend import open_plan_backend
 
-    return TensorRtBackend(bundle, precision=precision)
+    return open_plan_backend(bundle, precision=precision)

@@ -1,36 +1,32 @@
-"""TensorRT, or TensorRT-RTX, on one NVIDIA GPU; pycuda owns context, memory and stream."""
+"""TensorRT, or TensorRT-RTX, on one NVIDIA GPU: its plans as networks on the device."""
 
-import logging
 from collections.abc import Callable
-from contextlib import ExitStack
+from dataclasses import asdict
+from functools import partial
 from pathlib import Path
-from typing import Any, Final, Self
+from typing import Any
 
 import numpy as np
 
-from engine.backends.base import MAX_PIXELS, Outputs, joined, require_views
-from engine.backends.tensorrt import driver
-from engine.backends.tensorrt.context import CudaContext
-from engine.backends.tensorrt.device import DeviceMemory, DeviceOpening
-from engine.backends.tensorrt.graph import DriverGraph, Graph
+from engine.backends.base import MAX_PIXELS, Built, Progress
 from engine.backends.tensorrt.plans import (
-    MAX_BATCH,
     Plan,
     TensorRtModule,
+    ensure_plan,
     error_log,
     find_tensorrt,
     plan_key,
-    plans_folder,
-    read_parity,
     read_plan,
 )
 from engine.bundle import Bundle, Precision
 from engine.errors import BackendError
-from engine.frame import Pixels
+from engine.gpu import driver
+from engine.gpu.backend import DeviceBackend, open_on_device
+from engine.gpu.device import DeviceMemory, DeviceOpening
+from engine.gpu.graph import DriverGraph, Graph
+from engine.gpu.verdicts import cache_folder, comparing
 from engine.inspector import OpenInspector
-from engine.methods import NetworkSpec, open_method
-
-_LOG: Final = logging.getLogger(__name__)
+from engine.methods import NetworkSpec
 
 
 class TensorRtNetwork:
@@ -143,135 +139,34 @@ def open_plan(
     tensorrt = tensorrt or find_tensorrt()
     key = plan_key(bundle, precision, gpu=gpu, tensorrt=tensorrt)
     try:
-        plan = read_plan(plans or plans_folder(), key)
+        plan = read_plan(plans or cache_folder(), key)
     except BackendError as error:
         raise BackendError(
             f"{error}; build it with: agent build --bundle {bundle.path} --precision {precision}"
         ) from error
     if gate:
-        _pass_gate(bundle, precision, plan)
+        plan.verdicts.gate(str(plan.path), comparing(bundle, precision, "tensorrt"))
     return plan, tensorrt, f"{tensorrt.name} {gpu.name} {precision}"
 
 
-class TensorRtBackend:
-    """A `Backend` over the plan that `agent build` made for this GPU, views from the host.
-
-    Everything is allocated here, for `MAX_BATCH` views; more views than that run in turns. The
-    arguments are those of `open_plan`.
-    """
-
-    def __init__(
-        self,
-        bundle: Bundle,
-        *,
-        precision: Precision = "fp32",
-        plans: Path | None = None,
-        gate: bool = True,
-        tensorrt: TensorRtModule | None = None,
-    ) -> None:
-        plan, tensorrt, self._name = open_plan(
-            bundle, precision, plans=plans, gate=gate, tensorrt=tensorrt
-        )
-        self._network = bundle.manifest.method.network
-        with ExitStack() as stack:
-            self._gpu = CudaContext(stack, self._name)
-            with self._gpu.explained("cannot start"), self._gpu.current():
-                self._start(stack, plan, tensorrt)
-            self._resources = stack.pop_all()
-
-    @property
-    def name(self) -> str:
-        return self._name
-
-    @property
-    def workers(self) -> int:
-        return 1
-
-    def run(self, views: Pixels) -> Outputs:
-        require_views(views, self._network.side, self._name)
-        with self._gpu.explained(f"failed on {views.shape}"), self._gpu.current():
-            try:
-                turns = [
-                    self._turn(views[start : start + MAX_BATCH])
-                    for start in range(0, len(views), MAX_BATCH)
-                ]
-            except BaseException:
-                # What was enqueued still reads the pinned views, which the next run overwrites.
-                self._gpu.settled(self._stream)
-                raise
-        return joined(turns)
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._resources.close()
-
-    def _start(self, stack: ExitStack, plan: Plan, tensorrt: TensorRtModule) -> None:
-        """Memory, stream and engine; whatever is there when this fails is given back."""
-        network = self._network
-        self._host: dict[str, Any] = {}
-        self._device: dict[str, Any] = {}
-        self._running: TensorRtNetwork | None = None
-        self._enqueue: Callable[[int, Any], None] | None = None
-        self._stream = self._gpu.cuda.Stream()
-        self._gpu.free_with(stack, self._forget)
-        # Freed pinned memory must not stay reachable as an array.
-        stack.callback(self._host.clear)
-        for name, (shape, kind) in _tensors(network).items():
-            self._host[name] = self._gpu.pinned(stack, (MAX_BATCH, *shape), kind)
-            self._device[name] = self._gpu.device_memory(stack, self._host[name].nbytes)
-        self._running = TensorRtNetwork(
-            plan, tensorrt, network, self._name, self._gpu.lasting(stack)
-        )
-        self._enqueue = self._running.bound(
-            **{name: int(device) for name, device in self._device.items()}
-        )
-        # First of all: nothing may still be running over what is given back.
-        self._gpu.free_with(stack, self._stop)
-
-    def _turn(self, views: Pixels) -> Outputs:
-        """At most `MAX_BATCH` views up, through, and their outputs down."""
-        cuda, count = self._gpu.cuda, len(views)
-        staged = self._host["views"][:count]
-        np.copyto(staged, views)
-        cuda.memcpy_htod_async(self._device["views"], staged, self._stream)
-        assert self._enqueue is not None
-        self._enqueue(count, self._stream)
-        for name in self._network.outputs:
-            cuda.memcpy_dtoh_async(self._host[name][:count], self._device[name], self._stream)
-        self._stream.synchronize()
-        # The pinned arrays are written again in the next turn; what leaves is a copy.
-        return {name: self._host[name][:count].copy() for name in self._network.outputs}
-
-    def _stop(self) -> None:
-        self._enqueue = None
-        self._gpu.settled(self._stream)
-
-    def _forget(self) -> None:
-        """Drop engine and stream while their context is current."""
-        self._enqueue = self._running = None
-        del self._stream
-
-
-def device_opening(
+def open_plan_backend(
     bundle: Bundle,
     *,
     precision: Precision = "fp32",
     plans: Path | None = None,
     gate: bool = True,
     tensorrt: TensorRtModule | None = None,
-) -> DeviceOpening:
-    """Opens the network of the plan that `agent build` made, for an inspection on the device.
+) -> DeviceBackend:
+    """A `Backend` over the plan that `agent build` made for this GPU, views from the host.
 
     The arguments are those of `open_plan`.
     """
     plan, runtime, name = open_plan(bundle, precision, plans=plans, gate=gate, tensorrt=tensorrt)
     network = bundle.manifest.method.network
-    return lambda memory: TensorRtNetwork(plan, runtime, network, name, memory)
+    return DeviceBackend(_opening(plan, runtime, network, name), network, name)
 
 
-def open_device_inspector(
+def open_plan_inspector(
     bundle: Bundle,
     *,
     precision: Precision = "fp32",
@@ -284,35 +179,52 @@ def open_device_inspector(
 
     `max_pixels` is the largest frame that the GPU keeps memory for; the others are `open_plan`'s.
     """
-    method = bundle.manifest.method
-    opening = device_opening(bundle, precision=precision, plans=plans, gate=gate, tensorrt=tensorrt)
-    if (found := method.on_device(opening, max_pixels=max_pixels)) is not None:
-        return found
-    backend = TensorRtBackend(
-        bundle, precision=precision, plans=plans, gate=gate, tensorrt=tensorrt
+    plan, runtime, name = open_plan(bundle, precision, plans=plans, gate=gate, tensorrt=tensorrt)
+    network = bundle.manifest.method.network
+    return open_on_device(
+        bundle.manifest.method, _opening(plan, runtime, network, name), name, max_pixels=max_pixels
     )
-    return open_method(method, backend)
 
 
-def _pass_gate(bundle: Bundle, precision: Precision, plan: Plan) -> None:
-    command = f"agent build --bundle {bundle.path} --precision {precision} --good DIR"
-    found = read_parity(plan)
-    if found is None:
-        _LOG.warning(
-            "the verdicts of %s were never compared with ONNX Runtime's; compare them with: %s",
-            plan.path,
-            command,
-        )
-    elif found.refused:
-        raise BackendError(
-            f"{plan.path} changes verdicts: {found.parity.summary}; use another precision, or "
-            f"accept it with: {command} --accept-flips"
-        )
+def build_plan_here(
+    bundle: Bundle, precision: Precision, *, cache: Path | None, progress: Progress
+) -> Built:
+    """As `BackendSpec.build`: a plan for this GPU, unless there is one that still fits."""
+    gpu = driver.probe_gpu()
+    tensorrt = find_tensorrt()
+    plan = ensure_plan(
+        cache or cache_folder(), bundle, precision, gpu=gpu, tensorrt=tensorrt, progress=progress
+    )
+    key = plan.record.key
+    done = f"built in {plan.record.seconds:.1f} s" if plan.is_new else "still fits"
+    return Built(
+        precision=precision,
+        told=f"{done}, {len(plan.data) / 1e6:.1f} MB: {plan.path}",
+        target=f"{key.gpu} (compute capability {key.capability}) with {key.runtime}",
+        facts={"path": str(plan.path), "is_new": plan.is_new, "bytes": len(plan.data)}
+        | asdict(plan.record),
+        verdicts=plan.verdicts,
+        open=partial(
+            open_plan_inspector,
+            bundle,
+            precision=precision,
+            plans=cache,
+            gate=False,
+            tensorrt=tensorrt,
+        ),
+        remedy="install a TensorRT that supports this GPU, or run with bundle.backend: cuda",
+    )
+
+
+def _opening(
+    plan: Plan, tensorrt: TensorRtModule, network: NetworkSpec, name: str
+) -> DeviceOpening:
+    return lambda memory, _stream: TensorRtNetwork(plan, tensorrt, network, name, memory)
 
 
 def _check_tensors(engine: Any, network: NetworkSpec, tensorrt: TensorRtModule, plan: Plan) -> None:
     """Addresses are set by name and size: a plan with other tensors would write elsewhere."""
-    expected = _tensors(network)
+    expected = network.tensors
     names = [engine.get_tensor_name(index) for index in range(engine.num_io_tensors)]
     found = {
         name: (
@@ -323,10 +235,3 @@ def _check_tensors(engine: Any, network: NetworkSpec, tensorrt: TensorRtModule, 
     }
     if found != expected:
         raise BackendError(f"{plan.path} has the tensors {found}, the bundle names {expected}")
-
-
-def _tensors(network: NetworkSpec) -> dict[str, tuple[tuple[int, ...], np.dtype[Any]]]:
-    """The network's input and outputs: their shapes after the batch, and types."""
-    views = ((network.side, network.side, 3), np.dtype(np.uint8))
-    outputs = {name: (shape, np.dtype(np.float32)) for name, shape in network.outputs.items()}
-    return {"views": views, **outputs}

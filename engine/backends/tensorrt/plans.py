@@ -11,10 +11,8 @@ made of all that, and seal and hash are checked before TensorRT sees a byte of i
 """
 
 import importlib
-import os
 import re
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -23,17 +21,16 @@ from typing import Any, Final, Literal
 
 from pydantic import TypeAdapter, ValidationError
 
-from engine.backends.tensorrt.driver import Gpu
+from engine.backends.base import Progress
 from engine.bundle import Bundle, Precision, Sha256, replace_file, sha256
 from engine.errors import BackendError
 from engine.extras import install
-from engine.parity import Parity
+from engine.gpu.device import MAX_BATCH
+from engine.gpu.driver import Gpu
+from engine.gpu.verdicts import Verdicts, cache_explained
 from engine.regular_file import read_regular
 from engine.seal import sealed, unsealed
 from engine.spec import spec
-
-MAX_BATCH: Final = 16
-"""Plans take 1 to this many views at once, and are fastest at one."""
 
 _OLDEST, _TOO_NEW = (10, 12), (12, 0)
 _SCHEMA_VERSION: Final = 2
@@ -41,9 +38,6 @@ _RECORD_MAX_BYTES: Final = 100_000
 _MAX_BYTES: Final = 8 << 30
 
 RuntimeName = Literal["tensorrt", "tensorrt_rtx"]
-
-Progress = Callable[[str, int, int], None]
-"""Hears of a phase of the build: its name, steps done, steps in all."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -87,26 +81,14 @@ class Plan:
     record: PlanRecord
     is_new: bool
 
-
-@spec
-class PlanParity:
-    """How the decisions of one plan, known by its hash, compared with ONNX Runtime's.
-
-    `accepted`: somebody has accepted the verdicts that changed.
-    """
-
-    plan_sha256: Sha256
-    compared_at: str
-    parity: Parity
-    accepted: bool
-
     @property
-    def refused(self) -> bool:
-        return bool(self.parity.flips) and not self.accepted
+    def verdicts(self) -> Verdicts:
+        """How its verdicts compared with ONNX Runtime's."""
+        path = self.path.with_suffix(".parity")
+        return Verdicts(path=path, subject=self.record.plan_sha256)
 
 
 _RECORD: Final = TypeAdapter(PlanRecord)
-_PARITY: Final = TypeAdapter(PlanParity)
 
 
 def find_tensorrt(*names: RuntimeName) -> TensorRtModule:
@@ -150,12 +132,6 @@ def plan_key(
         capability=gpu.capability,
         max_batch=MAX_BATCH,
     )
-
-
-def plans_folder() -> Path:
-    """Where plans are kept: `atac-agent/plans` in the user's cache."""
-    cache = os.environ.get("XDG_CACHE_HOME") or "~/.cache"
-    return Path(cache).expanduser() / "atac-agent" / "plans"
 
 
 def read_plan(folder: Path, key: PlanKey) -> Plan:
@@ -227,29 +203,6 @@ def ensure_plan(
     _write(path, data)
     _write_sealed(path.with_suffix(".json"), "plan", _RECORD.dump_json(record, indent=2))
     return Plan(path=path, data=data, record=record, is_new=True)
-
-
-def read_parity(plan: Plan) -> PlanParity | None:
-    """How this plan compared with ONNX Runtime; `None` if it was never compared."""
-    try:
-        path = plan.path.with_suffix(".parity")
-        raw = _read_sealed(path, "parity", limit=_RECORD_MAX_BYTES)
-        parity = _PARITY.validate_json(raw or b"")
-    except (OSError, ValidationError):
-        return None
-    return parity if parity.plan_sha256 == plan.record.plan_sha256 else None
-
-
-def write_parity(plan: Plan, parity: Parity, *, accepted: bool) -> PlanParity:
-    """Put the comparison beside its plan."""
-    record = PlanParity(
-        plan_sha256=plan.record.plan_sha256,
-        compared_at=datetime.now(UTC).isoformat(timespec="seconds"),
-        parity=parity,
-        accepted=accepted,
-    )
-    _write_sealed(plan.path.with_suffix(".parity"), "parity", _PARITY.dump_json(record, indent=2))
-    return record
 
 
 def build_plan(
@@ -369,25 +322,14 @@ def _monitor(trt: Any, progress: Progress) -> Any:
 
 
 def _write(path: Path, data: bytes) -> None:
-    with _explained(path):
+    with cache_explained(path):
         path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
         replace_file(path, data)
 
 
 def _write_sealed(path: Path, purpose: str, data: bytes) -> None:
-    with _explained(path):
+    with cache_explained(path):
         replace_file(path, sealed(path.parent, data, purpose=purpose))
-
-
-@contextmanager
-def _explained(path: Path) -> Iterator[None]:
-    try:
-        yield
-    except OSError as error:
-        raise BackendError(
-            f"{path} cannot be written ({error.strerror or error}); make room, or name another "
-            "folder with XDG_CACHE_HOME"
-        ) from error
 
 
 def _read_sealed(path: Path, purpose: str, *, limit: int = _MAX_BYTES) -> bytes | None:

@@ -2,9 +2,9 @@
 
 from pathlib import Path
 
-from tests.engine.backends.tensorrt.gpu_machine import gpu_machine
-from tests.engine.backends.tensorrt.kernels import Kernels
-from tests.engine.backends.tensorrt.scripted_gpu import Pycuda
+from tests.engine.gpu.gpu_machine import gpu_machine
+from tests.engine.gpu.kernels import Kernels
+from tests.engine.gpu.scripted_gpu import Pycuda
 
 SITE = """
 import sys

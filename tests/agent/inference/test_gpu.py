@@ -17,13 +17,14 @@ import pytest
 
 from agent.inference.child import ChildInspector, Setup
 from engine.backends.onnxruntime import OnnxRuntimeBackend
-from engine.backends.tensorrt.plans import ensure_plan, plans_folder
+from engine.backends.tensorrt.plans import ensure_plan
 from engine.errors import BackendError, InspectionError, NoAnswerError
+from engine.gpu.verdicts import cache_folder
 from engine.methods import open_method
 from engine.view import ViewSpec
 from tests.agent.inference.gpu_child import SITE
 from tests.agent.test_run import calibrated
-from tests.engine.backends.tensorrt.scripted_gpu import GPU, scripted_tensorrt
+from tests.engine.gpu.scripted_gpu import GPU, scripted_tensorrt
 from tests.tiny_bundle import defective_part, good_part, tiny_bundle
 
 ROOT = Path(__file__).parents[3]
@@ -53,7 +54,7 @@ def _machine(tmp_path_factory, bundle, told, kernels_folder, kernels):
         patched.setenv("PYTHONPATH", f"{folder}{os.pathsep}{ROOT}")
         patched.setenv("XDG_CACHE_HOME", str(folder / "cache"))
         patched.setattr("agent.inference.child._RESTART_S", 300.0)
-        ensure_plan(plans_folder(), bundle, "fp32", gpu=GPU, tensorrt=scripted_tensorrt())
+        ensure_plan(cache_folder(), bundle, "fp32", gpu=GPU, tensorrt=scripted_tensorrt())
         yield
 
 
@@ -147,7 +148,7 @@ def test_a_device_that_hangs_costs_the_part_in_hand_and_the_child(child, tell, m
 
 def test_agent_run_inspects_on_the_configured_gpu(tmp_path):
     bundle = tiny_bundle(tmp_path / "bundle", view=LINE)
-    ensure_plan(plans_folder(), bundle, "fp32", gpu=GPU, tensorrt=scripted_tensorrt())
+    ensure_plan(cache_folder(), bundle, "fp32", gpu=GPU, tensorrt=scripted_tensorrt())
     calibrated(bundle, 1000.0)
     (tmp_path / "agent.yaml").write_text(
         "agent: {id: test}\n"

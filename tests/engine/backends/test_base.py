@@ -57,18 +57,19 @@ def test_one_file_adds_a_runtime_from_the_configuration_to_the_threshold(
 
 
 def test_what_there_is_is_what_can_be_asked_for(tmp_path):
-    assert BACKENDS.names() == ("onnxruntime", "openvino", "tensorrt")
+    assert BACKENDS.names() == ("cuda", "onnxruntime", "openvino", "tensorrt")
     for name in BACKENDS.names():
         assert BACKENDS.find(name).settings.title
-    with pytest.raises(ValidationError, match="'auto', 'onnxruntime', 'openvino', 'tensorrt'"):
+    with pytest.raises(ValidationError, match="'auto', 'cuda', 'onnxruntime', 'openvino'"):
         TypeAdapter(BackendChoice).validate_python("coreml")
-    with pytest.raises(BackendError, match="there is no backend 'coreml': write onnxruntime or"):
+    with pytest.raises(BackendError, match="there is no backend 'coreml': write cuda or"):
         open_backend(tiny_bundle(tmp_path), backend="coreml")
 
 
 def test_the_names_in_records_are_of_the_runtimes_that_there_are():
     assert backend_of("openvino cpu int8") == "openvino"
     assert backend_of("tensorrt_rtx NVIDIA H100 fp16, all on the device") == "tensorrt"
+    assert backend_of("cuda NVIDIA H100 fp16, all on the device") == "cuda"
     assert backend_of("openvinos cpu") is backend_of("") is None
 
 

@@ -12,19 +12,15 @@ import pytest
 
 from engine.backends.onnxruntime import OnnxRuntimeBackend
 from engine.backends.opening import open_backend
-from engine.backends.tensorrt import driver
-from engine.backends.tensorrt.backend import TensorRtBackend
-from engine.backends.tensorrt.plans import (
-    MAX_BATCH,
-    ensure_plan,
-    find_tensorrt,
-    plans_folder,
-    write_parity,
-)
+from engine.backends.tensorrt.backend import open_plan_backend
+from engine.backends.tensorrt.plans import ensure_plan, find_tensorrt
 from engine.errors import BackendError
 from engine.frame import Box
+from engine.gpu import driver
+from engine.gpu.device import MAX_BATCH
+from engine.gpu.verdicts import cache_folder
 from engine.methods import open_method
-from tests.engine.backends.tensorrt.scripted_gpu import (
+from tests.engine.gpu.scripted_gpu import (
     GPU,
     Driver,
     Engine,
@@ -63,7 +59,7 @@ def machine(monkeypatch, tmp_path, tensorrt, cuda):
 
 @pytest.fixture
 def plan(bundle, tensorrt):
-    return ensure_plan(plans_folder(), bundle, "fp32", gpu=GPU, tensorrt=tensorrt)
+    return ensure_plan(cache_folder(), bundle, "fp32", gpu=GPU, tensorrt=tensorrt)
 
 
 def views(count):
@@ -73,7 +69,7 @@ def views(count):
 @pytest.mark.usefixtures("plan")
 @pytest.mark.parametrize("count", [1, 2, MAX_BATCH, MAX_BATCH + 1, 3 * MAX_BATCH])
 def test_any_number_of_views_goes_through(bundle, count):
-    with TensorRtBackend(bundle) as backend, OnnxRuntimeBackend(bundle) as oracle:
+    with open_plan_backend(bundle) as backend, OnnxRuntimeBackend(bundle) as oracle:
         found, expected = backend.run(views(count)), oracle.run(views(count))
     np.testing.assert_allclose(found["score_map"], expected["score_map"], atol=1e-6)
     np.testing.assert_allclose(found["attention"], expected["attention"], atol=1e-6)
@@ -81,7 +77,7 @@ def test_any_number_of_views_goes_through(bundle, count):
 
 @pytest.mark.usefixtures("plan")
 def test_an_answer_is_not_overwritten_by_the_next(bundle):
-    with TensorRtBackend(bundle) as backend:
+    with open_plan_backend(bundle) as backend:
         first = backend.run(views(1))
         kept = first["score_map"].copy()
         backend.run(255 - views(1))
@@ -91,7 +87,7 @@ def test_an_answer_is_not_overwritten_by_the_next(bundle):
 @pytest.mark.usefixtures("plan")
 def test_the_two_passes_run_on_it(bundle):
     part = defective_part(0)
-    with TensorRtBackend(bundle) as backend, OnnxRuntimeBackend(bundle) as oracle:
+    with open_plan_backend(bundle) as backend, OnnxRuntimeBackend(bundle) as oracle:
         found = open_method(bundle.manifest.method, backend).inspect(part)
         expected = open_method(bundle.manifest.method, oracle).inspect(part)
     assert found.zoomed
@@ -102,7 +98,7 @@ def test_the_two_passes_run_on_it(bundle):
 
 @pytest.mark.usefixtures("plan")
 def test_everything_is_given_back(bundle, cuda):
-    with TensorRtBackend(bundle) as backend:
+    with open_plan_backend(bundle) as backend:
         assert (cuda.retained, cuda.current, cuda.alive) == (1, 0, 7)
         backend.run(views(2))
         assert (cuda.retained, cuda.current, cuda.alive) == (1, 0, 7)
@@ -115,14 +111,14 @@ def test_everything_is_given_back(bundle, cuda):
 def test_a_gpu_without_room_is_one_sentence_and_leaves_nothing_behind(bundle, cuda, call):
     cuda.failing = call
     with pytest.raises(BackendError, match=f"cannot start: {call} failed.*nvidia-smi"):
-        TensorRtBackend(bundle)
+        open_plan_backend(bundle)
     assert (cuda.retained, cuda.current, cuda.alive) == (0, 0, 0)
 
 
 @pytest.mark.usefixtures("plan")
 @pytest.mark.parametrize("call", ["memcpy_htod_async", "memcpy_dtoh_async"])
 def test_a_device_lost_in_flight_is_an_error_and_closing_still_works(bundle, cuda, call):
-    with TensorRtBackend(bundle) as backend:
+    with open_plan_backend(bundle) as backend:
         cuda.failing = call
         for _ in range(2):
             with pytest.raises(BackendError, match=r"failed on \(1, 64, 64, 3\): .* device lost"):
@@ -134,7 +130,7 @@ def test_a_device_lost_in_flight_is_an_error_and_closing_still_works(bundle, cud
 
 @pytest.mark.usefixtures("plan")
 def test_one_failed_copy_does_not_spoil_the_next_part(bundle, cuda):
-    with TensorRtBackend(bundle) as backend, OnnxRuntimeBackend(bundle) as oracle:
+    with open_plan_backend(bundle) as backend, OnnxRuntimeBackend(bundle) as oracle:
         cuda.failing = "memcpy_htod_async"
         with pytest.raises(BackendError):
             backend.run(views(1))
@@ -154,7 +150,7 @@ def test_one_failed_copy_does_not_spoil_the_next_part(bundle, cuda):
     ],
 )
 def test_views_of_a_wrong_kind_never_reach_the_gpu(bundle, cuda, wrong):
-    with TensorRtBackend(bundle) as backend:
+    with open_plan_backend(bundle) as backend:
         cuda.failing = "memcpy_htod_async"
         with pytest.raises(BackendError, match=r"takes uint8 \(N, 64, 64, 3\)"):
             backend.run(wrong)
@@ -162,13 +158,13 @@ def test_views_of_a_wrong_kind_never_reach_the_gpu(bundle, cuda, wrong):
 
 def test_without_a_plan_the_command_that_makes_one_is_named(bundle):
     with pytest.raises(BackendError, match=r"there is no plan for fp32 .*agent build --bundle"):
-        TensorRtBackend(bundle)
+        open_plan_backend(bundle)
 
 
 def test_a_plan_that_was_changed_never_reaches_tensorrt(bundle, plan, tensorrt):
     plan.path.write_bytes(plan.data + b"!")
     with pytest.raises(BackendError, match=r"does not have the hash.*agent build"):
-        TensorRtBackend(bundle)
+        open_plan_backend(bundle)
     assert not hasattr(tensorrt.module, "deserialised")
 
 
@@ -176,7 +172,7 @@ def test_a_plan_that_was_changed_never_reaches_tensorrt(bundle, plan, tensorrt):
 def test_a_plan_that_tensorrt_cannot_load_leaves_nothing_behind(bundle, tensorrt, cuda):
     tensorrt.module.Runtime.deserialize_cuda_engine = lambda *_: None
     with pytest.raises(BackendError, match="cannot be loaded"):
-        TensorRtBackend(bundle)
+        open_plan_backend(bundle)
     assert (cuda.retained, cuda.current, cuda.alive) == (0, 0, 0)
 
 
@@ -185,9 +181,9 @@ def test_a_plan_with_other_tensors_is_refused(bundle, tensorrt, tmp_path, monkey
     monkeypatch.setattr(
         type(bundle), "network", lambda *_: (other.path / "network.onnx").read_bytes()
     )
-    ensure_plan(plans_folder(), bundle, "fp32", gpu=GPU, tensorrt=tensorrt)
+    ensure_plan(cache_folder(), bundle, "fp32", gpu=GPU, tensorrt=tensorrt)
     with pytest.raises(BackendError, match=r"has the tensors .* the bundle names"):
-        TensorRtBackend(bundle)
+        open_plan_backend(bundle)
 
 
 def test_tensorrt_rtx_leaves_its_memory_to_us_and_compiles_before_a_graph_is_captured(
@@ -196,9 +192,9 @@ def test_tensorrt_rtx_leaves_its_memory_to_us_and_compiles_before_a_graph_is_cap
     rtx = scripted_tensorrt("1.7.1", name="tensorrt_rtx")
     monkeypatch.setitem(sys.modules, "tensorrt", None)
     monkeypatch.setitem(sys.modules, "tensorrt_rtx", rtx.module)
-    ensure_plan(plans_folder(), bundle, "fp32", gpu=GPU, tensorrt=rtx)
+    ensure_plan(cache_folder(), bundle, "fp32", gpu=GPU, tensorrt=rtx)
     assert rtx.module.flagged == [rtx.module.BuilderFlag.REQUIRE_USER_ALLOCATION]
-    with TensorRtBackend(bundle) as backend, OnnxRuntimeBackend(bundle) as oracle:
+    with open_plan_backend(bundle) as backend, OnnxRuntimeBackend(bundle) as oracle:
         assert backend.name == f"tensorrt_rtx {GPU.name} fp32"
         found, expected = backend.run(views(2)), oracle.run(views(2))
     np.testing.assert_allclose(found["score_map"], expected["score_map"], atol=1e-6)
@@ -243,33 +239,33 @@ def test_what_is_missing_is_named_unless_a_fallback_is(bundle, monkeypatch, capl
 
 
 def test_a_plan_that_nobody_compared_is_warned_of(bundle, plan, caplog):
-    TensorRtBackend(bundle).__exit__(None, None, None)
+    open_plan_backend(bundle).__exit__(None, None, None)
     assert f"the verdicts of {plan.path} were never compared" in caplog.text
     caplog.clear()
-    write_parity(plan, parity(), accepted=False)
-    TensorRtBackend(bundle).__exit__(None, None, None)
+    plan.verdicts.write(parity(), accepted=False)
+    open_plan_backend(bundle).__exit__(None, None, None)
     assert not caplog.records
 
 
 def test_a_plan_that_changes_verdicts_is_refused_unless_accepted(bundle, plan, tensorrt):
-    write_parity(plan, parity(flips=("part.png",)), accepted=False)
+    plan.verdicts.write(parity(flips=("part.png",)), accepted=False)
     with pytest.raises(BackendError, match=r"1 of 3 verdicts differ .* --accept-flips"):
-        TensorRtBackend(bundle)
+        open_plan_backend(bundle)
     assert not hasattr(tensorrt.module, "deserialised")
-    write_parity(plan, parity(flips=("part.png",)), accepted=True)
-    TensorRtBackend(bundle).__exit__(None, None, None)
+    plan.verdicts.write(parity(flips=("part.png",)), accepted=True)
+    open_plan_backend(bundle).__exit__(None, None, None)
 
 
 def test_a_comparison_belongs_to_one_plan(bundle, plan, caplog):
-    write_parity(plan, parity(), accepted=False)
+    plan.verdicts.write(parity(), accepted=False)
     file = plan.path.with_suffix(".parity")
     file.write_text(file.read_text().replace(plan.record.plan_sha256, "0" * 64))
-    TensorRtBackend(bundle).__exit__(None, None, None)
+    open_plan_backend(bundle).__exit__(None, None, None)
     assert "were never compared" in caplog.text
 
 
 def test_where_the_gpu_works_the_fallback_stays_out(bundle, plan, caplog):
-    write_parity(plan, parity(), accepted=False)
+    plan.verdicts.write(parity(), accepted=False)
     with open_backend(bundle, backend="tensorrt", fallback="onnxruntime") as backend:
         assert backend.name.startswith("tensorrt ")
     assert not caplog.records

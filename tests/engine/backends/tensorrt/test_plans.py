@@ -12,22 +12,22 @@ from PIL import Image
 
 from agent import cli
 from agent.demo import BUNDLE
-from engine.backends.tensorrt import driver
-from engine.backends.tensorrt.backend import TensorRtBackend
-from engine.backends.tensorrt.driver import load_driver, probe_gpu
+from engine.backends.tensorrt.backend import open_plan_backend
 from engine.backends.tensorrt.plans import (
-    MAX_BATCH,
     build_plan,
     ensure_plan,
     find_tensorrt,
     plan_key,
-    plans_folder,
     read_plan,
 )
 from engine.bundle import open_bundle
 from engine.errors import BackendError
-from tests.engine.backends.tensorrt.gpu_machine import gpu_machine
-from tests.engine.backends.tensorrt.scripted_gpu import (
+from engine.gpu import driver
+from engine.gpu.device import MAX_BATCH
+from engine.gpu.driver import load_driver, probe_gpu
+from engine.gpu.verdicts import cache_folder
+from tests.engine.gpu.gpu_machine import gpu_machine
+from tests.engine.gpu.scripted_gpu import (
     GPU,
     Driver,
     ExecutionContext,
@@ -245,7 +245,7 @@ def test_a_machine_without_a_driver_is_told_so(monkeypatch):
 
 def test_plans_live_in_the_users_cache(monkeypatch, tmp_path):
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
-    assert plans_folder() == tmp_path / "atac-agent" / "plans"
+    assert cache_folder() == tmp_path / "atac-agent" / "plans"
 
 
 @pytest.fixture
@@ -261,9 +261,9 @@ def agent(monkeypatch, capsys):
 
 
 @pytest.fixture
-def on_a_gpu(monkeypatch, tensorrt):
-    monkeypatch.setattr(driver, "load_driver", Driver)
-    monkeypatch.setitem(sys.modules, "tensorrt", tensorrt.module)
+def on_a_gpu(kernels):
+    with gpu_machine(kernels) as machine:
+        yield machine
 
 
 @pytest.mark.usefixtures("on_a_gpu")
@@ -286,12 +286,6 @@ def test_agent_build_names_a_precision_that_is_missing(agent, bundle, folder):
 
 
 @pytest.fixture
-def on_a_whole_gpu(kernels):
-    with gpu_machine(kernels) as machine:
-        yield machine
-
-
-@pytest.fixture
 def parts(tmp_path):
     for kind, make in (("good", good_part), ("defective", defective_part)):
         (tmp_path / kind).mkdir()
@@ -300,7 +294,7 @@ def parts(tmp_path):
     return tmp_path
 
 
-@pytest.mark.usefixtures("on_a_whole_gpu")
+@pytest.mark.usefixtures("on_a_gpu")
 def test_agent_build_compares_the_plans_verdicts(agent, bundle, folder, parts):
     options = ("--bundle", bundle.path, "--plans", folder, "--precision", "fp32")
     images = ("--good", parts / "good", "--defective", parts / "defective")
@@ -315,10 +309,10 @@ def test_agent_build_compares_the_plans_verdicts(agent, bundle, folder, parts):
     assert parity["threshold_from"] == "these images"
     code, out, _ = agent("build", *options)
     assert "0 of 4 verdicts differ" in out
-    TensorRtBackend(bundle, plans=folder).__exit__(None, None, None)
+    open_plan_backend(bundle, plans=folder).__exit__(None, None, None)
 
 
-@pytest.mark.usefixtures("on_a_whole_gpu")
+@pytest.mark.usefixtures("on_a_gpu")
 def test_agent_build_refuses_a_plan_that_changes_verdicts(
     agent, bundle, folder, parts, monkeypatch
 ):
@@ -334,18 +328,69 @@ def test_agent_build_refuses_a_plan_that_changes_verdicts(
     images = ("--good", parts / "good", "--defective", parts / "defective")
     code, out, error = agent("build", *options, *images)
     assert (code, "2 of 4 verdicts differ" in out) == (1, True)
-    assert "verdicts change with fp32: the plan will not run" in error
+    assert "verdicts change with fp32: the agent will not run it" in error
     with pytest.raises(BackendError, match=r"changes verdicts: 2 of 4"):
-        TensorRtBackend(bundle, plans=folder)
+        open_plan_backend(bundle, plans=folder)
     assert agent("build", *options)[0] == 1
     assert agent("build", *options, *images, "--accept-flips")[0] == 0
-    TensorRtBackend(bundle, plans=folder).__exit__(None, None, None)
+    open_plan_backend(bundle, plans=folder).__exit__(None, None, None)
 
 
 @pytest.mark.usefixtures("on_a_gpu")
 def test_agent_build_wants_images_where_it_is_told_to_compare(agent, bundle, tmp_path):
     code, _, error = agent("build", "--bundle", bundle.path, "--good", tmp_path / "nothing")
     assert (code, str(tmp_path / "nothing") in error) == (2, True)
+
+
+def _shifted(run):
+    def execute(context):
+        run(context)
+        memory(context._addresses["score_map"], (8, 8), ctypes.c_float)[:] += 1000
+
+    return execute
+
+
+REFUSES = {
+    "does not load": "cannot be loaded by tensorrt NVIDIA Test 1000 fp32",
+    "does not run": "peaks failed: device lost",
+    "computes something else": "the deviation of a grey frame is",
+}
+
+
+@pytest.mark.parametrize("fault", REFUSES)
+def test_agent_build_says_built_of_nothing_that_does_not_run(
+    agent, bundle, folder, on_a_gpu, monkeypatch, fault
+):
+    if fault == "does not load":
+        on_a_gpu.tensorrt.module.Runtime.deserialize_cuda_engine = lambda *_: None
+    elif fault == "does not run":
+        on_a_gpu.cuda.failing = "peaks"
+    else:
+        monkeypatch.setattr(ExecutionContext, "_execute", _shifted(ExecutionContext._execute))
+    code, out, error = agent("build", "--bundle", bundle.path, "--plans", folder)
+    assert (code, out, error.count("\n")) == (1, "", 1)
+    assert "does not run on NVIDIA Test 1000 (compute capability 8.6) with tensorrt 10.13" in error
+    assert REFUSES[fault] in error
+    assert error.endswith("or run with bundle.backend: cuda\n")
+
+
+@pytest.mark.usefixtures("on_a_gpu")
+def test_agent_build_compares_what_needs_no_plan(agent, bundle, folder, parts):
+    options = ("--bundle", bundle.path, "--plans", folder, "--backend", "cuda")
+    code, out, _ = agent("build", *options)
+    assert (code, "never compared" in out) == (0, True)
+    assert "runs on NVIDIA Test 1000 (compute capability 8.6) with onnxruntime 1.31.1" in out
+    code, out, _ = agent("build", *options, "--good", parts / "good", "--json")
+    (fact,) = json.loads(out)
+    assert (code, fact["parity"]["parity"]["flips"]) == (0, [])
+    assert not list(folder.glob("*.plan"))
+
+
+def test_agent_build_knows_what_there_is_to_build(agent, bundle):
+    code, _, error = agent("build", "--bundle", bundle.path, "--backend", "openvino")
+    assert (code, "nothing is built for it" in error) == (2, True)
+    code, _, error = agent("build", "--bundle", bundle.path, "--backend", "abacus")
+    assert (code, "--backend: 'abacus'" in error) == (2, True)
 
 
 def test_agent_build_without_a_driver_is_one_sentence(agent, bundle, monkeypatch):

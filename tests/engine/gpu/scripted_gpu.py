@@ -13,8 +13,8 @@ import numpy as np
 import onnx
 import onnxruntime
 
-from engine.backends.tensorrt.driver import Gpu
 from engine.backends.tensorrt.plans import TensorRtModule
+from engine.gpu.driver import Gpu
 
 _GUARD = 64
 GPU = Gpu(name="NVIDIA Test 1000", capability="8.6", driver="13.0")
@@ -34,6 +34,7 @@ class Driver:
         self.graphs = {}
         self.launches = 0
         self.captures = 0
+        self.calls_host = False
 
     def cuStreamBeginCapture_v2(self, stream, mode):  # noqa: N802
         assert stream.value == Stream.handle
@@ -52,6 +53,16 @@ class Driver:
     def cuGraphInstantiateWithFlags(self, executable, graph, flags):  # noqa: N802
         executable._obj.value = graph.value
         return self._answer("cuGraphInstantiateWithFlags")
+
+    def cuGraphGetNodes(self, graph, nodes, count):  # noqa: N802
+        count._obj.value = len(self.graphs[graph.value])
+        if nodes is not None:
+            nodes[:] = range(1, count._obj.value + 1)
+        return 0
+
+    def cuGraphNodeGetType(self, node, kind):  # noqa: N802
+        kind._obj.value = 3 if self.calls_host else 0
+        return 0
 
     def cuGraphDestroy(self, graph):  # noqa: N802
         return 0
@@ -269,6 +280,85 @@ class ExecutionContext:
             strict=True,
         ):
             memory(self._addresses[name], result.shape, ctypes.c_float)[:] = result
+
+
+class ScriptedOnnxRuntime:
+    """ONNX Runtime as built with CUDA: networks work on addresses, on the stream that is given.
+
+    `failing` is what the next run answers; `lacks` makes a session fall back to the CPU, as the
+    real one does where a library of CUDA is missing.
+    """
+
+    __version__ = "1.31.1"
+    cuda_version = "13.0"
+
+    def __init__(self):
+        self.failing = ""
+        self.lacks = False
+        self.sessions = []
+
+    def get_available_providers(self):
+        return ["CUDAExecutionProvider", "CPUExecutionProvider"]
+
+    def preload_dlls(self):
+        print("libcufft.so.12 cannot be loaded")  # noqa: T201 - as the real one does
+
+    def SessionOptions(self):  # noqa: N802
+        return SimpleNamespace()
+
+    def RunOptions(self):  # noqa: N802
+        entries = {}
+        return SimpleNamespace(add_run_config_entry=entries.__setitem__, entries=entries)
+
+    def InferenceSession(self, network, options, providers):  # noqa: N802
+        ((name, settings),) = providers
+        assert name == "CUDAExecutionProvider"
+        assert settings["user_compute_stream"] == str(Stream.handle)
+        assert settings["use_tf32"] == "0"
+        session = _CudaSession(self, onnxruntime.InferenceSession(network))
+        self.sessions.append(session)
+        return session
+
+
+class _CudaSession:
+    def __init__(self, owner, session):
+        self._owner = owner
+        self._session = session
+        self.runs = 0
+
+    def get_providers(self):
+        ours = [] if self._owner.lacks else ["CUDAExecutionProvider"]
+        return [*ours, "CPUExecutionProvider"]
+
+    def io_binding(self):
+        bound = {}
+
+        def bind(name, device, ordinal, kind, shape, address):
+            assert (device, ordinal) == ("cuda", 0)
+            bound[name] = (kind, shape, address)
+
+        return SimpleNamespace(bind_input=bind, bind_output=bind, bound=bound)
+
+    def run_with_iobinding(self, binding, options):
+        assert options.entries == {"disable_synchronize_execution_providers": "1"}
+        assert Pycuda.latest.current
+        if self._owner.failing:
+            raise RuntimeError(self._owner.failing)
+        self.runs += 1
+        if Pycuda.latest.captured is not None:
+            assert self.runs > 2, "memory is planned in the second run"
+        Pycuda.latest.enqueue(partial(self._execute, dict(binding.bound)))
+
+    def _execute(self, bound):
+        _, shape, address = bound["views"]
+        views = memory(address, shape, ctypes.c_uint8)
+        names = [name for name in bound if name != "views"]
+        for name, result in zip(
+            names, self._session.run(names, {"views": views.copy()}), strict=True
+        ):
+            kind, shape, address = bound[name]
+            assert (kind, tuple(shape)) == (np.float32, result.shape)
+            memory(address, shape, ctypes.c_float)[:] = result
 
 
 class Stream:

@@ -9,9 +9,9 @@ import numpy as np
 import pytest
 
 from engine.attention import CropSpec
-from engine.backends.tensorrt import compiler
-from engine.backends.tensorrt.lab import lab_tables
 from engine.frame import Box, Map, Pixels
+from engine.gpu import compiler
+from engine.gpu.lab import lab_tables
 from engine.score import top_k_count
 from engine.view import ViewSpec
 

@@ -9,8 +9,8 @@ from typing import Any
 
 import numpy.typing as npt
 
-from engine.backends.tensorrt import driver
 from engine.errors import BackendError
+from engine.gpu import driver
 
 
 class CudaContext:

@@ -10,9 +10,9 @@ import numpy as np
 import numpy.typing as npt
 
 from engine.attention import CropSpec
-from engine.backends.tensorrt.context import CudaContext
-from engine.backends.tensorrt.device import RED, DeviceNetwork, Geometry
 from engine.frame import Pixels
+from engine.gpu.context import CudaContext
+from engine.gpu.device import RED, DeviceNetwork, Geometry
 from engine.methods import NetworkSpec
 from engine.methods.atac import Optics
 from engine.score import top_k_count

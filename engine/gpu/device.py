@@ -6,9 +6,9 @@ from typing import Any, Final, Literal, Protocol
 
 import numpy as np
 
-from engine.backends.tensorrt.graph import Graph
-from engine.errors import InspectionError
+from engine.errors import BackendError, InspectionError
 from engine.frame import Pixels
+from engine.gpu.graph import Graph
 
 Form = Literal["mono", "rgb", "bayer_rggb", "bayer_grbg", "bayer_gbrg", "bayer_bggr"]
 """What the pixels of a frame mean; a Bayer frame is `(H, W)`, its red pixel first named."""
@@ -23,6 +23,14 @@ RED: Final[dict[Form, tuple[int, int]]] = {
 
 DeviceMemory = Callable[[int], int]
 """Allocates bytes on the GPU until everything closes, and gives their address."""
+
+
+class NoRoomError(BackendError):
+    """The GPU has no memory for this; it may have after something else is given back."""
+
+
+MAX_BATCH: Final = 16
+"""Networks take 1 to this many views at once, and are fastest at one."""
 
 
 class DeviceNetwork(Protocol):
@@ -44,8 +52,8 @@ class DeviceNetwork(Protocol):
         ...
 
 
-DeviceOpening = Callable[[DeviceMemory], DeviceNetwork]
-"""Makes the network while the context of its GPU is current."""
+DeviceOpening = Callable[[DeviceMemory, Any], DeviceNetwork]
+"""Makes the network while the context of its GPU is current; all its work is on this stream."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

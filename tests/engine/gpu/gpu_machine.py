@@ -9,19 +9,26 @@ from types import ModuleType
 from typing import Any
 from unittest.mock import patch
 
-from engine.backends.tensorrt import driver, inspector
+from engine.backends import cuda as cuda_backend
 from engine.backends.tensorrt.plans import TensorRtModule
-from tests.engine.backends.tensorrt.kernels import SOURCES, Kernels
-from tests.engine.backends.tensorrt.scripted_gpu import Driver, Pycuda, scripted_tensorrt
+from engine.gpu import driver, inspector
+from tests.engine.gpu.kernels import SOURCES, Kernels
+from tests.engine.gpu.scripted_gpu import (
+    Driver,
+    Pycuda,
+    ScriptedOnnxRuntime,
+    scripted_tensorrt,
+)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class GpuMachine:
-    """What a test may make fail; see `tests.engine.backends.tensorrt.scripted_gpu`."""
+    """What a test may make fail; see `tests.engine.gpu.scripted_gpu`."""
 
     cuda: Pycuda
     driver: Driver
     tensorrt: TensorRtModule
+    onnxruntime: ScriptedOnnxRuntime
 
 
 @contextmanager
@@ -32,7 +39,12 @@ def gpu_machine(kernels: Kernels, cuda: Pycuda | None = None) -> Iterator[GpuMac
     """
     cuda = cuda or Pycuda()
     cuda.kernels = kernels
-    machine = GpuMachine(cuda=cuda, driver=Driver(cuda=cuda), tensorrt=scripted_tensorrt())
+    machine = GpuMachine(
+        cuda=cuda,
+        driver=Driver(cuda=cuda),
+        tensorrt=scripted_tensorrt(),
+        onnxruntime=ScriptedOnnxRuntime(),
+    )
     module: Any = machine.tensorrt.module
     module.__spec__ = ModuleSpec("tensorrt", None)  # torch asks whether it is there
     with ExitStack() as stack:
@@ -43,6 +55,9 @@ def gpu_machine(kernels: Kernels, cuda: Pycuda | None = None) -> Iterator[GpuMac
             stack.callback(_put_back, name, sys.modules.get(name))
             sys.modules[name] = stand_in
         stack.enter_context(patch.object(driver, "load_driver", lambda: machine.driver))
+        stack.enter_context(
+            patch.object(cuda_backend, "load_runtime", lambda _: machine.onnxruntime)
+        )
         stack.enter_context(
             patch.object(
                 inspector,

@@ -11,6 +11,7 @@ before the end: where it covers the whole frame, pass 1 alone counts, as in
 from collections import OrderedDict
 from collections.abc import Sequence
 from contextlib import ExitStack, closing, suppress
+from dataclasses import dataclass
 from functools import partial
 from time import perf_counter
 from typing import Any, Final, Self
@@ -19,21 +20,36 @@ import numpy as np
 import numpy.typing as npt
 
 from engine.backends.base import MAX_PIXELS
-from engine.backends.tensorrt.compiler import compile_kernels
-from engine.backends.tensorrt.context import CudaContext
-from engine.backends.tensorrt.device import DeviceOpening, Form, Geometry, geometry_of, sizes_of
-from engine.backends.tensorrt.driver import probe_gpu
-from engine.backends.tensorrt.lab import lab_tables
-from engine.backends.tensorrt.plans import MAX_BATCH
-from engine.backends.tensorrt.program import KERNELS, Program, crop_of
 from engine.errors import BackendError, InspectionError
 from engine.frame import Box, Inspection, Pass, Pixels
+from engine.gpu.compiler import compile_kernels
+from engine.gpu.context import CudaContext
+from engine.gpu.device import (
+    MAX_BATCH,
+    DeviceOpening,
+    Form,
+    Geometry,
+    NoRoomError,
+    geometry_of,
+    sizes_of,
+)
+from engine.gpu.driver import probe_gpu
+from engine.gpu.lab import lab_tables
+from engine.gpu.program import KERNELS, Program, crop_of
 from engine.methods import NetworkSpec, require_score
 from engine.methods.atac import Optics
 from engine.score import deviation
 
 _KEPT: Final = 8
 """Sets of frame sizes whose memory and graphs are kept; the one that was not used longest goes."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Stage:
+    """What one stage of an inspection takes; `kernels` are `None` where that is not known."""
+
+    seconds: float
+    kernels: int | None
 
 
 class DeviceInspector:
@@ -76,7 +92,7 @@ class DeviceInspector:
                     for name in names
                 }
                 self._stream = self._gpu.cuda.Stream()
-                self._network = opening(self._gpu.lasting(stack))
+                self._network = opening(self._gpu.lasting(stack), self._stream)
                 self._name = f"{self._network.name}, all on the device"
                 self._constants = {
                     "tables": self._constant(stack, lab_tables()),
@@ -139,7 +155,7 @@ class DeviceInspector:
             program.run([pixels])
             return program.views()
 
-    def stage_seconds(self, geometries: Sequence[Geometry], repeats: int) -> dict[str, float]:
+    def stages(self, geometries: Sequence[Geometry], repeats: int) -> dict[str, Stage]:
         """What each stage takes on the device alone, the mean of `repeats` in a row.
 
         Each stage is a graph of its own, launched again and again over the same memory.
@@ -155,7 +171,8 @@ class DeviceInspector:
                     for _ in range(repeats):
                         graph.launch()
                     self._stream.synchronize()
-                    found[name] = (perf_counter() - begun) / repeats
+                    seconds = (perf_counter() - begun) / repeats
+                    found[name] = Stage(seconds=seconds, kernels=graph.kernels)
             return found
 
     def __enter__(self) -> Self:
@@ -223,8 +240,8 @@ class DeviceInspector:
             self._constants,
             geometries,
         )
-        no_room = self._gpu.cuda.MemoryError
-        with suppress(no_room):
+        no_room = (self._gpu.cuda.MemoryError, NoRoomError)
+        with suppress(*no_room):
             return made()
         self._close_programs()
         try:

@@ -7,8 +7,8 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, Final
 
-from engine.backends.tensorrt.driver import Gpu
 from engine.errors import BackendError
+from engine.gpu.driver import Gpu
 
 SOURCES: Final = Path(__file__).with_name("cuda")
 _MAJORS: Final = (13, 12)

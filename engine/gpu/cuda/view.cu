@@ -217,7 +217,7 @@ ATAC_KERNEL second_step(const uint8_t *halfway, int channels, const ViewPlan *pl
 
 // ------------------------------------------------------------------------------------ CIE LAB
 
-// OpenCV's 8-bit LAB in integers. The tables are those of engine.backends.tensorrt.lab, one after another.
+// OpenCV's 8-bit LAB in integers. The tables are those of engine.gpu.lab, one after another.
 enum {
     GAMMA = 0,
     ROOT = GAMMA + 256,

@@ -16,7 +16,7 @@ from engine.image import read_image
 from engine.listing import find_images
 from engine.score import top_k_mean
 from engine.view import ViewSpec, view, zoomed
-from tests.engine.backends.tensorrt.kernels import SOURCES, Kernels
+from tests.engine.gpu.kernels import SOURCES, Kernels
 from tests.tiny_bundle import defective_part, good_part
 from tools.kernel_report import ARCHITECTURES, MOST_REGISTERS, compiled, find_nvcc
 

@@ -7,10 +7,16 @@ from typing import Any, Final, Protocol
 from engine.errors import BackendError
 
 _THREAD_LOCAL: Final = 1  # CU_STREAM_CAPTURE_MODE_THREAD_LOCAL: other threads may allocate
+_NODE_KERNEL, _NODE_HOST = 0, 3  # CU_GRAPH_NODE_TYPE_…
 
 
 class Graph(Protocol):
     """Work that was recorded once and is done again by one call."""
+
+    @property
+    def kernels(self) -> int | None:
+        """How many kernels a launch runs; `None`: not known."""
+        ...
 
     def launch(self) -> None: ...
 
@@ -39,6 +45,11 @@ class DriverGraph:
             raise
         self._call("cuStreamEndCapture", self._stream, ctypes.byref(graph))
         try:
+            kinds = self._kinds(graph)
+            if _NODE_HOST in kinds:
+                # It would be called again in each replay, with what was given back in the first.
+                raise BackendError("what was captured calls the host")
+            self.kernels = kinds.count(_NODE_KERNEL)
             self._call(
                 "cuGraphInstantiateWithFlags",
                 ctypes.byref(self._executable),
@@ -55,7 +66,34 @@ class DriverGraph:
     def close(self) -> None:
         self._driver.cuGraphExecDestroy(self._executable)
 
+    def _kinds(self, graph: ctypes.c_void_p) -> list[int]:
+        """The type of each node."""
+        count = ctypes.c_size_t()
+        self._call("cuGraphGetNodes", graph, None, ctypes.byref(count))
+        nodes = (ctypes.c_void_p * count.value)()
+        self._call("cuGraphGetNodes", graph, nodes, ctypes.byref(count))
+        kind, found = ctypes.c_int(), []
+        for node in nodes:
+            self._call("cuGraphNodeGetType", ctypes.c_void_p(node), ctypes.byref(kind))
+            found.append(kind.value)
+        return found
+
     def _call(self, name: str, *arguments: object) -> None:
         code = getattr(self._driver, name)(*arguments)
         if code:
             raise BackendError(f"the NVIDIA driver failed ({name} answered {code}); see nvidia-smi")
+
+
+class Again:
+    """A `Graph` that is none: the work is enqueued anew each time."""
+
+    kernels: Final = None
+
+    def __init__(self, record: Callable[[], None]) -> None:
+        self._record = record
+
+    def launch(self) -> None:
+        self._record()
+
+    def close(self) -> None:
+        del self._record

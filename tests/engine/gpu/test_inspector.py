@@ -15,20 +15,21 @@ import pytest
 from engine.attention import CropSpec, attention_box
 from engine.backends.onnxruntime import OnnxRuntimeBackend
 from engine.backends.opening import open_inspector
-from engine.backends.tensorrt import inspector as inspector_module
-from engine.backends.tensorrt import program
-from engine.backends.tensorrt.backend import open_device_inspector
-from engine.backends.tensorrt.compiler import compile_kernels, load_compiler
-from engine.backends.tensorrt.device import Geometry, geometry_of
-from engine.backends.tensorrt.plans import MAX_BATCH, ensure_plan, plans_folder
+from engine.backends.tensorrt.backend import open_plan_inspector
+from engine.backends.tensorrt.plans import ensure_plan
 from engine.errors import BackendError, InspectionError
 from engine.frame import Box
+from engine.gpu import inspector as inspector_module
+from engine.gpu import program
+from engine.gpu.compiler import compile_kernels, load_compiler
+from engine.gpu.device import MAX_BATCH, Geometry, geometry_of
+from engine.gpu.verdicts import cache_folder
 from engine.methods import open_method
 from engine.methods.atac import atac_of
 from engine.view import ViewSpec, zoomed
 from engine.view import view as engine_view
-from tests.engine.backends.tensorrt.gpu_machine import gpu_machine
-from tests.engine.backends.tensorrt.scripted_gpu import GPU, scripted_tensorrt
+from tests.engine.gpu.gpu_machine import gpu_machine
+from tests.engine.gpu.scripted_gpu import GPU, scripted_tensorrt
 from tests.tiny_bundle import defective_part, good_part, tiny_bundle
 
 LINE = ViewSpec(side=64, equalise="after_resize", crop_from="frame", reducing_gap=3.0)
@@ -65,8 +66,8 @@ def opened(tmp_path, tensorrt):
 
     def call(view=LINE, **changed):
         bundle = tiny_bundle(tmp_path / "bundle", view=view, **changed)
-        ensure_plan(plans_folder(), bundle, "fp32", gpu=GPU, tensorrt=tensorrt)
-        return bundle, open_device_inspector(bundle)
+        ensure_plan(cache_folder(), bundle, "fp32", gpu=GPU, tensorrt=tensorrt)
+        return bundle, open_plan_inspector(bundle)
 
     return call
 
@@ -191,10 +192,11 @@ def test_every_stage_can_be_timed_alone(opened, driver):
     part = grey(defective_part(1))
     with inspector:
         before = inspector.inspect(part)
-        stages = inspector.stage_seconds([geometry_of(part)], repeats=2)
+        stages = inspector.stages([geometry_of(part)], repeats=2)
         assert list(stages) == [
             *("upload", "view_1", "pass_1", "attention", "view_2", "pass_2", "download"),
         ]
+        assert all(each.kernels and each.seconds > 0 for each in stages.values())
         assert len(driver.graphs) == 1
         assert inspector.inspect(part).score == before.score
 
@@ -390,7 +392,7 @@ def test_a_plan_that_is_not_ours_never_reaches_tensorrt(opened, cuda, tensorrt, 
     bundle, inspector = opened()
     inspector.__exit__(None, None, None)
     del tensorrt.module.deserialised
-    (plan,) = plans_folder().glob("*.plan")
+    (plan,) = cache_folder().glob("*.plan")
     damage(plan)
     with pytest.raises(BackendError, match=r"; build it with: agent build --bundle"):
         open_inspector(bundle, backend="tensorrt")
@@ -409,7 +411,7 @@ def test_a_plan_that_is_not_ours_never_reaches_tensorrt(opened, cuda, tensorrt, 
 )
 def test_a_plan_of_another_gpu_or_version_is_not_taken(tmp_path, tensorrt, built_with):
     bundle = tiny_bundle(tmp_path / "bundle", view=LINE)
-    ensure_plan(plans_folder(), bundle, "fp32", **{"gpu": GPU, "tensorrt": tensorrt, **built_with})
+    ensure_plan(cache_folder(), bundle, "fp32", **{"gpu": GPU, "tensorrt": tensorrt, **built_with})
     with pytest.raises(BackendError, match=r"there is no plan for fp32 on NVIDIA Test 1000"):
         open_inspector(bundle, backend="tensorrt")
     assert not hasattr(tensorrt.module, "deserialised")
@@ -467,7 +469,7 @@ def test_a_machine_without_nvrtc_is_told_what_to_install(monkeypatch):
         tried.extend(names)
         return iter([Path("no.so")])
 
-    monkeypatch.setattr("engine.backends.tensorrt.compiler._places", places)
+    monkeypatch.setattr("engine.gpu.compiler._places", places)
     for driver, package in (("13.1", "nvidia-cuda-nvrtc"), ("12.4", "nvidia-cuda-nvrtc-cu12")):
         with pytest.raises(BackendError, match=rf"NVRTC for CUDA .*pip install {package}$"):
             load_compiler(driver)
