@@ -21,6 +21,7 @@ from engine.frame import Box, Pixels
 from engine.score import top_k_mean
 from engine.spec import spec
 from engine.view import ViewSpec, zoomed
+from train.apart import lengths
 
 Features = npt.NDArray[np.float32]
 
@@ -66,9 +67,14 @@ class PrototypeDistance(nn.Module):
         self.settings = settings
         self.requires_grad_(requires_grad=False)
 
-    def forward(self, features: Tensor) -> Tensor:
-        """Distances `(N, h, w)` of features `(N, C, h, w)`, scaled; not negative."""
-        x = self.project(as_compared(features, l2_normalised=self.settings.l2_normalised))
+    def forward(self, features: Tensor | list[Tensor]) -> Tensor:
+        """Distances `(N, h, w)` of features `(N, C, h, w)`, or of maps; scaled, not negative."""
+        if isinstance(features, Tensor):
+            x = self.project(as_compared(features, l2_normalised=self.settings.l2_normalised))
+        else:  # a length is one number a patch: it may be divided by after the projection
+            x = self.project(features)
+            if self.settings.l2_normalised:
+                x = x / lengths(features)
         nearest = self.compare(x).amin(dim=1) + (x * x).sum(dim=1)  # |x − c|²: (N, h, w)
         y: Tensor = self.scale * torch.sqrt(torch.relu(nearest))
         return y

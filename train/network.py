@@ -26,6 +26,7 @@ from engine.methods.atac import AtacMethod
 from engine.score import ScoreSpec
 from engine.spec import spec
 from engine.view import ViewSpec
+from train.apart import Apart, stacked
 from train.backbones import Backbone, fold_batch_norm, initialise
 from train.memory_bank import MemoryBank, PrototypeDistance
 
@@ -170,7 +171,7 @@ class AttentionHead(nn.Module):
         self.score = nn.Conv2d(width, heads, 1, groups=heads)  # τ(·; θ_s)
         self.locate = nn.Conv2d(width, heads, 1, groups=heads) if supervised else None
 
-    def forward(self, features: Tensor) -> Maps:
+    def forward(self, features: Tensor | list[Tensor]) -> Maps:
         score_maps, attentions = self._answers(features)
         if score_maps.shape[1] > 1:
             score_maps = score_maps.abs().mean(dim=1, keepdim=True)
@@ -181,10 +182,11 @@ class AttentionHead(nn.Module):
         """What every head says of N views: `(heads · N, h, w)`, head after head."""
         return Maps(*(maps.transpose(0, 1).flatten(0, 1) for maps in self._answers(features)))
 
-    def _answers(self, features: Tensor) -> tuple[Tensor, Tensor]:
+    def _answers(self, features: Tensor | list[Tensor]) -> tuple[Tensor, Tensor]:
         """Score maps and attentions, both `(N, heads, h, w)`."""
         x = torch.relu(self.normalise(self.convolve(features)))  # (N, heads · 64, h, w)
-        f = self.refine(x)  # F = σ(φ(x)): (N, heads · 64, h, w)
+        # F = σ(φ(x)): (N, heads · 64, h, w); what is summed over it decides, and is exact
+        f = self.refine(x).to(self.score.weight.dtype)
         score_maps = self.score(f)  # a_mp = τ(F)   Eq 3 and 7
         if self.locate is None:  # C_attn   Eq 4; rectified
             of_heads = torch.relu(f).chunk(score_maps.shape[1], dim=1)
@@ -240,6 +242,7 @@ class AtacNet(Network):
         self.frozen = freeze
         self.int8_operators = backbone.int8_operators
         self._local_mean = local_mean
+        self._apart = False
         backbone.initialise()
         initialise(self.head)
         if self.memory_bank is not None:
@@ -251,14 +254,19 @@ class AtacNet(Network):
         backbone.requires_grad_(not freeze)
         self.train()
 
-    def features(self, views: Tensor) -> Tensor:
-        """φ(x): uint8 RGB `(N, H, W, 3)` → feature maps on one grid, float32 `(N, C, h, w)`."""
+    def maps(self, views: Tensor) -> list[Tensor]:
+        """φ(x): uint8 RGB `(N, H, W, 3)` → feature maps, each on its own grid."""
         x = views.to(torch.float32).permute(0, 3, 1, 2) / 255  # (N, 3, H, W) in [0, 1]
-        maps = self.backbone((x - self.mean) / self.std)
-        return stacked([local_mean(m) for m in maps] if self._local_mean else maps)
+        x = (x - self.mean) / self.std
+        maps: list[Tensor] = self.backbone.computed(x) if self._apart else self.backbone(x)
+        return [local_mean(m) for m in maps] if self._local_mean else maps
+
+    def features(self, views: Tensor) -> Tensor:
+        """φ(x) on one grid: float32 `(N, C, h, w)`."""
+        return stacked(self.maps(views))
 
     def forward(self, views: Tensor) -> Maps:
-        features = self.features(views)
+        features = self.maps(views) if self._apart else self.features(views)
         maps: Maps = self.head(features)
         if self.memory_bank is None:
             return maps
@@ -266,9 +274,21 @@ class AtacNet(Network):
         return maps._replace(score_map=maps.score_map.abs() + self.memory_bank(features))
 
     def prepare_export(self, *, half: bool) -> None:
-        """As `Network.prepare_export`: the backbone may be fp16; the head decides the box."""
+        """As `Network.prepare_export`: what is summed up last stays in fp32, since it decides.
+
+        1×1 convolutions see each map on its own grid, which is the same with less work.
+        """
         fold_batch_norm(self.head)
         self.backbone.prepare_export(half=half)
+        first = getattr(self.head, "convolve", None)
+        if not isinstance(first, nn.Conv2d) or first.kernel_size != (1, 1):
+            return
+        self._apart = True
+        channels = self.backbone.channels
+        self.head.add_module("convolve", Apart(first, channels, half=half))
+        if self.memory_bank is not None:
+            project = Apart(self.memory_bank.project, channels, half=half)
+            self.memory_bank.add_module("project", project)
 
     def train(self, mode: bool = True) -> Self:  # noqa: FBT001, FBT002  (PyTorch's signature)
         """Switch to training; a frozen backbone keeps its BatchNorm statistics."""
@@ -281,16 +301,6 @@ class AtacNet(Network):
 def local_mean(feature: Tensor) -> Tensor:
     """Each patch of `(N, C, h, w)` averaged with its neighbours; a corner has three."""
     return F.avg_pool2d(feature, 3, stride=1, padding=1, count_include_pad=False)
-
-
-def stacked(features: list[Tensor]) -> Tensor:
-    """Feature maps of several stages as one, on the grid of the first and finest."""
-    first, *deeper = features
-    size = first.shape[-2:]
-    return torch.cat(
-        [first, *(F.interpolate(f, size, mode="bilinear", align_corners=False) for f in deeper)],
-        dim=1,
-    )
 
 
 def atac_method(

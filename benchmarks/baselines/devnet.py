@@ -17,8 +17,9 @@ import torch.nn.functional as F  # noqa: N812  (PyTorch's own custom)
 from torch import Tensor, nn
 
 from benchmarks.baselines.loop import Baseline, deviation_network, nowhere
+from train.apart import stacked
 from train.losses import top_k_mean
-from train.network import AtacNet, Maps, stacked
+from train.network import AtacNet, Maps
 from train.recipes.paper import Paper
 
 SETTINGS: Final = replace(deviation_network(epochs=50), known_share=1.0)

@@ -20,9 +20,10 @@ from benchmarks.detection_study.images import Images
 from engine.bundle import sha256
 from engine.frame import Box
 from engine.view import ViewSpec, view
+from train.apart import stacked
 from train.backbones import BACKBONES
 from train.datasets import read_listed
-from train.network import local_mean, stacked
+from train.network import local_mean
 from train.recipes.line import Line
 from train.weights import Weights
 

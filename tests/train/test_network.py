@@ -4,7 +4,9 @@ import numpy as np
 import pytest
 import torch
 
+from train.apart import stacked
 from train.backbones.resnet import ResNet
+from train.memory_bank import MemoryBank
 from train.network import (
     AttentionHead,
     ConvolutionHead,
@@ -13,7 +15,6 @@ from train.network import (
     SelfAttentionHead,
     TorchBackend,
     local_mean,
-    stacked,
 )
 from train.recipes import open_recipe
 
@@ -192,3 +193,26 @@ def test_scores_begin_near_zero_by_fan_in_and_near_the_margin_by_he(line, views)
             return network(torch.from_numpy(views)).score_map.abs().mean()
 
     assert first_scores("fan_in") < 1 < first_scores("he")
+
+
+@pytest.mark.parametrize("half", [False, True])
+def test_maps_apart_say_what_stacked_ones_do(line, half):
+    torch.manual_seed(0)
+    settings = replace(
+        line,
+        freeze=True,
+        backbone=ResNet(architecture="resnet18", stages=("layer2", "layer3")),
+        memory_bank=MemoryBank(prototypes=16, channels=8),
+    )
+    network = built(settings).eval().requires_grad_(requires_grad=False)
+    bank = network.memory_bank
+    channels = sum(network.backbone.channels)
+    bank.hold(torch.randn(8, channels) / channels**0.5, torch.randn(16, 8) * 0.3, scale=1.0)
+    views = torch.randint(0, 256, (2, 48, 48, 3), dtype=torch.uint8)
+    before = network(views)
+    network.prepare_export(half=half)
+    after = network(views)
+    near = {"rtol": 0.02, "atol": 0.02} if half else {"rtol": 1e-4, "atol": 1e-4}
+    torch.testing.assert_close(after.score_map, before.score_map, **near)
+    torch.testing.assert_close(after.attention, before.attention, **near)
+    assert after.score_map.dtype == after.attention.dtype == torch.float32

@@ -91,8 +91,12 @@ class Backbone(nn.Module):
         """The feature maps, in the precision that the parameters have."""
         raise NotImplementedError
 
+    def computed(self, x: Tensor) -> list[Tensor]:
+        """As `forward`, in the precision that it computes in."""
+        return self.maps(x.to(self._computes_in))
+
     def forward(self, x: Tensor) -> list[Tensor]:
-        return [feature.to(torch.float32) for feature in self.maps(x.to(self._computes_in))]
+        return [feature.to(torch.float32) for feature in self.computed(x)]
 
     def initialise(self) -> None:
         """Random parameters; kinds whose constructor does it leave this as it is."""
