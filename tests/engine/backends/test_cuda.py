@@ -195,9 +195,7 @@ def test_the_runtime_that_is_installed_is_taken_and_prints_nothing(installed, ca
 
 def test_an_onnx_runtime_without_cuda_is_one_sentence(installed):
     installed(get_available_providers=lambda: ["CPUExecutionProvider"])
-    with pytest.raises(
-        BackendError, match=r"built without CUDA; .*uninstall onnxruntime.*\.\[cuda\]"
-    ):
+    with pytest.raises(BackendError, match=r"built without CUDA; .*\.\[cuda\]"):
         load_runtime("13.0")
 
 
