@@ -22,7 +22,7 @@ from engine.bundle import Bundle
 from engine.cross_fitted import cross_fitted_of
 from engine.frame import Pixels
 from engine.pages.outlook import Outlook, PriceRow, Suspect
-from engine.pages.text import counted, listed, percent, short
+from engine.pages.text import counted, percent, short
 from engine.picture import annotated
 
 _SHOWN: Final = 4
@@ -107,7 +107,7 @@ def look_first(calibration: Calibration, costs: Costs) -> str:
     removal = costs.arguable
     if removal is None:
         return ""
-    names = listed([short(name) for name in costs.names[: removal.removed]])
+    names = _named(costs, removal)
     one = removal.removed == 1
     them, are = ("it", "Is it") if one else ("them", "Are they")
     missing = (
@@ -167,7 +167,7 @@ def outlook_of(calibration: Calibration, costs: Costs, good: Scores) -> Outlook:
         look_first=look_first(calibration, costs),
         headline=headline(calibration),
         basis=promise(calibration),
-        suspects=tuple(_suspects(calibration, good)),
+        suspects=tuple(_suspects(calibration, costs, good)),
         prices=tuple(_row(price, calibration) for price in costs.prices),
         steps=tuple(_steps(calibration, costs)),
     )
@@ -198,13 +198,19 @@ def training_outlook(bundle: Bundle) -> Outlook | None:
     return outlook_of(calibration, costs_of(calibration, good), good)
 
 
-def _suspects(calibration: Calibration, good: Scores) -> Iterator[Suspect]:
+def _suspects(calibration: Calibration, costs: Costs, good: Scores) -> Iterator[Suspect]:
     rank = calibration.allowed_exceedances
+    those = ("it", "these two", "these three")
     for place, one in enumerate(good.exhibits[: _shown(calibration)]):
         if place == rank:
             remark = "sets the threshold" if rank else "alone sets the threshold"
         else:
             remark = "would be rejected" if one.score > calibration.threshold else ""
+        removal = costs.removals[place] if place < len(costs.removals) else None
+        if removal is not None and removal.threshold < calibration.threshold:
+            found = f", {removal.found} of {calibration.defective} found" if removal.found else ""
+            without = f"without {those[place]}: threshold {removal.threshold:.4g}{found}"
+            remark = f"{remark}; {without}" if remark else without
         yield Suspect(
             name=short(one.name),
             score=one.score,
@@ -239,7 +245,7 @@ def _steps(calibration: Calibration, costs: Costs) -> Iterator[str]:
     of, found = calibration.defective, calibration.detected
     if costs.arguable is not None:
         removal = costs.arguable
-        names = listed([short(name) for name in costs.names[: removal.removed]])
+        names = _named(costs, removal)
         gain = f": {removal.found} of {of} defects instead of {found}" if of else ""
         yield (
             f"Look again at {names}. What is not really good goes among the defects; then "
@@ -279,6 +285,12 @@ def _steps(calibration: Calibration, costs: Costs) -> Iterator[str]:
             f"For a proof, bring {needed} good parts that training has not seen: agent calibrate "
             "--good DIR --strict."
         )
+
+
+def _named(costs: Costs, removal: Removal) -> str:
+    """The parts that `removal` takes, as a sentence names them."""
+    *others, last = (short(name) for name in costs.names[: removal.removed])
+    return f"{', '.join(others)} and {last}" if others else last
 
 
 def _shown(calibration: Calibration) -> int:

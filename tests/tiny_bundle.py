@@ -20,7 +20,14 @@ from engine.bundle import (
     sha256,
     write_manifest,
 )
-from engine.cross_fitted import CROSS_FITTED, CROSS_FITTED_JSON, CrossFitted, CrossFittedPart
+from engine.cross_fitted import (
+    CROSS_FITTED,
+    CROSS_FITTED_JSON,
+    PICTURES,
+    PICTURES_JSON,
+    CrossFitted,
+    CrossFittedPart,
+)
 from engine.frame import Pixels
 from engine.methods import NetworkSpec
 from engine.methods.atac import OUTPUTS, AtacMethod
@@ -119,16 +126,24 @@ def cross_fitted(bundle: Bundle, good: Sequence[float], defective: Sequence[floa
                 sha256=f"{first + place:064x}",
                 kind=kind,
                 score=score,
-                picture=b64encode(jpeg(good_part(place))).decode() if place < 3 else None,
             )
             for place, score in enumerate(scores)
         )
 
+    shown = parts(good, "good", 0)
+    pictures = PICTURES_JSON.dump_json(
+        {
+            part.path: b64encode(jpeg(good_part(place))).decode()
+            for place, part in enumerate(shown[:3])
+        }
+    )
+    (bundle.path / PICTURES).write_bytes(pictures)
     found = CrossFitted(
         way="leave_one_out",
         folds=len(good),
-        good=parts(good, "good", 0),
+        good=shown,
         defective=parts(defective, "scratch", 10_000),
+        pictures_sha256=sha256(pictures),
     )
     return _extended(bundle, CROSS_FITTED, CROSS_FITTED_JSON.dump_json(found))
 

@@ -2,9 +2,11 @@
 
 Good images are parted at random into training and new parts, again and again. The threshold is an
 order statistic of the training parts' scores: leave-one-image-out (`loo`), by folds (`fold5`), or
-of a half that the other half's bank scores (`split`, which is exact). New parts are scored by the
-bank of all training parts, or of the half. Only the memory bank is judged, with a bank of random
-patches, which need not be made anew: its nearest patch in each image is looked up.
+of a half that the other half's bank scores (`split`, which is exact), or of a half whose parts join
+the bank one by one, each scored by the bank before it (`growing`, which is proved for banks; see
+docs/calibration.md). New parts are scored by the bank of all training parts, or of the half. Only
+the memory bank is judged here, with a bank of random patches, which need not be made again: its
+nearest patch in each image is looked up. `of_scores` judges scores of anything.
 """
 
 import math
@@ -20,11 +22,11 @@ from torch import Tensor
 from benchmarks.detection_study.bank import SHARE, fitted_projection
 from benchmarks.detection_study.features import Features
 from benchmarks.detection_study.images import Rows
-from benchmarks.detection_study.scores import CONFIDENCE, Floats, order_threshold
+from benchmarks.detection_study.scores import CONFIDENCE, Floats
 from calibration.bound import allowed_exceedances
 
-Way = Literal["loo", "fold5", "split"]
-WAYS: Final[tuple[Way, ...]] = ("loo", "fold5", "split")
+Way = Literal["loo", "fold5", "split", "growing"]
+WAYS: Final[tuple[Way, ...]] = ("loo", "fold5", "split", "growing")
 RATES: Final = (0.03, 0.05, 0.1)
 _EACH: Final = 24  # random patches of each image in the bank
 _TRAINED: Final = 0.7  # of the good images
@@ -41,7 +43,7 @@ class Realised:
     threshold has in 95 of 100, and `exact_beyond` its own share, as counts are whole.
     """
 
-    way: Way
+    way: str
     asked: float
     parts: int
     allowed: int
@@ -93,30 +95,41 @@ def resampled(
     trained = int(_TRAINED * count)
     rounds = [_parted(nearest, rng.permutation(count), trained) for _ in range(repeats)]
     for way in WAYS:
-        for rate in rates:
-            parts = len(rounds[0][way][0])
-            allowed = allowed_exceedances(parts, max_false_reject=rate, confidence=CONFIDENCE)
-            if allowed is None:
-                continue
-            above = np.array(
-                [
-                    (new > order_threshold(known, max_false_reject=rate)).sum()
-                    for known, new in (one[way] for one in rounds)
-                ]
-            )
-            new_parts = len(rounds[0][way][1])
-            tail = beta_binomial_tail(new_parts, allowed, parts)
-            most = next(k for k in range(new_parts + 1) if tail[k] <= 1 - CONFIDENCE)
-            yield Realised(
-                way=way,
-                asked=rate,
-                parts=parts,
-                allowed=allowed,
-                rate=float(above.mean()) / new_parts,
-                exact_rate=(allowed + 1) / (parts + 1),
-                beyond=float((above > most).mean()),
-                exact_beyond=float(tail[most]),
-            )
+        known, new = (
+            np.array(scores) for scores in zip(*(one[way] for one in rounds), strict=True)
+        )
+        yield from of_scores(way, known, new, rates=rates)
+
+
+def of_scores(
+    way: str, known: Floats, new: Floats, *, rates: Sequence[float] = RATES
+) -> Iterator[Realised]:
+    """What became of each rate that the parts are enough for.
+
+    Args:
+        way: What the scores are of.
+        known: `(partings, parts)`: the scores that make the threshold.
+        new: `(partings, new parts)`: the scores of new parts by the deployed model.
+        rates: The false-reject rates to promise.
+    """
+    parts, new_parts = known.shape[1], new.shape[1]
+    for rate in rates:
+        allowed = allowed_exceedances(parts, max_false_reject=rate, confidence=CONFIDENCE)
+        if allowed is None:
+            continue
+        above = (new > np.sort(known, axis=1)[:, -1 - allowed, None]).sum(axis=1)
+        tail = beta_binomial_tail(new_parts, allowed, parts)
+        most = next(k for k in range(new_parts + 1) if tail[k] <= 1 - CONFIDENCE)
+        yield Realised(
+            way=way,
+            asked=rate,
+            parts=parts,
+            allowed=allowed,
+            rate=float(above.mean()) / new_parts,
+            exact_rate=(allowed + 1) / (parts + 1),
+            beyond=float((above > most).mean()),
+            exact_beyond=float(tail[most]),
+        )
 
 
 def beta_binomial_tail(new: int, allowed: int, parts: int) -> Floats:
@@ -152,6 +165,9 @@ def _parted(
         distances[fold == fold[number]] = _FAR
         folds.append(_score(distances))
     of_new = np.array([_score(nearest[row][known]) for row in new])
+    grown = [
+        _score(nearest[row][known[:place]]) for place, row in enumerate(known) if place >= len(bank)
+    ]
     return {
         "loo": (np.array(loo), of_new),
         "fold5": (np.array(folds), of_new),
@@ -159,6 +175,7 @@ def _parted(
             np.array([_score(nearest[row][bank]) for row in rest]),
             np.array([_score(nearest[row][bank]) for row in new]),
         ),
+        "growing": (np.array(grown), of_new),
     }
 
 

@@ -56,8 +56,8 @@ def test_good_parts_that_cost_detection_are_said_first(bundle: Bundle) -> None:
     calibration = made(bundle, good, defective)
     costs = costs_of(calibration, good)
     assert look_first(calibration, costs) == (
-        "Look at good/099.jpg, good/098.jpg first: are they really good? They cost 21 of your 100 "
-        "defects: without them 61 would be found instead of 40, as the threshold would be 4.17 "
+        "Look at good/099.jpg and good/098.jpg first: are they really good? They cost 21 of your "
+        "100 defects: without them 61 would be found instead of 40, as the threshold would be 4.17 "
         "instead of 9.3 (the promise would then need 1 more good part)."
     )
     assert headline(calibration) == (
@@ -114,7 +114,9 @@ def test_cross_fitted_scores_are_an_estimate_and_no_proof(bundle: Bundle) -> Non
     assert "each scored by a model that had not seen the part" in promise(calibration)
     assert headline(calibration).endswith("of 1 000 good parts at most 30 should be rejected.")
     outlook = outlook_of(calibration, costs_of(calibration, good), good)
-    assert outlook.suspects[0].remark == "alone sets the threshold"
+    assert outlook.suspects[0].remark == (
+        "alone sets the threshold; without it: threshold 1.99, 4 of 5 found"
+    )
     assert outlook.suspects[0].picture is not None
     assert any("For a proof, bring 99 good parts" in step for step in outlook.steps)
 

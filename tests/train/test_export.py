@@ -15,7 +15,13 @@ from engine.backends.onnxruntime import OnnxRuntimeBackend
 from engine.backends.openvino import OpenVino, OpenVinoBackend
 from engine.backends.tensorrt.plans import build_plan, find_tensorrt
 from engine.bundle import PARITY, WEIGHTS, open_bundle
-from engine.cross_fitted import CROSS_FITTED, CrossFitted, CrossFittedPart, cross_fitted_of
+from engine.cross_fitted import (
+    CROSS_FITTED,
+    PICTURES,
+    CrossFitted,
+    CrossFittedPart,
+    cross_fitted_of,
+)
 from engine.errors import BackendError, BundleError
 from engine.methods import open_method
 from engine.methods.atac import atac_of
@@ -98,6 +104,16 @@ def test_cross_fitted_scores_go_into_the_bundle_with_pictures_of_the_doubtful(
     assert base64.b64decode(found.good[0].picture).startswith(b"\xff\xd8")
     assert [one.score for one in found.defective] == [6.0, 7.0, 8.0, 9.0]
     assert cross_fitted_of(bundle) is None
+
+    # Whoever gives the bundle away can take the pictures out of it, but put no others into it.
+    pictures = written.path / PICTURES
+    other = pictures.read_bytes().replace(b"train/good", b"train/evil", 1)
+    pictures.unlink()
+    found = cross_fitted_of(open_bundle(written.path))
+    assert not any(one.picture for one in found.good)
+    pictures.write_bytes(other)
+    with pytest.raises(BundleError, match="is not the file that training wrote"):
+        cross_fitted_of(open_bundle(written.path))
 
 
 def test_onnx_and_torch_decide_alike(bundle, source):

@@ -141,7 +141,7 @@ def test_cross_fitted_scores_lead_the_page(source: Source, split: Split, tmp_pat
     )
     statement, path = _report(finished(bundle, source, split))
     assert statement.startswith(
-        "Look at good/099.png, good/098.png first: are they really good? They cost 2 of your 3 "
+        "Look at good/099.png and good/098.png first: are they really good? They cost 2 of your 3 "
     )
     page = path.read_text(encoding="utf-8")
     assert page.index("Look at good/099.png") < page.index("Of 100 defects like yours, 33 will be")

@@ -39,9 +39,16 @@ from engine.bundle import (
     sha256,
     write_manifest,
 )
-from engine.cross_fitted import CROSS_FITTED, CROSS_FITTED_JSON, CrossFitted, CrossFittedPart
+from engine.cross_fitted import (
+    CROSS_FITTED,
+    CROSS_FITTED_JSON,
+    PICTURES,
+    PICTURES_JSON,
+    CrossFitted,
+    CrossFittedPart,
+)
 from engine.errors import BundleError
-from engine.frame import Inspection, Pixels
+from engine.frame import Inspection
 from engine.likeness import fingerprint, look_alikes
 from engine.methods import MethodSpec, open_method
 from engine.parity import (
@@ -132,8 +139,11 @@ def write_bundle(
             RECIPE: RECIPE_JSON.dump_json(settings, indent=2),
         }
         if trained.cross_fitted is not None:
-            completed = _completed(trained.cross_fitted, images, split, scores)
-            files[CROSS_FITTED] = CROSS_FITTED_JSON.dump_json(completed, indent=1)
+            cross_fitted = _completed(trained.cross_fitted, images, split, scores)
+            pictures = PICTURES_JSON.dump_json(_pictures(cross_fitted, images, split))
+            cross_fitted = replace(cross_fitted, pictures_sha256=sha256(pictures))
+            files[CROSS_FITTED] = CROSS_FITTED_JSON.dump_json(cross_fitted, indent=1)
+            replace_file(folder / PICTURES, pictures)
         for name, data in files.items():
             replace_file(folder / name, data)
         bundle = _sealed(folder, method, record, files)
@@ -297,7 +307,7 @@ def _inspections(
 def _completed(
     scores: CrossFitted, images: Images, split: Split, held_out: Sequence[float]
 ) -> CrossFitted:
-    """`scores` with the good parts that were held out, and pictures of the most doubtful parts.
+    """`scores` with the good parts that were held out, the most doubtful parts first.
 
     Args:
         scores: Of the images that were learnt from, as the recipe gives them.
@@ -305,7 +315,6 @@ def _completed(
         split: Who trained, who was held out.
         held_out: The deployed network's scores of the good images that were held out, first.
     """
-    listed = {item.path: item for item in (*split.training, *split.held_out_good)}
     good = [
         *scores.good,
         *(
@@ -313,24 +322,24 @@ def _completed(
             for item, score in zip(split.held_out_good, held_out, strict=False)
         ),
     ]
-
-    def pictured(parts: list[CrossFittedPart]) -> tuple[CrossFittedPart, ...]:
-        return tuple(
-            replace(part, picture=b64encode(jpeg(shown(part))).decode("ascii"))
-            if place < _PICTURED
-            else part
-            for place, part in enumerate(parts)
-        )
-
-    def shown(part: CrossFittedPart) -> Pixels:
-        return framed(images.pixels(listed[part.path]), part.box, max_side=_PICTURE_SIDE)
-
+    seen = (*split.train_good, *split.held_out_good)
     return replace(
         scores,
-        look_alikes=look_alikes([fingerprint(images.pixels(listed[one.path])) for one in good]),
-        good=pictured(sorted(good, key=lambda part: part.score, reverse=True)),
-        defective=pictured(sorted(scores.defective, key=lambda part: part.score)),
+        good=tuple(sorted(good, key=lambda part: part.score, reverse=True)),
+        defective=tuple(sorted(scores.defective, key=lambda part: part.score)),
+        look_alikes=look_alikes([fingerprint(images.pixels(item)) for item in seen]),
     )
+
+
+def _pictures(scores: CrossFitted, images: Images, split: Split) -> dict[str, str]:
+    """Pictures of the most doubtful parts, with the box that their score comes from."""
+    listed = {item.path: item for item in (*split.training, *split.held_out_good)}
+    return {
+        part.path: b64encode(
+            jpeg(framed(images.pixels(listed[part.path]), part.box, max_side=_PICTURE_SIDE))
+        ).decode("ascii")
+        for part in (*scores.good[:_PICTURED], *scores.defective[:_PICTURED])
+    }
 
 
 def _auroc_loss(
