@@ -3,6 +3,7 @@
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass
+from pathlib import PurePath
 from typing import Final
 
 from calibration.bound import good_parts_needed, interval
@@ -21,7 +22,7 @@ from calibration.threshold import best_promise, is_carried
 from engine.bundle import Bundle
 from engine.cross_fitted import cross_fitted_of
 from engine.frame import Pixels
-from engine.pages.outlook import Outlook, PriceRow, Suspect
+from engine.pages.outlook import Outlook, PriceRow, Suspect, TypeRow
 from engine.pages.text import counted, percent, short
 from engine.picture import annotated
 
@@ -155,13 +156,16 @@ def prices_text(costs: Costs, calibration: Calibration) -> str:
     return "\n".join(lines)
 
 
-def outlook_of(calibration: Calibration, costs: Costs, good: Scores) -> Outlook:
+def outlook_of(
+    calibration: Calibration, costs: Costs, good: Scores, defective: Scores | None
+) -> Outlook:
     """What a page leads with.
 
     Args:
         calibration: The threshold.
         costs: What other promises and other good parts would find.
         good: The good parts that the calibration was made from.
+        defective: The defective parts, if there were any; their folders are their types.
     """
     return Outlook(
         look_first=look_first(calibration, costs),
@@ -170,7 +174,23 @@ def outlook_of(calibration: Calibration, costs: Costs, good: Scores) -> Outlook:
         suspects=tuple(_suspects(calibration, costs, good)),
         prices=tuple(_row(price, calibration) for price in costs.prices),
         steps=tuple(_steps(calibration, costs)),
+        types=found_by_type(calibration, defective),
+        good_scores=calibration.good_scores,
+        defective_scores=calibration.defective_scores,
+        threshold=calibration.threshold,
     )
+
+
+def found_by_type(calibration: Calibration, defective: Scores | None) -> tuple[TypeRow, ...]:
+    """How many of each type are found, the folders of the parts being their types."""
+    found: dict[str, list[bool]] = {}
+    if defective is not None:
+        for name, score in zip(defective.names, defective.values, strict=True):
+            found.setdefault(PurePath(name).parent.name, []).append(score > calibration.threshold)
+    rows = (
+        TypeRow(kind=kind, found=sum(found[kind]), of=len(found[kind])) for kind in sorted(found)
+    )
+    return tuple(rows) if len(found) > 1 else ()
 
 
 def training_outlook(bundle: Bundle) -> Outlook | None:
@@ -195,7 +215,7 @@ def training_outlook(bundle: Bundle) -> Outlook | None:
         max_false_reject=rate,
         confidence=_CONFIDENCE,
     )
-    return outlook_of(calibration, costs_of(calibration, good), good)
+    return outlook_of(calibration, costs_of(calibration, good), good, defective)
 
 
 def _suspects(calibration: Calibration, costs: Costs, good: Scores) -> Iterator[Suspect]:

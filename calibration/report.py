@@ -116,7 +116,7 @@ def write_report(
     """
     good_scores, defective_scores = calibration.good_scores, calibration.defective_scores
     threshold = calibration.threshold
-    outlook = outlook_of(calibration, costs, good)
+    outlook = outlook_of(calibration, costs, good, defective)
     html = render(
         "calibration.html.j2",
         title="Calibration report",

@@ -178,15 +178,11 @@ def write_report(
         recipe=outcome.settings.type,
         summary=summary(outcome),
         outlook=outlook,
-        warnings=list(_warnings(outcome)),
+        warnings=list(_warnings(outcome) if outlook is None else ()),
         advice=advice(outcome, outlook),
-        histogram=histogram_svg(
-            [seen.score for seen in outcome.good],
-            [seen.score for seen in outcome.defective],
-            outcome.threshold,
-        ),
+        histogram=_histogram(outcome, outlook),
         rows=_rows(outcome),
-        galleries=_galleries(outcome, images),
+        galleries=_galleries(outcome, images, outlook),
         curves=_curves(outcome),
         facts=_facts(outcome),
     )
@@ -372,13 +368,27 @@ def _facts(outcome: Outcome) -> dict[str, str]:
     }
 
 
-def _galleries(outcome: Outcome, images: Images) -> list[dict[str, object]]:
+def _histogram(outcome: Outcome, outlook: Outlook | None) -> Markup:
+    if outlook is not None:
+        return histogram_svg(outlook.good_scores, outlook.defective_scores, outlook.threshold)
+    good, defective = ([seen.score for seen in each] for each in (outcome.good, outcome.defective))
+    return histogram_svg(good, defective, outcome.threshold)
+
+
+def _galleries(
+    outcome: Outcome, images: Images, outlook: Outlook | None
+) -> list[dict[str, object]]:
+    """What the deployed network sees.
+
+    Where other models have scored good images that it learnt, its own scores of them mislead.
+    """
     kind = "Held-out good" if outcome.split.held_out_good else "Good training"
+    good = outcome.good if outlook is None or outcome.split.held_out_good else ()
     galleries: dict[str, Sequence[Seen]] = {
-        f"{kind} images with the highest scores": outcome.good[:_DOUBTFUL],
+        f"{kind} images with the highest scores": good[:_DOUBTFUL],
         "Known defects with the lowest scores": outcome.defective[::-1][:_DOUBTFUL],
         "The clearest of both, to compare": (
-            *outcome.good[_DOUBTFUL:][-_CLEAR:],
+            *good[_DOUBTFUL:][-_CLEAR:],
             *outcome.defective[: max(0, len(outcome.defective) - _DOUBTFUL)][:_CLEAR],
         ),
     }

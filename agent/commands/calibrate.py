@@ -83,6 +83,7 @@ def calibrate(
     from calibration.outlook import (
         costs_of,
         deciding,
+        found_by_type,
         headline,
         look_first,
         outlook_of,
@@ -174,14 +175,16 @@ def calibrate(
     write_report(report, calibration, costs, good_scores, defective_scores)
     record = write_calibration(opened, calibration)
     found = warnings(calibration, good_scores, defective_scores)
+    types = found_by_type(calibration, defective_scores)
     if as_json:
         answer = asdict(calibration) | {
             "id": read_calibration(opened).id,
             "headline": headline(calibration),
             "look_first": look_first(calibration, costs),
-            "steps": outlook_of(calibration, costs, good_scores).steps,
+            "steps": outlook_of(calibration, costs, good_scores, defective_scores).steps,
             "proved": calibration.is_proved,
             "costs": asdict(costs),
+            "types": [asdict(one) for one in types],
             "warnings": found,
             "left_out": good_parts.left_out,
             "record": str(record),
@@ -199,6 +202,9 @@ def calibrate(
     ):
         if sentence:
             typer.echo(sentence)
+    if types:
+        found_of_type = (f"{one.kind} {one.found} of {one.of}" for one in types)
+        typer.echo(f"Found by type: {', '.join(found_of_type)}.")
     typer.echo(f"\n{prices_text(costs, calibration)}\n")
     typer.echo(f"{histogram_text(calibration)}\n")
     for warning in found:

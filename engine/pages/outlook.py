@@ -25,13 +25,22 @@ class PriceRow:
     is_asked: bool
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TypeRow:
+    """One type of defect: `found` of `of` score above the threshold."""
+
+    kind: str
+    found: int
+    of: int
+
+
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class Outlook:
     """How many defects will be found and how many good parts rejected, and what would change it.
 
     `look_first` names good parts that cost detection; empty where none do. `headline` is the
     outlook in one sentence, `basis` what it rests on. `steps` are what to do next, each with what
-    it is worth.
+    it is worth. `types` are there where there are several.
     """
 
     look_first: str
@@ -40,3 +49,7 @@ class Outlook:
     suspects: tuple[Suspect, ...]
     prices: tuple[PriceRow, ...]
     steps: tuple[str, ...]
+    types: tuple[TypeRow, ...]
+    good_scores: tuple[float, ...]
+    defective_scores: tuple[float, ...]
+    threshold: float

@@ -57,12 +57,15 @@ def folder(path: Path, pictures: list) -> Path:
 def test_the_answer_is_a_promise_and_two_files(
     calibrate: Call, bundle: Bundle, good: Path, tmp_path: Path
 ) -> None:
-    defective = folder(tmp_path / "defective", [defective_part(seed) for seed in range(8)])
+    (tmp_path / "defective").mkdir()
+    for kind, seeds in (("spot", range(4)), ("dent", range(4, 8))):
+        folder(tmp_path / "defective" / kind, [defective_part(i) for i in seeds])
     code, out, err = calibrate(
-        "--bundle", bundle.path, "--good", good, "--defective", defective,
+        "--bundle", bundle.path, "--good", good, "--defective", tmp_path / "defective",
         "--max-false-reject", "5%",
     )  # fmt: skip
     assert (code, err) == (0, "")
+    assert "Found by type: dent 4 of 4, spot 4 of 4." in out
     assert out.startswith(
         "Of 100 defects like yours, 100 will be found; of 1 000 good parts at most 50 will be "
         "rejected.\nAt most 5 % of good parts will be rejected, with 95 % confidence: "

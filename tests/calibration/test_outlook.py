@@ -64,7 +64,7 @@ def test_good_parts_that_cost_detection_are_said_first(bundle: Bundle) -> None:
         "Of 100 defects like yours, 40 will be found; of 1 000 good parts at most 30 will be "
         "rejected."
     )
-    steps = outlook_of(calibration, costs, good).steps
+    steps = outlook_of(calibration, costs, good, defective).steps
     assert "61 of 100 defects instead of 40" in steps[0]
     assert any("5 % instead of 3 % false rejects: 50 of 100" in step for step in steps)
     rows = prices_text(costs, calibration).splitlines()
@@ -88,7 +88,7 @@ def test_one_outlier_is_found_without_defects_too(bundle: Bundle) -> None:
 def test_nothing_is_said_first_where_nothing_is_odd(bundle: Bundle) -> None:
     good = scores(tuple(np.linspace(1, 2, 120)), "a")
     calibration = made(bundle, good, scores((5.0,) * 30, "b"))
-    outlook = outlook_of(calibration, costs_of(calibration, good), good)
+    outlook = outlook_of(calibration, costs_of(calibration, good), good, None)
     assert outlook.look_first == ""
     assert outlook.headline.startswith("Of 100 defects like yours, 100 will be found")
     assert outlook.steps == ()
@@ -113,7 +113,7 @@ def test_cross_fitted_scores_are_an_estimate_and_no_proof(bundle: Bundle) -> Non
     assert "not proved" in promise(calibration)
     assert "each scored by a model that had not seen the part" in promise(calibration)
     assert headline(calibration).endswith("of 1 000 good parts at most 30 should be rejected.")
-    outlook = outlook_of(calibration, costs_of(calibration, good), good)
+    outlook = outlook_of(calibration, costs_of(calibration, good), good, defective)
     assert outlook.suspects[0].remark == (
         "alone sets the threshold; without it: threshold 1.99, 4 of 5 found"
     )
