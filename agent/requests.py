@@ -23,6 +23,7 @@ class Thresholds(Protocol):
     def value(self) -> float: ...
     @property
     def calibrated(self) -> float: ...
+    def outside(self, value: float) -> str | None: ...
     def change(self, value: float | None, *, by: str, nonce: str) -> bool: ...
 
 
@@ -81,8 +82,26 @@ class Requests:
         """The threshold above which a part is NG, and the calibrated one."""
         return {"threshold": self._threshold.value, "calibrated": self._threshold.calibrated}
 
-    def set_threshold(self, value: float | None, *, by: str, nonce: str) -> Mapping[str, object]:
-        """Use `value` from the next part on, `None` for the calibrated one; `by` asks so."""
+    def set_threshold(
+        self, value: float | None, *, by: str, nonce: str, force: bool = False
+    ) -> Mapping[str, object]:
+        """Use another threshold from the next part on.
+
+        Args:
+            value: The threshold; `None` for the calibrated one.
+            by: Who asks.
+            nonce: The request's.
+            force: Whether it may lie outside the scores of the calibration.
+
+        Returns:
+            As `thresholds`.
+
+        Raises:
+            RequestError: It lies outside, or cannot be put on record.
+        """
+        outside = None if value is None or force else self._threshold.outside(value)
+        if outside is not None:
+            raise RequestError(f"threshold: {outside}; with force: true it is set all the same")
         if not self._threshold.change(value, by=by, nonce=nonce):
             raise RequestError("the ledger cannot be written, so the threshold stays as it is")
         return self.thresholds()

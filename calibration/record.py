@@ -83,6 +83,12 @@ class Calibration:
         """Whether the promise holds by counting alone: the bundle's network had seen no part."""
         return not self.cross_fitted
 
+    @property
+    def score_range(self) -> tuple[float, float]:
+        """The lowest and the highest score of all its parts, good and defective."""
+        scores = (*self.good_scores, *self.defective_scores)
+        return min(scores), max(scores)
+
 
 _CALIBRATION: Final = TypeAdapter(Calibration)
 

@@ -76,7 +76,10 @@ def run(
     prepare_process()
     stop = threading.Event()
     model = Model(
-        threshold=record.calibration.threshold, bundle_id=bundle.id, calibration_id=record.id
+        threshold=record.calibration.threshold,
+        bundle_id=bundle.id,
+        calibration_id=record.id,
+        scores=record.calibration.score_range,
     )
     with stopping_on_signals(stop), ExitStack() as inference:
 

@@ -6,8 +6,10 @@ Every function here works on one connection and runs in the ledger's owner threa
 import sqlite3
 import time
 from dataclasses import dataclass
+from pathlib import Path
 
 from agent.record.rows import clean
+from agent.record.schema import read_only
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -66,6 +68,17 @@ def read_threshold(connection: sqlite3.Connection, calibration_id: str) -> float
         (calibration_id,),
     ).fetchone()
     return None if row is None or row["is_calibrated"] else float(row["new"])
+
+
+def threshold_in_file(path: Path, calibration_id: str) -> float | None:
+    """As `read_threshold`, of a file that may not be there or that an agent has open: `None`."""
+    if not path.is_file():
+        return None
+    try:
+        with read_only(path) as connection:
+            return read_threshold(connection, calibration_id)
+    except sqlite3.Error:
+        return None
 
 
 def use_nonce(connection: sqlite3.Connection, nonce: str, until_ns: int, now_ns: int) -> bool:

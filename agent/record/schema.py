@@ -239,19 +239,28 @@ def damage(path: Path) -> str | None:
     """
     if not path.exists():
         return None
+    try:
+        with read_only(path) as connection:
+            _check_version(connection, path)
+            _check_sound(connection)
+    except sqlite3.Error as error:
+        is_busy = error_code(error) in {sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED}
+        return None if is_busy else str(error)
+    return None
+
+
+@contextmanager
+def read_only(path: Path) -> Iterator[sqlite3.Connection]:
+    """A connection that changes nothing to a file that is there, open in no agent."""
     # Without a journal nobody has it open, and nothing need be made beside it.
     has_journal = path.with_name(f"{path.name}-wal").exists()
     how = "mode=ro" if has_journal else "mode=ro&immutable=1"
     connection = sqlite3.connect(f"{path.absolute().as_uri()}?{how}", uri=True, timeout=1.0)
+    connection.row_factory = sqlite3.Row
     try:
-        _check_version(connection, path)
-        _check_sound(connection)
-    except sqlite3.Error as error:
-        is_busy = error_code(error) in {sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED}
-        return None if is_busy else str(error)
+        yield connection
     finally:
         connection.close()
-    return None
 
 
 def make_tables(connection: sqlite3.Connection) -> None:

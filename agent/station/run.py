@@ -94,7 +94,10 @@ def run_station(
         model = served()
     with ledger:
         threshold = Threshold(
-            ledger, calibrated=model.threshold, calibration_id=model.calibration_id
+            ledger,
+            calibrated=model.threshold,
+            calibration_id=model.calibration_id,
+            scores=model.scores,
         )
         controls = Controls(threshold=threshold)
         requests = Requests(

@@ -31,6 +31,7 @@ from agent.station.queue import PartQueue
 from agent.station.recorder import Observer, Recorder
 from agent.station.status import CameraStatus, LedgerStatus, SinkStatus, Status
 from agent.station.summary import Ends, Summary, Timing
+from agent.station.threshold import ANY_SCORES
 from agent.station.triggering import Triggering, TriggerIntake
 from agent.station.workers import Progress, run_workers
 from agent.triggers.settings import AnyTriggerSettings, WindowSettings
@@ -88,13 +89,15 @@ class Outlet(Protocol):
 class Model:
     """What inspects: the calibrated `threshold`, and what names bundle and calibration.
 
-    `workers` threads may call the inspector at once. `backend` says what it runs on, by its full
-    name, and `fault` why it gives no answers just now.
+    `scores` are the lowest and the highest of the calibration. `workers` threads may call the
+    inspector at once. `backend` says what it runs on, by its full name, and `fault` why it gives no
+    answers just now.
     """
 
     threshold: float
     bundle_id: str = ""
     calibration_id: str = ""
+    scores: tuple[float, float] = ANY_SCORES
     workers: int = 1
     backend: Callable[[], str] = lambda: ""
     fault: Callable[[], str | None] = lambda: None
@@ -433,6 +436,7 @@ class Station:
             "inference": self._model.fault(),
             "evidence": self._evidence.fault,
             "recorder": self._recorder.fault,
+            "threshold": self._controls.threshold.fault,
         }
         for name, fault in named.items():
             if fault is not None:

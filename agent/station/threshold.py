@@ -2,24 +2,43 @@
 
 A change is written into the ledger before it counts: who asked, when, from what to what. It holds
 from the next part on and over restarts, until it is taken back or the calibration is another one.
+One outside the scores of the calibration rejects nearly all parts, or none: it is refused unless
+that is asked for by name, and a fault while it holds.
 """
 
 import logging
+import math
 from typing import Final
 
 from agent.record.annotations import ThresholdChange
 from agent.record.ledger import Ledger
 
 _LOG: Final = logging.getLogger("atac_agent.line")
+ANY_SCORES: Final = (-math.inf, math.inf)
 
 
 class Threshold:
-    """The threshold in force: read by the workers for each part, changed by any thread."""
+    """The threshold in force: read by the workers for each part, changed by any thread.
 
-    def __init__(self, ledger: Ledger, *, calibrated: float, calibration_id: str) -> None:
+    Args:
+        ledger: Keeps the changes.
+        calibrated: What the calibration says.
+        calibration_id: Names the calibration.
+        scores: The lowest and the highest score of the calibration's parts.
+    """
+
+    def __init__(
+        self,
+        ledger: Ledger,
+        *,
+        calibrated: float,
+        calibration_id: str,
+        scores: tuple[float, float] = ANY_SCORES,
+    ) -> None:
         self._ledger = ledger
         self._calibrated = calibrated
         self._calibration_id = calibration_id
+        self._scores = scores
         changed = ledger.changed_threshold(calibration_id)
         self._in_force = calibrated if changed is None else changed
         if changed is not None:
@@ -38,6 +57,23 @@ class Threshold:
     def calibrated(self) -> float:
         """What the calibration says."""
         return self._calibrated
+
+    @property
+    def fault(self) -> str | None:
+        """What a threshold outside the calibration's scores means for parts."""
+        reason = self.outside(self._in_force)
+        return None if reason is None else f"{reason}; it was set by a request"
+
+    def outside(self, value: float) -> str | None:
+        """Why `value` is no threshold for these parts; `None` when it may be one."""
+        low, high = self._scores
+        if low <= value < high or value == self._calibrated:
+            return None
+        which = "nearly every part is" if value < low else "no part is likely to be"
+        return (
+            f"{value:.10g} lies outside the scores of the calibration, {low:.3g} to {high:.3g}: "
+            f"{which} NG"
+        )
 
     def change(self, value: float | None, *, by: str, nonce: str) -> bool:
         """Use `value` from the next part on, `None` for the calibration's.

@@ -97,13 +97,17 @@ class LabelRequest:
 
 @spec
 class ThresholdRequest:
-    """Use another threshold from the next part on, `null` for the calibration's; `by` asks so."""
+    """Use another threshold from the next part on, `null` for the calibration's; `by` asks so.
+
+    One outside the scores of the calibration needs `force`.
+    """
 
     command: Literal["set_threshold"]
     nonce: Nonce
     expires: Expiry
     threshold: float | None
     by: Annotated[str, StringConstraints(min_length=1, max_length=100)]
+    force: bool = False
 
 
 Request = PlainRequest | ReplayRequest | LabelRequest | ThresholdRequest
@@ -371,7 +375,9 @@ class MqttRequests:
             case LabelRequest():
                 return asked.label(request.id, request.label)
             case ThresholdRequest():
-                return asked.set_threshold(request.threshold, by=request.by, nonce=request.nonce)
+                return asked.set_threshold(
+                    request.threshold, by=request.by, nonce=request.nonce, force=request.force
+                )
             case PlainRequest(command="threshold"):
                 return asked.thresholds()
             case PlainRequest(command="pause"):

@@ -12,6 +12,7 @@ from agent.cameras.conveyor import ConveyorCamera, ConveyorSettings
 from agent.inference.child import ChildInspector, Setup
 from agent.part import State
 from agent.ports import CameraContext
+from agent.requests import RequestError
 from agent.settings import AgentSettings, BundleSettings, Config, LedgerSettings
 from agent.sinks.mqtt.requests import ask
 from agent.station.run import run_station
@@ -51,7 +52,7 @@ class Line:
                 self.config,
                 cameras=[camera],
                 inspector=self.inspector,
-                model=Model(threshold=0.5).on(self.inspector),
+                model=Model(threshold=0.5, scores=(0.0, 99.0)).on(self.inspector),
                 stop=self.stop,
                 **options,
             )
@@ -109,7 +110,9 @@ def test_a_threshold_set_by_request_counts_from_the_next_part_on(line, broker, e
     seen = []
     line.begin(line.conveyor(), observers=[seen.append])
     eventually(lambda: len(seen) > 2)
-    told = ask(broker.settings, "line-3", "set_threshold", threshold=-1e9, by="a test")
+    with pytest.raises(RequestError, match="lies outside the scores of the calibration"):
+        ask(broker.settings, "line-3", "set_threshold", threshold=-1e9, by="a test")
+    told = ask(broker.settings, "line-3", "set_threshold", threshold=-1e9, by="a test", force=True)
     assert told == {"threshold": -1e9, "calibrated": 0.5}
     eventually(lambda: sum(part.ended.threshold == -1e9 for part in seen) > 2)
     line.end()
@@ -118,6 +121,8 @@ def test_a_threshold_set_by_request_counts_from_the_next_part_on(line, broker, e
     assert all(part.ended.state is State.NG for part in seen if part.ended.threshold < 0)
     health = json.loads(line.heard.on("health")[-1])
     assert health["threshold"] == {"in_force": -1e9, "calibrated": 0.5}
+    (reason,) = health["reasons"]
+    assert reason.startswith("threshold: -1000000000 lies outside the scores")
 
 
 def test_an_agent_that_starts_is_not_degraded_and_says_so_first(line, eventually):

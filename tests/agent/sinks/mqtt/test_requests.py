@@ -18,6 +18,7 @@ from paho.mqtt.properties import Properties
 import agent
 import agent.sinks.mqtt.requests
 from agent.part import State, is_alarm
+from agent.record.annotations import threshold_in_file
 from agent.record.ledger import Ledger
 from agent.record.replay import requeue_in_file
 from agent.record.rows import utc
@@ -93,6 +94,22 @@ def is_paused(asked_of):
     return asked_of._requests._paused.is_set()
 
 
+class NoLedger:
+    epoch = "0" * 12
+
+    def label(self, *_):
+        return False
+
+    def changed_threshold(self, _calibration_id):
+        return None
+
+    def change_threshold(self, _change):
+        return False
+
+    def use_nonce(self, *_, **__):
+        return True
+
+
 def replay(_epoch, first, last):
     return last - first + 1
 
@@ -127,8 +144,9 @@ def test_ping_and_threshold(ledger):
     assert (asked_of.accepted, asked_of.refused) == (2, 0)
 
 
-def set_threshold(asked_of, nonce, value, by="Ada"):
-    return answer(asked_of, request_json("set_threshold", nonce, soon(), threshold=value, by=by))
+def set_threshold(asked_of, nonce, value, by="Ada", **more):
+    payload = request_json("set_threshold", nonce, soon(), threshold=value, by=by, **more)
+    return answer(asked_of, payload)
 
 
 def test_a_threshold_is_changed_on_record_and_over_restarts_of_the_same_calibration(tmp_path):
@@ -179,6 +197,36 @@ def test_a_threshold_that_is_none_or_nobodys_is_refused(ledger, arguments):
     told = answer(asked_of, request_json("set_threshold", "nonce-01", soon(), **arguments))
     assert not told["ok"]
     assert threshold(asked_of) == 1.5
+
+
+@pytest.mark.parametrize("value", [-100, 0.24, 3.0, 1e9])
+def test_a_threshold_outside_the_calibrations_scores_needs_force_and_is_a_fault(ledger, value):
+    about = Threshold(ledger, calibrated=1.5, calibration_id="c1", scores=(0.25, 3.0))
+    paused = threading.Event()
+    asked_of = MqttRequests(
+        MqttSettings(host="127.0.0.1", commands=COMMANDS),
+        Topics(agent_id="line1"),
+        Requests(ledger, agent_id="line1", threshold=about, paused=paused),
+        replay,
+    )
+    told = set_threshold(asked_of, "nonce-01", value)
+    assert "lies outside the scores of the calibration, 0.25 to 3: " in told["error"]
+    assert told["error"].endswith("with force: true it is set all the same")
+    assert (about.value, about.fault) == (1.5, None)
+    assert set_threshold(asked_of, "nonce-02", value, force=True)["ok"]
+    assert about.value == value
+    assert about.fault.startswith(f"{value:.10g} lies outside")
+    after = Threshold(ledger, calibrated=1.5, calibration_id="c1", scores=(0.25, 3.0))
+    assert after.fault == about.fault
+    assert set_threshold(asked_of, "nonce-03", None)["ok"]
+    assert about.fault is None
+    assert threshold_in_file(ledger._path, "c1") is None  # an agent has the file open
+
+
+def test_a_calibrated_threshold_is_never_outside():
+    for calibrated in (0.25, 3.0, 7.0):
+        about = Threshold(NoLedger(), calibrated=calibrated, calibration_id="", scores=(0.25, 3.0))
+        assert about.fault is None
 
 
 def test_a_threshold_is_changed_only_where_that_is_allowed(ledger):
@@ -302,21 +350,6 @@ def test_nobody_makes_the_agent_speak_elsewhere(ledger, topic):
     )
 )
 def test_no_request_does_harm(payload):
-    class NoLedger:
-        epoch = "0" * 12
-
-        def label(self, *_):
-            return False
-
-        def changed_threshold(self, _calibration_id):
-            return None
-
-        def change_threshold(self, _change):
-            return False
-
-        def use_nonce(self, *_, **__):
-            return True
-
     asked_of = requests(NoLedger())
     assert answer(asked_of, payload)["ok"] is False
 
@@ -329,6 +362,8 @@ def test_schema_and_agent_accept_the_same_requests():
     for value in (1.5, None):
         arguments = {"threshold": value, "by": "Ada"}
         known.validate(json.loads(request_json("set_threshold", "nonce-01", soon(), **arguments)))
+    forced = request_json("set_threshold", "nonce-01", soon(), threshold=1, by="Ada", force=True)
+    known.validate(json.loads(forced))
     known.validate(json.loads(request_json("label", "nonce-01", soon(), id="a:b:1", label="good")))
     for wrong in [
         request_json("stop", "nonce-01", soon()),
