@@ -13,12 +13,14 @@ from time import perf_counter
 from typing import Final, Literal
 
 from agent.cameras.settings import AnyCameraSettings
+from agent.record.annotations import threshold_in_file
 from agent.record.schema import check_place, damage
 from agent.registry import ROOMS, open_camera
 from agent.runtime import bundle_runtime
 from agent.settings import Config, load_config
-from agent.sinks.mqtt.link import probe
+from agent.sinks.mqtt.probe import probe
 from agent.sinks.mqtt.settings import MqttSettings
+from agent.station.evidence import check_folder
 from calibration.record import read_calibration
 from engine.backends.base import BACKENDS
 from engine.backends.opening import open_inspector
@@ -58,8 +60,9 @@ class Finding:
 def examine(path: Path) -> Iterator[Finding]:
     """Every finding about this machine and the configuration in `path`, as it is made.
 
-    Reads each camera's next frame and connects to the broker; changes nothing. What depends on
-    something that failed is left out.
+    Reads each camera's next frame and does at the broker what the agent will do, where nobody
+    listens; changes nothing but that folders are made. What depends on something that failed is
+    left out.
     """
     yield _ok("python", f"{sys.version.split()[0]} in {sys.prefix}")
     owners = packages_distributions()
@@ -77,6 +80,8 @@ def examine(path: Path) -> Iterator[Finding]:
         found = _checked("camera", partial(_camera, camera))
         yield replace(found, message=f"{camera.name}: {found.message}")
     yield _checked("ledger", lambda: _ledger(config))
+    if config.evidence.folder is not None:
+        yield _evidence(config.evidence.folder)
     for sink in config.sinks:
         if isinstance(sink, MqttSettings):
             yield _checked("broker", partial(_broker, sink, config.agent.id))
@@ -157,13 +162,18 @@ def _model(config: Config) -> Iterator[Finding]:
 
 
 def _calibration(config: Config, bundle: Bundle) -> Finding:
-    found = read_calibration(bundle, precision=config.bundle.precision).calibration
-    return _ok(
-        "calibration",
+    record = read_calibration(bundle, precision=config.bundle.precision)
+    found = record.calibration
+    message = (
         f"threshold {found.threshold:.4g}, set with {found.backend} from {found.good} good parts, "
         f"at most {found.max_false_reject:.2%} false rejects with "
-        f"{found.confidence:.0%} confidence",
+        f"{found.confidence:.0%} confidence"
     )
+    changed = threshold_in_file(config.ledger.path, record.id)
+    if changed is not None:
+        message += f"; in force is {changed:.4g}, set by a request"
+        return Finding(check="calibration", level="warn", message=message)
+    return _ok("calibration", message)
 
 
 def _backend(config: Config, bundle: Bundle) -> Finding:
@@ -207,7 +217,17 @@ def _camera(settings: AnyCameraSettings) -> Finding:
 
 
 def _broker(settings: MqttSettings, agent_id: str) -> Finding:
-    return _ok("broker", probe(settings, agent_id))
+    found = probe(settings, agent_id)
+    level: Level = "fail" if found.refused else "warn" if found.missing else "ok"
+    message = "; ".join((found.answer, *found.refused, *found.missing))
+    return Finding(check="broker", level=level, message=message)
+
+
+def _evidence(folder: Path) -> Finding:
+    if (fault := check_folder(folder)) is not None:
+        message = f"{fault}; no picture would be kept"
+        return Finding(check="evidence", level="fail", message=message)
+    return _ok("evidence", f"{folder}, {shutil.disk_usage(folder).free / 1e9:.1f} GB free")
 
 
 def _ledger(config: Config) -> Finding:

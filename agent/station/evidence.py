@@ -14,6 +14,7 @@ import logging
 import os
 import queue
 import re
+import tempfile
 from collections import deque
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
@@ -42,6 +43,17 @@ _UNFINISHED: Final = ".part"
 _NAME: Final = re.compile(r"[0-9a-f]{12}_\d{10,19}_[A-Z_]+\.jpg")
 _TIDY: Final = 1000
 """After this many lines of files that are gone, the index is written again."""
+
+
+def check_folder(folder: Path) -> str | None:
+    """Why no picture can be kept in `folder`; `None` where one could be written just now."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=folder) as file:
+            file.write(b"a picture")
+    except OSError as error:
+        return f"{folder}: {error.strerror}"
+    return None
 
 
 class Evidence:

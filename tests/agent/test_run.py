@@ -20,8 +20,10 @@ from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
 from PIL import Image
 
 from agent.doctor import names
-from calibration.record import SCHEMA_VERSION, Calibration, write_calibration
-from engine.bundle import Bundle
+from agent.record.annotations import ThresholdChange
+from agent.record.ledger import Ledger
+from calibration.record import SCHEMA_VERSION, Calibration, read_calibration, write_calibration
+from engine.bundle import Bundle, open_bundle
 from tests.tiny_bundle import tiny_bundle
 
 # The command as installed, and a last look at what it has loaded.
@@ -322,6 +324,31 @@ def test_the_doctor_names_each_fault_and_goes_on(place):
     assert "nowhere is not there" in lines["camera"]
     assert lines["backend"].startswith("ok")
     assert out.splitlines()[-1] == "not ready: fix the 3 lines marked fail"
+
+
+def test_the_doctor_shows_the_threshold_that_a_request_has_set(place):
+    bundle = open_bundle(place / "bundle")
+    change = ThresholdChange(
+        calibration_id=read_calibration(bundle).id,
+        by="Ada", nonce="nonce-01", old=0.5, new=7.25, is_calibrated=False,
+    )  # fmt: skip
+    with Ledger(place / "ledger.sqlite", agent_id="line-3") as ledger:
+        assert ledger.change_threshold(change)
+    _, out, _ = agent("doctor", "--config", place / "agent.yaml", "--json")
+    (found,) = [each for each in json.loads(out) if each["check"] == "calibration"]
+    assert found["level"] == "warn"
+    assert "in force is 7.25, set by a request" in found["message"]
+
+
+def test_the_doctor_tries_to_write_evidence(place):
+    path = place / "agent.yaml"
+    text = path.read_text()
+    for folder, level in [("new/evidence", "ok"), ("agent.yaml/evidence", "fail")]:
+        path.write_text(f"{text}\nevidence: {{folder: {folder}}}\n")
+        _, out, _ = agent("doctor", "--config", path, "--json")
+        (found,) = [each for each in json.loads(out) if each["check"] == "evidence"]
+        assert found["level"] == level, found
+    assert not list((place / "new/evidence").iterdir())
 
 
 def test_the_doctor_stops_at_a_configuration_that_it_cannot_read(place):

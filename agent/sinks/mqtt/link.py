@@ -7,6 +7,7 @@ paho's callbacks only put events into a queue. Each connection is a new paho cli
 waits inside paho.
 """
 
+import logging
 import queue
 import random
 import socket
@@ -37,6 +38,7 @@ from agent.sinks.mqtt.security import (
 from agent.sinks.mqtt.settings import MqttSettings
 from engine.errors import BrokerError, ConfigurationError
 
+_LOG: Final = logging.getLogger("atac_agent.mqtt")
 ANSWER_S: Final = 10.0
 """How long a broker may take to answer a connection."""
 FAILURE: Final = 0x80
@@ -51,12 +53,15 @@ _EVENTS: Final = (
 )
 _PROPERTIES: Final[Callable[[int], Properties]] = Properties
 """paho leaves the type of its constructor out."""
+_NO_RETAIN: Final = 0x9A
+_NO_QOS: Final = 0x9B
 _HINTS: Final = {
     0x84: "set mqtt.version: 3.1.1",
     0x85: "the broker wants another client id: change agent.id",
     0x86: "check mqtt.user and the password",
     0x87: "check mqtt.user, the password and the broker's access rules",
     0x8E: "another client uses this id: give each agent its own agent.id",
+    _NO_QOS: "only what is acknowledged counts as delivered: let the broker take QoS 1",
 }
 """What to do about a reason code."""
 
@@ -86,6 +91,7 @@ class Acknowledged:
 class _Connected:
     window: int
     largest: int | None
+    keeps_retained: bool
 
 
 @dataclass(frozen=True, slots=True)
@@ -106,11 +112,16 @@ _Event = _Connected | _Subscribed | Lost | Acknowledged
 _E = TypeVar("_E", _Connected, _Subscribed, Lost)
 
 
+class RetainError(BrokerError):
+    """The broker takes no will that is to be kept, or hangs up at one without a reason."""
+
+
 class Link:
     """One connection with a fresh paho client; a context manager.
 
     Entering connects and waits for the broker's answer, or raises `BrokerError`. `window` and
-    `largest` are then the broker's and our limits together.
+    `largest` are then the broker's and our limits together, and `keeps_retained` says whether it
+    keeps messages for those who subscribe later; where not, none is sent as such.
 
     Args:
         settings: The broker and how to talk to it.
@@ -139,6 +150,9 @@ class Link:
         self._is_v5 = settings.version == "5"
         self.window = 1
         self.largest: int | None = None
+        self.keeps_retained = True
+        self._will = will
+        self._has_connected = False
         self._client = _TolerantClient(
             CallbackAPIVersion.VERSION2,
             client_id,
@@ -147,6 +161,7 @@ class Link:
             reconnect_on_failure=False,
         )
         self._client.unreadable = lambda: hear(Heard(is_unreadable=True))
+        self._client.considered = lambda *answer: self._events.put(Acknowledged(*answer))
         self._client.connect_timeout = ANSWER_S / 2
         self._client.max_inflight_messages_set(0)  # the window is the caller's
         self._client.on_socket_open = _without_delay
@@ -165,6 +180,7 @@ class Link:
             self.close()
             raise
         self.window, self.largest = answer.window, answer.largest
+        self.keeps_retained = answer.keeps_retained
         return self
 
     def __exit__(self, *error: object) -> None:
@@ -186,6 +202,7 @@ class Link:
         for event in _EVENTS:
             setattr(self._client, event, None)
         self._client.unreadable = lambda: None
+        self._client.considered = lambda *_: None
 
     def publish(self, message: Message) -> int:
         """Hand `message` to paho; returns its packet id.
@@ -196,9 +213,25 @@ class Link:
             message.topic,
             message.payload,
             message.qos,
-            message.retain,
+            message.retain and self.keeps_retained,
             self._properties(message, PacketTypes.PUBLISH),
         ).mid
+
+    def may_write(self, topic: str) -> str | None:
+        """Why the broker would take no message on `topic`; `None` when it would. Nobody hears it.
+
+        At QoS 2 a broker says whether it takes a message before it gives it to others, which it
+        does only once it is told to. MQTT 3.1.1 has no way to say so.
+        """
+        mid = self._client.publish(topic, b"", qos=2).mid
+        until = time.monotonic() + ANSWER_S
+        while (left := until - time.monotonic()) > 0:
+            for event in self.acknowledged(left):
+                if isinstance(event, Lost):
+                    raise self.error(event)
+                if event.mid == mid:
+                    return event.reason if event.code >= FAILURE else None
+        raise BrokerError(f"{address(self._settings)}: no answer within {ANSWER_S:g} s")
 
     def allows(self, message: Message) -> bool:
         """Whether the broker takes a packet of this size; it would hang up on a larger one."""
@@ -256,6 +289,10 @@ class Link:
         """What to raise for the loss of this connection."""
         hint = f"; {_HINTS[lost.code]}" if lost.code in _HINTS else expired_hint(self._settings)
         message = f"{address(self._settings)}: {lost.reason}{hint}"
+        # MQTT 3.1.1 has no words for it.
+        is_silent = not self._is_v5 and not lost.is_refusal and not self._has_connected
+        if self._will is not None and self._will.retain and (lost.code == _NO_RETAIN or is_silent):
+            return RetainError(message, is_refusal=lost.is_refusal)
         return BrokerError(message, is_refusal=lost.is_refusal)
 
     def _connect(self) -> None:
@@ -332,7 +369,13 @@ class Link:
             return
         theirs = getattr(properties, "ReceiveMaximum", _RECEIVE_MAXIMUM)
         largest = getattr(properties, "MaximumPacketSize", None)
-        self._events.put(_Connected(min(self._settings.window, theirs), largest))
+        if not getattr(properties, "MaximumQoS", 1):
+            self._events.put(Lost("takes no message with QoS 1", _NO_QOS, True))
+            return
+        keeps_retained = bool(getattr(properties, "RetainAvailable", 1))
+        self._has_connected = True
+        window = min(self._settings.window, theirs)
+        self._events.put(_Connected(window, largest, keeps_retained))
 
     def _on_disconnect(
         self,
@@ -391,15 +434,6 @@ class Subscriber:
         self._link.close()
 
 
-def probe(settings: MqttSettings, agent_id: str) -> str:
-    """Connect once, say nothing, and tell how it went; raises as `Link` does, or at once."""
-    check_settings(settings)
-    with Link(settings, f"atac-{agent_id}-probe"):
-        security = "with TLS" if settings.tls else "without TLS"
-        name = f"as {settings.user}" if settings.user else "without a user name"
-        return f"{address(settings)} answers MQTT {settings.version}, {security}, {name}"
-
-
 def address(settings: MqttSettings) -> str:
     """Host and port."""
     return f"{settings.host}:{_port(settings)}"
@@ -408,12 +442,29 @@ def address(settings: MqttSettings) -> str:
 class _TolerantClient(Client):
     """A PUBLISH that paho cannot parse costs that message, not the connection.
 
-    Without this each reconnection would get a retained one again, and end at once.
+    Without this each reconnection would get a retained one again, and end at once. Any other packet
+    that it cannot parse ends the connection, where paho's thread would end and say nothing.
     """
 
     def __init__(self, *arguments: Any, **options: Any) -> None:
         super().__init__(*arguments, **options)
         self.unreadable: Callable[[], None] = lambda: None
+        self.considered: Callable[[int, int, str], None] = lambda *_: None
+
+    def _packet_handle(self) -> MQTTErrorCode:
+        try:
+            return super()._packet_handle()
+        except Exception as error:  # noqa: BLE001 - whatever paho makes of such a packet
+            _LOG.warning("a packet of the broker cannot be parsed: %s", plain(error))
+            return MQTTErrorCode.MQTT_ERR_PROTOCOL
+
+    def _handle_pubrec(self) -> MQTTErrorCode:
+        # Only `may_write` asks at QoS 2, and goes no further.
+        packet = self._in_packet["packet"]
+        code = packet[2] if len(packet) > 2 else 0
+        reason = ReasonCode(PacketTypes.PUBREC, identifier=code)
+        self.considered(int.from_bytes(packet[:2], "big"), code, str(reason))
+        return MQTTErrorCode.MQTT_ERR_SUCCESS
 
     def _handle_publish(self) -> MQTTErrorCode:
         try:

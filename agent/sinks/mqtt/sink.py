@@ -8,17 +8,18 @@ Requests come over a connection of their own (`agent/sinks/mqtt/requests.py`): n
 strangers may send reaches this one.
 """
 
+import logging
 import time
 from collections import deque
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Final
 
 from agent.part import Part
 from agent.ports import Receipt
 from agent.record.rows import THUMBNAIL, Delivery, Event
 from agent.requests import Requests
-from agent.sinks.mqtt.link import FAILURE, Acknowledged, Link, Lost, address
+from agent.sinks.mqtt.link import FAILURE, Acknowledged, Link, Lost, RetainError, address
 from agent.sinks.mqtt.messages import Message, Topics, delivered, health, state
 from agent.sinks.mqtt.requests import MqttRequests
 from agent.sinks.mqtt.security import check_settings
@@ -26,6 +27,11 @@ from agent.sinks.mqtt.settings import MqttSettings
 from agent.station.status import Status
 from engine.errors import BrokerError
 
+_LOG: Final = logging.getLogger("atac_agent.mqtt")
+_NOT_KEPT: Final = (
+    "the broker keeps no retained messages; who connects later does not hear whether the agent is "
+    "online"
+)
 _PACKET_TOO_LARGE: Final = 0x95
 _FAREWELL_S: Final = 1.0
 _STEADY_S: Final = 10.0
@@ -71,6 +77,7 @@ class MqttSink:
         self._lost: BrokerError | None = None
         self._ready: deque[_Ready] = deque()
         self._flight: dict[int, _Ready] = {}
+        self._keeps_retained = True
         self._told: Status | None = None
 
     def items(self, part: Part) -> tuple[str, ...]:
@@ -91,7 +98,15 @@ class MqttSink:
         self._lost = None
         offline = state(self._topics, online=False)
         link = Link(self._settings, self._client_id, will=offline)
-        link.__enter__()
+        try:
+            link.__enter__()
+        except RetainError:
+            link = Link(self._settings, self._client_id, will=replace(offline, retain=False))
+            link.__enter__()
+            link.keeps_retained = False
+        if not link.keeps_retained and self._keeps_retained:
+            _LOG.warning("%s: %s", self.name, _NOT_KEPT)
+        self._keeps_retained = link.keeps_retained
         self._link, self._began = link, time.monotonic()
         self._say(state(self._topics, online=True))
         return link.window

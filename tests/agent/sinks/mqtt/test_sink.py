@@ -14,8 +14,9 @@ from agent.part import State, is_alarm
 from agent.record.ledger import Ledger
 from agent.sinks.delivery import Deliverer
 from agent.sinks.mqtt.broker import EmbeddedBroker
-from agent.sinks.mqtt.link import Link, Subscriber, probe
+from agent.sinks.mqtt.link import Link, Subscriber
 from agent.sinks.mqtt.messages import Message
+from agent.sinks.mqtt.probe import probe
 from agent.sinks.mqtt.settings import MqttSettings, TlsSettings
 from agent.sinks.mqtt.sink import MqttSink
 from agent.station.status import SinkStatus
@@ -268,7 +269,7 @@ def test_a_password_from_the_environment(start_broker, monkeypatch):
     broker = start_broker(users={"line1": "right"})
     monkeypatch.setenv("ATAC_TEST_WORD", "right")
     settings = with_(broker.settings, user="line1", password_variable="ATAC_TEST_WORD")
-    assert "as line1" in probe(settings, "line1")
+    assert "as line1" in probe(settings, "line1").answer
     monkeypatch.setenv("ATAC_TEST_WORD", "wrong")
     with pytest.raises(BrokerError, match="refused the connection") as caught:
         probe(settings, "line1")
