@@ -124,14 +124,22 @@ def _record(run: Run, split: Split, trained: Trained) -> TrainingRecord:
     )
 
 
-def _run_folder(out: Path) -> Path:
-    """Make the folder for unfinished work beside `out`, which must be new or empty."""
+def require_new(out: Path) -> None:
+    """Raise `ConfigurationError` unless a bundle can be made in `out`, as far as that is seen."""
     if (out / MANIFEST).exists():
         raise ConfigurationError("--out", str(out), "is a bundle already; name a new folder")
-    run_folder = out.with_name(out.name + ".training")
-    try:
+    with suppress(OSError):
         if out.exists() and any(out.iterdir()):
             raise ConfigurationError("--out", str(out), "is not empty; name a new folder")
+
+
+def _run_folder(out: Path) -> Path:
+    """Make the folder for unfinished work beside `out`, which must be new or empty."""
+    require_new(out)
+    run_folder = out.with_name(out.name + ".training")
+    try:
+        if out.exists():
+            next(out.iterdir(), None)
         run_folder.mkdir(parents=True, exist_ok=True)
         foreign = {file.name for file in run_folder.iterdir()} - {*UNFINISHED}
     except OSError as error:

@@ -2,7 +2,6 @@
 
 import json
 import re
-import sys
 from collections import deque
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import ExitStack
@@ -13,6 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 import typer
 
 from agent.commands import options
+from agent.commands.progress import Progress
 from engine.errors import ConfigurationError, ImageError
 
 if TYPE_CHECKING:
@@ -142,18 +142,22 @@ def calibrate(
     # Fewer pictures than it takes need not be scored.
     most = good_parts.count + (0 if cross_fitted is None else len(cross_fitted.good))
     require_enough(most, max_false_reject=rate(most), confidence=sure)
-    with open_inspector(
-        opened,
-        backend=runtime.backend,
-        precision=runtime.precision,
-        fallback=settings.fallback,
-        max_pixels=round(settings.max_megapixels * 1e6),
-    ) as inspector:
-        good_scores = _scored(inspector, opened, "good", good_parts)
+    options.require_writable("--bundle" if config is None else "bundle.path", opened.path)
+    with (
+        Progress() as progress,
+        open_inspector(
+            opened,
+            backend=runtime.backend,
+            precision=runtime.precision,
+            fallback=settings.fallback,
+            max_pixels=round(settings.max_megapixels * 1e6),
+        ) as inspector,
+    ):
+        good_scores = _scored(inspector, opened, "good", good_parts, progress)
         defective_scores = (
             None
             if defective_parts is None
-            else _scored(inspector, opened, "defective", defective_parts)
+            else _scored(inspector, opened, "defective", defective_parts, progress)
         )
         name = inspector.name
     if cross_fitted is not None:
@@ -172,8 +176,8 @@ def calibrate(
     )
     costs = costs_of(calibration, good_scores)
     report = settings.path / REPORT
-    write_report(report, calibration, costs, good_scores, defective_scores)
     record = write_calibration(opened, calibration)
+    write_report(report, calibration, costs, good_scores, defective_scores)
     found = warnings(calibration, good_scores, defective_scores)
     types = found_by_type(calibration, defective_scores)
     if as_json:
@@ -323,17 +327,28 @@ def _picture(camera: "Camera") -> "Picture | None":
 
 
 def _scored(
-    inspector: "Inspector", bundle: "Bundle", label: Literal["good", "defective"], parts: _Parts
+    inspector: "Inspector",
+    bundle: "Bundle",
+    label: Literal["good", "defective"],
+    parts: _Parts,
+    progress: Progress,
 ) -> "Scores":
+    """Score all `parts`.
+
+    Args:
+        inspector: Scores them.
+        bundle: Names the images that it was trained on.
+        label: What they are.
+        parts: The pictures.
+        progress: Hears of each.
+    """
     from calibration.scores import score_pictures
 
-    with typer.progressbar(
-        length=parts.count, label=f"{label} parts", file=sys.stderr, hidden=not sys.stderr.isatty()
-    ) as bar:
-        return score_pictures(
-            inspector,
-            parts.pictures,
-            label=label,
-            training=frozenset(bundle.manifest.training.training_sha256),
-            progress=lambda: bar.update(1),
-        )
+    progress.stage(f"scoring {label} parts", parts.count, "parts")
+    return score_pictures(
+        inspector,
+        parts.pictures,
+        label=label,
+        training=frozenset(bundle.manifest.training.training_sha256),
+        progress=progress.step,
+    )

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Final, Literal
 import typer
 
 from agent.commands import options
+from agent.commands.progress import Progress
 from engine.errors import CalibrationError, ConfigurationError
 from engine.pages.text import counted, percent
 
@@ -83,11 +84,11 @@ def evaluate(
     runtime = bundle_runtime(opened, backend=backend, precision=precision)
     with (
         open_backend(opened, backend=runtime.backend, precision=runtime.precision) as network,
-        typer.progressbar(
-            items, label="images", file=sys.stderr, hidden=not sys.stderr.isatty()
-        ) as bar,
+        Progress() as progress,
     ):
-        images, pixels = scored(open_method(opened.manifest.method, network), source, bar)
+        progress.stage("scoring images", len(items), "images")
+        method = open_method(opened.manifest.method, network)
+        images, pixels = scored(method, source, progress.over(items))
         record = _record(opened, precision, runtime.precision)
         found = evaluation(
             images,

@@ -9,6 +9,7 @@ from typing import Annotated, Literal
 import typer
 
 from agent.commands import options
+from agent.commands.progress import Progress
 from agent.commands.train import require_training_packages
 from engine.errors import CalibrationError
 
@@ -60,14 +61,18 @@ def export(
             max_false_reject=record.max_false_reject,
             confidence=record.confidence,
         )
-    extended, judged = add_precision(
-        opened,
-        precision,
-        replace(find_source(data, good, defective), bits=bits),
-        threshold=threshold,
-        band=unsure,
-        accept_flips=accept_flips,
-    )
+    options.require_writable("--bundle", opened.path)
+    source = replace(find_source(data, good, defective), bits=bits)
+    with Progress() as progress:
+        progress.stage(f"making {precision}, and comparing its verdicts with those of fp32")
+        extended, judged = add_precision(
+            opened,
+            precision,
+            source,
+            threshold=threshold,
+            band=unsure,
+            accept_flips=accept_flips,
+        )
     if as_json:
         answer = {"bundle": str(bundle), "id": extended.id, "precision": precision}
         parity = {name: asdict(each) for name, each in judged.items()}

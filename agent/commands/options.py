@@ -1,6 +1,8 @@
 """Options that several commands share."""
 
+import os
 import sys
+from pathlib import Path
 from typing import Final
 
 import typer
@@ -25,6 +27,13 @@ def backend_metavar() -> str:
     """What the help of a command shows for --backend; the list of commands does not need it."""
     is_for_one_command = len(sys.argv) > 2
     return f"[{'|'.join(_backends())}]" if is_for_one_command else "BACKEND"
+
+
+def require_writable(option: str, folder: Path) -> None:
+    """Refuse a folder in which nothing could be kept, before the work is done."""
+    if not os.access(folder, os.W_OK | os.X_OK):
+        remedy = "may not be written by this user; let it, or copy the folder"
+        raise ConfigurationError(option, str(folder), remedy)
 
 
 def _backends() -> tuple[str, ...]:

@@ -4,15 +4,15 @@ import importlib.util
 import json
 import math
 import sys
-from collections.abc import Callable
-from contextlib import ExitStack
 from dataclasses import asdict, replace
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from agent.commands import options
+from agent.commands.progress import Progress
 from engine.errors import AtacError, ConfigurationError, KindError
 from engine.extras import install
 
@@ -94,15 +94,17 @@ def train(
         raise ConfigurationError("--profile", profile, f"is now called --recipe {profile}")
     require_training_packages("agent train")
     from train.datasets import find_source, left_out
-    from train.run import train_bundle
+    from train.run import require_new, train_bundle
 
+    require_new(out)
     source = replace(find_source(data, good, defective), bits=bits)
     unused = left_out(source)
     for line in unused:
         typer.echo(line, err=True)
     settings = _settings(recipe, backbone, stage, hold_out, epochs)
     weights = _weights(backbone_weights, settings)
-    with ExitStack() as stack:
+    with Progress() as progress:
+        progress.stage("reading the images, looking for copies")
         try:
             finished = train_bundle(
                 source,
@@ -113,16 +115,16 @@ def train(
                 seed=seed,
                 resume=resume,
                 accept_flips=accept_flips,
-                on_split=_say_split,
-                on_epoch=_progress(stack, settings.epochs),
+                on_split=partial(_say_split, progress, settings.epochs),
+                on_epoch=partial(_say_epoch, progress),
             )
         except KeyboardInterrupt:
-            sys.stderr.write("\nTo continue, repeat the command with --resume.\n")
+            progress.say("\nTo continue, repeat the command with --resume.")
             raise
-
-    bundle = finished.written.bundle
-    record = bundle.manifest.training
-    statement, report = _report(finished)
+        bundle = finished.written.bundle
+        record = bundle.manifest.training
+        progress.stage("writing the report")
+        statement, report = _report(finished)
     if as_json:
         answer = {
             "bundle": str(bundle.path),
@@ -221,39 +223,27 @@ def _weights(given: str, settings: "RecipeSettings") -> "Weights | None":
     return read_weights(Path(given))
 
 
-def _say_split(split: "Split") -> None:
+def _say_split(progress: Progress, epochs: int, split: "Split") -> None:
     for dropped in split.dropped:
-        sys.stderr.write(f"{dropped.path} shows the same as {dropped.same_as}: left out\n")
-    if sys.stderr.isatty():
-        defective = sum(item.defective for item in split.test)
-        masked = sum(item.mask is not None for item in split.train_defective)
-        sys.stderr.write(
-            f"{len(split.train_good)} good and {len(split.train_defective)} defective images "
-            f"({masked} of them with a mask) to train on, "
-            f"{len(split.held_out_good)} good held out, "
-            f"{len(split.test) - defective} good and {defective} defective to test.\n"
-        )
+        progress.say(f"{dropped.path} shows the same as {dropped.same_as}: left out")
+    defective = sum(item.defective for item in split.test)
+    masked = sum(item.mask is not None for item in split.train_defective)
+    progress.say(
+        f"{len(split.train_good)} good and {len(split.train_defective)} defective images "
+        f"({masked} of them with a mask) to train on, "
+        f"{len(split.held_out_good)} good held out, "
+        f"{len(split.test) - defective} good and {defective} defective to test."
+    )
+    progress.stage("training", epochs, "epochs")
 
 
-def _progress(stack: ExitStack, epochs: int) -> "Callable[[Epoch], None]":
-    """What to do after each epoch: a bar and a line on a terminal, nothing in a pipe."""
-    if not sys.stderr.isatty():
-        return lambda _: None
-    from rich.console import Console
-    from rich.progress import Progress
-
-    bar = stack.enter_context(Progress(console=Console(stderr=True)))
-    task = bar.add_task("training", total=epochs)
-
-    def show(epoch: "Epoch") -> None:
-        separation = (
-            ""
-            if math.isnan(epoch.separation)
-            else f", held-out good against known defects: AUROC {epoch.separation:.3f}"
-        )
-        bar.console.print(
-            f"epoch {epoch.number}/{epoch.of}: loss {epoch.loss:.3f}{separation}", highlight=False
-        )
-        bar.update(task, completed=epoch.number)
-
-    return show
+def _say_epoch(progress: Progress, epoch: "Epoch") -> None:
+    separation = (
+        ""
+        if math.isnan(epoch.separation)
+        else f", held-out good against known defects: AUROC {epoch.separation:.3f}"
+    )
+    progress.step(epoch.number)
+    progress.say(f"epoch {epoch.number}/{epoch.of}: loss {epoch.loss:.3f}{separation}")
+    if epoch.number == epoch.of:
+        progress.stage("writing the bundle, comparing its network with the trained one")

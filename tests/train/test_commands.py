@@ -60,6 +60,15 @@ def trained(agent, parts, tmp_path_factory):
         "train", "--data", parts, "--out", out, "--backbone-weights", weights, *SMALL, "--json"
     )
     assert result.exit_code == 0, result.output
+    stages = [
+        "reading the images, looking for copies",
+        "training",
+        "epoch 1/1",
+        "writing the bundle, comparing its network with the trained one",
+        "writing the report",
+    ]
+    said = dict.fromkeys(line.partition(":")[0] for line in result.stderr.splitlines())
+    assert [stage for stage in said if stage in stages] == stages
     return out, json.loads(result.stdout)
 
 
