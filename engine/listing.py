@@ -13,26 +13,43 @@ from typing import Final
 SUFFIXES: Final = frozenset(
     {".bmp", ".jpeg", ".jpg", ".pgm", ".png", ".ppm", ".tif", ".tiff", ".webp"}
 )
+_OTHER_IMAGES: Final = frozenset(
+    {".arw", ".avif", ".bayer", ".bpg", ".cr2", ".cr3", ".dng", ".emf", ".eps", ".exr", ".fits"}
+    | {".gif", ".hdr", ".heic", ".heif", ".ico", ".j2k", ".jfif", ".jp2", ".jpe", ".jpx", ".jxl"}
+    | {".nef", ".pcx", ".pfm", ".pnm", ".psd", ".raw", ".svg", ".tga", ".wmf"}
+)
 FOREIGN: Final = frozenset(
     {
         "#recycle",
         "#snapshot",
+        "$extend",
         "$recycle.bin",
         "@eadir",
         "@recently-snapshot",
         "@recycle",
+        "@sharebin",
+        "@synoresource",
         "@tmp",
         "__macosx",
+        "_gsdata_",
+        "dfsrprivate",
+        "found.000",
         "lost+found",
+        "lost.dir",
+        "network trash folder",
         "recycled",
         "recycler",
         "system volume information",
+        "temporary items",
+        "thevolumesettingsfolder",
+        "~snapshot",
     }
 )
 """Folders that other systems make in shared folders, in lower case."""
 
 HIDDEN: Final = "hidden"
 OF_OTHERS: Final = "made by another program"
+OTHER_FORMATS: Final = "images of a format that is not read"
 OTHER_NAMES: Final = "without the name of an image that can be read"
 LINKS: Final = "links to folders"
 NO_FILES: Final = "neither files nor folders"
@@ -85,9 +102,12 @@ def entries(folder: str) -> Iterator[Entry]:
 
 def reason_by_name(name: str) -> str | None:
     """Why a file of this name is no image of a part; `None` when it may be one."""
-    if name.startswith("."):
+    if name.startswith((".", "~$")):
         return HIDDEN
-    return None if os.path.splitext(name)[1].lower() in SUFFIXES else OTHER_NAMES
+    suffix = os.path.splitext(name)[1].lower()
+    if suffix in SUFFIXES:
+        return None
+    return OTHER_FORMATS if suffix in _OTHER_IMAGES else OTHER_NAMES
 
 
 def is_searched(name: str) -> bool:

@@ -35,6 +35,12 @@ def test_images_are_listed_in_one_order_by_their_suffix(tmp_path: Path) -> None:
         "System Volume Information/part1.jpg",
         "__MACOSX/part1.jpg",
         "sub/@eaDir/part1.jpg",
+        "Network Trash Folder/part1.jpg",
+        "~snapshot/hourly.0/part1.jpg",
+        "FOUND.000/part1.jpg",
+        "~$part1.jpg",
+        "part1.jpg.filepart",
+        "part1.jpg~",
     ],
 )
 def test_what_other_programs_leave_is_no_part_and_is_counted(tmp_path: Path, name: str) -> None:
@@ -46,13 +52,15 @@ def test_what_other_programs_leave_is_no_part_and_is_counted(tmp_path: Path, nam
 
 
 def test_one_line_says_how_many_are_left_out_why_and_the_first_of_each(tmp_path: Path) -> None:
-    touch(tmp_path, "a.png", "b.jfif", "c.avif", "d_mask.txt", ".x.png", "out/e.png")
+    touch(tmp_path, "a.png", "b.jfif", "c.AVIF", "d_mask.txt", ".x.png", "out/e.png", "f.gif")
     (tmp_path / "linked").symlink_to(tmp_path / "out", target_is_directory=True)
     os.mkfifo(tmp_path / "pipe.png")
     assert str(find_images(tmp_path)) == (
-        "left out: 1 hidden (first: .x.png), 1 links to folders (first: linked), "
+        "left out: 1 hidden (first: .x.png), "
+        "3 images of a format that is not read (first: b.jfif), "
+        "1 links to folders (first: linked), "
         "1 neither files nor folders (first: pipe.png), "
-        "3 without the name of an image that can be read (first: b.jfif)"
+        "1 without the name of an image that can be read (first: d_mask.txt)"
     )
 
 

@@ -135,8 +135,8 @@ def test_what_is_left_out_is_said_in_one_line(parts, caplog):
     assert [name for _, name, _ in seen(once(parts))] == ["a/2.png", "a/3.png", "b/1.png"]
     lines = [line for line in caplog.messages if "left out" in line]
     said = (
-        f"camera main: {parts}: left out: 2 hidden (first: .Trash-0), 1 made by another program "
-        "(first: @eaDir), 1 without the name of an image that can be read (first: a/2.avif)"
+        f"camera main: {parts}: left out: 2 hidden (first: .Trash-0), 1 images of a format that is "
+        "not read (first: a/2.avif), 1 made by another program (first: @eaDir)"
     )
     assert lines == [said]
 
