@@ -2,7 +2,6 @@
 
 import dataclasses
 import json
-import os
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Annotated, Any, Final
@@ -13,6 +12,7 @@ from agent.cameras.settings import CAMERAS, AnyCameraSettings, LineSettings
 from agent.services.settings import SERVICES, AnyServiceSettings
 from agent.settings_errors import explained
 from agent.settings_file import Written, read_yaml
+from agent.settings_places import found_places
 from agent.settings_values import AnyPath, Count, Days, Megabytes, Name, Share
 from agent.sinks.settings import SINKS, AnySinkSettings
 from engine.backends.base import MAX_PIXELS, BackendChoice, FallbackName, PrecisionChoice
@@ -131,7 +131,7 @@ def load_config(path: Path) -> Config:
     """Read a configuration; relative paths in it start at its own folder.
 
     Raises `ConfigurationError`, naming key, value, remedy, file and line, for the first thing
-    that cannot work. Touches nothing but the file.
+    that cannot work. Opens nothing but the file.
     """
     written = read_yaml(path)
     try:
@@ -157,22 +157,25 @@ def _check_names(config: Config, written: Written) -> None:
 
 def _check_places(config: Config, written: Written) -> None:
     """Refuse folders of parts that overlap, and what the agent writes below one of them."""
-    folders = {
-        index: _absolute(camera.folder)
+    shown = {
+        index: camera.folder
         for index, camera in enumerate(config.cameras)
         if camera.folder is not None
     }
-    for index, folder in folders.items():
-        name = config.cameras[index].name
+    written_to = dict(_written_to(config))
+    places = found_places([*shown.values(), *written_to.values()])
+    for index, folder in shown.items():
+        name, here = config.cameras[index].name, places[folder]
         for other in range(index):
-            if other not in folders:
+            if other not in shown:
                 continue
-            if folder.is_relative_to(folders[other]) or folders[other].is_relative_to(folder):
+            there = places[shown[other]]
+            if here.holds(there) or there.holds(here):
                 key = tuple(map(str, written.key(("cameras", index, "path"))))
-                remedy = f"camera {config.cameras[other].name} shows {folders[other]} as well"
+                remedy = f"camera {config.cameras[other].name} shows {shown[other]} as well"
                 raise written.refused(key, str(folder), f"{remedy}; each part would be seen twice")
-        for at, place in _written_to(config):
-            if _absolute(place).is_relative_to(folder):
+        for at, place in written_to.items():
+            if here.holds(places[place]):
                 remedy = f"lies below {folder}, whose files are the parts of camera {name}"
                 key = tuple(map(str, written.key(at)))
                 raise written.refused(key, str(place), f"{remedy}; name a place outside it")
@@ -186,11 +189,6 @@ def _written_to(config: Config) -> Iterator[tuple[tuple[str | int, ...], Path]]:
     for index, camera in enumerate(config.cameras):
         for key, place in camera.written_to.items():
             yield ("cameras", index, key), place
-
-
-def _absolute(path: Path) -> Path:
-    # Links are not followed: a share that hangs must not hold up the reading of a configuration.
-    return Path(os.path.abspath(path))  # noqa: PTH100
 
 
 def _anchored(value: Any, folder: Path) -> Any:
