@@ -220,7 +220,10 @@ class Ledger:
         return self._queue.may_leave(sequence, timeout_s)
 
     def flush(self, timeout_s: float = 10.0) -> bool:
-        """Wait until all that was recorded is committed; `False` if that took too long."""
+        """Wait until all that was recorded is committed; `False` if that took too long.
+
+        While nothing can be written, that is given up after a few attempts.
+        """
         return self._queue.flush(timeout_s)
 
     def recorded(self, asked: Collection[str]) -> Collection[str]:

@@ -25,6 +25,8 @@ _GROUP_BYTES: Final = 2_000_000
 """And few enough to fit into the room that the ledger's limit leaves."""
 _AHEAD: Final = 50
 """Sequences that are reserved before they are given, while nothing can be written."""
+_TRIES: Final = 3
+"""So often must writing have failed before nobody waits for it any longer."""
 _NO_END: Final = (1 << 63) - 1
 _ROW_BYTES: Final = 1000
 """What a queued entry weighs in memory besides its picture, roughly."""
@@ -77,6 +79,8 @@ class EntryQueue:
         self._bytes = 0
         self.added = 0
         self.settled = 0
+        self.failures = 0
+        """How often the owner thread could not write."""
         self.is_pressing = False
         """Whether anything waits that a sink or a caller wants at once."""
         self.is_closed = False
@@ -179,12 +183,15 @@ class EntryQueue:
                 self._add(mark)
 
     def flush(self, timeout_s: float) -> bool:
-        """Wait until all that has come is written; `False` if that took too long."""
+        """Wait until all that has come is written; `False` if that took too long or is in vain."""
         with self.changed:
-            target = self.added
+            target, failures = self.added, self.failures + _TRIES
             self.is_pressing = True
             self.changed.notify_all()
-            self.changed.wait_for(lambda: self.settled >= target or self.is_closed, timeout_s)
+            self.changed.wait_for(
+                lambda: self.settled >= target or self.is_closed or self.failures >= failures,
+                timeout_s,
+            )
             return self.settled >= target
 
     def may_leave(self, sequence: int, timeout_s: float) -> bool:
@@ -228,6 +235,12 @@ class EntryQueue:
                 self._bytes -= _weight(without)
                 if isinstance(without, Ended):
                     self._lose(without)
+
+    def failed(self) -> None:
+        """The disk takes nothing just now."""
+        with self.changed:
+            self.failures += 1
+            self.changed.notify_all()
 
     def written(self, group: Group) -> None:
         """A group is committed."""

@@ -318,7 +318,8 @@ class Writer:
         if now < self._look_due or self._connection is None:
             return
         self._look_due = now + _LOOK_S
-        if identity(self._path) != self._identity:
+        found = identity(self._path)
+        if found is None or found != self._identity:
             self._fail(
                 LedgerError("was removed or replaced while the agent runs; a new one is begun")
             )
@@ -496,6 +497,7 @@ class Writer:
         if fault != self.fault:
             _LOG.error("nothing can be recorded, rows wait in memory: %s", fault)
         self.fault = fault
+        self._queue.failed()
         self._is_full = error_code(error) == sqlite3.SQLITE_FULL
         if self._is_full and self._connection is None and self._limits is not None:
             self._reserve.give_up()  # the file could not even be opened

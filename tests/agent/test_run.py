@@ -183,6 +183,23 @@ def test_a_signal_finishes_the_part_in_hand_and_loses_no_verdict(place, number):
     assert len(states(place)) == summary["triggers"] == summary["counts"]["OK"] >= 3
 
 
+def test_a_stop_that_loses_parts_is_exit_code_1_and_says_which(place, eventually):
+    ledger = place / "records" / "ledger.sqlite"
+    path = place / "agent.yaml"
+    configure(place, "{type: conveyor, parts_per_minute: 1200}")
+    text = path.read_text().replace("port: 1}", "port: 1, drain_s: 0}")
+    path.write_text(f"{text}ledger: {{path: {ledger}}}\n")
+    with started("run", "--config", path, "--parts", "40") as process:
+        eventually(lambda: ledger.exists() and ledger.stat().st_size)
+        ledger.parent.rename(place / "away")
+        ledger.parent.write_text("no folder any more")
+        _, err = process.communicate(timeout=60)
+    assert process.returncode == 1
+    assert "Traceback" not in err
+    assert re.search(r"stopped while nothing could be recorded; lost: parts \d+-\d+\n", err)
+    assert re.search(r"^agent: \d+ parts could not be recorded$", err, re.MULTILINE)
+
+
 def test_a_bundle_has_to_be_signed_where_that_is_required(place):
     key = place / "signing.pub.pem"
     text = (place / "agent.yaml").read_text()
