@@ -11,6 +11,7 @@ import socket
 import sys
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from dataclasses import asdict
 from time import perf_counter
 from typing import Final
@@ -116,7 +117,8 @@ def _packed(found: Inspection) -> dict[str, object]:
 
 
 def _tell(connection: socket.socket, content: dict[str, object]) -> None:
-    connection.send(json.dumps(content).encode()[:PACKET])
+    with suppress(ConnectionError):  # the agent has gone, and with it all who would ask
+        connection.send(json.dumps(content).encode()[:PACKET])
 
 
 if __name__ == "__main__":
