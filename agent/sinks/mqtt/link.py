@@ -47,12 +47,15 @@ _PACKET_OVERHEAD: Final = 32
 """More than a PUBLISH needs besides its texts and payload."""
 _PROPERTY_OVERHEAD: Final = 5
 _RECEIVE_MAXIMUM: Final = 65_535
+_TEXT_MAX_BYTES: Final = 65_535
+_PAYLOAD_MAX_BYTES: Final = 268_000_000
 _EVENTS: Final = (
     *("on_socket_open", "on_connect", "on_disconnect"),
     *("on_publish", "on_message", "on_subscribe"),
 )
 _PROPERTIES: Final[Callable[[int], Properties]] = Properties
 """paho leaves the type of its constructor out."""
+_NO_ANSWER: Final = " before it was made: TLS on one side only, or set mqtt.version: 3.1.1"
 _NO_RETAIN: Final = 0x9A
 _NO_QOS: Final = 0x9B
 _HINTS: Final = {
@@ -204,6 +207,18 @@ class Link:
         self._client.unreadable = lambda: None
         self._client.considered = lambda *_: None
 
+    def check(self, message: Message) -> None:
+        """Raise `ValueError` for what no broker would take: it would hang up, each time again."""
+        if not message.topic or set(message.topic) & set("+#"):
+            raise ValueError(f"{message.topic[:80]!r} is no topic for a message")
+        for text in _texts(message):
+            if not text.isprintable() or len(text.encode()) > _TEXT_MAX_BYTES:
+                raise ValueError(f"{text[:80]!r} cannot be sent as a text of MQTT")
+        if message.qos not in {0, 1}:
+            raise ValueError(f"there is no QoS {message.qos} here")
+        if len(message.payload) > _PAYLOAD_MAX_BYTES:
+            raise ValueError(f"{len(message.payload)} bytes are more than a packet holds")
+
     def publish(self, message: Message) -> int:
         """Hand `message` to paho; returns its packet id.
 
@@ -288,6 +303,8 @@ class Link:
     def error(self, lost: Lost) -> BrokerError:
         """What to raise for the loss of this connection."""
         hint = f"; {_HINTS[lost.code]}" if lost.code in _HINTS else expired_hint(self._settings)
+        if not hint and self._is_v5 and not self._has_connected and not lost.is_refusal:
+            hint = _NO_ANSWER
         message = f"{address(self._settings)}: {lost.reason}{hint}"
         # MQTT 3.1.1 has no words for it.
         is_silent = not self._is_v5 and not lost.is_refusal and not self._has_connected
@@ -322,8 +339,10 @@ class Link:
             try:
                 event = self._events.get(timeout=max(0.0, until - time.monotonic()))
             except queue.Empty:
+                is_old = self._is_v5 and not self._has_connected
+                hint = "; is it one of MQTT 3.1.1? Then set mqtt.version: 3.1.1" if is_old else ""
                 raise BrokerError(
-                    f"{address(self._settings)}: no answer within {timeout_s:g} s"
+                    f"{address(self._settings)}: no answer within {timeout_s:g} s{hint}"
                 ) from None
             if isinstance(event, kind):
                 return event
@@ -484,16 +503,16 @@ def _without_delay(_client: Client, _data: object, connection: Any) -> None:
     connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
 
 
+def _texts(message: Message) -> list[str]:
+    """All texts of a publication but its payload."""
+    pairs = (text for pair in message.properties for text in pair)
+    return [message.topic, message.content_type, message.response_topic, *pairs]
+
+
 def _size(message: Message) -> int:
     """The size of the PUBLISH packet in bytes, or a little more."""
-    texts = [
-        message.topic,
-        message.content_type,
-        message.response_topic,
-        *(text for pair in message.properties for text in pair),
-    ]
     size = len(message.payload) + len(message.correlation or b"")
-    size += sum(len(text.encode()) for text in texts)
+    size += sum(len(text.encode()) for text in _texts(message))
     return size + _PACKET_OVERHEAD + _PROPERTY_OVERHEAD * len(message.properties)
 
 

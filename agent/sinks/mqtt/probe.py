@@ -53,6 +53,8 @@ def probe(settings: MqttSettings, agent_id: str) -> Probed:
 def _connected(both: ExitStack, settings: MqttSettings, topics: Topics) -> Link:
     """A connection with the agent's will, kept where the broker keeps anything."""
     name, will = f"atac-{topics.agent_id}-probe", state(topics, online=False)
+    with Link(settings, name):
+        pass  # without a will more brokers say what they have against us
     try:
         return both.enter_context(Link(settings, name, will=will))
     except RetainError:

@@ -313,7 +313,8 @@ class MqttRequests:
         """Only below the agent's own topic: nobody shall make it speak elsewhere."""
         own = self._topics.of("response")
         is_below = topic == own or topic.startswith(f"{own}/")
-        return is_below and not set(topic) & set("+#\0") and len(topic) <= _TOPIC_MAX
+        is_topic = topic.isprintable() and not set(topic) & set("+#")
+        return is_below and is_topic and len(topic) <= _TOPIC_MAX
 
     def _checked(self, heard: Heard, answer: dict[str, object], *, is_busy: bool) -> Request:
         if len(heard.payload) > REQUEST_MAX_BYTES:

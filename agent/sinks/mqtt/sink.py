@@ -115,6 +115,7 @@ class MqttSink:
         """Publish one item as soon as the broker's Receive Maximum lets it."""
         link = self._connected()
         message = delivered(self._topics, delivery, event)
+        link.check(message)
         if not link.allows(message):
             reason = f"packet too large, the broker allows {link.largest} bytes"
             return Receipt(delivery=delivery.id, refused=reason, code=_PACKET_TOO_LARGE)

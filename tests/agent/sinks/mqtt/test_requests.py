@@ -5,6 +5,7 @@ import socket
 import sqlite3
 import threading
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import paho.mqtt.client as paho
@@ -322,7 +323,15 @@ def test_a_request_is_obeyed_once(ledger):
 
 @pytest.mark.parametrize(
     "topic",
-    ["", "factory/stop", "atac/line2/response", "atac/line1/responses", "atac/line1/response/+"],
+    [
+        "",
+        "factory/stop",
+        "atac/line2/response",
+        "atac/line1/responses",
+        "atac/line1/response/+",
+        "atac/line1/response/\0",
+        "atac/line1/response/\x1b[31m",
+    ],
 )
 def test_nobody_makes_the_agent_speak_elsewhere(ledger, topic):
     asked_of = requests(ledger)
@@ -395,6 +404,32 @@ def test_who_asks_is_cleaned_before_it_is_logged(ledger, caplog):
     assert set_threshold(asked_of, "nonce-01", 2.0, by="Ada\n\x1b[31mroot")["ok"]
     (said,) = [record.message for record in caplog.records]
     assert said.isprintable()
+
+
+def test_nonces_are_bounded_and_forgotten_with_their_requests(ledger, monkeypatch):
+    now = time.time()
+    monkeypatch.setattr("agent.sinks.mqtt.requests._NONCES", 100)
+    settings = MqttSettings(host="127.0.0.1", commands=COMMANDS)
+    topics = Topics(agent_id="line1")
+    asked_of = MqttRequests(settings, topics, obeying(ledger), replay, now=lambda: now)
+    for n in range(100):
+        assert answer(asked_of, request_json("ping", f"nonce-{n:03}", soon()))["ok"]
+    told = answer(asked_of, request_json("ping", "nonce-100", soon()))
+    assert told["error"] == "busy: too many requests; ask again later"
+    now += 61
+    assert answer(asked_of, request_json("ping", "nonce-101", soon(120)))["ok"]
+    assert len(asked_of._nonces) == len(asked_of._expiring) == 1
+    # Found by hash and forgotten from a heap: no request looks at all of them.
+    assert isinstance(asked_of._nonces, set)
+
+
+def test_correlation_data_count_in_the_size_of_a_packet():
+    link = Link(MqttSettings(host="127.0.0.1"), "name")
+    link.largest = 1000
+    answer = Message(topic=RESPONSE, payload=b"x" * 100)
+    assert link.allows(answer)
+    assert link.allows(replace(answer, correlation=bytes(700)))
+    assert not link.allows(replace(answer, correlation=bytes(900)))
 
 
 def test_one_too_many_is_told_that_the_agent_is_busy(ledger):

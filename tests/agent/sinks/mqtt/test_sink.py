@@ -4,6 +4,7 @@ import socket
 import threading
 import time
 from contextlib import contextmanager
+from dataclasses import replace
 
 import paho.mqtt.client as paho
 import pytest
@@ -15,7 +16,7 @@ from agent.record.ledger import Ledger
 from agent.sinks.delivery import Deliverer
 from agent.sinks.mqtt.broker import EmbeddedBroker
 from agent.sinks.mqtt.link import Link, Subscriber
-from agent.sinks.mqtt.messages import Message
+from agent.sinks.mqtt.messages import Message, delivered
 from agent.sinks.mqtt.probe import probe
 from agent.sinks.mqtt.settings import MqttSettings, TlsSettings
 from agent.sinks.mqtt.sink import MqttSink
@@ -301,9 +302,8 @@ def test_a_broker_of_the_older_version_only_is_named_as_such():
     with EmbeddedBroker() as old:
         with pytest.raises(BrokerError, match=r"set mqtt\.version: 3\.1\.1"):
             probe(MqttSettings(host=old.host, port=old.port), "line1")
-        assert "answers MQTT 3.1.1" in probe(
-            MqttSettings(host=old.host, port=old.port, version="3.1.1"), "line1"
-        )
+        settings = MqttSettings(host=old.host, port=old.port, version="3.1.1")
+        assert "answers MQTT 3.1.1" in probe(settings, "line1").answer
 
 
 def test_tls_with_certificates_on_both_sides(start_broker, ledger, certify, eventually):
@@ -388,6 +388,39 @@ def test_a_message_larger_than_the_broker_takes_is_refused_and_the_others_arrive
             add(ledger, State.NG, thumbnail=b"\xff\xd8" + bytes(size))
         eventually(lambda: publisher.status().delivered == 5)
         eventually(lambda: publisher.status().refused == 1)
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        {"topic": "atac/line1/al\0arm"},
+        {"topic": "atac/#"},
+        {"topic": ""},
+        {"topic": "a" * 70_000},
+        {"topic": "atac/\ud800"},
+        {"qos": 7},
+        {"properties": (("id", "x" * 70_000),)},
+        {"properties": (("id", "a\0b"),)},
+        {"content_type": "\ud800"},
+        {"payload": bytes(300_000_000)},
+    ],
+)
+def test_a_message_that_cannot_be_sent_is_set_aside_and_named_and_the_others_arrive(
+    broker, ledger, hear, eventually, monkeypatch, caplog, wrong
+):
+    def odd(topics, delivery, event):
+        message = delivered(topics, delivery, event)
+        return replace(message, **wrong) if event.sequence == 2 else message
+
+    monkeypatch.setattr("agent.sinks.mqtt.sink.delivered", odd)
+    heard = hear(broker.settings)
+    end(ledger, count=5)
+    with publishing(with_(broker.settings, window=1), ledger) as publisher:
+        eventually(lambda: publisher.status().delivered == 4 and ledger.waiting("mqtt") == 0)
+        assert publisher.status().refused == 1
+        assert publisher.status().is_connected
+    assert sequences(heard) == [1, 3, 4, 5]
+    assert any("refuses alarm: cannot be sent: " in line for line in caplog.messages)
 
 
 def test_a_picture_that_cannot_be_one_is_refused_and_the_others_arrive(
