@@ -17,7 +17,7 @@ _HEADERS: Final = {
     b"math.h": b"",
     b"stdint.h": (
         b"typedef unsigned char uint8_t; typedef int int32_t; typedef unsigned int uint32_t;\n"
-        b"typedef long long int64_t;\n#define INT32_MAX 2147483647\n"
+        b"typedef long long int64_t;\n"
     ),
 }
 # The rounding is the CPU's only where a·b+c is not contracted.

@@ -18,10 +18,12 @@ from engine.methods.atac import Optics
 from engine.score import top_k_count
 
 _THREADS: Final = 256
-_MOST_BLOCKS: Final = 65_535  # kernels walk over what is left
+_MOST_BLOCKS: Final = 4096  # kernels walk over what is left
+_SPREAD: Final = 64  # threads of a block where there is too little work for large ones
+_FEW: Final = 16_384
 KERNELS: Final = {
     "view": (
-        *("demosaic", "plan_view", "reduce", "weights", "first_step", "second_step"),
+        *("demosaic", "weights", "reduce", "first_step", "second_step"),
         *("lightness", "histogram", "lookup", "equalise", "colour"),
     ),
     "box": ("peaks", "extents", "boxes"),
@@ -37,6 +39,7 @@ _CROP: Final = np.dtype(
     align=True,
 )
 _PEAK_BYTES: Final = 8  # struct Peak of box.cu
+_EXTENT_BYTES: Final = 16  # struct Extent of box.cu
 _PLAN_BYTES: Final = 48  # struct ViewPlan of view.cu
 
 
@@ -130,8 +133,9 @@ class Program:
             "plane": largest,
             "histograms": tiles * tiles * 256 * 4,
             "levels": tiles * tiles * 256,
-            "peaks": count * _PEAK_BYTES,
-            "extents": count * _BOX_BYTES,
+            # Peaks, then extents: they are emptied together.
+            "attended": count * (_PEAK_BYTES + _EXTENT_BYTES),
+            "whole": count * _BOX_BYTES,
             "in_view": count * _BOX_BYTES,
             "in_frame": count * _BOX_BYTES,
             "zooms": count * 4,
@@ -148,8 +152,6 @@ class Program:
             sizes[f"raw_{slot}"] = self._frames[slot].nbytes
             if self._is_changed(geometry):
                 sizes[f"frame_{slot}"] = geometry.size
-            # The box of a whole frame, which differs between cameras.
-            sizes[f"whole_{slot}"] = _BOX_BYTES
         self._taps = taps
         self._device = {name: self._gpu.device_memory(stack, size) for name, size in sizes.items()}
         self._zeroed = tiles * tiles * 256
@@ -163,9 +165,8 @@ class Program:
             for number in (1, 2)
         ]
         stack.callback(self._passes.clear)
-        for slot, geometry in enumerate(self.geometries):
-            whole = np.array((0, 0, geometry.width, geometry.height), np.int32)
-            self._gpu.cuda.memcpy_htod(self._device[f"whole_{slot}"], whole)
+        whole = [(0, 0, each.width, each.height) for each in self.geometries]
+        self._gpu.cuda.memcpy_htod(self._device["whole"], np.array(whole, np.int32))
 
     def stages(self) -> dict[str, Callable[[], None]]:
         """Everything that happens on the device, in order; each of them enqueues its share."""
@@ -199,7 +200,8 @@ class Program:
         pixels = 3 * self._optics.view.side**2
         for slot, geometry in enumerate(self.geometries):
             self._prepare_frame(slot, geometry)
-            whole, views = self._at(f"whole_{slot}"), self._at("views_1", slot * pixels)
+            whole = self._at("whole", slot * _BOX_BYTES)
+            views = self._at("views_1", slot * pixels)
             self._view(slot, geometry, whole, views)
 
     def _view_2(self) -> None:
@@ -267,8 +269,9 @@ class Program:
         )
         if view.equalise == "after_resize":
             small = self._at("small")
-            self._equalise(small, geometry.channels, view.side, view.side, small)
-        self._colour(geometry.channels, views)
+            self._equalise(small, geometry.channels, view.side, view.side, views, shown=True)
+        else:
+            self._colour(geometry.channels, views)
 
     def _closer(self, box: np.uintp, whole: np.uintp, views: np.uintp) -> None:
         """Algorithm 1, lines 5-7: `engine.view.zoomed` of the view of pass 1."""
@@ -294,16 +297,19 @@ class Program:
         spans, table, taps = self._at("spans"), self._at("table"), np.int32(self._taps)
         halfway, small = self._at("halfway"), self._at("small")
         self._launch(
-            "plan_view",
-            1,
+            "weights",
+            2 * int(side),
             box,
             np.int32(width),
             np.int32(height),
             side,
-            np.float64(2 if cubic else 1),
+            np.int32(cubic),
             np.float64(reducing_gap),
             np.int32(confined),
+            taps,
             plan,
+            spans,
+            table,
         )
         if reducing_gap:
             self._launch(
@@ -315,7 +321,6 @@ class Program:
                 plan,
                 reduced,
             )
-        self._launch("weights", 2 * int(side), plan, side, np.int32(cubic), taps, spans, table)
         self._launch(
             "first_step",
             max(width, height) * int(side) * channels,
@@ -344,21 +349,39 @@ class Program:
         )
 
     def _equalise(
-        self, source: np.uintp, channels: int, width: int, height: int, result: np.uintp
+        self,
+        source: np.uintp,
+        channels: int,
+        width: int,
+        height: int,
+        result: np.uintp,
+        *,
+        shown: bool = False,
     ) -> None:
-        """`engine.view.equalised`; `result` may be `source`."""
+        """`engine.view.equalised`; `result` may be `source`. `shown`: as the network takes it."""
         view = self._optics.view
         tiles, tables = np.int32(view.clahe_tiles), np.uintp(self._constants["tables"])
         plane, histograms, levels = (self._at(n) for n in ("plane", "histograms", "levels"))
         count, size = width * height, (np.int32(width), np.int32(height), tiles)
-        self._launch("lightness", count, source, np.int32(channels), np.int64(count), tables, plane)
+        if channels == 1:
+            plane = source
+        else:
+            self._launch("lightness", count, source, np.int64(count), tables, plane)
         self._gpu.cuda.memset_d32_async(self._device["histograms"], 0, self._zeroed, self._stream)
         self._launch("histogram", count, plane, *size, histograms)
+        limit = np.float64(view.clahe_clip_limit)
+        self._launch("lookup", int(tiles) ** 2 * 256, histograms, *size, limit, levels)
         self._launch(
-            "lookup", int(tiles) ** 2, histograms, *size, np.float64(view.clahe_clip_limit), levels
-        )
-        self._launch(
-            "equalise", count, source, np.int32(channels), plane, *size, levels, tables, result
+            "equalise",
+            count,
+            source,
+            np.int32(channels),
+            plane,
+            *size,
+            levels,
+            tables,
+            np.int32(shown),
+            result,
         )
 
     def _colour(self, channels: int, views: np.uintp) -> None:
@@ -373,26 +396,21 @@ class Program:
         patches = self._patches[0] * self._patches[1]
         k = np.int32(top_k_count(patches, self._optics.score.top_k))
         self._passes[number - 1](count, self._stream)
-        kept, size = self._at("kept"), (np.int32(count), np.int32(patches), k)
-        self._launch("chosen", count * patches, self._at(f"score_map_{number}"), *size, kept)
-        self._launch("scores", count, kept, *size, self._at("scores", (number - 1) * count * 8))
+        kept, maps = self._at("kept"), self._at(f"score_map_{number}")
+        self._launch("chosen", count * patches, maps, np.int32(count), np.int32(patches), k, kept)
+        found = self._at("scores", (number - 1) * count * 8)
+        self._launch("scores", count, kept, np.int32(count), k, found)
 
     def _boxes(self) -> None:
         """`engine.attention.attention_box` of all maps of pass 1."""
         side, count = self._optics.view.side, len(self.geometries)
         attention, crop = self._at("attention_1"), np.uintp(self._constants["crop"])
-        peaks, extents = self._at("peaks"), self._at("extents")
+        peaks, extents = self._at("attended"), self._at("attended", count * _PEAK_BYTES)
         height, width = self._patches
-        self._launch(
-            "peaks",
-            count,
-            attention,
-            np.int32(count),
-            np.int32(height * width),
-            crop,
-            peaks,
-            extents,
-        )
+        words = count * (_PEAK_BYTES + _EXTENT_BYTES) // 4
+        self._gpu.cuda.memset_d32_async(self._device["attended"], 0, words, self._stream)
+        patches = height * width
+        self._launch("peaks", count * patches, attention, np.int32(count), np.int32(patches), peaks)
         self._launch(
             "extents",
             count * side * side,
@@ -405,26 +423,25 @@ class Program:
             peaks,
             extents,
         )
-        for slot, geometry in enumerate(self.geometries):
-            self._launch(
-                "boxes",
-                1,
-                self._at("extents", slot * _BOX_BYTES),
-                np.int32(1),
-                np.int32(side),
-                crop,
-                np.int32(geometry.width),
-                np.int32(geometry.height),
-                self._at("in_view", slot * _BOX_BYTES),
-                self._at("in_frame", slot * _BOX_BYTES),
-                self._at("zooms", slot * 4),
-            )
+        self._launch(
+            "boxes",
+            count,
+            extents,
+            np.int32(count),
+            np.int32(side),
+            crop,
+            self._at("whole"),
+            self._at("in_view"),
+            self._at("in_frame"),
+            self._at("zooms"),
+        )
 
     def _launch(self, name: str, items: int, *arguments: object) -> None:
         """Enqueue kernel `name` with threads for `items`; scalars are numpy's, of C's own size."""
-        blocks = min(_MOST_BLOCKS, -(-items // _THREADS) or 1)
+        threads = _SPREAD if items < _FEW else _THREADS
+        blocks = min(_MOST_BLOCKS, -(-items // threads) or 1)
         self._kernels[name](
-            *arguments, block=(_THREADS, 1, 1), grid=(blocks, 1), stream=self._stream
+            *arguments, block=(threads, 1, 1), grid=(blocks, 1), stream=self._stream
         )
 
     def _at(self, name: str, offset: int = 0) -> np.uintp:

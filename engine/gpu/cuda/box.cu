@@ -1,6 +1,6 @@
 // Attention map → box of the view and of the frame: engine.attention, Algorithm 1.
 //
-// For N maps at once: peaks, then extents, then boxes.
+// For N maps at once: peaks, then extents, then boxes. `found` and `extents` are zero before.
 #include "portable.h"
 
 // engine.attention.CropSpec; `square` is 0 or 1.
@@ -9,29 +9,36 @@ struct Crop {
     int32_t min_side, square;
 };
 
-// What one map is normalised by. `speaks` is 0 where it says nothing: the box is the whole view.
+// What one map is normalised by: the bits of its maximum, which order as the maximum does, since it is
+// not negative; `broken` where a value is not finite.
 struct Peak {
-    float range;
-    int32_t speaks;
+    int32_t bits, broken;
+};
+
+// How far what is attended reaches, from the right, from below, from the left, from above; 0 where nothing is.
+struct Extent {
+    int32_t left, top, right, bottom;
 };
 
 ATAC_FUNCTION float positive(float value) { return value > 0 ? value : 0; }
 
-// `attention` (count, h, w), patches = h · w → `peaks` (count); `extents` (count) are emptied.
-ATAC_KERNEL peaks(const float *attention, int count, int patches, const Crop *crop, Peak *found, Box *extents) {
-    ATAC_EACH(i, count) {
-        const float *map = attention + i * patches;
-        bool finite = true;
-        float high = 0;
-        for (int patch = 0; patch < patches; patch++) {
-            float value = positive(map[patch]);
-            finite = finite && map[patch] - map[patch] == 0;
-            high = value > high ? value : high;
-        }
-        found[i].range = high;
-        found[i].speaks = finite && high > 0 && (double)high >= crop->gate;
-        extents[i] = Box{INT32_MAX, INT32_MAX, -1, -1};
+// `attention` (count, h, w), patches = h · w → `found` (count).
+ATAC_KERNEL peaks(const float *attention, int count, int patches, Peak *found) {
+    ATAC_EACH(i, (int64_t)count * patches) {
+        float value = attention[i];
+        if (value - value == 0)
+            raise_to(&found[i / patches].bits, bits_of(positive(value)));
+        else
+            raise_to(&found[i / patches].broken, 1);
     }
+}
+
+ATAC_FUNCTION float range_of(const Peak *peak) { return float_of(peak->bits); }
+
+// Whether the map says anything; where it does not, the box is the whole view.
+ATAC_FUNCTION bool speaks(const Peak *peak, const Crop *crop) {
+    float high = range_of(peak);
+    return !peak->broken && high > 0 && (double)high >= crop->gate;
 }
 
 // A sample between two patches, pixel centres aligned by area (align_corners=False): first patch,
@@ -47,7 +54,7 @@ ATAC_FUNCTION void between(int place, int length, int patches, int *first, int *
 }
 
 ATAC_FUNCTION float normalised(float value, const Peak *peak) {
-    return positive(value) / peak->range;
+    return positive(value) / range_of(peak);
 }
 
 // The normalised map at one pixel of the view, linear between patches.
@@ -63,19 +70,19 @@ ATAC_FUNCTION float upsampled(const float *map, int map_h, int map_w, const Peak
     return upper * (1 - down) + lower * down;
 }
 
-// Everything attended, for each map; right and bottom are inclusive here.
+// Everything attended, for each map.
 ATAC_KERNEL extents(const float *attention, int count, int map_h, int map_w, int side, const Crop *crop,
-                    const Peak *peak, Box *found) {
+                    const Peak *peak, Extent *found) {
     int64_t pixels = (int64_t)side * side;
     ATAC_EACH(i, count * pixels) {
         int64_t map = i / pixels;
         int x = i % pixels % side, y = i % pixels / side;
-        if (!peak[map].speaks) continue;
+        if (!speaks(peak + map, crop)) continue;
         if (upsampled(attention + map * map_h * map_w, map_h, map_w, peak + map, side, x, y) >= (float)crop->omega) {
-            lower_to(&found[map].left, x);
-            lower_to(&found[map].top, y);
-            raise_to(&found[map].right, x);
-            raise_to(&found[map].bottom, y);
+            raise_to(&found[map].left, side - x);
+            raise_to(&found[map].top, side - y);
+            raise_to(&found[map].right, x + 1);
+            raise_to(&found[map].bottom, y + 1);
         }
     }
 }
@@ -96,9 +103,9 @@ ATAC_FUNCTION void pad(int *start, int *stop, int length, const Crop *crop) {
     widen(start, stop, padded > crop->min_side ? padded : crop->min_side, length);
 }
 
-ATAC_FUNCTION Box grown(Box found, int side, const Crop *crop) {
-    int left = found.left, top = found.top, right = found.right + 1, bottom = found.bottom + 1;
-    if (right <= left) return Box{0, 0, side, side};
+ATAC_FUNCTION Box grown(Extent found, int side, const Crop *crop) {
+    int left = side - found.left, top = side - found.top, right = found.right, bottom = found.bottom;
+    if (right == 0) return Box{0, 0, side, side};
     pad(&left, &right, side, crop);
     pad(&top, &bottom, side, crop);
     if (crop->square) {
@@ -112,15 +119,16 @@ ATAC_FUNCTION Box grown(Box found, int side, const Crop *crop) {
 ATAC_FUNCTION int floor_share(int64_t place, int to, int of) { return (int)(place * to / of); }
 ATAC_FUNCTION int ceil_share(int64_t place, int to, int of) { return (int)((place * to + of - 1) / of); }
 
-// `found` → `in_view` and `in_frame` (engine.frame.Box.scaled); `zooms` is 0 where pass 2 would
-// repeat pass 1.
-ATAC_KERNEL boxes(const Box *found, int count, int side, const Crop *crop, int frame_width, int frame_height,
-                  Box *in_view, Box *in_frame, int32_t *zooms) {
+// `found` → `in_view` and `in_frame` (engine.frame.Box.scaled), each in its frame's `whole`; `zooms` is 0
+// where pass 2 would repeat pass 1.
+ATAC_KERNEL boxes(const Extent *found, int count, int side, const Crop *crop, const Box *whole, Box *in_view,
+                  Box *in_frame, int32_t *zooms) {
     ATAC_EACH(i, count) {
         Box box = grown(found[i], side, crop);
+        int width = whole[i].right, height = whole[i].bottom;
         in_view[i] = box;
-        in_frame[i] = Box{floor_share(box.left, frame_width, side), floor_share(box.top, frame_height, side),
-                          ceil_share(box.right, frame_width, side), ceil_share(box.bottom, frame_height, side)};
+        in_frame[i] = Box{floor_share(box.left, width, side), floor_share(box.top, height, side),
+                          ceil_share(box.right, width, side), ceil_share(box.bottom, height, side)};
         zooms[i] = box.left > 0 || box.top > 0 || box.right < side || box.bottom < side;
     }
 }

@@ -7,6 +7,9 @@
 
 #include <math.h>
 #include <stdint.h>
+#ifndef __CUDACC__
+#include <string.h>
+#endif
 
 #ifdef __CUDACC__
 #define ATAC_FUNCTION static __device__ inline
@@ -15,15 +18,28 @@
     for (int64_t item = blockIdx.x * (int64_t)blockDim.x + threadIdx.x; item < (items); \
          item += gridDim.x * (int64_t)blockDim.x)
 ATAC_FUNCTION void add_one(int32_t *where) { atomicAdd(where, 1); }
-ATAC_FUNCTION void lower_to(int32_t *where, int32_t value) { atomicMin(where, value); }
-ATAC_FUNCTION void raise_to(int32_t *where, int32_t value) { atomicMax(where, value); }
+// Most values raise nothing: those that read so do not queue.
+ATAC_FUNCTION void raise_to(int32_t *where, int32_t value) {
+    if (*where < value) atomicMax(where, value);
+}
+ATAC_FUNCTION int32_t bits_of(float value) { return __float_as_int(value); }
+ATAC_FUNCTION float float_of(int32_t bits) { return __int_as_float(bits); }
 #else
 #define ATAC_FUNCTION static inline
 #define ATAC_KERNEL extern "C" void
 #define ATAC_EACH(item, items) for (int64_t item = 0; item < (items); item++)
 ATAC_FUNCTION void add_one(int32_t *where) { *where += 1; }
-ATAC_FUNCTION void lower_to(int32_t *where, int32_t value) { *where = value < *where ? value : *where; }
 ATAC_FUNCTION void raise_to(int32_t *where, int32_t value) { *where = value > *where ? value : *where; }
+ATAC_FUNCTION int32_t bits_of(float value) {
+    int32_t bits;
+    memcpy(&bits, &value, 4);
+    return bits;
+}
+ATAC_FUNCTION float float_of(int32_t bits) {
+    float value;
+    memcpy(&value, &bits, 4);
+    return value;
+}
 #endif
 
 ATAC_FUNCTION int smaller(int a, int b) { return a < b ? a : b; }

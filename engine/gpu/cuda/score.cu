@@ -15,20 +15,21 @@ ATAC_FUNCTION int rank_of(const float *map, int patches, int own) {
     return rank;
 }
 
-// `score_map` (count, patches): the magnitudes of the K largest stay, all others become 0. NaN counts
-// as the largest, so that a broken network is heard of.
+// `score_map` (count, patches) → `kept` (count, K): the K largest magnitudes, the largest first. NaN counts as
+// the largest, so that a broken network is heard of.
 ATAC_KERNEL chosen(const float *score_map, int count, int patches, int k, float *kept) {
     ATAC_EACH(i, (int64_t)count * patches) {
-        const float *map = score_map + i / patches * patches;
-        kept[i] = rank_of(map, patches, i % patches) < k ? fabsf(score_map[i]) : 0;
+        int64_t map = i / patches;
+        int rank = rank_of(score_map + map * patches, patches, i % patches);
+        if (rank < k) kept[map * k + rank] = fabsf(score_map[i]);
     }
 }
 
 // The mean of each map's K largest, summed in one order so that equal maps have equal scores.
-ATAC_KERNEL scores(const float *kept, int count, int patches, int k, double *found) {
+ATAC_KERNEL scores(const float *kept, int count, int k, double *found) {
     ATAC_EACH(i, count) {
         double sum = 0;
-        for (int patch = 0; patch < patches; patch++) sum += kept[i * patches + patch];
+        for (int patch = 0; patch < k; patch++) sum += kept[i * k + patch];
         found[i] = sum / k;
     }
 }

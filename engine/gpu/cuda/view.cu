@@ -1,9 +1,9 @@
 // A view of a frame, as engine.view makes it: box, antialiased resize, CLAHE, uint8 RGB.
 //
 // Frames are uint8 in C order, (height, width) mono or (height, width, 3) RGB. The order of the
-// kernels: [demosaic], [before_resize: lightness, histogram, lookup, equalise], plan_view, reduce,
-// weights, first_step, second_step, [after_resize: lightness, histogram, lookup, equalise], colour.
-// The box is read on the device, where pass 1 left it. Compile without contraction of a*b+c
+// kernels: [demosaic], [before_resize: lightness, histogram, lookup, equalise], weights, reduce,
+// first_step, second_step, [after_resize: lightness, histogram, lookup, equalise; otherwise colour].
+// Lightness is for colours: what is mono is its own. The box is read on the device, where pass 1 left it. Compile without contraction of a*b+c
 // (nvcc -fmad=false, g++ -ffp-contract=off): the rounding is the CPU's, then.
 #include "portable.h"
 
@@ -60,32 +60,31 @@ ATAC_FUNCTION int whole_factor(int length, int side, double reducing_gap) {
 // Pillow's Image.resize for one box: reduce by whole steps first where that leaves `reducing_gap`
 // times the wanted size; 0 is no reduction. `support` is the filter's, 2 bicubic, 1 bilinear.
 // `confined`: pixels outside the box do not reach the filter, as if it had been cut out before.
-ATAC_KERNEL plan_view(const Box *box, int width, int height, int side, double support,
-                      double reducing_gap, int confined, ViewPlan *plan) {
-    ATAC_EACH(i, 1) {
-        Box b = *box;
-        int fx = whole_factor(b.right - b.left, side, reducing_gap);
-        int fy = whole_factor(b.bottom - b.top, side, reducing_gap);
-        Box source = {0, 0, width, height};
-        if (confined) source = b;
-        if (fx > 1 || fy > 1) {
-            double reach_x = (support - 0.5) * ((double)(b.right - b.left) / side);
-            double reach_y = (support - 0.5) * ((double)(b.bottom - b.top) / side);
-            source.left = larger(source.left, (int)(b.left - reach_x));
-            source.top = larger(source.top, (int)(b.top - reach_y));
-            source.right = smaller(source.right, (int)ceil(b.right + reach_x));
-            source.bottom = smaller(source.bottom, (int)ceil(b.bottom + reach_y));
-        }
-        plan->source = source;
-        plan->factor_x = fx;
-        plan->factor_y = fy;
-        plan->width = (source.right - source.left + fx - 1) / fx;
-        plan->height = (source.bottom - source.top + fy - 1) / fy;
-        plan->x0 = (float)((double)(b.left - source.left) / fx);
-        plan->y0 = (float)((double)(b.top - source.top) / fy);
-        plan->x1 = (float)((double)(b.right - source.left) / fx);
-        plan->y1 = (float)((double)(b.bottom - source.top) / fy);
+ATAC_FUNCTION ViewPlan plan_of(Box b, int width, int height, int side, double support, double reducing_gap,
+                               int confined) {
+    int fx = whole_factor(b.right - b.left, side, reducing_gap);
+    int fy = whole_factor(b.bottom - b.top, side, reducing_gap);
+    Box source = {0, 0, width, height};
+    if (confined) source = b;
+    if (fx > 1 || fy > 1) {
+        double reach_x = (support - 0.5) * ((double)(b.right - b.left) / side);
+        double reach_y = (support - 0.5) * ((double)(b.bottom - b.top) / side);
+        source.left = larger(source.left, (int)(b.left - reach_x));
+        source.top = larger(source.top, (int)(b.top - reach_y));
+        source.right = smaller(source.right, (int)ceil(b.right + reach_x));
+        source.bottom = smaller(source.bottom, (int)ceil(b.bottom + reach_y));
     }
+    ViewPlan plan;
+    plan.source = source;
+    plan.factor_x = fx;
+    plan.factor_y = fy;
+    plan.width = (source.right - source.left + fx - 1) / fx;
+    plan.height = (source.bottom - source.top + fy - 1) / fy;
+    plan.x0 = (float)((double)(b.left - source.left) / fx);
+    plan.y0 = (float)((double)(b.top - source.top) / fy);
+    plan.x1 = (float)((double)(b.right - source.left) / fx);
+    plan.y1 = (float)((double)(b.bottom - source.top) / fy);
+    return plan;
 }
 
 ATAC_FUNCTION bool is_reduced(const ViewPlan *plan) { return plan->factor_x > 1 || plan->factor_y > 1; }
@@ -150,12 +149,16 @@ ATAC_FUNCTION void taps_of(int place, int side, int length, float from, float to
     span[1] = count;
 }
 
-// Columns first, then rows: `spans` (2, side, 2), `table` (2, side, capacity).
-ATAC_KERNEL weights(const ViewPlan *plan, int side, int cubic, int capacity, int32_t *spans, int32_t *table) {
+// Columns first, then rows: `spans` (2, side, 2), `table` (2, side, capacity). Each makes the plan for
+// itself, and the first one leaves it for the kernels that follow.
+ATAC_KERNEL weights(const Box *box, int width, int height, int side, int cubic, double reducing_gap, int confined,
+                    int capacity, ViewPlan *kept, int32_t *spans, int32_t *table) {
     ATAC_EACH(i, 2 * side) {
+        ViewPlan plan = plan_of(*box, width, height, side, cubic ? 2.0 : 1.0, reducing_gap, confined);
+        if (i == 0) *kept = plan;
         bool along_y = i >= side;
-        taps_of(i % side, side, along_y ? plan->height : plan->width, along_y ? plan->y0 : plan->x0,
-                along_y ? plan->y1 : plan->x1, cubic, spans + 2 * i, table + i * capacity);
+        taps_of(i % side, side, along_y ? plan.height : plan.width, along_y ? plan.y0 : plan.x0,
+                along_y ? plan.y1 : plan.x1, cubic, spans + 2 * i, table + i * capacity);
     }
 }
 
@@ -254,16 +257,12 @@ ATAC_FUNCTION void rgb_of(const int *lab, const int32_t *tables, uint8_t *rgb) {
 
 // ------------------------------------------------------------------------------------ CLAHE
 
-// What CLAHE equalises: grey, or L of LAB. `pixels` (count, channels) → `plane` (count).
-ATAC_KERNEL lightness(const uint8_t *pixels, int channels, int64_t count, const int32_t *tables, uint8_t *plane) {
+// What CLAHE equalises of colours: L of LAB. `pixels` (count, 3) → `plane` (count).
+ATAC_KERNEL lightness(const uint8_t *pixels, int64_t count, const int32_t *tables, uint8_t *plane) {
     ATAC_EACH(i, count) {
-        if (channels == 1) {
-            plane[i] = pixels[i];
-        } else {
-            int lab[3];
-            lab_of(pixels + 3 * i, tables, lab);
-            plane[i] = lab[0];
-        }
+        int lab[3];
+        lab_of(pixels + 3 * i, tables, lab);
+        plane[i] = lab[0];
     }
 }
 
@@ -292,30 +291,27 @@ ATAC_KERNEL histogram(const uint8_t *plane, int width, int height, int tiles, in
 
 ATAC_FUNCTION uint8_t level(float value) { return (uint8_t)clamped((int)rintf(value), 0, 255); }
 
-// One tile's clipped histogram → its 256 grey levels; what was clipped goes to all bins.
-ATAC_FUNCTION void levels_of(int32_t *bins, int area, double clip_limit, uint8_t *levels) {
+// The grey level of one bin of a tile's clipped histogram. What was clipped goes to all bins, and what is
+// left of it to every `step`th bin from the first on.
+ATAC_FUNCTION uint8_t level_of(const int32_t *bins, int own, int area, double clip_limit) {
     int limit = larger(1, (int)(clip_limit * area / 256));
-    int clipped = 0;
+    int clipped = 0, sum = 0;
     for (int i = 0; i < 256; i++) {
         clipped += larger(0, bins[i] - limit);
-        bins[i] = smaller(bins[i], limit);
+        sum += i <= own ? smaller(bins[i], limit) : 0;
     }
     int rest = clipped % 256;
-    for (int i = 0; i < 256; i++) bins[i] += clipped / 256;
-    int step = rest ? larger(1, 256 / rest) : 256;
-    for (int i = 0; i < 256 && rest > 0; i += step, rest--) bins[i]++;
-    float scale = 255.0f / area;
-    int sum = 0;
-    for (int i = 0; i < 256; i++) {
-        sum += bins[i];
-        levels[i] = level(sum * scale);
-    }
+    sum += (own + 1) * (clipped / 256);
+    if (rest) sum += smaller(rest, own / larger(1, 256 / rest) + 1);
+    return level(sum * (255.0f / area));
 }
 
-// `histograms` are used up; `levels` (tiles, tiles, 256).
-ATAC_KERNEL lookup(int32_t *histograms, int width, int height, int tiles, double clip_limit, uint8_t *levels) {
+// `levels` (tiles, tiles, 256): each sums up its own part of the histogram, so that nobody waits.
+ATAC_KERNEL lookup(const int32_t *histograms, int width, int height, int tiles, double clip_limit, uint8_t *levels) {
     int area = tile_length(width, height, tiles) * tile_length(height, width, tiles);
-    ATAC_EACH(i, tiles * tiles) { levels_of(histograms + 256 * i, area, clip_limit, levels + 256 * i); }
+    ATAC_EACH(i, tiles * tiles * 256) {
+        levels[i] = level_of(histograms + i / 256 * 256, i % 256, area, clip_limit);
+    }
 }
 
 // One grey value between the levels of the four nearest tiles.
@@ -333,13 +329,16 @@ ATAC_FUNCTION uint8_t equalised(const uint8_t *levels, int tiles, int tile_w, in
     return level(upper * (1.0f - lower_share) + lower * lower_share);
 }
 
-// `pixels` (height, width, channels) with `plane` equalised put in its place; in place is allowed.
+// `pixels` (height, width, channels) with `plane` equalised put in its place; in place is allowed. `shown`:
+// mono becomes three channels, as the network takes them.
 ATAC_KERNEL equalise(const uint8_t *pixels, int channels, const uint8_t *plane, int width, int height, int tiles,
-                     const uint8_t *levels, const int32_t *tables, uint8_t *result) {
+                     const uint8_t *levels, const int32_t *tables, int shown, uint8_t *result) {
     int tile_w = tile_length(width, height, tiles), tile_h = tile_length(height, width, tiles);
     ATAC_EACH(i, (int64_t)width * height) {
         uint8_t value = equalised(levels, tiles, tile_w, tile_h, i % width, i / width, plane[i]);
-        if (channels == 1) {
+        if (channels == 1 && shown) {
+            result[3 * i] = result[3 * i + 1] = result[3 * i + 2] = value;
+        } else if (channels == 1) {
             result[i] = value;
         } else {
             int lab[3];

@@ -39,8 +39,8 @@ class CCrop(ctypes.Structure):
 
 class CPeak(ctypes.Structure):
     _fields_ = (
-        ("range", ctypes.c_float),
-        ("speaks", ctypes.c_int32),
+        ("bits", ctypes.c_int32),
+        ("broken", ctypes.c_int32),
     )
 
 
@@ -72,7 +72,7 @@ class Kernels:
             pixels = self.equalised(pixels, spec)
         small = self.resized(pixels, box, spec, confined=confined)
         if spec.equalise == "after_resize":
-            small = self.equalised(small, spec)
+            return self.equalised(small, spec, shown=True)
         rgb = np.empty((spec.side, spec.side, 3), np.uint8)
         self._call("colour", small, _channels(small), Long(spec.side**2), rgb)
         return rgb
@@ -82,18 +82,17 @@ class Kernels:
         channels, side, cubic = _channels(pixels), spec.side, not confined
         plan = CPlan()
         corners = CBox(box.left, box.top, box.right, box.bottom)
-        self._call(
-            "plan_view", corners, width, height, side, 2.0 if cubic else 1.0,
-            float(spec.reducing_gap or 0), int(confined), plan,
-        )  # fmt: skip
-        reduced = np.zeros((plan.height, plan.width, channels), np.uint8)
-        self._call("reduce", pixels, width, channels, plan, reduced)
         # As much as the largest box of this frame may want, as a GPU's fixed buffer.
         capacity = int(np.ceil(2 * max(1, max(width, height) / side))) * 2 + 1
         spans = np.zeros((2, side, 2), np.int32)
         table = np.zeros((2, side, capacity), np.int32)
-        self._call("weights", plan, side, int(cubic), capacity, spans, table)
+        self._call(
+            "weights", corners, width, height, side, int(cubic), float(spec.reducing_gap or 0),
+            int(confined), capacity, plan, spans, table,
+        )  # fmt: skip
         assert spans[..., 1].max() <= capacity
+        reduced = np.zeros((plan.height, plan.width, channels), np.uint8)
+        self._call("reduce", pixels, width, channels, plan, reduced)
         halfway = np.zeros((max(height, width) * side * channels,), np.uint8)
         self._call(
             "first_step", pixels, width, channels, reduced, plan, side, capacity, spans, table,
@@ -103,19 +102,22 @@ class Kernels:
         self._call("second_step", halfway, channels, plan, side, capacity, spans, table, small)
         return small
 
-    def equalised(self, pixels: Pixels, spec: ViewSpec) -> Pixels:
+    def equalised(self, pixels: Pixels, spec: ViewSpec, *, shown: bool = False) -> Pixels:
+        """`shown`: mono becomes three channels."""
         height, width = pixels.shape[:2]
         channels, tiles = _channels(pixels), spec.clahe_tiles
-        plane = np.empty((height, width), np.uint8)
+        plane = pixels if channels == 1 else np.empty((height, width), np.uint8)
         histograms = np.zeros((tiles, tiles, 256), np.int32)
         levels = np.empty((tiles, tiles, 256), np.uint8)
-        result = np.empty_like(pixels)
-        self._call("lightness", pixels, channels, Long(height * width), self._tables, plane)
+        result = np.empty((height, width, 3) if shown else pixels.shape, np.uint8)
+        if channels == 3:
+            self._call("lightness", pixels, Long(height * width), self._tables, plane)
         self._call("histogram", plane, width, height, tiles, histograms)
         self._call("lookup", histograms, width, height, tiles, spec.clahe_clip_limit, levels)
         self._call(
-            "equalise", pixels, channels, plane, width, height, tiles, levels, self._tables, result
-        )
+            "equalise", pixels, channels, plane, width, height, tiles, levels, self._tables,
+            int(shown), result,
+        )  # fmt: skip
         return result
 
     def demosaic(self, raw: Pixels, *, red: tuple[int, int]) -> Pixels:
@@ -135,13 +137,12 @@ class Kernels:
             spec.square,
         )  # fmt: skip
         found, in_view, in_frame = ((CBox * count)() for _ in range(3))
+        whole = (CBox * count)(*[CBox(0, 0, frame.width, frame.height)] * count)
         peaks = (CPeak * count)()
         zooms = np.zeros(count, np.int32)
-        self._call("peaks", attention, count, map_h * map_w, crop, peaks, found)
+        self._call("peaks", attention, count, map_h * map_w, peaks)
         self._call("extents", attention, count, map_h, map_w, side, crop, peaks, found)
-        self._call(
-            "boxes", found, count, side, crop, frame.width, frame.height, in_view, in_frame, zooms
-        )
+        self._call("boxes", found, count, side, crop, whole, in_view, in_frame, zooms)
         answers = zip(in_view, in_frame, zooms, strict=True)
         return [(_box(view), _box(native), bool(zoom)) for view, native, zoom in answers]
 
@@ -149,10 +150,10 @@ class Kernels:
         """`engine.score.top_k_mean` of each of N maps."""
         count, patches = len(score_maps), score_maps[0].size
         k = top_k_count(patches, share)
-        kept = np.empty((count, patches), np.float32)
+        kept = np.empty((count, k), np.float32)
         found = np.empty(count, np.float64)
         self._call("chosen", score_maps, count, patches, k, kept)
-        self._call("scores", kept, count, patches, k, found)
+        self._call("scores", kept, count, k, found)
         return [float(score) for score in found]
 
     def launch(self, name: str, *arguments: object) -> None:

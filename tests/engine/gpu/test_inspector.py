@@ -421,8 +421,8 @@ def test_memory_that_a_running_copy_reads_is_not_given_back(opened, cuda):
     _, inspector = opened()
     with inspector:
         waits = cuda.waits
-        cuda.failing = "plan_view"  # after the upload was enqueued
-        with pytest.raises(BackendError, match="plan_view failed"):
+        cuda.failing = "weights"  # after the upload was enqueued
+        with pytest.raises(BackendError, match="weights failed"):
             inspector.inspect(good_part(0))
         assert cuda.waits == waits + 1
 

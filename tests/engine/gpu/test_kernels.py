@@ -20,7 +20,7 @@ from tests.engine.gpu.kernels import SOURCES, Kernels
 from tests.tiny_bundle import defective_part, good_part
 from tools.kernel_report import ARCHITECTURES, MOST_REGISTERS, compiled, find_nvcc
 
-DATA = Path(os.environ.get("ATAC_DATA", Path(__file__).parents[5] / "shared" / "data"))
+DATA = Path(os.environ.get("ATAC_DATA", Path(__file__).parents[4] / "shared" / "data"))
 LINE = ViewSpec(equalise="after_resize", crop_from="frame", reducing_gap=3.0)
 PAPER = ViewSpec()
 PLAIN = ViewSpec(side=64, equalise="never")
