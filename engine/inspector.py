@@ -32,6 +32,13 @@ class OpenInspector(Inspector, Protocol):
         """One run over nothing: what a first run sets up is not on a part's time."""
         ...
 
+    def lend(self, memory: Pixels | None) -> None:
+        """From now on frames lie in `memory`, where a device may read them itself; `None`: nowhere.
+
+        What was lent before must still be there, and may go afterwards.
+        """
+        ...
+
     def __enter__(self) -> Self: ...
 
     def __exit__(self, *_: object) -> None: ...

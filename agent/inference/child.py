@@ -19,7 +19,7 @@ import socket
 import struct
 import subprocess
 import threading
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import asdict
 from pathlib import Path
@@ -423,6 +423,8 @@ class Memory:
     def __init__(self, file: int) -> None:
         self.file: Final = file
         self.size = 0
+        self.lend: Callable[[Pixels | None], object] = lambda _memory: None
+        """Hears of each mapping, and that one is about to go."""
         self._mapped: mmap.mmap | None = None
 
     def hold(self, size: int) -> None:
@@ -434,7 +436,9 @@ class Memory:
     def map(self, size: int) -> None:
         """Map `size` bytes, if they are not mapped yet."""
         if size != self.size:
+            self.lend(None)
             self._mapped, self.size = mmap.mmap(self.file, size), size
+            self.lend(self.pixels((size,)))
 
     def pixels(self, shape: tuple[int, ...]) -> Pixels:
         """The frame, uint8 of `shape`, without a copy."""

@@ -25,7 +25,7 @@ from engine.backends.opening import open_inspector
 from engine.bundle import open_bundle
 from engine.errors import AtacError, BackendError
 from engine.frame import Box, Inspection
-from engine.inspector import Inspector
+from engine.inspector import Inspector, OpenInspector
 from engine.view import ViewSpec, view
 
 _LOG: Final = logging.getLogger("atac_agent.inference")
@@ -76,7 +76,8 @@ def main(connections: Sequence[tuple[socket.socket, Memory]]) -> None:
                 pool.submit(_serve, inspector, each, memory)
 
 
-def _serve(inspector: Inspector, connection: socket.socket, memory: Memory) -> None:
+def _serve(inspector: OpenInspector, connection: socket.socket, memory: Memory) -> None:
+    memory.lend = inspector.lend
     # However this thread ends, its connection is closed, so that the parent notices at once.
     with connection:
         while request := connection.recv(REQUEST.size):

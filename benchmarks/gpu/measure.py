@@ -12,8 +12,9 @@ results are written after each.
                 one that --network names
     kernels     views, boxes and scores of the device beside engine.view, engine.attention, …
     verdicts    the whole inspection on the device beside ONNX Runtime fp32, for every network
-    latency     one frame at a time, p50, p95, p99; beside it, in turns, the naive route: views on
-                the CPU, two synchronous calls, the crop on the host
+    latency     one frame at a time, p50, p95, p99, in memory that the GPU reads by itself, as in
+                `agent run`; beside it, in turns, one that must be copied first, and the naive
+                route: views on the CPU, two synchronous calls, the crop on the host
     precisions  the same, device only, of every network for one size of frame
     stages      what each stage takes alone, how many kernels it launches, and what share of the
                 bare network's rate the whole has
@@ -253,6 +254,8 @@ def table(results: Results) -> list[str]:
 
     for frame, wanted in _WANTED_MS.items():
         row(f"{frame}: whole inspection, p50 ms", at("latency", frame, "device", "p50_ms"), wanted)
+    for frame in ("5 MP mono", "5 MP rgb", "20 MP rgb"):
+        row(f"{frame}: copied first, p50 ms", at("latency", frame, "copied", "p50_ms"), "")
     for frame in ("1.3 MP mono", "5 MP mono"):
         row(f"{frame}: of the bare network's rate", at("stages", frame, "of_bare_rate"), ">= .90")
         row(f"{frame}: times faster than naive", at("latency", frame, "times_faster"), ">= 8")
@@ -513,7 +516,14 @@ def _both_ways(
         seen = cv2.cvtColor(raw, cv2.COLOR_BayerRGGB2RGB) if form.startswith("bayer") else raw
         return host.inspect(seen)
 
-    ways = {"device": lambda: device.inspect_all([raw], [form]), "naive": naive}
+    lent = np.empty_like(raw)
+    lent[...] = raw
+    device.lend(lent)
+    ways = {
+        "device": lambda: device.inspect_all([lent], [form]),
+        "copied": lambda: device.inspect_all([raw], [form]),
+        "naive": naive,
+    }
     times: dict[str, list[float]] = {name: [] for name in ways}
     for way in ways.values():
         for _ in range(min(20, bench.repeats)):
@@ -522,6 +532,7 @@ def _both_ways(
     for _ in range(-(-bench.repeats // turn)):
         for name, way in ways.items():
             times[name] += _timed(way, turn)
+    device.lend(None)
     found: Results = {name: _percentiles(each) for name, each in times.items()}
     found["zoomed"] = device.inspect_all([raw], [form])[0].zoomed
     found["p99_over_p50"] = found["device"]["p99_ms"] / found["device"]["p50_ms"]
@@ -548,6 +559,7 @@ def stages(bench: Bench) -> Results:
     with bench.inspector() as inspector:
         for (name, size), form in product(bench.frames.items(), _FORMS):
             raw = bench.frame(size, form, bench.shown)
+            inspector.lend(raw)
             stages = inspector.stages([geometry_of(raw, form)], bench.repeats)
             seconds = {stage: each.seconds for stage, each in stages.items()}
             kernels = [each.kernels for each in stages.values()]
@@ -556,6 +568,7 @@ def stages(bench: Bench) -> Results:
                     lambda raw=raw, form=form: inspector.inspect_all([raw], [form]), bench.repeats
                 )
             )
+            inspector.lend(None)
             sum_s = sum(seconds.values())
             bare_s = seconds["pass_1"] + seconds["pass_2"]
             found[f"{name} {form}"] = {
@@ -581,8 +594,13 @@ def cameras(bench: Bench) -> Results:
 
 
 def _together(inspector: DeviceInspector, frames: list[Pixels], repeats: int) -> Results:
+    memory = np.concatenate([each.ravel() for each in frames])
+    inspector.lend(memory)
+    parts = np.split(memory, np.cumsum([each.size for each in frames])[:-1])
+    frames = [part.reshape(each.shape) for part, each in zip(parts, frames, strict=True)]
     inspector.inspect_all(frames)
     times = _timed(lambda: inspector.inspect_all(frames), max(3, repeats // len(frames)))
+    inspector.lend(None)
     return _percentiles(times) | {"frames_per_s": len(frames) * len(times) / sum(times)}
 
 

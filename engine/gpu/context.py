@@ -61,6 +61,17 @@ class CudaContext:
         """A function that allocates bytes on the GPU until `stack` ends; gives their address."""
         return lambda size: int(self.device_memory(stack, size))
 
+    def lock(self, memory: npt.NDArray[Any]) -> bool:
+        """Have the GPU read `memory` by itself until `unlock`; whether it can."""
+        size = ctypes.c_size_t(memory.nbytes)
+        with self.current():
+            return not driver.load_driver().cuMemHostRegister_v2(_address(memory), size, 0)
+
+    def unlock(self, memory: npt.NDArray[Any]) -> None:
+        """Undo `lock`; a lost device has forgotten it already."""
+        with suppress(self.cuda.Error), self.current():
+            driver.load_driver().cuMemHostUnregister(_address(memory))
+
     def settled(self, stream: Any) -> None:
         """Wait until nothing runs on `stream`; a lost device runs nothing."""
         with suppress(self.cuda.Error):
@@ -90,6 +101,10 @@ class CudaContext:
     def _release_current(self, step: Callable[[], object]) -> None:
         with suppress(self.cuda.Error), self.current():
             step()
+
+
+def _address(memory: npt.NDArray[Any]) -> ctypes.c_void_p:
+    return ctypes.c_void_p(memory.ctypes.data)
 
 
 def _pycuda() -> Any:

@@ -10,6 +10,7 @@ before the end: where it covers the whole frame, pass 1 alone counts, as in
 
 from collections import OrderedDict
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, closing, suppress
 from dataclasses import dataclass
 from functools import partial
@@ -35,7 +36,7 @@ from engine.gpu.device import (
 )
 from engine.gpu.driver import probe_gpu
 from engine.gpu.lab import lab_tables
-from engine.gpu.program import KERNELS, Program, crop_of
+from engine.gpu.program import COPIERS, KERNELS, Program, crop_of
 from engine.methods import NetworkSpec, require_score
 from engine.methods.atac import Optics
 from engine.score import deviation
@@ -98,6 +99,10 @@ class DeviceInspector:
                     "tables": self._constant(stack, lab_tables()),
                     "crop": self._constant(stack, crop_of(optics.crop)),
                 }
+            self._lent: Pixels | None = None
+            stack.callback(self.lend, None)
+            self._copiers = ThreadPoolExecutor(COPIERS, thread_name_prefix="atac-copy")
+            stack.callback(self._copiers.shutdown)
             self._programs: OrderedDict[tuple[Geometry, ...], Program] = OrderedDict()
             self._gpu.free_with(stack, self._close_programs)
             self._resources = stack.pop_all()
@@ -119,6 +124,14 @@ class DeviceInspector:
                 self._program((geometry_of(blank),)).run([blank])
         except InspectionError as error:
             raise BackendError(f"{self.name} cannot start: {error}") from error
+
+    def lend(self, memory: Pixels | None) -> None:
+        """See `OpenInspector.lend`; frames that lie elsewhere are copied first."""
+        if self._lent is not None:
+            self._gpu.unlock(self._lent)
+            self._lent = None
+        if memory is not None and self._gpu.lock(memory):
+            self._lent = memory
 
     def inspect(self, pixels: Pixels) -> Inspection:
         """As `TwoPassInspector.inspect`; all of its time is under `pass_1`."""
@@ -185,7 +198,7 @@ class DeviceInspector:
         begun = perf_counter()
         with self._gpu.explained(f"failed on {sizes_of(geometries)}"), self._gpu.current():
             program = self._program(geometries)
-            program.run(frames)
+            program.run(frames, self._lent)
             seconds = perf_counter() - begun
             return [self._answer(program, slot, seconds) for slot in range(len(frames))]
 
@@ -238,6 +251,7 @@ class DeviceInspector:
             self._optics,
             self._spec,
             self._constants,
+            self._copiers,
             geometries,
         )
         no_room = (self._gpu.cuda.MemoryError, NoRoomError)

@@ -2,8 +2,10 @@
 
 import math
 from collections.abc import Callable, Sequence
+from concurrent.futures import Executor
 from contextlib import ExitStack, closing
 from functools import partial
+from itertools import pairwise
 from typing import Any, Final
 
 import numpy as np
@@ -18,6 +20,9 @@ from engine.methods.atac import Optics
 from engine.score import top_k_count
 
 _THREADS: Final = 256
+COPIERS: Final = 4
+"""Threads that copy a large frame: one alone is slower than the bus."""
+_PART: Final = 1 << 20
 _MOST_BLOCKS: Final = 4096  # kernels walk over what is left
 _SPREAD: Final = 64  # threads of a block where there is too little work for large ones
 _FEW: Final = 16_384
@@ -54,6 +59,7 @@ class Program:
         optics: How views, boxes and scores are made.
         spec: The tensors of the network.
         constants: The addresses of `tables` and `crop`, which all programs share.
+        copiers: Copy parts of large frames at the same time.
         geometries: The sizes of the frames that are inspected together.
     """
 
@@ -66,6 +72,7 @@ class Program:
         optics: Optics,
         spec: NetworkSpec,
         constants: dict[str, int],
+        copiers: Executor,
         geometries: tuple[Geometry, ...],
     ) -> None:
         self._gpu = gpu
@@ -75,6 +82,7 @@ class Program:
         self._optics = optics
         self._patches = spec.outputs["score_map"]
         self._constants = constants
+        self._copiers = copiers
         self.geometries = geometries
         with ExitStack() as stack:
             self._allocate(stack)
@@ -83,17 +91,39 @@ class Program:
             # The first run sets up what a capture may not.
             for staged in self._frames:
                 staged[...] = 0
+            self._upload()
             self._enqueue()
             stream.synchronize()
             self._graph = stack.enter_context(closing(network.capture(stream, self._enqueue)))
             self._resources = stack.pop_all()
 
-    def run(self, frames: Sequence[Pixels]) -> None:
-        """Inspect `frames`; `answers` holds what was found until the next run."""
-        for staged, pixels in zip(self._frames, frames, strict=True):
-            np.copyto(staged, pixels)
-        self._graph.launch()
+    def run(self, frames: Sequence[Pixels], lent: Pixels | None = None) -> None:
+        """Inspect `frames`; `answers` holds what was found until the next run.
+
+        What lies in `lent` the GPU reads where it is. Other frames go through pinned memory, the
+        first part already up while the next is copied.
+        """
+        try:
+            for slot, pixels in enumerate(frames):
+                self._send(slot, pixels, lent)
+            self._graph.launch()
+        except BaseException:
+            self._gpu.settled(self._stream)  # nothing may still read what the caller gave
+            raise
         self._stream.synchronize()
+
+    def _send(self, slot: int, pixels: Pixels, lent: Pixels | None) -> None:
+        cuda, raw, staged = self._gpu.cuda, self._device[f"raw_{slot}"], self._frames[slot]
+        if lent is not None and pixels.flags.c_contiguous and np.may_share_memory(pixels, lent):
+            cuda.memcpy_htod_async(raw, pixels, self._stream)
+            return
+        rows = np.linspace(0, len(staged), 1 + -(-staged.nbytes // _PART), dtype=int)
+        spans = list(pairwise(sorted({*map(int, rows)})))
+        copies = [self._copiers.submit(np.copyto, staged[a:b], pixels[a:b]) for a, b in spans]
+        for (first, last), copy in zip(spans, copies, strict=True):
+            copy.result()
+            place = int(raw) + first * staged[0].nbytes
+            cuda.memcpy_htod_async(place, staged[first:last], self._stream)
 
     def close(self) -> None:
         with self._gpu.current():
@@ -170,8 +200,11 @@ class Program:
 
     def stages(self) -> dict[str, Callable[[], None]]:
         """Everything that happens on the device, in order; each of them enqueues its share."""
+        return {"upload": self._upload, **self._captured()}
+
+    def _captured(self) -> dict[str, Callable[[], None]]:
+        """What is the same for all frames: they are up already, from wherever they lay."""
         return {
-            "upload": self._upload,
             "view_1": self._view_1,
             "pass_1": partial(self._pass, 1),
             "attention": self._boxes,
@@ -189,7 +222,7 @@ class Program:
         return seen[0], seen[1]
 
     def _enqueue(self) -> None:
-        for stage in self.stages().values():
+        for stage in self._captured().values():
             stage()
 
     def _upload(self) -> None:

@@ -85,6 +85,9 @@ class _MethodInspector:
     def warm_up(self) -> None:
         self._backend.run(np.zeros((1, self._side, self._side, 3), np.uint8))
 
+    def lend(self, memory: Pixels | None) -> None:
+        """The views are made here, on the host."""
+
     def inspect(self, pixels: Pixels) -> Inspection:
         found = self._inspector.inspect(pixels)
         require_score(found.score, self.name)

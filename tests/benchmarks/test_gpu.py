@@ -13,13 +13,15 @@ from benchmarks.gpu import measure, run
 def measured(monkeypatch, capsys, *options):
     monkeypatch.setattr(sys, "argv", ["run", "--bundle", str(BUNDLE), *options])
     run.main()
-    return json.loads(capsys.readouterr().out)
+    printed = capsys.readouterr()
+    assert "of the bare network's rate" in printed.err
+    return json.loads(printed.out)
 
 
 def test_every_part_finds_something_on_the_stand_ins(monkeypatch, capsys, kernels):
     # Built once for all tests.
     monkeypatch.setattr("benchmarks.gpu.stand_ins.Kernels", lambda _folder: kernels)
-    found = measured(monkeypatch, capsys, "--dry")
+    found = measured(monkeypatch, capsys, "--dry", "--network", "tensorrt")
     assert found["dry"] is True
     assert "say nothing" in found["note"]
     for part in (
@@ -32,7 +34,11 @@ def test_every_part_finds_something_on_the_stand_ins(monkeypatch, capsys, kernel
     used = found["runtimes"]["used"]
     assert used.startswith("tensorrt ")
     assert found["runtimes"]["tensorrt"]["fp32"]["pass_ms"] > 0
-    assert found["verdicts"]["networks"][used]["flips"] == 0
+    assert found["runtimes"]["cuda"]["fp32"]["pass_ms"] > 0
+    verdicts = found["verdicts"]["networks"]
+    assert {name.partition(" ")[0] for name in verdicts} == {"tensorrt", "cuda"}
+    assert all(each["flips"] == 0 for each in verdicts.values())
+    assert found["stages"]["small mono"]["kernels"] > 0
     assert found["precisions"][used]["p99_ms"] > 0
     for name in ("small mono", "odd mono"):
         kernels = found["kernels"][name]

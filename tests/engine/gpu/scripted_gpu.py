@@ -35,6 +35,7 @@ class Driver:
         self.launches = 0
         self.captures = 0
         self.calls_host = False
+        self.locked = {}
 
     def cuStreamBeginCapture_v2(self, stream, mode):  # noqa: N802
         assert stream.value == Stream.handle
@@ -78,6 +79,17 @@ class Driver:
 
     def cuGraphExecDestroy(self, executable):  # noqa: N802
         del self.graphs[executable.value]
+        return 0
+
+    def cuMemHostRegister_v2(self, address, size, flags):  # noqa: N802
+        assert self._cuda.current
+        if code := self._answer("cuMemHostRegister_v2"):
+            return code
+        self.locked[address.value] = size.value
+        return 0
+
+    def cuMemHostUnregister(self, address):  # noqa: N802
+        del self.locked[address.value]
         return 0
 
     def cuCtxPopCurrent_v2(self, popped):  # noqa: N802

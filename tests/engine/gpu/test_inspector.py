@@ -164,6 +164,38 @@ def test_a_graph_is_captured_once_for_each_size_and_replayed(opened, cuda, drive
     assert found[0].score == found[-1].score
 
 
+@pytest.mark.parametrize("refused", [False, True])
+def test_frames_in_lent_memory_go_up_from_where_they_lie(opened, driver, refused):
+    if refused:
+        driver._failing = "cuMemHostRegister_v2"
+    parts = [grey(defective_part(seed)) for seed in range(3)]
+    memory = np.zeros(100_000, np.uint8)
+    frame = memory[: parts[0].size].reshape(parts[0].shape)
+    bundle, inspector = opened()
+    found = []
+    with inspector:
+        for _ in range(2):  # lent again, as memory that has grown
+            inspector.lend(None)
+            inspector.lend(memory)
+        assert driver.locked == ({} if refused else {memory.ctypes.data: memory.nbytes})
+        for part in parts:
+            frame[:] = part
+            found.append(inspector.inspect(frame))
+        (program,) = inspector._programs.values()
+        assert program._frames[0].any() == refused
+        found.append(inspector.inspect(parts[0]))  # one that lies elsewhere
+    assert not driver.locked
+    assert_same(found, expected(bundle, [*parts, parts[0]]))
+
+
+def test_large_frames_go_up_in_parts(opened, monkeypatch):
+    monkeypatch.setattr(program, "_PART", 1000)
+    parts = [grey(defective_part(seed, width=200, height=90))[:, ::2] for seed in range(2)]
+    bundle, inspector = opened()
+    with inspector:
+        assert_same([inspector.inspect(each) for each in parts], expected(bundle, parts))
+
+
 def test_the_host_waits_once_for_each_frame(opened, cuda):
     _, inspector = opened()
     with inspector:
