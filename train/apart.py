@@ -10,8 +10,13 @@ from torch import Tensor, nn
 
 def enlarged(feature: Tensor, size: torch.Size) -> Tensor:
     """A map `(N, C, h, w)`, linear between its patches, on a grid of `size`."""
-    if feature.shape[-2:] == size:
+    (height, width), (wanted_h, wanted_w) = feature.shape[-2:], size
+    if (height, width) == (wanted_h, wanted_w):
         return feature
+    if wanted_h % height == wanted_w % width == 0:
+        # The same, and in ONNX a constant: a size would be put together anew in each run.
+        scale = (wanted_h / height, wanted_w / width)
+        return F.interpolate(feature, scale_factor=scale, mode="bilinear", align_corners=False)
     return F.interpolate(feature, size, mode="bilinear", align_corners=False)
 
 
