@@ -47,8 +47,8 @@ from benchmarks.machine import commit, processor
 from calibration.record import read_calibration
 from engine.attention import attention_box
 from engine.backends.base import Backend
-from engine.backends.cuda import Cuda, found_here
-from engine.backends.cuda import open as open_cuda_backend
+from engine.backends.cuda import Cuda
+from engine.backends.cuda.backend import found_here, open_cuda_backend
 from engine.backends.onnxruntime import OnnxRuntimeBackend
 from engine.backends.tensorrt.backend import TensorRtNetwork, open_plan, open_plan_backend
 from engine.backends.tensorrt.plans import RuntimeName, ensure_plan, find_tensorrt

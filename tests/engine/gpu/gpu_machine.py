@@ -9,7 +9,7 @@ from types import ModuleType
 from typing import Any
 from unittest.mock import patch
 
-from engine.backends import cuda as cuda_backend
+from engine.backends.cuda import backend as cuda_backend
 from engine.backends.tensorrt.plans import TensorRtModule
 from engine.gpu import driver, inspector
 from tests.engine.gpu.kernels import SOURCES, Kernels

@@ -10,9 +10,11 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 
-from engine.backends import cuda as cuda_backend
+from engine.backends import cuda
 from engine.backends.base import BACKENDS, backend_of
-from engine.backends.cuda import Cuda, load_runtime
+from engine.backends.cuda import Cuda
+from engine.backends.cuda import backend as cuda_backend
+from engine.backends.cuda.backend import load_runtime
 from engine.backends.onnxruntime import OnnxRuntimeBackend
 from engine.backends.opening import open_backend, open_inspector
 from engine.errors import BackendError, InspectionError
@@ -207,7 +209,7 @@ def test_an_onnx_runtime_for_a_later_cuda_than_the_drivers_is_one_sentence(insta
 
 def test_it_is_installed_where_its_library_is(monkeypatch, tmp_path):
     spec = SimpleNamespace(origin=str(tmp_path / "onnxruntime" / "__init__.py"))
-    monkeypatch.setattr(cuda_backend, "find_spec", lambda _name: spec)
+    monkeypatch.setattr(cuda, "find_spec", lambda _name: spec)
     assert not Cuda.is_installed()
     (tmp_path / "onnxruntime" / "capi").mkdir(parents=True)
     (tmp_path / "onnxruntime" / "capi" / "libonnxruntime_providers_cuda.so").touch()

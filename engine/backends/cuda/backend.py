@@ -1,4 +1,4 @@
-"""ONNX Runtime on one NVIDIA GPU: any GPU that has CUDA, without TensorRT and without a plan.
+"""A bundle's network in ONNX Runtime, on one NVIDIA GPU.
 
 The network reads and writes addresses on the GPU and works on the stream that is given, so that a
 whole inspection can be one CUDA graph around it (`engine/gpu`).
@@ -10,13 +10,12 @@ from collections.abc import Callable
 from contextlib import redirect_stdout
 from dataclasses import asdict, dataclass
 from functools import partial
-from importlib.util import find_spec
 from pathlib import Path
-from typing import Any, Final, Literal
+from typing import Any, Final
 
 from pydantic import TypeAdapter
 
-from engine.backends.base import MAX_PIXELS, Backend, BackendSpec, Built, Progress
+from engine.backends.base import MAX_PIXELS, Backend, Built
 from engine.bundle import Bundle, Precision, Sha256, sha256
 from engine.errors import BackendError
 from engine.extras import install
@@ -32,51 +31,9 @@ from engine.spec import spec
 
 _LOG: Final = logging.getLogger(__name__)
 _PROVIDER: Final = "CUDAExecutionProvider"
-_LIBRARY: Final = "libonnxruntime_providers_cuda.so"
 _WARM_UPS: Final = 2
 """Runs before a capture, beside the first: memory is planned in the second."""
 _NO_ROOM: Final = ("Failed to allocate memory", "out of memory", "CUBLAS_STATUS_ALLOC_FAILED")
-
-
-class Cuda(BackendSpec):
-    """It runs where CUDA does; slower than TensorRT, and nothing has to be built."""
-
-    type: Literal["cuda"] = "cuda"
-    title = "ONNX Runtime on CUDA"
-    module = "onnxruntime"
-    extra = "cuda"
-    precisions = ("fp32", "fp16")
-
-    @classmethod
-    def is_installed(cls) -> bool:
-        """Whether the ONNX Runtime that is there was built with CUDA."""
-        found = find_spec(cls.module)
-        return bool(
-            found and found.origin and (Path(found.origin).parent / "capi" / _LIBRARY).exists()
-        )
-
-    @classmethod
-    def inspector(cls, bundle: Bundle, *, precision: Precision, max_pixels: int) -> OpenInspector:
-        """All that the bundle's method can do on the GPU."""
-        return open_cuda_inspector(bundle, precision=precision, max_pixels=max_pixels)
-
-    @classmethod
-    def build(
-        cls, bundle: Bundle, *, precision: Precision, cache: Path | None, progress: Progress
-    ) -> Built:
-        """Nothing is built; what is opened here is compared."""
-        del progress
-        found = found_here(bundle, precision, cache=cache)
-        return Built(
-            precision=precision,
-            told="nothing is built for it",
-            target=f"{found.key.gpu} (compute capability {found.key.capability}) with "
-            f"{found.key.runtime}",
-            facts={"key": asdict(found.key)},
-            verdicts=found.verdicts,
-            open=partial(open_cuda_inspector, bundle, precision=precision, cache=cache, gate=False),
-            remedy="see docs/gpu.md, or run on the CPU with bundle.backend: onnxruntime",
-        )
 
 
 @spec
@@ -100,7 +57,22 @@ class Found:
     verdicts: Verdicts
 
 
-def open(bundle: Bundle, *, precision: Precision = "fp32") -> Backend:
+def compared_here(bundle: Bundle, precision: Precision, *, cache: Path | None) -> Built:
+    """As `BackendSpec.build`: nothing is built, and what is opened here is compared."""
+    found = found_here(bundle, precision, cache=cache)
+    return Built(
+        precision=precision,
+        told="nothing is built for it",
+        target=f"{found.key.gpu} (compute capability {found.key.capability}) with "
+        f"{found.key.runtime}",
+        facts={"key": asdict(found.key)},
+        verdicts=found.verdicts,
+        open=partial(open_cuda_inspector, bundle, precision=precision, cache=cache, gate=False),
+        remedy="see docs/gpu.md, or run on the CPU with bundle.backend: onnxruntime",
+    )
+
+
+def open_cuda_backend(bundle: Bundle, *, precision: Precision = "fp32") -> Backend:
     """The network alone on the GPU."""
     found = found_here(bundle, precision)
     found.verdicts.gate(found.name, comparing(bundle, precision, "cuda"))
