@@ -13,7 +13,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from agent.inference.child import ChildInspector, Setup, _queued_ns
+from agent.inference.child import ChildInspector, Memory, Setup, _queued_ns
 from agent.inference.start import StartingChild
 from engine.backends.onnxruntime import OnnxRuntimeBackend
 from engine.errors import BackendError, InspectionError, NoAnswerError
@@ -290,3 +290,12 @@ def test_the_queue_for_a_processor_is_known(child):
     assert all(ns >= 0 for ns in _queued_ns(child.pid).values())
     assert _queued_ns(child.pid)
     assert not _queued_ns(2**22 + 1)
+
+
+def test_a_device_hears_of_each_mapping_and_before_one_goes():
+    memory, heard = Memory(os.memfd_create("frames")), []
+    memory.lend = lambda lent: heard.append(None if lent is None else lent.size)
+    for size in (100, 5000, 40):
+        memory.hold(size)
+    assert heard == [None, 100, None, 5000]
+    memory.close()
