@@ -9,7 +9,7 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
 _LIBRARIES = ("numpy", "onnxruntime", "opencv-python-headless", "paho-mqtt", "pillow", "torch")
-_EXTRAS = ("openvino",)
+_EXTRAS = ("onnxruntime-gpu", "openvino")
 
 
 def described() -> dict[str, object]:
@@ -24,14 +24,15 @@ def described() -> dict[str, object]:
         "memory_gib": round(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30),
         "system": platform.platform(),
         "python": platform.python_version(),
-        "versions": {name: version(name) for name in _LIBRARIES} | extras(),
+        "versions": extras(_LIBRARIES) | extras(),
         "commit": commit(),
     }
 
 
-def extras() -> dict[str, str]:
+def extras(names: tuple[str, ...] = _EXTRAS) -> dict[str, str]:
+    """The versions of those that are installed."""
     found = {}
-    for name in _EXTRAS:
+    for name in names:
         with suppress(PackageNotFoundError):
             found[name] = version(name)
     return found

@@ -1,9 +1,10 @@
 """`calibration.json`: a threshold, the promise behind it, and the bundle it belongs to."""
 
 import platform
+from contextlib import suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime
-from importlib.metadata import version
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Final
 
@@ -30,7 +31,9 @@ if TYPE_CHECKING:
 SCHEMA_VERSION: Final = 1
 _MAX_BYTES: Final = 64_000_000
 
-_PACKAGES: Final = ("atac-agent", "numpy", "onnxruntime", "opencv-python-headless", "pillow")
+_PACKAGES: Final = (
+    *("atac-agent", "numpy", "onnxruntime", "onnxruntime-gpu", "opencv-python-headless", "pillow"),
+)
 
 Count = Annotated[int, Field(ge=0)]
 Rate = Annotated[float, Field(ge=0, le=1)]
@@ -171,8 +174,17 @@ def calibrate(
         cross_fitted_defective=0 if defective is None else defective.cross_fitted,
         good_scores=tuple(sorted(good.values)),
         defective_scores=tuple(sorted(defective_scores)),
-        versions={"python": platform.python_version()} | {p: version(p) for p in _PACKAGES},
+        versions=_versions(),
     )
+
+
+def _versions() -> dict[str, str]:
+    """Of what scores depend on, as far as it is installed: a checkout may be used as it is."""
+    found = {"python": platform.python_version()}
+    for name in _PACKAGES:
+        with suppress(PackageNotFoundError):
+            found[name] = version(name)
+    return found
 
 
 def write_calibration(bundle: Bundle, calibration: Calibration) -> Path:

@@ -2,11 +2,13 @@ import json
 import os
 from collections.abc import Callable
 from dataclasses import asdict, replace
+from importlib.metadata import PackageNotFoundError
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from calibration import record
 from calibration.record import (
     Calibration,
     calibrate,
@@ -70,6 +72,16 @@ def test_the_record_says_all_that_was_counted(bundle: Bundle) -> None:
     assert found.bundle_id == bundle.id
     assert found.created_at.endswith("+00:00")
     assert {"python", "numpy", "atac-agent"} <= set(found.versions)
+
+
+def test_a_checkout_that_is_not_installed_calibrates(tmp_path, monkeypatch):
+    def version(name):
+        if name != "numpy":
+            raise PackageNotFoundError(name)
+        return "2.0"
+
+    monkeypatch.setattr(record, "version", version)
+    assert record._versions().keys() == {"python", "numpy"}
 
 
 def test_without_defects_there_is_no_detection_rate(bundle: Bundle) -> None:
