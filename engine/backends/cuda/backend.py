@@ -31,6 +31,7 @@ from engine.spec import spec
 
 _LOG: Final = logging.getLogger(__name__)
 _PROVIDER: Final = "CUDAExecutionProvider"
+_FATAL: Final = 4
 _WARM_UPS: Final = 2
 """Runs before a capture, beside the first: memory is planned in the second."""
 _NO_ROOM: Final = ("Failed to allocate memory", "out of memory", "CUBLAS_STATUS_ALLOC_FAILED")
@@ -126,7 +127,9 @@ def found_here(bundle: Bundle, precision: Precision, *, cache: Path | None = Non
     return Found(
         name=name,
         key=key,
-        opening=lambda _memory, stream: CudaNetwork(runtime, network, tensors, name, stream),
+        opening=lambda _memory, stream: CudaNetwork(
+            runtime, network, precision, tensors, name, stream
+        ),
         verdicts=Verdicts(
             path=(cache or cache_folder()) / f"{subject[:32]}.parity", subject=subject
         ),
@@ -154,6 +157,9 @@ def load_runtime(cuda: str) -> Any:
         # said in one sentence when the network is opened.
         with redirect_stdout(io.StringIO()):
             onnxruntime.preload_dlls()
+    # cuDNN says of each fused layer that it has no plan for it, as an error; what really fails is
+    # raised.
+    onnxruntime.set_default_logger_severity(_FATAL)
     built = str(getattr(onnxruntime, "cuda_version", ""))
     if built and int(built.partition(".")[0]) > int(cuda.partition(".")[0]):
         raise BackendError(
@@ -169,13 +175,20 @@ class CudaNetwork:
     Args:
         runtime: `load_runtime`'s answer.
         network: The ONNX model.
+        precision: Of its layers.
         tensors: What it must have.
         name: What records and errors call it.
         stream: All its work is enqueued here, and nothing waits for it.
     """
 
     def __init__(
-        self, runtime: Any, network: bytes, tensors: NetworkSpec, name: str, stream: Any
+        self,
+        runtime: Any,
+        network: bytes,
+        precision: Precision,
+        tensors: NetworkSpec,
+        name: str,
+        stream: Any,
     ) -> None:
         self.name = name
         self._tensors = tensors
@@ -189,7 +202,8 @@ class CudaNetwork:
             "arena_extend_strategy": "kSameAsRequested",
             # 10 bits of a product are not fp32, and verdicts are compared with fp32's.
             "use_tf32": "0",
-            "prefer_nhwc": "1",
+            # Channels last is what tensor cores want; in fp32 layers are fused without it.
+            "prefer_nhwc": "1" if precision == "fp16" else "0",
         }
         try:
             self._session = runtime.InferenceSession(

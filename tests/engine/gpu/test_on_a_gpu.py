@@ -5,13 +5,13 @@ ONNX Runtime's on the CPU between two copies, so that the kernels are compared a
 """
 
 from dataclasses import replace
+from pathlib import Path
 
 import cv2
 import numpy as np
 import onnxruntime
 import pytest
 
-from agent.demo import BUNDLE
 from engine.attention import CropSpec, attention_box
 from engine.backends.cuda import Cuda
 from engine.backends.onnxruntime import OnnxRuntimeBackend
@@ -30,6 +30,7 @@ from tests.tiny_bundle import defective_part, good_part, tiny_bundle
 
 pytestmark = pytest.mark.gpu
 
+DEMO = Path(__file__).parents[3] / "agent/demo_bundle"
 LINE = ViewSpec(side=64, equalise="after_resize", crop_from="frame", reducing_gap=3.0)
 PAPER = ViewSpec(side=64)
 PLAIN = ViewSpec(side=64, equalise="never", crop_from="frame")
@@ -205,7 +206,7 @@ def test_every_stage_can_be_timed_alone(opened):
 def test_the_demos_network_says_what_it_says_on_the_cpu(backend):
     if not Cuda.is_installed():
         pytest.skip("needs onnxruntime-gpu: the extra cuda")
-    bundle = open_bundle(BUNDLE)
+    bundle = open_bundle(DEMO)
     side = bundle.manifest.method.network.side
     views = np.random.default_rng(0).integers(0, 256, (17, side, side, 3), dtype=np.uint8)
     with open_backend(bundle, backend=backend) as device, OnnxRuntimeBackend(bundle) as oracle:

@@ -180,6 +180,7 @@ def installed(monkeypatch):
         module = SimpleNamespace(
             __version__="1.31.1",
             cuda_version="13.0",
+            set_default_logger_severity=lambda level: None,
             get_available_providers=lambda: ["CUDAExecutionProvider", "CPUExecutionProvider"],
             preload_dlls=lambda: sys.stdout.write("libcufft.so.12 is not there"),
         )
