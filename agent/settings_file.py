@@ -1,7 +1,6 @@
 """The user's text files: read once, in one way, and in the limits that such files have."""
 
 import re
-import reprlib
 from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -9,7 +8,7 @@ from typing import Any, Final
 
 import yaml
 
-from engine.errors import ConfigurationError
+from engine.errors import ConfigurationError, without_secrets
 from engine.regular_file import open_regular
 
 _MAX_BYTES: Final = 1_000_000
@@ -135,11 +134,8 @@ def shown(key: Key, value: object) -> object:
         return None
     if "password" in key[-1]:
         return _Shown("…")
-    if isinstance(value, str):
-        text = value if len(value) <= 80 else value[:79] + "…"
-    else:
-        text = reprlib.repr(value)
-    text = re.sub(r"://[^/@\s]*@", "://…@", text)
+    text = without_secrets(value if isinstance(value, str) else repr(value))
+    text = text if len(text) <= 80 else text[:79] + "…"
     return text if isinstance(value, str) else _Shown(text)
 
 

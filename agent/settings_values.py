@@ -4,6 +4,7 @@ Settings of all kinds use these, those of installed packages as well. What lies 
 when the configuration is read, and so never meets a clock, a socket or a file system.
 """
 
+import re
 from pathlib import Path
 from typing import Annotated, Final
 
@@ -11,12 +12,16 @@ from pydantic import AfterValidator, BeforeValidator, Field, StringConstraints
 
 _PATH_MAX_BYTES: Final = 4096
 _NAME_MAX_BYTES: Final = 255
+_ADDRESS: Final = re.compile(r"\w[\w+.-]+:/|.*://|(//)?[^\s/]+:[^\s/]*@|\\\\", re.ASCII)
+"""`rtsp://…`, what becomes of it as a path, `user:password@host`, `\\\\host\\share`."""
 _DAY_MS: Final = 86_400_000
 
 
 def _printable(text: str) -> str:
     if not text.isprintable():
         raise ValueError("has characters that cannot be printed; write others")
+    if text != text.strip():
+        raise ValueError("has spaces around it; remove them")
     return text
 
 
@@ -31,9 +36,9 @@ def _usable_path(value: object) -> object:
     if not isinstance(value, str | Path):
         return value
     text = str(value)
-    if not text:
+    if not text.strip():
         raise ValueError("is empty; write a path")
-    if "://" in text:
+    if _ADDRESS.match(text):
         raise ValueError("is an address; write the path of a file or folder")
     _printable(text)
     if len(text.encode()) > _PATH_MAX_BYTES or any(

@@ -22,6 +22,16 @@ Messages say what is wrong, with which value, and what to do about it; a command
 the message alone, never a traceback.
 """
 
+import re
+from typing import Final
+
+_SECRETS: Final = (
+    (re.compile(r"(\w:/+)[^'\"]*@"), r"\1…@"),
+    (re.compile(r"(\w\w:/+[^/'\"]*[/?])[^'\"]+"), r"\1…"),
+    (re.compile(r"[^\s/'\"]+:[^\s/'\"]*@"), "…@"),
+)
+"""Where people write passwords."""
+
 
 class AtacError(Exception):
     """Base of all errors this product raises on purpose."""
@@ -37,7 +47,7 @@ class ConfigurationError(AtacError):
         self.key = key
         self.value = value
         self.remedy = remedy
-        written = "" if value is None else f"{value!r}: "
+        written = "" if value is None else f"{without_secrets(repr(value))}: "
         super().__init__(_one_line(f"{key}: {written}{remedy}"))
 
 
@@ -118,6 +128,13 @@ class BrokerError(SinkError):
 
 class LedgerError(AtacError):
     """The ledger's file cannot be read or written by a command; `agent run` goes on without it."""
+
+
+def without_secrets(text: str) -> str:
+    """`text` without the passwords that people write into addresses, before a host or after it."""
+    for secret, instead in _SECRETS:
+        text = secret.sub(instead, text)
+    return text
 
 
 def _one_line(text: str) -> str:

@@ -205,6 +205,44 @@ def test_the_first_wrong_key_s_line_is_the_one_named(refused):
     assert "agent.yaml, line 8" in message
 
 
+@pytest.mark.parametrize(
+    "address",
+    [
+        "rtsp://admin:hunter2@10.0.0.5/stream",
+        "rtsp://admin:hun/ter@hunter2@10.0.0.5/stream",
+        "rtsp:/admin:hunter2@10.0.0.5/stream",
+        "RTSP://10.0.0.5/user=admin_password=hunter2_channel=1.sdp",
+        "http://10.0.0.5/snapshot.cgi?user=admin&pwd=hunter2",
+        "admin:hunter2@10.0.0.5:/stream",
+        "//admin:hunter2@nas/parts",
+        "rtsp://admin:" + "x" * 100 + "hunter2@10.0.0.5/stream",
+    ],
+)
+@pytest.mark.parametrize("kind", ["folder", "video"])
+def test_an_address_is_no_path_and_its_password_is_not_repeated(refused, kind, address):
+    message = refused(GOOD.replace("type: folder, path: parts", f"type: {kind}, path: '{address}'"))
+    assert "camera.path" in message
+    assert "is an address; write the path of a file or folder" in message
+    assert "hunter2" not in message
+    assert "hunter2" not in str(ConfigurationError("--good", Path(address), "is not there"))
+
+
+@pytest.mark.parametrize("path", ["a:b.mp4", "line 3: good", "x@y", "12:30:00/part.png"])
+def test_a_colon_does_not_make_an_address(tmp_path, path):
+    (tmp_path / "agent.yaml").write_text(
+        f"agent: {{id: a}}\nbundle: {{path: model}}\ncamera: {{type: folder, path: '{path}'}}\n"
+        "mqtt: {host: localhost}\n"
+    )
+    assert load_config(tmp_path / "agent.yaml").cameras[0].path == tmp_path / path
+
+
+@pytest.mark.parametrize("text", [" plant/{what}", "plant/{what} "])
+def test_spaces_around_a_text_are_refused(refused, text):
+    message = refused(GOOD.replace("host: localhost", f"host: localhost, topics: '{text}'"))
+    assert "mqtt.topics" in message
+    assert "has spaces around it" in message
+
+
 def test_a_password_is_refused_and_not_repeated(refused):
     message = refused(GOOD.replace("host: localhost", "host: localhost, password: hunter2"))
     assert "mqtt.password" in message
