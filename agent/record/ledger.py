@@ -96,6 +96,7 @@ class Ledger:
             ),
             self._queue,
             self.feed,
+            sinks=[sink.name for sink in self._sinks],
             wanted=lambda part: self._wanted(part, has_thumbnail=False),
             limits=limits,
             stop_waiting=stop or threading.Event(),

@@ -6,6 +6,7 @@ it sends, so a mark writes a few bytes, and a part that three sinks want is stor
 Every function here works on one connection and runs in the ledger's owner thread.
 """
 
+import json
 import sqlite3
 from collections import Counter
 from collections.abc import Collection, Sequence
@@ -152,6 +153,30 @@ def read_recorded_after(
     return connection.execute(
         _RECORDED_AFTER, {"epoch": epoch, "sequence": sequence, "limit": limit}
     ).fetchall()
+
+
+def keep_to(connection: sqlite3.Connection, agent_id: str, sinks: Sequence[str]) -> Counter[str]:
+    """Have only the deliveries of these sinks of an agent wait; says which others are set aside.
+
+    What is set aside is kept like what was delivered, and waits again when its sink is back.
+    """
+    values = {"agent": agent_id, "sinks": json.dumps(sinks)}
+    ours = "epoch IN (SELECT epoch FROM epochs WHERE agent_id = :agent)"
+    listed = "(SELECT value FROM json_each(:sinks))"
+    connection.execute(
+        f"UPDATE deliveries SET state = NULL WHERE state = 'aside' AND {ours} AND sink IN {listed}",  # noqa: S608 (our own words)
+        values,
+    )
+    connection.execute(
+        f"UPDATE deliveries SET state = 'aside'"  # noqa: S608 (our own words)
+        f" WHERE state IS NULL AND {ours} AND sink NOT IN {listed}",
+        values,
+    )
+    found = connection.execute(
+        f"SELECT sink, count(*) FROM deliveries WHERE state = 'aside' AND {ours} GROUP BY sink",  # noqa: S608 (our own words)
+        values,
+    )
+    return Counter(dict(map(tuple, found)))
 
 
 def counts(connection: sqlite3.Connection) -> tuple[Counter[str], Counter[str]]:

@@ -68,6 +68,7 @@ class Standing:
     lost: list[Span]
     waiting: Counter[str]
     refused: Counter[str]
+    aside: Counter[str]
     newest: int
     latest: dict[Wanted, int]
     trusted: Trusted | None
@@ -88,6 +89,7 @@ def begin(
     epoch: str,
     is_live: bool,
     ids_after: int,
+    sinks: Sequence[str],
     wanted: Callable[[Part], tuple[Wanted, ...]],
     notes: Sequence[Note],
 ) -> Standing:
@@ -99,7 +101,8 @@ def begin(
         epoch: The epoch to go on with, or a new one.
         is_live: This run has begun to count already and only had to open the file again.
         ids_after: The newest delivery of this run: no id comes twice, also in a new file.
-        wanted: What the sinks want of a part.
+        sinks: The names of those that there are.
+        wanted: What they want of a part.
         notes: What earlier runs could not write.
 
     Returns:
@@ -134,6 +137,7 @@ def begin(
         "SELECT first, last FROM losses WHERE epoch = ?", (epoch,)
     ):
         lost = with_span(lost, first, last)
+    aside = outbox.keep_to(connection, run.agent_id, sinks)
     tally = connection.execute("SELECT camera, state, ended FROM tally WHERE epoch = ?", (epoch,))
     waiting, refused = outbox.counts(connection)
     return Standing(
@@ -145,6 +149,7 @@ def begin(
         position=_position(connection),
         waiting=waiting,
         refused=refused,
+        aside=aside,
         newest=_newest_id(connection),
         latest=outbox.read_latest(connection, epoch),
         trusted=read_trusted(connection),

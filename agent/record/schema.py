@@ -106,12 +106,13 @@ CREATE TABLE deliveries (       -- one for each item that a sink wants of a part
     sink TEXT NOT NULL,
     item TEXT NOT NULL,
     previous INTEGER NOT NULL,  -- the part of the one before, of the same sink and item
-    state TEXT,                 -- NULL while it waits, then taken or refused
+    state TEXT,                 -- NULL while it waits, then taken or refused; aside: no such sink
     settled_ns INTEGER,
     code INTEGER,               -- the receiver's own, of a refusal
     reason TEXT
 );
 CREATE INDEX waiting ON deliveries (sink, id) WHERE state IS NULL;
+CREATE INDEX set_aside ON deliveries (sink, id) WHERE state = 'aside';
 CREATE INDEX of_parts ON deliveries (epoch, sequence);
 CREATE INDEX waiting_parts ON deliveries (epoch, sequence) WHERE state IS NULL;
 CREATE INDEX waiting_pictures ON deliveries (id) WHERE state IS NULL AND item = 'thumbnail';

@@ -90,7 +90,8 @@ class Writer:
         run: Whose parts these are, by which model.
         queue: What is to be written.
         feed: Is told of every part that was.
-        wanted: What sinks want of a part that has no picture.
+        sinks: The names of all sinks.
+        wanted: What they want of a part that has no picture.
         limits: What is kept; `None`: everything.
         stop_waiting: Ends the wait for a file that another process has open.
     """
@@ -102,6 +103,7 @@ class Writer:
         queue: EntryQueue,
         feed: Feed,
         *,
+        sinks: Sequence[str],
         wanted: Callable[[Part], tuple[Wanted, ...]],
         limits: Limits | None,
         stop_waiting: threading.Event,
@@ -110,6 +112,7 @@ class Writer:
         self._run_of = run
         self._queue = queue
         self._feed = feed
+        self._sinks = sinks
         self._wanted = wanted
         self._limits = limits
         self._stop_waiting = stop_waiting
@@ -411,6 +414,7 @@ class Writer:
                     epoch=self.epoch or known or new_epoch(),
                     is_live=bool(self.epoch),
                     ids_after=max([self._newest_before, *self._newest.values()]),
+                    sinks=self._sinks,
                     wanted=self._wanted,
                     notes=notes,
                 )
@@ -515,6 +519,13 @@ class Writer:
         if self.epoch:
             return
         self.epoch = standing.epoch
+        for sink, count in standing.aside.items():
+            _LOG.warning(
+                "%d messages for the sink %s are set aside, as it is no longer configured:"
+                " they are sent if it is again, and go when they are old",
+                count,
+                sink,
+            )
         self._committed = standing.counts
         self._latest = standing.latest
         self._queue.take_up(standing.last_sequence, standing.counts, standing.lost)

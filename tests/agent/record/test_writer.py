@@ -269,6 +269,24 @@ def test_every_sink_has_deliveries_of_its_own(path):
         assert (ledger.waiting("mqtt"), ledger.waiting("plc")) == (1, 2)
 
 
+def test_what_a_sink_that_is_no_longer_there_waits_for_is_set_aside_until_it_is_back(path, caplog):
+    plc = Wants(lambda _part: ("result",), "plc")
+    with Ledger(path, agent_id="line1", sinks=[Wants(), plc]) as ledger:
+        add(ledger, State.OK, State.NG)
+    with Ledger(path, agent_id="line2", sinks=[Wants()]) as ledger:  # whose parts are others
+        assert (ledger.waiting("mqtt"), ledger.waiting("plc")) == (1, 2)
+    caplog.clear()
+    with Ledger(path, agent_id="line1", sinks=[Wants()]) as ledger:
+        assert (ledger.waiting("mqtt"), ledger.waiting("plc")) == (1, 0)
+    (said,) = caplog.messages
+    assert said.startswith("2 messages for the sink plc are set aside")
+    assert damage(path) is None
+    with Ledger(path, agent_id="line1", sinks=[Wants(), plc]) as ledger:
+        assert (ledger.waiting("mqtt"), ledger.waiting("plc")) == (1, 2)
+        assert len(ledger.waiting_for("plc", after=0, limit=9)) == 2
+    assert len(caplog.messages) == 1
+
+
 def test_a_listener_hears_of_its_own_deliveries_only(path):
     heard = threading.Semaphore(0)
     with opened(path) as ledger:
