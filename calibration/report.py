@@ -4,7 +4,17 @@ from pathlib import Path
 from typing import Final
 
 from calibration.bound import upper_bound
-from calibration.outlook import Costs, drawn, outlook_of
+from calibration.outlook import (
+    Costs,
+    deciding,
+    drawn,
+    found_by_type,
+    headline,
+    look_first,
+    outlook_of,
+    prices_text,
+    promise,
+)
 from calibration.record import Calibration
 from calibration.scores import Scores
 from engine.bundle import replace_file
@@ -100,6 +110,23 @@ def histogram_text(calibration: Calibration, *, width: int = 78) -> str:
             bars += _bar("░", defective_count, longest, room // 2)
         lines.append(f"{line}  {bars}".rstrip())
     return "\n".join(lines)
+
+
+def report_text(calibration: Calibration, costs: Costs, defective: Scores | None) -> str:
+    """The report for a terminal: what a person wants to know first, then prices and scores."""
+    types = found_by_type(calibration, defective)
+    by_type = ", ".join(f"{one.kind} {one.found} of {one.of}" for one in types)
+    sentences = (
+        look_first(calibration, costs),
+        headline(calibration),
+        promise(calibration),
+        misses(calibration),
+        detection(calibration),
+        f"Found by type: {by_type}." if types else "",
+        deciding(calibration, costs),
+    )
+    said = "\n".join(filter(None, sentences))
+    return f"{said}\n\n{prices_text(costs, calibration)}\n\n{histogram_text(calibration)}"
 
 
 def write_report(

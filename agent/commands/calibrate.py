@@ -80,26 +80,10 @@ def calibrate(
     backend and the precision that scored the parts; `agent run` uses the same. Too few good parts
     for the promise are an error that says how many are needed: 299 for 1 % at 95 %, 59 for 5 %.
     """
-    from calibration.outlook import (
-        costs_of,
-        deciding,
-        found_by_type,
-        headline,
-        look_first,
-        outlook_of,
-        prices_text,
-        promise,
-    )
+    from calibration.outlook import costs_of, outlook_of
     from calibration.record import calibrate as calibrated
     from calibration.record import read_calibration, write_calibration
-    from calibration.report import (
-        REPORT,
-        detection,
-        histogram_text,
-        misses,
-        warnings,
-        write_report,
-    )
+    from calibration.report import REPORT, report_text, warnings, write_report
     from calibration.scores import with_cross_fitted
     from calibration.threshold import best_promise, is_carried, require_enough
     from engine.backends.choice import fastest
@@ -179,16 +163,16 @@ def calibrate(
     record = write_calibration(opened, calibration)
     write_report(report, calibration, costs, good_scores, defective_scores)
     found = warnings(calibration, good_scores, defective_scores)
-    types = found_by_type(calibration, defective_scores)
     if as_json:
+        outlook = outlook_of(calibration, costs, good_scores, defective_scores)
         answer = asdict(calibration) | {
             "id": read_calibration(opened).id,
-            "headline": headline(calibration),
-            "look_first": look_first(calibration, costs),
-            "steps": outlook_of(calibration, costs, good_scores, defective_scores).steps,
+            "look_first": outlook.look_first,
+            "headline": outlook.headline,
             "proved": calibration.is_proved,
+            "steps": outlook.steps,
+            "types": [asdict(one) for one in outlook.types],
             "costs": asdict(costs),
-            "types": [asdict(one) for one in types],
             "warnings": found,
             "left_out": good_parts.left_out,
             "record": str(record),
@@ -196,21 +180,7 @@ def calibrate(
         }
         typer.echo(json.dumps(answer, indent=2))
         return
-    for sentence in (
-        look_first(calibration, costs),
-        headline(calibration),
-        promise(calibration),
-        misses(calibration),
-        detection(calibration),
-        deciding(calibration, costs),
-    ):
-        if sentence:
-            typer.echo(sentence)
-    if types:
-        found_of_type = (f"{one.kind} {one.found} of {one.of}" for one in types)
-        typer.echo(f"Found by type: {', '.join(found_of_type)}.")
-    typer.echo(f"\n{prices_text(costs, calibration)}\n")
-    typer.echo(f"{histogram_text(calibration)}\n")
+    typer.echo(f"{report_text(calibration, costs, defective_scores)}\n")
     for warning in found:
         typer.echo(f"WARNING: {warning}")
     typer.echo(f"Scored by {calibration.backend}, as agent run will.")
