@@ -132,12 +132,12 @@ def look_first(calibration: Calibration, costs: Costs) -> str:
 
 def deciding(calibration: Calibration, costs: Costs) -> str:
     """Which good part sets the threshold, and what the threshold would be without it."""
-    rank, removal = calibration.allowed_exceedances, costs.removals[0]
+    rank = calibration.allowed_exceedances
     name = short(costs.names[rank])
-    if removal.missing:
-        effect = "there would be too few good parts for this promise"
-    else:
-        effect = f"the threshold would be {removal.threshold:.4g}"
+    effect = "there would be too few good parts for this promise"
+    for removal in costs.removals[:1]:  # none where there is one good part alone
+        if not removal.missing:
+            effect = f"the threshold would be {removal.threshold:.4g}"
     alone = (
         f"{name} sets the threshold; {counted(rank, 'good part')} may score higher"
         if rank

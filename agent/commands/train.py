@@ -130,6 +130,7 @@ def train(
             "bundle": str(bundle.path),
             "id": bundle.id,
             "report": None if report is None else str(report),
+            "statement": statement,
             "epochs": [
                 asdict(epoch)
                 | {"separation": None if math.isnan(epoch.separation) else epoch.separation}

@@ -6,7 +6,15 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from calibration.outlook import costs_of, headline, look_first, outlook_of, prices_text, promise
+from calibration.outlook import (
+    costs_of,
+    deciding,
+    headline,
+    look_first,
+    outlook_of,
+    prices_text,
+    promise,
+)
 from calibration.record import Calibration, calibrate
 from calibration.scores import KEPT, Scores, with_cross_fitted
 from engine.bundle import Bundle
@@ -82,6 +90,23 @@ def test_one_outlier_is_found_without_defects_too(bundle: Bundle) -> None:
     assert headline(calibration) == (
         "Of 1 000 good parts at most 30 will be rejected. How many defects will be found is not "
         "known: no defect was given."
+    )
+
+
+def test_one_good_part_alone_is_enough_for_a_page(bundle: Bundle) -> None:
+    good = scores((2.0,), "a")
+    calibration = calibrate(
+        bundle,
+        good,
+        None,
+        precision="fp32",
+        backend="onnxruntime cpu fp32",
+        max_false_reject=0.9,
+        confidence=0.5,
+    )
+    assert deciding(calibration, costs_of(calibration, good)) == (
+        "good/000.jpg alone sets the threshold. If it is not really good, remove it: there would "
+        "be too few good parts for this promise."
     )
 
 

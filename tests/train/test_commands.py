@@ -18,6 +18,7 @@ from agent.commands.train import train
 from calibration.record import read_calibration
 from engine.bundle import open_bundle
 from engine.errors import ConfigurationError, TrainingError
+from tests.tiny_bundle import cross_fitted
 from train.backbones.resnet import ResNet, ResNetBackbone
 from train.datasets import find_source, unseen_images
 
@@ -122,6 +123,12 @@ def test_a_calibrated_bundle_counts_errors_and_gates_on_its_threshold(
     assert at["threshold"] == record.threshold
     assert at["false_rejects"] == record.exceedances
     assert at["misses"] == len(at["missed"])
+    # Six parts carry 39 % at 95 %; all of them set the threshold, so none is left to be judged.
+    [promise] = answer["promises"]
+    assert promise["scores_of"] == "the calibration"
+    assert promise["by_kind"]["all"]["promised"] == pytest.approx(1 - 0.05 ** (1 / 6))
+    assert promise["by_kind"]["all"]["false_rejects"] is None
+    assert set(promise["by_kind"]) == {"all", "scratch", "spot"}
     assert agent("evaluate", "--bundle", out, "--data", parts).stdout.startswith(
         f"Of 5 defects {5 - at['misses']} found, of 6 good parts {at['false_rejects']} rejected, "
     )
@@ -140,6 +147,21 @@ def test_a_calibrated_bundle_counts_errors_and_gates_on_its_threshold(
     parity = json.loads(gated.stdout)["parity"]["onnxruntime cpu fp16"]
     assert (parity["threshold"], parity["threshold_from"]) == (record.threshold, "calibration")
     assert "fp16" in open_bundle(out).manifest.networks
+
+
+def test_cross_fitted_scores_judge_the_test_where_there_is_no_calibration(
+    trained, agent, parts, tmp_path
+):
+    out = Path(shutil.copytree(trained[0], tmp_path / "bundle"))
+    cross_fitted(open_bundle(out), [1e6 + i for i in range(320)])
+    answer = json.loads(agent("evaluate", "--bundle", out, "--data", parts, "--json").stdout)
+    three, one = answer["promises"]
+    assert three["scores_of"] == one["scores_of"] == "training, each scored without itself"
+    assert (three["by_kind"]["all"]["promised"], one["by_kind"]["all"]["promised"]) == (0.03, 0.01)
+    assert (one["by_kind"]["all"]["found"], one["by_kind"]["all"]["false_rejects"]) == (0, 0)
+    said = agent("evaluate", "--bundle", out, "--data", parts).stdout
+    assert "Where at most 1 % of good parts are rejected, with 95 % confidence, 0 % of the" in said
+    assert "Rejected here: 0 %." in said
 
 
 def test_every_image_used_in_training_is_refused_for_evaluation(trained, agent, parts):
