@@ -174,17 +174,18 @@ def validate_heads(options: argparse.Namespace, weights: Weights) -> None:
 
 
 def check_thresholds(options: argparse.Namespace, weights: Weights) -> None:
-    print("realised (exact); beyond what an exact threshold has in 95 of 100 (exact)")
+    print("realised (exact); beyond what an exact threshold has in 95 of 100 (exact); found")
     for images, draw in _asked(options):
         good = np.sort(np.concatenate([images.pool, images.tested_good]))
-        nearest = nearest_by_image(_features(options, images, weights, _SIDE), images.pool, good)
+        features = _features(options, images, weights, _SIDE)
+        nearest, defects = nearest_by_image(features, images.pool, good, images.validation)
         missing = {(way, rate) for way in WAYS for rate in RATES}
-        for one in resampled(nearest, repeats=options.repeats):
+        for one in resampled(nearest, defects, repeats=options.repeats):
             missing.remove((one.way, one.asked))
             print(
                 f"{images.name:14s} draw {draw} {one.way:5s} {one.asked:.2f} "
                 f"n={one.parts} j={one.allowed}: {one.rate:.4f} ({one.exact_rate:.4f}); "
-                f"{one.beyond:.3f} ({one.exact_beyond:.3f})",
+                f"{one.beyond:.3f} ({one.exact_beyond:.3f}); found {one.found:.3f}",
                 flush=True,
             )
         for way, rate in sorted(missing):

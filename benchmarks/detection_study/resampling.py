@@ -40,10 +40,12 @@ class Realised:
 
     `rate` is the mean share of new parts above the threshold, `exact_rate` that of an exact
     threshold. `beyond` is the share of resamplings with more new parts above it than an exact
-    threshold has in 95 of 100, and `exact_beyond` its own share, as counts are whole.
+    threshold has in 95 of 100, and `exact_beyond` its own share, as counts are whole. `found` is
+    the mean share of defects above the threshold, None without defects.
     """
 
     way: str
+    partings: int
     asked: float
     parts: int
     allowed: int
@@ -51,41 +53,55 @@ class Realised:
     exact_rate: float
     beyond: float
     exact_beyond: float
+    found: float | None
 
 
 def nearest_by_image(
-    features: Features, pool: Rows, good: Rows, *, seed: int = 0
-) -> npt.NDArray[np.float32]:
-    """Squared distances of every second patch to the bank's patches of each image.
+    features: Features, pool: Rows, good: Rows, defects: Rows, *, seed: int = 0
+) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.float32]]:
+    """Squared distances of every second patch to the bank's patches of each good image.
 
     Args:
         features: Of all images.
         pool: The good images that the projection is fitted to.
-        good: All good images; `(good, good of the bank, patches)` comes back.
+        good: All good images.
+        defects: Defective ones.
         seed: Of the bank's patches.
+
+    Returns:
+        Those of good images, `(good, good of the bank, patches)`, and of defects.
     """
     projection = fitted_projection(features, pool)
-    patches: list[Tensor] = [projection(features.patches(int(row)))[0] for row in good]
+    patches: list[Tensor] = [projection(features.patches(int(row)))[0] for row in (*good, *defects)]
     side = round(len(patches[0]) ** 0.5)
     asked = torch.arange(side * side).view(side, side)[::2, ::2].flatten()
     generator = torch.Generator().manual_seed(seed)
     bank = torch.cat(
-        [some[torch.randperm(len(some), generator=generator)[:_EACH]] for some in patches]
+        [
+            some[torch.randperm(len(some), generator=generator)[:_EACH]]
+            for some in patches[: len(good)]
+        ]
     )
-    found = np.empty((len(good), len(good), len(asked)), dtype=np.float32)
+    found = np.empty((len(patches), len(good), len(asked)), dtype=np.float32)
     for number, some in enumerate(patches):
         squares = (2 - 2 * (some[asked] @ bank.T).float()).clamp(min=0)
         found[number] = squares.view(len(asked), len(good), _EACH).amin(2).T.numpy()
-    return found
+    return found[: len(good)], found[len(good) :]
 
 
 def resampled(
-    nearest: npt.NDArray[np.float32], *, repeats: int, rates: Sequence[float] = RATES, seed: int = 1
+    nearest: npt.NDArray[np.float32],
+    defects: npt.NDArray[np.float32],
+    *,
+    repeats: int,
+    rates: Sequence[float] = RATES,
+    seed: int = 1,
 ) -> Iterator[Realised]:
     """Every way and every rate that the good images are enough for.
 
     Args:
-        nearest: From `nearest_by_image`.
+        nearest: Of good images, from `nearest_by_image`.
+        defects: Of defective ones, from there too.
         repeats: How many times images are parted.
         rates: The false-reject rates to promise.
         seed: Of the partings.
@@ -93,16 +109,20 @@ def resampled(
     rng = np.random.default_rng(seed)
     count = len(nearest)
     trained = int(_TRAINED * count)
-    rounds = [_parted(nearest, rng.permutation(count), trained) for _ in range(repeats)]
+    rounds = [_parted(nearest, defects, rng.permutation(count), trained) for _ in range(repeats)]
     for way in WAYS:
-        known, new = (
-            np.array(scores) for scores in zip(*(one[way] for one in rounds), strict=True)
-        )
-        yield from of_scores(way, known, new, rates=rates)
+        scores = zip(*(one[way] for one in rounds), strict=True)
+        known, new, defective = (np.array(some) for some in scores)
+        yield from of_scores(way, known, new, defective, rates=rates)
 
 
 def of_scores(
-    way: str, known: Floats, new: Floats, *, rates: Sequence[float] = RATES
+    way: str,
+    known: Floats,
+    new: Floats,
+    defective: Floats | None = None,
+    *,
+    rates: Sequence[float] = RATES,
 ) -> Iterator[Realised]:
     """What became of each rate that the parts are enough for.
 
@@ -110,6 +130,7 @@ def of_scores(
         way: What the scores are of.
         known: `(partings, parts)`: the scores that make the threshold.
         new: `(partings, new parts)`: the scores of new parts by the deployed model.
+        defective: `(partings, defects)`: the scores of defects by the same model.
         rates: The false-reject rates to promise.
     """
     parts, new_parts = known.shape[1], new.shape[1]
@@ -117,11 +138,13 @@ def of_scores(
         allowed = allowed_exceedances(parts, max_false_reject=rate, confidence=CONFIDENCE)
         if allowed is None:
             continue
-        above = (new > np.sort(known, axis=1)[:, -1 - allowed, None]).sum(axis=1)
+        threshold = np.sort(known, axis=1)[:, -1 - allowed, None]
+        above = (new > threshold).sum(axis=1)
         tail = beta_binomial_tail(new_parts, allowed, parts)
         most = next(k for k in range(new_parts + 1) if tail[k] <= 1 - CONFIDENCE)
         yield Realised(
             way=way,
+            partings=len(known),
             asked=rate,
             parts=parts,
             allowed=allowed,
@@ -129,6 +152,7 @@ def of_scores(
             exact_rate=(allowed + 1) / (parts + 1),
             beyond=float((above > most).mean()),
             exact_beyond=float(tail[most]),
+            found=None if defective is None else float((defective > threshold).mean()),
         )
 
 
@@ -151,9 +175,12 @@ def beta_binomial_tail(new: int, allowed: int, parts: int) -> Floats:
 
 
 def _parted(
-    nearest: npt.NDArray[np.float32], order: Rows, trained: int
-) -> dict[Way, tuple[Floats, Floats]]:
-    """Scores of one parting: for each way those that make the threshold, and those of new parts."""
+    nearest: npt.NDArray[np.float32],
+    defects: npt.NDArray[np.float32],
+    order: Rows,
+    trained: int,
+) -> dict[Way, tuple[Floats, Floats, Floats]]:
+    """Scores of one parting for each way: what makes the threshold, new parts, defects."""
     known, new = order[:trained], order[trained:]
     bank, rest = known[: trained // 2], known[trained // 2 :]
     fold = np.arange(trained) % _FOLDS
@@ -165,17 +192,19 @@ def _parted(
         distances[fold == fold[number]] = _FAR
         folds.append(_score(distances))
     of_new = np.array([_score(nearest[row][known]) for row in new])
+    of_defects = np.array([_score(one[known]) for one in defects])
     grown = [
         _score(nearest[row][known[:place]]) for place, row in enumerate(known) if place >= len(bank)
     ]
     return {
-        "loo": (np.array(loo), of_new),
-        "fold5": (np.array(folds), of_new),
+        "loo": (np.array(loo), of_new, of_defects),
+        "fold5": (np.array(folds), of_new, of_defects),
         "split": (
             np.array([_score(nearest[row][bank]) for row in rest]),
             np.array([_score(nearest[row][bank]) for row in new]),
+            np.array([_score(one[bank]) for one in defects]),
         ),
-        "growing": (np.array(grown), of_new),
+        "growing": (np.array(grown), of_new, of_defects),
     }
 
 

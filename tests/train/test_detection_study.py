@@ -105,8 +105,11 @@ def test_an_exact_threshold_in_the_resampling_realises_what_order_statistics_say
     # Patches far from every bank by the image's own amount: no bank matters, so all ways are exact.
     own = np.random.default_rng(0).random(60).astype(np.float32)
     nearest = np.broadcast_to(own[:, None, None], (60, 60, 4))
-    found = list(resampled(nearest, repeats=50, rates=(0.03, 0.1)))
+    never, always = np.zeros((1, 60, 4), np.float32), np.full((1, 60, 4), 2, np.float32)
+    defects = np.concatenate([never, always])
+    found = list(resampled(nearest, defects, repeats=50, rates=(0.03, 0.1)))
     assert [(one.way, one.asked) for one in found] == [("loo", 0.1), ("fold5", 0.1)]
     for one in found:
         assert one.rate == pytest.approx(one.exact_rate, abs=0.02)
         assert one.beyond < 0.1
+        assert one.found == 0.5
