@@ -1,6 +1,6 @@
 """What it saves to convolve each feature map on its own grid (train/apart.py), on a CPU.
 
-    python -m benchmarks.maps_apart --weights resnet50.safetensors --out benchmarks/results/maps_apart.json
+    python -m benchmarks.maps_apart --weights resnet50.safetensors --out maps_apart.json
 
 A ResNet-50 with layer2 and layer3, averaged, L2-normalised and projected to 256 channels, exported
 twice: with the maps stacked first, and apart. ONNX Runtime runs both in turns with one thread; what

@@ -17,7 +17,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 ROOT = Path(__file__).parents[1]
-SOURCES = ROOT / "engine" / "backends" / "tensorrt" / "cuda"
+SOURCES = ROOT / "engine" / "gpu" / "cuda"
 ARCHITECTURES = ("75", "86", "89", "90", "120")
 MOST_REGISTERS = 64
 """1024 threads of more do not fit on a multiprocessor."""
