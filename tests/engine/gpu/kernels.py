@@ -58,7 +58,7 @@ class Kernels:
         self._libraries = []
         for source in sorted(SOURCES.glob("*.cu")):
             library = folder / f"{source.stem}.so"
-            command = [compiler, "-x", "c++", "-std=c++17", "-O2", "-ffp-contract=off"]
+            command = [compiler, "-x", "c++", "-std=c++17", "-O3", "-ffp-contract=off"]
             if not library.exists():
                 subprocess.run(
                     [*command, "-fPIC", "-shared", str(source), "-o", str(library)], check=True
