@@ -53,8 +53,8 @@ def detection(calibration: Calibration) -> str:
 def warnings(calibration: Calibration, good: Scores, defective: Scores | None) -> list[str]:
     """What weakens the promise or was left out; empty when there is nothing to say."""
     parts = [good] if defective is None else [good, defective]
-    training = [name for scores in parts for name in scores.training]
-    duplicates = [name for scores in parts for name in scores.duplicates]
+    training = [short(name) for scores in parts for name in scores.training]
+    duplicates = [short(name) for scores in parts for name in scores.duplicates]
     unreadable = [name for scores in parts for name in scores.unreadable]
     found = []
     if training:
