@@ -34,8 +34,9 @@ LINE = ViewSpec(side=64, equalise="never", crop_from="frame")
 def machine(monkeypatch, tmp_path, kernels):
     """A machine with a GPU, pycuda and onnxruntime-gpu, and no TensorRT."""
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
-    with gpu_machine(kernels) as machine:
-        monkeypatch.setitem(sys.modules, "tensorrt", None)
+    # What is patched within the machine must be put back before it.
+    with gpu_machine(kernels) as machine, pytest.MonkeyPatch.context() as patched:
+        patched.setitem(sys.modules, "tensorrt", None)
         yield machine
 
 
@@ -162,14 +163,15 @@ def test_int8_is_not_for_it(bundle):
         open_backend(bundle, backend="cuda", precision="int8")
 
 
-def test_without_a_driver_onnx_runtime_is_not_asked(bundle, monkeypatch):
+def test_without_a_driver_onnx_runtime_is_not_asked(bundle):
     def no_driver():
         raise BackendError("no NVIDIA driver here")
 
-    monkeypatch.setattr(driver, "load_driver", no_driver)
-    monkeypatch.setattr(cuda_backend, "load_runtime", None)
-    with pytest.raises(BackendError, match="no NVIDIA driver here"):
-        open_inspector(bundle, backend="cuda")
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr(driver, "load_driver", no_driver)
+        patched.setattr(cuda_backend, "load_runtime", None)
+        with pytest.raises(BackendError, match="no NVIDIA driver here"):
+            open_inspector(bundle, backend="cuda")
 
 
 @pytest.fixture
