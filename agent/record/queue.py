@@ -76,6 +76,7 @@ class EntryQueue:
         self.changed: Final = threading.Condition()
         self._memory_bytes = memory_bytes
         self._entries: deque[Entry] = deque()
+        self._taken: Sequence[Entry] = ()
         self._bytes = 0
         self.added = 0
         self.settled = 0
@@ -219,6 +220,7 @@ class EntryQueue:
                 entries.append(self._entries.popleft())
                 room -= _weight(entries[-1])
             group = Group(entries=entries, losing=self._losing, kinds=self._losing_kinds)
+            self._taken = entries
             self.is_pressing = False
             self._losing, self._losing_kinds = [], Counter()
             return group
@@ -226,6 +228,7 @@ class EntryQueue:
     def put_back(self, group: Group, *, without: Entry | None = None) -> None:
         """A group could not be written; `without` never can, and its part is lost."""
         with self.changed:
+            self._taken = ()
             self._entries.extendleft(e for e in reversed(group.entries) if e is not without)
             for first, last in group.losing:
                 self._losing = with_span(self._losing, first, last)
@@ -245,6 +248,7 @@ class EntryQueue:
     def written(self, group: Group) -> None:
         """A group is committed."""
         with self.changed:
+            self._taken = ()
             self.settled += len(group.entries)
             self._bytes -= sum(_weight(entry) for entry in group.entries)
             self._unwritten -= {e.row.sequence for e in group.entries if not isinstance(e, Mark)}
@@ -282,6 +286,14 @@ class EntryQueue:
                     self._lose(entry)
             self.changed.notify_all()
             return self._losing
+
+    def abandon(self) -> Sequence[Span]:
+        """As `close`, where the owner thread does not come back from what it has taken."""
+        with self.changed:
+            self._entries.extendleft(reversed(self._taken))
+            lost = self.close()
+            self.settled = self.added
+            return lost
 
     # ---- with the lock held
 

@@ -22,6 +22,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Final, TypeVar
 
+from agent.busy import Busy
 from agent.part import Part
 from agent.record import outbox, runs
 from agent.record.feed import Feed
@@ -58,6 +59,10 @@ _SWEEP_S: Final = 1.0
 """From one look for what may go to the next; there is nothing to be found at most of them."""
 _STEP_S: Final = 0.05
 """Between two steps of a sweep that finds something, so that commits are not held up."""
+_HELD_UP_S: Final = 3.0
+"""After so long without an answer of the disk there is a fault."""
+_STOP_S: Final = 20.0
+"""How long a stop waits for the disk."""
 _CLOCK_S: Final = 60.0
 """How often the time that ages count from is kept."""
 _ODD: Final = (
@@ -111,6 +116,7 @@ class Writer:
         self._path = path
         self._run_of = run
         self._queue = queue
+        self._busy = Busy(_HELD_UP_S)
         self._feed = feed
         self._sinks = sinks
         self._wanted = wanted
@@ -120,7 +126,7 @@ class Writer:
         self._reads: deque[Callable[[], None]] = deque()
         self._stopping = False
         self.epoch = ""
-        self.fault: str | None = None
+        self._fault: str | None = None
         self.waiting: Counter[str] = Counter()
         self.refused: Counter[str] = Counter()
         self._newest: dict[str, int] = {}
@@ -146,8 +152,15 @@ class Writer:
         self._reserve = Reserve(path)
         self._note_file = NoteFile(path)
         self._notes: list[Note] = []  # of earlier runs
-        self._thread = threading.Thread(target=self._own, name="atac-ledger")
+        self._thread = threading.Thread(target=self._own, name="atac-ledger", daemon=True)
         self._ready: Future[None] = Future()
+
+    @property
+    def fault(self) -> str | None:
+        """Why nothing can be written just now, in one line; `None` while all is well."""
+        if self._busy.is_late:
+            return f"{self._path}: its disk does not answer: nothing is recorded, messages wait"
+        return self._fault
 
     def start(self) -> None:
         """Begin; wait until the file is open or known to have a fault; raises what forbids both."""
@@ -159,11 +172,13 @@ class Writer:
             raise
 
     def stop(self) -> None:
-        """Write what waits, if that can be, and end."""
+        """Write what waits, if that can be, and end; a disk that hangs is left behind."""
         with self._changed:
             self._stopping = True
             self._changed.notify_all()
-        self._thread.join()
+        self._thread.join(_STOP_S)
+        if self._thread.is_alive():
+            _say_lost(self._queue.abandon())
 
     @property
     def is_alive(self) -> bool:
@@ -239,8 +254,10 @@ class Writer:
         self._ready.set_result(None)
         try:
             while self._wait():
+                with self._busy:
+                    self._work()
+            with self._busy:
                 self._work()
-            self._work()
         except Exception:  # noqa: BLE001 - a fault in health, and the stop does not hang
             _LOG.exception("the thread that writes the ledger has died")
         finally:
@@ -270,7 +287,7 @@ class Writer:
         """Wait for work, or in a fault for the next attempt; `False` when it is time to stop."""
         queue = self._queue
         with self._changed:
-            if self.fault is None:
+            if self._fault is None:
                 wait_s = max(0.0, min(self._look_due, self._step_due) - time.monotonic())
                 self._changed.wait_for(
                     lambda: queue.has_entries or self._reads or queue.is_losing or self._stopping,
@@ -295,7 +312,7 @@ class Writer:
             queue.settled < gathered
             or (self._stopping and queue.has_entries)
             or queue.is_losing
-            or self.fault is not None
+            or self._fault is not None
         ):
             if not self._is_open() or not self._commit_group():
                 self._note_losses()
@@ -470,7 +487,7 @@ class Writer:
                 except _ODD as error:
                     raise _OddEntryError(entry, error) from error
             for span in group.losing:
-                runs.write_loss(connection, self.epoch, span, self.fault or "")
+                runs.write_loss(connection, self.epoch, span, self._fault or "")
             if ended or group.losing:
                 runs.write_tally(connection, self.epoch, committed)
             if latest != self._latest:
@@ -498,9 +515,9 @@ class Writer:
         """Log once what stops the writing; unless the disk is full, open the connection again."""
         hint = " (the disk is read-only)" if is_read_only(self._path.parent) else ""
         fault = f"{self._path}: {error}{hint}"
-        if fault != self.fault:
+        if fault != self._fault:
             _LOG.error("nothing can be recorded, rows wait in memory: %s", fault)
-        self.fault = fault
+        self._fault = fault
         self._queue.failed()
         self._is_full = error_code(error) == sqlite3.SQLITE_FULL
         if self._is_full and self._connection is None and self._limits is not None:
@@ -546,9 +563,9 @@ class Writer:
             self._queue.put_back(group)
             self._fail(error)
             return False
-        if self.fault is not None:
+        if self._fault is not None:
             _LOG.warning("writing to %s again", self._path)
-        self.fault, self._is_full = None, False
+        self._fault, self._is_full = None, False
         self._committed_at = time.monotonic()
         self._queue.written(group)
         if self._queue.noted(None):
@@ -578,12 +595,16 @@ class Writer:
         lost = self._queue.close()
         with self._changed:
             if not self._stopping:
-                self.fault = "the thread that writes has died: restart the agent"
+                self._fault = "the thread that writes has died: restart the agent"
             self._serve_reads()
         self._feed.close()
-        if lost:
-            spans = ", ".join(f"{first}-{last}" for first, last in lost)
-            _LOG.error("stopped while nothing could be recorded; lost: parts %s", spans)
+        _say_lost(lost)
+
+
+def _say_lost(lost: Sequence[Span]) -> None:
+    if lost:
+        spans = ", ".join(f"{first}-{last}" for first, last in lost)
+        _LOG.error("stopped while nothing could be recorded; lost: parts %s", spans)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

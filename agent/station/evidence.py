@@ -15,14 +15,15 @@ import os
 import queue
 import re
 import tempfile
+import threading
 from collections import deque
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final, Self
 
+from agent.busy import Busy
 from agent.part import Part, State
 from agent.record.retention import AgeClock
 from agent.settings import EvidenceSettings
@@ -34,6 +35,8 @@ _LOG: Final = logging.getLogger("atac_agent.line")
 _ROOM: Final = 4
 """Frames that may wait for the disk; what comes then is not kept."""
 _LOOK_S: Final = 10.0
+_HELD_UP_S: Final = 10.0
+"""After so long without an answer of the disk there is a fault, and nobody waits for it."""
 _COMMIT_S: Final = 2.0
 """How long to wait for the ledger to hold a part."""
 _QUALITY: Final = 95
@@ -88,26 +91,36 @@ class Evidence:
         self._bytes = 0
         self._gone = 0
         self._fault: str | None = None
-        self._thread = ThreadPoolExecutor(1, thread_name_prefix="atac-evidence")
+        self._busy = Busy(_HELD_UP_S)
+        self._thread: threading.Thread | None = None
         self.not_kept = 0
 
     @property
     def fault(self) -> str | None:
         """Why nothing can be kept, in one line; `None` while it can."""
+        if self._busy.is_late:
+            return f"{self._settings.folder}: does not answer"
         return self._fault
 
     def __enter__(self) -> Self:
-        if self._settings.folder is not None:
-            self._ended = self._thread.submit(self._run, self._settings.folder)
+        if (folder := self._settings.folder) is not None:
+            # A daemon, as nothing can interrupt a disk that hangs.
+            self._thread = threading.Thread(
+                target=self._run, args=(folder,), name="atac-evidence", daemon=True
+            )
+            self._thread.start()
         return self
 
     def __exit__(self, *_: object) -> None:
-        if self._settings.folder is not None:
-            while not self._ended.done():
+        if self._thread is not None:
+            while self._thread.is_alive():
                 with suppress(queue.Full):
                     self._queue.put(None, timeout=0.2)
                     break
-            self._thread.shutdown()
+                if self._busy.is_late:
+                    break
+            while self._thread.is_alive() and not self._busy.is_late:
+                self._thread.join(0.2)
         if self.not_kept:
             pictures = "1 picture was" if self.not_kept == 1 else f"{self.not_kept} pictures were"
             _LOG.warning("%s not kept as evidence", pictures)
@@ -133,17 +146,19 @@ class Evidence:
 
     def _run(self, folder: Path) -> None:
         try:
-            self._take_up(folder)
+            with self._busy:
+                self._take_up(folder)
             while True:
-                try:
+                part, is_over = None, False
+                with suppress(queue.Empty):
                     part = self._queue.get(timeout=_LOOK_S)
-                except queue.Empty:
-                    self._make_room(folder)
-                    continue
-                if part is None:
+                    is_over = part is None
+                if is_over:
                     return
-                self._try_to_keep(folder, part)
-                self._make_room(folder)
+                with self._busy:
+                    if part is not None:
+                        self._try_to_keep(folder, part)
+                    self._make_room(folder)
         except Exception as error:  # noqa: BLE001 - a fault, not the end of the run
             _LOG.exception("the thread that keeps evidence has ended")
             self._fault = f"its thread has ended: {type(error).__name__}: {error}"

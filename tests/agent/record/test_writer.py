@@ -764,6 +764,31 @@ def test_callers_do_not_wait_for_the_disk(path, monkeypatch):
     assert len(rows(path)) == 2001
 
 
+def test_a_disk_that_hangs_is_a_fault_and_a_stop_leaves_it_behind(
+    path, monkeypatch, eventually, caplog
+):
+    go_on, write = threading.Event(), agent.record.runs.write_ended
+
+    def hang(*arguments):
+        go_on.wait(60)
+        write(*arguments)
+
+    monkeypatch.setattr(agent.record.runs, "write_ended", hang)
+    monkeypatch.setattr(agent.record.writer, "_HELD_UP_S", 0.05)
+    monkeypatch.setattr(agent.record.writer, "_STOP_S", 0.2)
+    with opened(path) as ledger:
+        assert ledger.fault is None
+        add(ledger, State.NG)
+        eventually(lambda: ledger.fault)
+        assert ledger.fault.endswith("does not answer: nothing is recorded, messages wait")
+        add(ledger, State.NG, State.OK)
+    assert ledger.lost == ((1, 3),)
+    assert ledger.lost_in_this_run == 3
+    assert "stopped while nothing could be recorded; lost: parts 1-3" in caplog.messages
+    go_on.set()
+    eventually(lambda: not ledger.is_alive)
+
+
 def test_what_has_no_messages_waits_for_company(path, monkeypatch, eventually):
     committed = []
     ng, ok = ("main", State.NG), ("main", State.OK)

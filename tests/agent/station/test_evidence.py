@@ -207,6 +207,21 @@ def test_a_folder_that_cannot_be_written_is_said_once_and_costs_only_pictures(tm
     assert [record.levelname for record in caplog.records] == ["ERROR", "WARNING"]
 
 
+def test_a_disk_that_hangs_is_a_fault_and_a_stop_leaves_it_behind(
+    tmp_path, monkeypatch, eventually
+):
+    released = threading.Event()
+    monkeypatch.setattr(Path, "write_bytes", lambda *_: released.wait(30))
+    monkeypatch.setattr("agent.station.evidence._HELD_UP_S", 0.05)
+    with Evidence(EvidenceSettings(folder=tmp_path), "line-3", EPOCH) as evidence:
+        evidence.offer(part(1))
+        eventually(lambda: evidence.fault)
+        assert evidence.fault == f"{tmp_path}: does not answer"
+    assert not released.is_set()
+    released.set()
+    evidence._thread.join()
+
+
 def test_nothing_waits_for_a_slow_disk(tmp_path, monkeypatch):
     released = threading.Event()
 
