@@ -2,6 +2,7 @@
 
 import json
 import sys
+from contextlib import ExitStack
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
@@ -127,19 +128,19 @@ def _proven(
     """
     from engine.backends.opening import open_inspector
 
-    with open_inspector(bundle, precision=built.precision) as host:
+    with open_inspector(bundle, precision=built.precision) as host, ExitStack() as stack:
         try:
-            with built.open() as device:
-                device.warm_up()
-                _require_like(host, device)
-                if not images[0]:
-                    return built.verdicts.read()
-                parity = _compared(bundle, built, host, device, images)
+            device = stack.enter_context(built.open())
+            device.warm_up()
+            _require_like(host, device)
         except AtacError as error:
             raise BackendError(
                 f"{built.precision} was made ready and does not run on {built.target}: {error}; "
                 f"{built.remedy}"
             ) from error
+        if not images[0]:
+            return built.verdicts.read()
+        parity = _compared(bundle, built, host, device, images)
     return built.verdicts.write(parity, accepted=accept_flips)
 
 

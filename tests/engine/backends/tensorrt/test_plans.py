@@ -350,6 +350,14 @@ def _shifted(run):
     return execute
 
 
+@pytest.mark.usefixtures("on_a_gpu")
+def test_an_image_that_cannot_be_read_is_no_fault_of_the_gpu(agent, bundle, folder, parts):
+    (parts / "good" / "0.png").write_bytes(b"no image")
+    options = ("--bundle", bundle.path, "--plans", folder, "--precision", "fp32")
+    code, _, error = agent("build", *options, "--good", parts / "good")
+    assert (code, "0.png" in error, "does not run" in error) == (1, True, False)
+
+
 REFUSES = {
     "does not load": "cannot be loaded by tensorrt NVIDIA Test 1000 fp32",
     "does not run": "peaks failed: device lost",
