@@ -4,6 +4,7 @@ Folders hold what other programs leave there: hidden files, previews, recycle bi
 a part. What is left out is counted, so that nobody has to guess why a number is smaller.
 """
 
+import errno
 import os
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
@@ -47,6 +48,7 @@ FOREIGN: Final = frozenset(
 )
 """Folders that other systems make in shared folders, in lower case."""
 
+_SHOWN: Final = 120
 HIDDEN: Final = "hidden"
 OF_OTHERS: Final = "made by another program"
 OTHER_FORMATS: Final = "images of a format that is not read"
@@ -169,8 +171,13 @@ class Counts:
 
 def in_words(left_out: Iterable[LeftOut]) -> str:
     """`left out: 2 hidden (first: .a.jpg), 1 links to folders (first: old)`; else empty."""
-    said = [f"{each.count} {each.reason} (first: {each.first})" for each in left_out]
+    said = [f"{each.count} {each.reason} (first: {shortened(each.first)})" for each in left_out]
     return f"left out: {', '.join(said)}" if said else ""
+
+
+def shortened(path: str) -> str:
+    """A path as one line has room for it."""
+    return path if len(path) <= _SHOWN else f"…{path[-_SHOWN:]}"
 
 
 def _entry(entry: os.DirEntry[str]) -> Entry:
@@ -178,8 +185,9 @@ def _entry(entry: os.DirEntry[str]) -> Entry:
     try:
         is_folder, is_link = entry.is_dir(), entry.is_symlink()
         is_file = not is_folder and entry.is_file()
-    except OSError:
-        return Entry(path=entry.path, reason=UNREADABLE)
+    except OSError as error:
+        is_loop = error.errno == errno.ELOOP
+        return Entry(path=entry.path, reason=NO_FILES if is_loop else UNREADABLE)
     if reason_by_name(name) == HIDDEN:
         return Entry(path=entry.path, reason=HIDDEN)
     if is_folder and not is_searched(name):

@@ -14,7 +14,7 @@ from agent.camera_child.process import GoneError, Message, SharedPixels, receive
 from agent.camera_child.watched import Candidate, Watched, mounted_on
 from engine.errors import ImageError
 from engine.image import decode, read_file
-from engine.listing import UNREADABLE, LeftOut, find_images, in_words
+from engine.listing import UNREADABLE, LeftOut, find_images, in_words, shortened
 
 _MOST: Final = 2000
 """Paths in one message."""
@@ -214,7 +214,9 @@ class _Folder:
 
 def _fault(left_out: Collection[LeftOut]) -> str | None:
     found = next((each for each in left_out if each.reason == UNREADABLE), None)
-    return None if found is None else f"{found.count} folders {found.reason} (first: {found.first})"
+    if found is None:
+        return None
+    return f"{found.count} folders {found.reason} (first: {shortened(found.first)})"
 
 
 def _unmounted(path: Path) -> str | None:

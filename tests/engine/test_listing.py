@@ -64,6 +64,19 @@ def test_one_line_says_how_many_are_left_out_why_and_the_first_of_each(tmp_path:
     )
 
 
+def test_a_link_to_itself_is_no_folder_that_cannot_be_read(tmp_path: Path) -> None:
+    for name in ("loop.png", "loop"):
+        (tmp_path / name).symlink_to(name)
+    listing = find_images(tmp_path)
+    assert listing.unreadable is None
+    assert str(listing) == "left out: 2 neither files nor folders (first: loop)"
+
+
+def test_a_long_path_is_said_in_short(tmp_path: Path) -> None:
+    touch(tmp_path, f"{'d' * 100}/{'e' * 100}/.hidden.png")
+    assert str(find_images(tmp_path)) == f"left out: 1 hidden (first: …ddddddd/{'e' * 100}/.hidden.png)"
+
+
 def test_a_linked_file_is_an_image(tmp_path: Path) -> None:
     touch(tmp_path, "a.png")
     (tmp_path / "b.png").symlink_to("a.png")
