@@ -30,6 +30,7 @@ from agent.settings import EvidenceSettings
 from engine.bundle import replace_file
 from engine.errors import ImageError
 from engine.picture import jpeg, with_comment
+from engine.regular_file import read_regular
 
 _LOG: Final = logging.getLogger("atac_agent.line")
 _ROOM: Final = 4
@@ -42,6 +43,7 @@ _COMMIT_S: Final = 2.0
 _QUALITY: Final = 95
 _LARGEST_BYTES: Final = 8_000_000
 _MODE: Final = 0o640
+_INDEX_MAX_BYTES: Final = 1_000_000_000
 _UNFINISHED: Final = ".part"
 _NAME: Final = re.compile(r"[0-9a-f]{12}_\d{10,19}_[A-Z_]+\.jpg")
 _TIDY: Final = 1000
@@ -192,7 +194,8 @@ class Evidence:
         """Take up what earlier runs have kept, and remove what they did not finish."""
         names: list[str] = []
         with suppress(OSError):
-            text = self._index(folder).read_text(encoding="ascii", errors="replace")
+            data = read_regular(self._index(folder), limit=_INDEX_MAX_BYTES)
+            text = data.decode("ascii", errors="replace")
             names = [line for line in text.splitlines() if _NAME.fullmatch(line)]
         found = []
         for name in dict.fromkeys(names):
@@ -220,11 +223,13 @@ class Evidence:
         unfinished = path.with_name(name + _UNFINISHED)
         folder.mkdir(parents=True, exist_ok=True)
         index = self._index(folder)
-        index.touch(_MODE)
-        with index.open("a", encoding="ascii") as file:
+        # Nothing is written through a link, and no pipe is waited for.
+        how = os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_NOFOLLOW | os.O_NONBLOCK
+        with os.fdopen(os.open(index, how | os.O_CLOEXEC, _MODE), "a", encoding="ascii") as file:
             file.write(f"{name}\n")
         try:
-            unfinished.touch(_MODE)
+            unfinished.unlink(missing_ok=True)
+            unfinished.touch(_MODE, exist_ok=False)
             unfinished.write_bytes(data)
             os.utime(unfinished, ns=(now_ns, now_ns))
             unfinished.replace(path)

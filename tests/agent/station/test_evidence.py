@@ -156,6 +156,26 @@ def test_the_index_names_no_file_elsewhere(tmp_path):
     assert outside.exists()
 
 
+@pytest.mark.parametrize("make", [os.mkfifo, lambda path: path.symlink_to("/nowhere/else")])
+def test_an_index_that_is_no_file_is_a_fault_and_not_waited_for(tmp_path, make):
+    with Evidence(EvidenceSettings(folder=tmp_path), "line-3", EPOCH) as evidence:
+        make(evidence._index(tmp_path))
+        evidence.offer(part(1))
+    assert evidence.fault.startswith(f"{tmp_path}: ")
+
+
+def test_no_picture_is_written_through_a_link(tmp_path):
+    other = tmp_path / "other"
+    other.write_text("theirs")
+    folder = tmp_path / "evidence"
+    folder.mkdir()
+    (folder / f"{EPOCH}_0000000001_NG.jpg.part").symlink_to(other)
+    with Evidence(EvidenceSettings(folder=folder), "line-3", EPOCH) as evidence:
+        evidence.offer(part(1))
+    assert other.read_text() == "theirs"
+    assert evidence.fault is None
+
+
 def test_two_agents_share_a_folder_and_each_keeps_to_its_own(tmp_path):
     settings = EvidenceSettings(folder=tmp_path, max_files=1)
     for agent, epoch in (("left", "aaaaaaaaaaaa"), ("right", "bbbbbbbbbbbb")):
