@@ -7,7 +7,7 @@ from pathlib import Path
 from agent.record import outbox, runs
 from agent.record.rescue import locked
 from agent.record.rows import Span
-from agent.record.schema import connected, make_tables, transaction
+from agent.record.schema import check_place, connected, make_tables, transaction
 from engine.errors import ConfigurationError, LedgerError
 
 
@@ -30,6 +30,7 @@ def requeue_in_file(
         ConfigurationError: There is no ledger.
         LedgerError: It cannot be read or written.
     """
+    check_place(path)
     if not path.is_file():
         raise ConfigurationError("ledger.path", str(path), "there is no ledger yet")
     try:

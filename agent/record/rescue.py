@@ -22,7 +22,15 @@ from typing import Any, Final
 
 from agent.part import State
 from agent.record.rows import Kind, Span, utc
-from agent.record.schema import TABLES, connected, error_code, make_tables, transaction
+from agent.record.schema import (
+    TABLES,
+    connected,
+    error_code,
+    make_tables,
+    note_path,
+    transaction,
+)
+from engine.regular_file import read_regular
 
 _LOG: Final = logging.getLogger("atac_agent.ledger")
 _DAMAGED: Final = frozenset({sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB})
@@ -132,7 +140,7 @@ class NoteFile:
     """
 
     def __init__(self, ledger: Path) -> None:
-        self.path: Final = ledger.with_name(f"{ledger.name}.lost")
+        self.path: Final = note_path(ledger)
         self._is_there = False
 
     def prepare(self) -> None:
@@ -164,7 +172,7 @@ class NoteFile:
     def read(self) -> list[Note]:
         """What earlier runs have noted."""
         with suppress(OSError, ValueError, KeyError, TypeError):
-            data = self.path.read_bytes()
+            data = read_regular(self.path, limit=_NOTE_BYTES)
             size, check = int.from_bytes(data[:4], "big"), int.from_bytes(data[4:8], "big")
             body = data[8 : 8 + size]
             if not size or zlib.crc32(body) != check:
@@ -186,7 +194,8 @@ class NoteFile:
         if len(body) > _NOTE_BYTES - 8:
             raise OSError("the note is too long")
         head = len(body).to_bytes(4, "big") + zlib.crc32(body).to_bytes(4, "big")
-        file = os.open(self.path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, _MODE)
+        how = os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK
+        file = os.open(self.path, how, _MODE)
         try:
             os.pwrite(file, (head + body).ljust(_NOTE_BYTES, b"\0"), 0)
             os.fsync(file)

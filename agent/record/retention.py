@@ -35,6 +35,7 @@ _DELIVERIES: Final = 20
 """Waiting deliveries that one step discards."""
 _MOST_DISCARDED: Final = 1000
 """Waiting deliveries that one sweep discards; the next may find parts that were delivered."""
+_MODE: Final = 0o640
 _RESERVE_BYTES: Final = 6_000_000
 """A journal that is due for its checkpoint, and one more group."""
 _ROOM_BYTES: Final = 4_000_000
@@ -360,6 +361,9 @@ class Reserve:
             if self._path.exists() and self._path.stat().st_size == _RESERVE_BYTES:
                 return True
             if shutil.disk_usage(self._path.parent).free > 2 * _RESERVE_BYTES:
+                # A file of our own, wherever a link or a pipe of this name would lead.
+                self._path.unlink(missing_ok=True)
+                self._path.touch(_MODE, exist_ok=False)
                 self._path.write_bytes(bytes(_RESERVE_BYTES))
                 return True
         return False

@@ -11,6 +11,7 @@ The columns of a key come first in every WITHOUT ROWID table: `quick_check` of S
 Every function here works on one connection and runs in the ledger's owner thread.
 """
 
+import errno
 import os
 import re
 import secrets
@@ -21,11 +22,13 @@ from pathlib import Path
 from typing import Final
 
 from engine.errors import ConfigurationError
+from engine.regular_file import open_regular
 
 VERSION: Final = 1
 _APPLICATION: Final = 0x41544143
 """`ATAC`: which program a file belongs to."""
 _MODE: Final = 0o640
+_HEADER: Final = b"SQLite format 3\0"
 _NULL_FOUND: Final = re.compile(r"NULL value in (\w+)\.(\w+)")
 _FINDINGS: Final = 100
 
@@ -195,9 +198,30 @@ def check_place(path: Path) -> None:
         return
     if path.is_dir():
         raise ConfigurationError("ledger.path", str(path), "is a folder; name a file")
+    _check_kind(path)
     place = path if path.exists() else path.parent
     if not is_read_only(path.parent) and not os.access(place, os.R_OK | os.W_OK):
         raise ConfigurationError("ledger.path", str(path), f"{place} may not be written")
+
+
+def note_path(path: Path) -> Path:
+    """The small file beside every ledger (`agent/record/rescue.py`)."""
+    return path.with_name(f"{path.name}.lost")
+
+
+def _check_kind(path: Path) -> None:
+    """Refuse a device, a pipe, and a file that was never a ledger: none shall be moved aside."""
+    try:
+        with open_regular(path) as file:
+            head = file.read(len(_HEADER))
+    except OSError as error:
+        if error.errno in {errno.EINVAL, errno.ELOOP, errno.ENXIO}:
+            remedy = "is no regular file; name one"
+            raise ConfigurationError("ledger.path", str(path), remedy) from None
+        return
+    if head and head != _HEADER and not note_path(path).exists():
+        remedy = "is a file of another kind; name another, or move it away"
+        raise ConfigurationError("ledger.path", str(path), remedy)
 
 
 def is_read_only(folder: Path) -> bool:

@@ -23,9 +23,10 @@ from agent.part import Part, State, Trigger
 from agent.record.annotations import ThresholdChange
 from agent.record.ledger import Ledger
 from agent.record.replay import requeue_in_file
+from agent.record.retention import Limits
 from agent.record.rows import Event, software, with_span
 from agent.record.runs import ABANDONED, write_tally
-from agent.record.schema import TABLES, damage
+from agent.record.schema import TABLES, damage, note_path
 from engine.errors import ConfigurationError, LedgerError
 from tests.records import Wants, add, begin, end, fill, inspected, settle, with_thumbnails
 
@@ -340,10 +341,20 @@ def test_the_wait_for_a_file_ends_with_the_stop(path):
 
 @pytest.mark.parametrize(
     ("place", "reason"),
-    [(".", "is a folder"), ("file/ledger", "its folder cannot be made")],
+    [
+        (".", "is a folder"),
+        ("file/ledger", "its folder cannot be made"),
+        ("pipe", "is no regular file"),
+        ("loop", "is no regular file"),
+        ("/dev/null", "is no regular file"),
+        ("agent.yaml", "is a file of another kind"),
+    ],
 )
 def test_a_place_where_no_ledger_can_be(tmp_path, place, reason):
     (tmp_path / "file").touch()
+    (tmp_path / "agent.yaml").write_text("agent: {id: a}\n")
+    (tmp_path / "loop").symlink_to("loop")
+    os.mkfifo(tmp_path / "pipe")
     with (
         pytest.raises(ConfigurationError, match=reason),
         Ledger(tmp_path / place, agent_id="line1"),
@@ -406,6 +417,7 @@ def test_doctor_finds_what_the_start_would(path):
 def test_copies_of_damaged_files_are_bounded(path, monkeypatch):
     for n in range(6):
         monkeypatch.setattr(agent.record.rescue, "utc", lambda _ns, n=n: f"time-{n}")
+        note_path(path).touch()
         path.write_bytes(b"not a database at all" * 1000)
         with opened(path):
             pass
@@ -544,7 +556,25 @@ def test_a_mark_does_not_write_the_picture_again(path):
         assert 0 < written() - before < 40_000
 
 
-def test_a_file_that_is_no_database_is_moved_aside(path):
+def test_what_lies_beside_the_ledger_is_not_followed_and_not_waited_for(path, tmp_path):
+    other = tmp_path / "of somebody else"
+    other.write_text("theirs")
+    for name in ("lost", "reserve"):
+        path.with_name(f"{path.name}.{name}").symlink_to(other)
+    with opened(path, limits=Limits(keep_ns=10**18, max_bytes=10**9)) as ledger:
+        add(ledger, State.NG)
+        assert ledger.flush()
+    for name in ("lost", "reserve"):
+        path.with_name(f"{path.name}.{name}").unlink()
+        os.mkfifo(path.with_name(f"{path.name}.{name}"))
+    with opened(path, limits=Limits(keep_ns=10**18, max_bytes=10**9)) as ledger:
+        add(ledger, State.NG)
+        assert ledger.flush()
+    assert other.read_text() == "theirs"
+
+
+def test_a_file_that_is_no_database_is_moved_aside_where_a_ledger_was(path):
+    note_path(path).touch()
     path.write_bytes(b"not a database at all" * 1000)
     with opened(path) as ledger:
         end(ledger, begin(ledger))
