@@ -74,7 +74,10 @@ def test_a_link_to_itself_is_no_folder_that_cannot_be_read(tmp_path: Path) -> No
 
 def test_a_long_path_is_said_in_short(tmp_path: Path) -> None:
     touch(tmp_path, f"{'d' * 100}/{'e' * 100}/.hidden.png")
-    assert str(find_images(tmp_path)) == f"left out: 1 hidden (first: …ddddddd/{'e' * 100}/.hidden.png)"
+    assert (
+        str(find_images(tmp_path))
+        == f"left out: 1 hidden (first: …ddddddd/{'e' * 100}/.hidden.png)"
+    )
 
 
 def test_a_linked_file_is_an_image(tmp_path: Path) -> None:
