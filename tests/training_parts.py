@@ -10,8 +10,10 @@ from PIL import Image, ImageDraw
 
 from train.backbones.resnet import ResNet
 from train.datasets import Images, Source, Split, TrainingImages, draw_split, find_source
+from train.nearest_patch import Bank
 from train.recipes import RecipeSettings, Run, Trained, open_recipe
 from train.recipes.line import Line
+from train.recipes.nearest import Nearest
 from train.recipes.paper import Paper
 from train.schedule import Steps
 from train.weights import Weights
@@ -82,6 +84,17 @@ def line() -> Line:
         epochs=1,
         least_steps=4,
         batch=8,
+    )
+
+
+@pytest.fixture(scope="session")
+def nearest() -> Nearest:
+    settings = Nearest()
+    return replace(
+        settings,
+        view=replace(settings.view, side=48, equalise="never"),
+        backbone=SMALL,
+        memory_bank=Bank(patches=300, directions=64),
     )
 
 

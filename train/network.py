@@ -211,7 +211,7 @@ class AtacNet(Network):
             near zero.
     """
 
-    exact_in_int8 = (
+    exact_in_int8: ClassVar[tuple[str, ...]] = (
         "head.refine.",
         "head.score.",
         "head.locate.",

@@ -26,6 +26,7 @@ from train.recipes.line import (
     Supervised,
     SyntheticDefects,
 )
+from train.recipes.nearest import Nearest
 from train.recipes.paper import Paper, score_loss
 from train.schedule import Steps
 from train.weights import Weights
@@ -42,8 +43,8 @@ class Located:
 
 
 def test_a_recipe_survives_its_file():
-    assert RECIPES.names() == ("line", "paper")
-    for settings in (Paper(), Line()):
+    assert RECIPES.names() == ("line", "nearest", "paper")
+    for settings in (Paper(), Line(), Nearest()):
         text = RECIPE_JSON.dump_json(settings)
         assert json.loads(text)["type"] == settings.type
         assert RECIPE_JSON.validate_json(text) == settings
@@ -193,7 +194,7 @@ def test_training_separates_defects(images, line, tmp_path):
     assert not result.network.training
 
 
-@pytest.mark.parametrize("recipe", ["line", "paper"])
+@pytest.mark.parametrize("recipe", ["line", "nearest", "paper"])
 def test_the_same_seed_gives_the_same_weights(images, recipe, request, tmp_path):
     settings = request.getfixturevalue(recipe)
 

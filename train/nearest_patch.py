@@ -1,0 +1,149 @@
+"""The memory bank: patches of good parts, and how far a patch is from the nearest of them.
+
+PatchCore (Roth et al. 2022) scores so. Here channels are standardised and patches have length 1, so
+that they differ by direction and not by contrast; few principal directions of good patches are
+compared; and a greedy search keeps patches that lie far from each other (k-centre).
+"""
+
+from typing import Annotated, Final
+
+import torch
+import torch.nn.functional as F  # noqa: N812  (PyTorch's own custom)
+from pydantic import Field
+from torch import Tensor, nn
+
+from engine.spec import spec
+from train.apart import lengths
+from train.network import Maps
+
+FITTED: Final = 20_000  # good patches that the directions are fitted to
+CANDIDATES: Final = 24_000  # good patches that the search chooses from
+_SEARCHED: Final = 64  # random dimensions of that search
+_AT_ONCE: Final = 8  # patches that it adds in one step
+_APART: Final = 0.5  # of the largest distance: what those of one step have between them
+_LEAST_STD: Final = 1e-3
+_AROUND: Final = 5  # patches a side that attention is the mean of
+_ASIDE: Final = 0.3  # what attention is worth beside its peak: less than ω
+
+
+@spec
+class Bank:
+    """How many `patches` of good parts it keeps, compared in so many `directions`."""
+
+    patches: Annotated[int, Field(ge=1)] = 3000
+    directions: Annotated[int, Field(ge=1)] = 256
+
+
+class NearestPatch(nn.Module):
+    """The distance of each patch to the nearest of the bank, 0 … 2; `fit` and `hold` fill it.
+
+    It takes the place of σ and τ in `train.network.AtacNet`, whose names for convolutions it has.
+
+    `origin` tells of which good training image each patch of the bank is.
+    """
+
+    mean: Tensor
+    std: Tensor
+    origin: Tensor
+
+    def __init__(self, channels: int, settings: Bank) -> None:
+        super().__init__()
+        directions = min(settings.directions, channels)
+        self.register_buffer("mean", torch.zeros(1, channels, 1, 1))
+        self.register_buffer("std", torch.ones(1, channels, 1, 1))
+        self.register_buffer("origin", torch.full((settings.patches,), -1))
+        self.convolve = nn.Conv2d(channels, directions, 1, bias=False)  # the projection
+        self.score = nn.Conv2d(directions, settings.patches, 1, bias=False)  # the bank
+        self.requires_grad_(requires_grad=False)
+
+    def compared(self, features: Tensor | list[Tensor]) -> Tensor:
+        """What is compared of features `(N, C, h, w)`, or of maps: shorter than 1, `(N, d, h, w)`.
+
+        Of maps each is standardised on its own grid; that, and enlarging them, may change places.
+        """
+        x: Tensor | list[Tensor]
+        if isinstance(features, Tensor):
+            x = (features - self.mean) / self.std
+            length = lengths([x])
+        else:
+            channels = [each.shape[1] for each in features]
+            means, stds = (torch.split(each, channels, dim=1) for each in (self.mean, self.std))
+            x = [(each - mean) / std for each, mean, std in zip(features, means, stds, strict=True)]
+            length = lengths(x)
+        directed: Tensor = self.convolve(x) / length  # one number a patch: it may be divided last
+        return directed
+
+    def forward(self, features: Tensor | list[Tensor]) -> Maps:
+        """Distances as the score map of features `(N, C, h, w)`, or of maps."""
+        return located(self.distances(features))
+
+    def distances(self, features: Tensor | list[Tensor]) -> Tensor:
+        """Distances `(N, h, w)` of features `(N, C, h, w)`, or of maps."""
+        return as_distance(self.score(self.compared(features)).amax(dim=1))
+
+    def fit(self, patches: Tensor) -> None:
+        """Take standardisation and directions from good patches `(n, C)`."""
+        std, mean = torch.std_mean(patches, dim=0)
+        std = std + _LEAST_STD
+        unit = F.normalize((patches - mean) / std, dim=1)
+        _, directions = torch.linalg.eigh(unit.T @ unit)  # the largest come last
+        kept = directions[:, -len(self.convolve.weight) :].flip(1).T
+        self.mean.copy_(mean[None, :, None, None])
+        self.std.copy_(std[None, :, None, None])
+        self.convolve.weight.copy_(kept[:, :, None, None])
+
+    def hold(self, patches: Tensor, origin: Tensor, *, seed: int) -> None:
+        """Keep some of good `patches` `(n, directions)`, those of images `origin` `(n,)`."""
+        count = len(self.origin)
+        chosen = k_centre(patches, count, seed=seed)
+        chosen = chosen.repeat(-(-count // len(chosen)))[:count]  # of fewer some come twice
+        self.score.weight.copy_(patches[chosen][:, :, None, None])
+        self.origin.copy_(origin[chosen])
+
+    def without(self, image: int, compared: Tensor) -> Tensor:
+        """Distances `(h, w)` of a view `(directions, h, w)` to what is not of this good image."""
+        cosines = self.score(compared[None])[0]
+        return as_distance(cosines[self.origin != image].amax(dim=0))
+
+
+def located(distances: Tensor) -> Maps:
+    """Maps of distances `(N, h, w)`; of attention only the peak is above ω, and is boxed."""
+    attention = F.avg_pool2d(distances[:, None], _AROUND, 1, _AROUND // 2, count_include_pad=False)
+    peak = attention.amax(dim=(2, 3), keepdim=True)
+    return Maps(distances, torch.where(attention < peak, _ASIDE * attention, attention)[:, 0])
+
+
+def as_distance(cosine: Tensor) -> Tensor:
+    """The distance of two directions by their cosine."""
+    return torch.sqrt(torch.relu(2 - 2 * cosine))
+
+
+def k_centre(patches: Tensor, size: int, *, seed: int) -> Tensor:
+    """Places of `size` of `patches` `(n, d)` that lie far from each other; all, if there are fewer.
+
+    The greedy search adds what is farthest from all it has, some at a time, in a random projection
+    (Johnson and Lindenstrauss 1984). Those of one step must be apart from each other too.
+    """
+    generator = torch.Generator().manual_seed(seed)
+    if len(patches) <= size:
+        return torch.arange(len(patches), device=patches.device)
+    random = torch.randn(patches.shape[1], _SEARCHED, generator=generator).to(patches.device)
+    x = patches.float() @ (random / _SEARCHED**0.5)
+    squares = (x * x).sum(dim=1)
+    nearest = torch.full((len(x),), torch.inf, device=x.device)  # squared, to what is chosen
+    new = [int(torch.randint(len(x), (1,), generator=generator))]
+    chosen: list[int] = []
+    while len(chosen) + len(new) < size:
+        chosen += new
+        distances = squares[:, None] + squares[new][None] - 2 * x @ x[new].T
+        nearest = torch.minimum(nearest, distances.amin(dim=1))
+        nearest[chosen] = -1
+        farthest = nearest.topk(min(4 * _AT_ONCE, len(x))).indices
+        between = torch.cdist(x[farthest], x[farthest]).square()
+        limit = _APART * nearest[farthest]
+        taken: list[int] = []
+        for at in range(len(farthest)):
+            if len(taken) < _AT_ONCE and bool((between[at, taken] > limit[at]).all()):
+                taken.append(at)
+        new = farthest[taken].tolist()
+    return torch.tensor((chosen + new)[:size], device=patches.device)
