@@ -38,7 +38,11 @@ def train(
         Path | None, typer.Option(help="Folder of defective parts, with --good.")
     ] = None,
     recipe: Annotated[
-        str, typer.Option(help="line works best; paper does what the paper says.")
+        str,
+        typer.Option(
+            help="line works best with known defects; nearest needs none; paper does what the paper "
+            "says."
+        ),
     ] = "line",
     backbone: Annotated[
         str | None,
