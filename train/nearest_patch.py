@@ -28,7 +28,7 @@ _ASIDE: Final = 0.3  # what attention is worth beside its peak: less than ω
 
 @spec
 class Bank:
-    """How many `patches` of good parts it keeps, compared in so many `directions`."""
+    """How many `patches` of good parts it keeps, compared in how many `directions`."""
 
     patches: Annotated[int, Field(ge=1)] = 3000
     directions: Annotated[int, Field(ge=1)] = 256
