@@ -5,6 +5,7 @@ that they differ by direction and not by contrast; few principal directions of g
 compared; and a greedy search keeps patches that lie far from each other (k-centre).
 """
 
+from itertools import accumulate
 from typing import Annotated, Final
 
 import torch
@@ -66,9 +67,12 @@ class NearestPatch(nn.Module):
             x = (features - self.mean) / self.std
             length = lengths([x])
         else:
-            channels = [each.shape[1] for each in features]
-            means, stds = (torch.split(each, channels, dim=1) for each in (self.mean, self.std))
-            x = [(each - mean) / std for each, mean, std in zip(features, means, stds, strict=True)]
+            ends = list(accumulate(each.shape[1] for each in features))
+            x = [
+                (each - self.mean[:, end - each.shape[1] : end])
+                / self.std[:, end - each.shape[1] : end]
+                for each, end in zip(features, ends, strict=True)
+            ]
             length = lengths(x)
         directed: Tensor = self.convolve(x) / length  # one number a patch: it may be divided last
         return directed

@@ -40,8 +40,8 @@ def train(
     recipe: Annotated[
         str,
         typer.Option(
-            help="line works best with known defects; nearest needs none; paper does what the paper "
-            "says."
+            help="line works best with known defects; nearest needs none; "
+            "paper does what the paper says."
         ),
     ] = "line",
     backbone: Annotated[

@@ -201,7 +201,7 @@ def test_a_folder_without_enough_good_images_fails_before_training(agent, parts,
     ("given", "said"),
     [
         (("--profile", "line"), "--profile: 'line': is now called --recipe line"),
-        (("--recipe", "cookbook"), "--recipe: 'cookbook': write line, nearest or paper"),
+        (("--recipe", "cookbook"), "--recipe: 'cookbook': write line or nearest or paper"),
         (("--backbone", "vgg16"), "--backbone: 'vgg16': is not known; write resnet18 or"),
         (("--stage", "layer7"), "--stage: 'layer7': a ResNet has layer2, layer3, layer4"),
         (("--backbone-weights", "download"), "is not for resnet50"),
