@@ -1,14 +1,17 @@
 """docs/install.md: its commands, run as they are written, in folders of the test."""
 
 import json
+import os
 import re
 import shlex
 import shutil
 import subprocess
+import sys
 import tomllib
 from pathlib import Path
 
 import pytest
+from PIL import Image
 
 from agent.settings import load_config
 from tests.fresh_environment import FreshEnvironment
@@ -85,6 +88,42 @@ def test_the_unit_lets_the_agent_do_little():
     if "unrecognized option" in done.stderr:
         pytest.skip("this systemd rates no unit that is not installed")
     assert done.returncode == 0, done.stdout + done.stderr
+
+
+@pytest.mark.skipif(shutil.which("systemd-analyze") is None, reason="needs systemd-analyze")
+def test_the_unit_allows_every_system_call_of_a_run(tmp_path):
+    tracer = shutil.which("strace")
+    if tracer is None or subprocess.run([tracer, "-qq", "true"], check=False).returncode:
+        pytest.skip("strace is not installed or may not trace here: apt-get install strace")
+    (tmp_path / "in").mkdir()
+    Image.new("L", (64, 64)).save(tmp_path / "in" / "part.png")
+    (tmp_path / "agent.yaml").write_text(
+        f"agent: {{id: a}}\nbundle: {{path: {ROOT / 'agent' / 'demo_bundle'}}}\n"
+        "cameras:\n  - {name: folder, type: folder, path: in}\n"
+        "  - {name: drawn, type: conveyor, parts: 20}\n"
+        "evidence: {folder: evidence}\nmqtt: {host: 127.0.0.1, port: 1, drain_s: 0}\n"
+    )
+    agent = [sys.executable, "-c", "from agent.cli import main; main()"]
+    subprocess.run(
+        [*(tracer, "-f", "-qq", "-c", "-o", tmp_path / "calls"),
+         *(*agent, "run", "--config", tmp_path / "agent.yaml")],
+        env={**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"},
+        check=True, capture_output=True,
+    )  # fmt: skip
+    rows = (tmp_path / "calls").read_text().splitlines()[2:-2]
+    used = {row.split()[3 if len(row.split()) == 4 else -1] for row in rows}
+    # SQLite asks for it where it runs as root, which a service does not.
+    assert used - allowed("@system-service") | used & allowed("@privileged") <= {"fchown"}
+
+
+def allowed(group):
+    """The system calls of a group of systemd's."""
+    asked = subprocess.run(
+        ["systemd-analyze", "syscall-filter", group], capture_output=True, text=True, check=True
+    )
+    found = {line.strip() for line in asked.stdout.splitlines()[1:] if line.startswith(" ")}
+    inner = {name for name in found if name.startswith("@")}
+    return (found - inner).union(*map(allowed, inner))
 
 
 def test_page_and_unit_name_the_same_places():
