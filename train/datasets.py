@@ -25,7 +25,7 @@ from engine.bundle import Bundle, Sha256, pixels_sha256
 from engine.errors import ConfigurationError, ImageError, TrainingError
 from engine.frame import Pixels
 from engine.image import read_image
-from engine.listing import Listing, find_images, is_part_folder
+from engine.listing import Listing, find_images, is_part_folder, reason_by_name
 from engine.spec import spec
 from train.anomalies import Mask
 from train.cache import ByteLimitedCache
@@ -173,6 +173,7 @@ def left_out(source: Source) -> list[str]:
     if source.good is None:
         others = [name for name in _folders(source.root / "train") if name != GOOD]
         lines += [f"{source.root / 'train' / name}: only {GOOD} is used there" for name in others]
+    lines += _loose(source)
     masks = source.root / MASKS
     if masks.is_dir():
         used = {mask for *_, mask in _listing(source) if mask is not None}
@@ -181,6 +182,24 @@ def left_out(source: Source) -> list[str]:
             lines.append(
                 f"{masks}: {len(unused)} files belong to no image (first: {unused[0]}); the mask "
                 f"of scratch/001.png is {MASKS}/scratch/001_mask.png"
+            )
+    return lines
+
+
+def _loose(source: Source) -> list[str]:
+    """Images that lie beside the folders, where nobody looks for them."""
+    places = {source.root}
+    if source.good is None:
+        places |= {source.root / "train", source.root / "test"}
+    if {source.good, source.defective} & places:
+        return []  # the folder itself is one of good or defective parts
+    lines = []
+    for place in sorted(place for place in places if place.is_dir()):
+        names = sorted(each.name for each in place.iterdir() if reason_by_name(each.name) is None)
+        if loose := [name for name in names if (place / name).is_file()]:
+            lines.append(
+                f"{place}: {len(loose)} images lie beside its folders and are not used "
+                f"(first: {loose[0]})"
             )
     return lines
 

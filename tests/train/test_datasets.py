@@ -201,14 +201,16 @@ def test_what_other_programs_leave_is_no_type_of_defect_and_is_said(copy):
     mask = next((copy / "ground_truth/spot").iterdir())
     mask.rename(mask.with_name("another.png"))
     (copy / "test/spot/photo.jfif").write_bytes(b"x")
+    shutil.copy(next((copy / "test/spot").glob("*.png")), copy / "test/loose.png")
     split = drawn(copy)
     assert {item.kind for item in (*split.training, *split.test)} == {"good", "spot", "scratch"}
     lines = left_out(find_source(copy, None, None))
-    assert len(lines) == 3
+    assert len(lines) == 4
     assert "1 hidden (first: .ipynb_checkpoints)" in lines[0]
     assert "(first: spot/photo.jfif)" in lines[0]
     assert "only good is used there" in lines[1]
-    assert "1 files belong to no image (first: ground_truth/spot/another.png)" in lines[2]
+    assert "1 images lie beside its folders and are not used (first: loose.png)" in lines[2]
+    assert "1 files belong to no image (first: ground_truth/spot/another.png)" in lines[3]
 
 
 def test_a_folder_that_cannot_be_read_ends_training(copy, monkeypatch):
