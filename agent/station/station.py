@@ -474,14 +474,20 @@ _NONE_YET: Final = CameraStatus(triggers=0, counts=dict.fromkeys(State, 0))
 
 @contextmanager
 def stopping_on_signals(stop: threading.Event) -> Iterator[None]:
-    """Within this context Ctrl-C and SIGTERM set `stop`; a second one acts as usual."""
+    """Within this context Ctrl-C, SIGTERM and a terminal that goes set `stop`.
+
+    A second signal acts as usual. A terminal's end is ignored where `nohup` has asked for it.
+    """
 
     def handle(number: int, _frame: FrameType | None) -> None:
         signal.signal(number, before[signal.Signals(number)])
         # In another thread, as this one may hold the event's lock right now.
         threading.Thread(target=stop.set, name="atac-stop").start()
 
-    before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+    numbers = [signal.SIGINT, signal.SIGTERM]
+    if signal.getsignal(signal.SIGHUP) is not signal.SIG_IGN:
+        numbers.append(signal.SIGHUP)
+    before = {number: signal.getsignal(number) for number in numbers}
     for number in before:
         signal.signal(number, handle)
     try:

@@ -171,7 +171,7 @@ def test_several_cameras_are_counted_each_and_together(place):
     assert "right: folder gives 30×20 colour frames" in out
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
 def test_a_signal_finishes_the_part_in_hand_and_loses_no_verdict(place, number):
     configure(place, "{type: conveyor, parts_per_minute: 1200}")
     with started("run", "--config", place / "agent.yaml", "--json") as process:
