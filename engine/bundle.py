@@ -4,6 +4,7 @@
     network.onnx           the fp32 network; network.fp16.onnx, network.int8.onnx beside it
     weights.safetensors    the trained parameters, for further training
     parity.json            how far the precisions agree, in decisions
+    cross_fitted.json      scores of images by models made without them, where the recipe has them
     calibration.json       the threshold; written later, bound to the manifest's own hash
     manifest.sig           a signature of the manifest, where somebody has signed it
 
