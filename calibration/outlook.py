@@ -33,6 +33,8 @@ _LISTED: Final = 3
 _SIDE: Final = 480
 _CONFIDENCE: Final = 0.95
 _FEW_DEFECTS: Final = 20
+_ENOUGH_DEFECTS: Final = 50
+"""From here on a headline needs no interval."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -99,8 +101,14 @@ def headline(calibration: Calibration) -> str:
             f"{good.capitalize()}. How many defects will be found is not known: no defect was "
             "given."
         )
-    found = calibration.detected / calibration.defective
-    return f"Of 100 defects like yours, {_of_100(found)} will be found; {good}."
+    of, found = calibration.defective, calibration.detected
+    if of < _ENOUGH_DEFECTS:
+        low, high = interval(found, of, confidence=calibration.confidence)
+        share = f"about {_of_100(found / of)}"
+        known = f" ({counted(of, 'defect')}: {_of_100(low)} to {_of_100(high)})"
+    else:
+        share, known = f"{_of_100(found / of)}", ""
+    return f"Of 100 defects like yours, {share} will be found{known}; {good}."
 
 
 def look_first(calibration: Calibration, costs: Costs) -> str:
@@ -292,10 +300,8 @@ def _steps(calibration: Calibration, costs: Costs) -> Iterator[str]:
             f"instead of {found} (--max-false-reject {100 * price.max_false_reject:g}%)."
         )
     if 0 < of < _FEW_DEFECTS:
-        low, high = interval(found, of, confidence=calibration.confidence)
         yield (
-            f"{counted(of, 'defect')} say little: of 100 defects {_of_100(low)} to "
-            f"{_of_100(high)} may be found. Bring {_FEW_DEFECTS} or more, of each type several."
+            f"{counted(of, 'defect')} say little. Bring {_FEW_DEFECTS} or more, several of a type."
         )
     if not calibration.is_proved:
         needed = good_parts_needed(

@@ -124,13 +124,15 @@ def examine(finished: Finished) -> Outcome:
     )
 
 
-def summary(outcome: Outcome) -> str:
-    """What was trained, what that says of it, and what to do next."""
+def summary(outcome: Outcome, outlook: Outlook | None = None) -> str:
+    """What was trained, what that says of it where no `outlook` says more, and what to do next."""
     record = outcome.record
     trained = (
         f"Trained on {record.good} good and {counted(record.defective, 'defective image')} "
         f"in {_duration(record.seconds)}."
     )
+    if outlook is not None:
+        return f"{trained} Next: agent evaluate tests it, agent calibrate sets the threshold."
     if not outcome.defective:
         return f"{trained} Without a known defect, nobody can say how well it separates."
     of, above = len(outcome.defective), len(outcome.above_good(outcome.defective))
@@ -176,7 +178,7 @@ def write_report(
         title="Training report",
         bundle_id=outcome.bundle_id,
         recipe=outcome.settings.type,
-        summary=summary(outcome),
+        summary=summary(outcome, outlook),
         outlook=outlook,
         warnings=list(_warnings(outcome) if outlook is None else ()),
         advice=advice(outcome, outlook),

@@ -314,7 +314,8 @@ def _scored(
     """
     from calibration.scores import score_pictures
 
-    progress.stage(f"scoring {label} parts", parts.count, "parts")
+    if parts.count:
+        progress.stage(f"scoring {label} parts", parts.count, "parts")
     return score_pictures(
         inspector,
         parts.pictures,

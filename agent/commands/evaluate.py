@@ -129,10 +129,20 @@ def _record(
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class _ThresholdScores:
+    """Scores that set a threshold, and of whose good parts; none: the test's own do."""
+
+    of: str
+    values: tuple[float, ...]
+    is_proved: bool
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class _Promise:
     """What is found at one limit on false rejects, overall (`all`) and by type of defect."""
 
     scores_of: str
+    is_proved: bool
     by_kind: "dict[str, AtPromise]"
 
     @property
@@ -142,25 +152,30 @@ class _Promise:
 
 def _threshold_scores(
     bundle: "Bundle", record: "CalibrationRecord | None", precision: "Precision"
-) -> tuple[str, tuple[float, ...]]:
-    """Scores of good parts that neither training nor test saw, and whose they are; or none."""
+) -> "_ThresholdScores":
+    """Scores of good parts that neither training nor test saw, or none."""
     from engine.cross_fitted import cross_fitted_of
 
     if record is not None:
-        return "the calibration", record.calibration.good_scores
+        found = record.calibration
+        return _ThresholdScores(
+            of="the calibration", values=found.good_scores, is_proved=found.is_proved
+        )
     cross_fitted = cross_fitted_of(bundle)
     if cross_fitted is not None and precision == "fp32":
-        return "training, each scored without itself", tuple(
-            part.score for part in cross_fitted.good
+        return _ThresholdScores(
+            of="training, each scored without itself",
+            values=tuple(part.score for part in cross_fitted.good),
+            is_proved=False,
         )
-    return "the test, parted in all ways", ()
+    return _ThresholdScores(of="the test, parted in all ways", values=(), is_proved=True)
 
 
-def _promises(found: "Evaluation", scores: tuple[str, tuple[float, ...]]) -> "list[_Promise]":
+def _promises(found: "Evaluation", scores: "_ThresholdScores") -> "list[_Promise]":
     """What each limit on false rejects finds; one where the parts carry no lower one."""
     from calibration.price import at_promise, over_all_partings
 
-    scores_of, given = scores
+    given = scores.values
     used = set(given)  # a part of the test that the calibration has too is judged by no test
     good = [one.score for one in found.images if not one.defective and one.score not in used]
     kinds = {
@@ -171,12 +186,13 @@ def _promises(found: "Evaluation", scores: tuple[str, tuple[float, ...]]) -> "li
         return []
     promises = [
         _Promise(
-            scores_of=scores_of,
+            scores_of=scores.of,
+            is_proved=scores.is_proved,
             by_kind={
-                kind: at_promise(given, good, scores, max_false_reject=rate, confidence=_CONFIDENCE)
+                kind: at_promise(given, good, bad, max_false_reject=rate, confidence=_CONFIDENCE)
                 if given
-                else over_all_partings(good, scores, max_false_reject=rate, confidence=_CONFIDENCE)
-                for kind, scores in kinds.items()
+                else over_all_partings(good, bad, max_false_reject=rate, confidence=_CONFIDENCE)
+                for kind, bad in kinds.items()
             },
         )
         for rate in _LIMITS
@@ -211,8 +227,9 @@ def _said(promise: _Promise) -> str:
         if at.false_rejects is None
         else f" Rejected here: {percent(at.false_rejects, digits=2)}."
     )
+    bound = "with" if promise.is_proved else "estimated with the bound of"
     return (
-        f"Where at most {percent(at.promised, digits=2)} of good parts are rejected, with "
+        f"Where at most {percent(at.promised, digits=2)} of good parts are rejected, {bound} "
         f"{percent(_CONFIDENCE)} confidence, {percent(at.found, digits=3)} of the defects are "
         f"found (threshold by {at.parts} good parts of {promise.scores_of}).{rejected}"
     )

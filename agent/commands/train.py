@@ -168,7 +168,7 @@ def _report(finished: "Finished") -> tuple[str, Path | None]:
         sys.stderr.write(f"WARNING: no {REPORT}, but the bundle is complete: {error}\n")
         record = finished.written.bundle.manifest.training
         return f"Trained on {record.good} good and {record.defective} defective images.", None
-    said = summary(outcome)
+    said = summary(outcome, outlook)
     if outlook is not None:
         said = " ".join(filter(None, (outlook.look_first, outlook.headline, said)))
     return said, path

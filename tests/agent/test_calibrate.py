@@ -68,9 +68,9 @@ def test_the_answer_is_a_promise_and_two_files(
     assert (code, err) == (0, "")
     assert "Found by type: dent 4 of 4, spot 4 of 4." in out
     assert out.startswith(
-        "Of 100 defects like yours, 100 will be found; of 1 000 good parts at most 50 will be "
-        "rejected.\nAt most 5 % of good parts will be rejected, with 95 % confidence: "
-        "0 of n=62 good parts"
+        "Of 100 defects like yours, about 100 will be found (8 defects: 63 to 100); of 1 000 good "
+        "parts at most 50 will be rejected.\n"
+        "At most 5 % of good parts will be rejected, with 95 % confidence: 0 of n=62 good parts"
     )
     assert "8 of 8 defective parts are detected" in out
     assert " threshold " in out
@@ -155,9 +155,10 @@ def test_parts_that_trained_set_the_threshold_where_each_was_scored_without_itse
     code, out, err = calibrate("--bundle", bundle.path)
     assert (code, err) == (0, "")
     assert out.startswith(
-        "Of 100 defects like yours, 66 will be found; of 1 000 good parts at most 30 should be "
-        "rejected.\nAt most 3 % of good parts are expected to be rejected, estimated with the "
-        "bound of 95 % confidence and not proved: 1 of n=160 good parts"
+        "Of 100 defects like yours, about 66 will be found (3 defects: 9 to 99); of 1 000 good "
+        "parts at most 30 should be rejected.\n"
+        "At most 3 % of good parts are expected to be rejected, estimated with the bound of 95 % "
+        "confidence and not proved: 1 of n=160 good parts"
     )
     record = read_calibration(open_bundle(bundle.path)).calibration
     assert (record.threshold, record.cross_fitted, record.is_proved) == (1.995, 160, False)

@@ -115,7 +115,7 @@ def test_nothing_is_said_first_where_nothing_is_odd(bundle: Bundle) -> None:
     calibration = made(bundle, good, scores((5.0,) * 30, "b"))
     outlook = outlook_of(calibration, costs_of(calibration, good), good, None)
     assert outlook.look_first == ""
-    assert outlook.headline.startswith("Of 100 defects like yours, 100 will be found")
+    assert outlook.headline.startswith("Of 100 defects like yours, about 100 will be")
     assert outlook.steps == ()
 
 

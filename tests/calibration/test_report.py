@@ -193,7 +193,7 @@ def test_the_page_stands_alone(bundle: Bundle) -> None:
     assert promise(calibration) in words
     assert detection(calibration) in words
     assert misses(calibration) in words
-    assert "Of 100 defects like yours, 95 will be found" in words
+    assert "about 95 will be found (20 defects: 75 to 99)" in words
     assert "Is this one really good?" in words
     assert "What each promise costs" in words
     assert "<good>/1.png" in words

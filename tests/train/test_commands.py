@@ -160,7 +160,7 @@ def test_cross_fitted_scores_judge_the_test_where_there_is_no_calibration(
     assert (three["by_kind"]["all"]["promised"], one["by_kind"]["all"]["promised"]) == (0.03, 0.01)
     assert (one["by_kind"]["all"]["found"], one["by_kind"]["all"]["false_rejects"]) == (0, 0)
     said = agent("evaluate", "--bundle", out, "--data", parts).stdout
-    assert "Where at most 1 % of good parts are rejected, with 95 % confidence, 0 % of the" in said
+    assert "at most 1 % of good parts are rejected, estimated with the bound of 95 % conf" in said
     assert "Rejected here: 0 %." in said
 
 

@@ -144,7 +144,7 @@ def test_cross_fitted_scores_lead_the_page(source: Source, split: Split, tmp_pat
         "Look at good/099.png and good/098.png first: are they really good? They cost 2 of your 3 "
     )
     page = path.read_text(encoding="utf-8")
-    assert page.index("Look at good/099.png") < page.index("Of 100 defects like yours, 33 will be")
+    assert page.index("Look at good/099.png") < page.index("like yours, about 33 will be")
     assert page.index("of 1 000 good parts at most 30 should be") < page.index("What to do next")
     assert "agent calibrate needs 59" not in page
     assert "Models that had not seen an image gave its score" in page
