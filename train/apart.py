@@ -14,7 +14,7 @@ def enlarged(feature: Tensor, size: torch.Size) -> Tensor:
     if (height, width) == (wanted_h, wanted_w):
         return feature
     if wanted_h % height == wanted_w % width == 0:
-        # The same, and in ONNX a constant: a size would be put together anew in each run.
+        # The same, and in ONNX a constant: a size would be put together again in each run.
         scale = (wanted_h / height, wanted_w / width)
         return F.interpolate(feature, scale_factor=scale, mode="bilinear", align_corners=False)
     return F.interpolate(feature, size, mode="bilinear", align_corners=False)

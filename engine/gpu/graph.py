@@ -85,7 +85,7 @@ class DriverGraph:
 
 
 class Again:
-    """A `Graph` that is none: the work is enqueued anew each time."""
+    """A `Graph` that is none: the work is enqueued again each time."""
 
     kernels: Final = None
 
