@@ -64,8 +64,9 @@ class CudaContext:
     def lock(self, memory: npt.NDArray[Any]) -> bool:
         """Have the GPU read `memory` by itself until `unlock`; whether it can."""
         size = ctypes.c_size_t(memory.nbytes)
-        with self.current():
+        with suppress(self.cuda.Error), self.current():
             return not driver.load_driver().cuMemHostRegister_v2(_address(memory), size, 0)
+        return False  # a lost device is heard of when it is to inspect
 
     def unlock(self, memory: npt.NDArray[Any]) -> None:
         """Undo `lock`; a lost device has forgotten it already."""
