@@ -21,12 +21,13 @@ from engine.errors import ConfigurationError
 from train.backbones.resnet import ResNet
 from train.datasets import Images, Source, Split, TrainingImages
 from train.network import SelfAttentionHead
-from train.recipes import Run, Trained, line, paper
+from train.recipes import Run, Trained, line, nearest, paper
 from train.recipes.line import Line, Mean
+from train.recipes.nearest import Nearest
 from train.recipes.paper import Paper
 from train.weights import Weights
 
-Settings = Line | Paper
+Settings = Line | Nearest | Paper
 LINE, PAPER = Line(), Paper()
 
 
@@ -77,6 +78,12 @@ ROWS = {
     "line_labels": Row(
         title="`line`, labels only: no masks of known defects",
         settings=replace(LINE, known=replace(LINE.known, masks=False)),
+    ),
+    "nearest": Row(
+        title="`nearest`: a memory bank, and a closer look",
+        settings=Nearest(),
+        train=nearest.train,
+        learns=False,
     ),
     "memory": Row(
         title="memory bank of good features",
