@@ -131,8 +131,11 @@ def fold_batch_norm(network: nn.Module) -> None:
     for parent in network.modules():
         for (name, convolution), (norm_name, norm) in pairwise(list(parent.named_children())):
             # A BatchNorm of a class of its own may do more than one.
-            if isinstance(convolution, nn.Conv2d) and type(norm) is nn.BatchNorm2d:
-                parent.add_module(name, fuse_conv_bn_eval(convolution, norm))
+            if type(norm) is not nn.BatchNorm2d:
+                continue
+            if isinstance(convolution, nn.Conv2d | nn.ConvTranspose2d):
+                transpose = isinstance(convolution, nn.ConvTranspose2d)
+                parent.add_module(name, fuse_conv_bn_eval(convolution, norm, transpose))
                 parent.add_module(norm_name, nn.Identity())
 
 
