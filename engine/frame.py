@@ -94,7 +94,8 @@ class Inspection:
 
     `passes` has at least one pass; the first saw the whole frame. `score` is the mean of their
     scores, γ(x) of Eq 10; `deviation` is Eq 11. The maps are those of the first pass, raw.
-    `attention_s` is the wall time from there to the next box.
+    `attention_s` is the wall time from there to the next box. `map_threshold` is the magnitude of
+    the score map that is a finding; None: the threshold of the score.
     """
 
     score: float
@@ -103,6 +104,7 @@ class Inspection:
     attention: Map
     score_map: Map
     attention_s: float = 0.0
+    map_threshold: float | None = None
 
     @property
     def box(self) -> Box:

@@ -86,6 +86,8 @@ def heatmap(pixels: Pixels, inspection: Inspection, threshold: float) -> Pixels:
     """
     height, width = pixels.shape[:2]
     magnitudes = np.abs(inspection.score_map.astype(np.float64))
+    if inspection.map_threshold is not None:
+        threshold = inspection.map_threshold
     heat = (magnitudes / max(threshold, 1e-30) - 0.75) / 1.25
     heat = np.nan_to_num(heat.clip(0, 1), nan=1.0).astype(np.float32)
     heat = cv2.resize(heat, (width, height), interpolation=cv2.INTER_LINEAR)

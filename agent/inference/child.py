@@ -369,6 +369,7 @@ class _Connection:
             attention=attention.copy(),
             score_map=score_map.copy(),
             attention_s=answer["attention_s"],
+            map_threshold=answer["map_threshold"],
         )
 
     def _extended_hear(self, within_s: float, pid: int) -> dict[str, Any] | None:

@@ -114,6 +114,7 @@ def _packed(found: Inspection) -> dict[str, object]:
         "deviation": found.deviation,
         "passes": [asdict(each) for each in found.passes],
         "attention_s": found.attention_s,
+        "map_threshold": found.map_threshold,
     }
 
 

@@ -1,5 +1,6 @@
 import base64
 import io
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -50,6 +51,13 @@ def test_heat_is_measured_against_the_threshold() -> None:
     assert change(1.5) == 0
     assert 0 < change(2.0) < change(3.0)
     assert change(4.0) == change(400.0)
+
+
+def test_a_map_may_have_a_threshold_of_its_own() -> None:
+    pixels = good_part(0)
+    own = replace(hot(0.9), map_threshold=0.5)
+    assert np.array_equal(heatmap(pixels, own, 40.0), heatmap(pixels, hot(0.9), 0.5))
+    assert np.array_equal(heatmap(pixels, hot(0.9), 40.0), pixels)
 
 
 @pytest.mark.parametrize("threshold", [0.0, -1.0, 1e-300, 1e300])
