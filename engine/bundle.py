@@ -169,7 +169,7 @@ def _reason(error: SchemaError) -> str:
     if name in (known := METHODS.names()):
         return str(error)
     return (
-        f"is of the method {name!r}, which is not installed ({', '.join(known)} is); update "
+        f"is of the method {name!r}, which is not installed ({' and '.join(known)} are); update "
         "atac-agent, or install the package that adds the method"
     )
 

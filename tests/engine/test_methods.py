@@ -19,7 +19,7 @@ from engine.methods.atac import atac_of
 from tests.extending import added
 from tests.tiny_bundle import defective_part, good_part, tiny_bundle
 
-EXAMPLE = Path(__file__).parents[2] / "examples" / "extending" / "two_stage.py"
+EXAMPLE = Path(__file__).parents[2] / "examples" / "extending" / "one_pass.py"
 
 
 @pytest.fixture
@@ -29,7 +29,7 @@ def installed(tmp_path, monkeypatch):
         yield
 
 
-def two_stage_bundle(folder):
+def one_pass_bundle(folder):
     """`tiny_bundle`, whose graph gives the largest patch as its score."""
     bundle = tiny_bundle(folder)
     graph = onnx.load_from_string(bundle.network("fp32"))
@@ -41,7 +41,7 @@ def two_stage_bundle(folder):
     graph.graph.output.append(helper.make_tensor_value_info("score", TensorProto.FLOAT, ["N", 1]))
     data = graph.SerializeToString()
     (folder / "network.onnx").write_bytes(data)
-    method = METHODS.find("two_stage").settings(
+    method = METHODS.find("one_pass").settings(
         network=NetworkSpec(side=64, outputs={"score": (1,), "attention": (8, 8)}),
         view=atac_of(bundle).view,
     )
@@ -51,7 +51,7 @@ def two_stage_bundle(folder):
 
 @pytest.mark.usefixtures("installed")
 def test_one_file_adds_a_method_from_the_bundle_to_the_threshold(tmp_path):
-    bundle = two_stage_bundle(tmp_path / "bundle")
+    bundle = one_pass_bundle(tmp_path / "bundle")
     assert open_bundle(bundle.path) == bundle
     with pytest.raises(BundleError, match="is of another method than atac"):
         atac_of(bundle)
@@ -78,7 +78,9 @@ def test_a_bundle_of_an_unknown_method_is_refused_in_one_line(tmp_path):
     manifest = json.loads((tmp_path / MANIFEST).read_bytes())
     manifest["method"]["type"] = "three_stage"
     (tmp_path / MANIFEST).write_text(json.dumps(manifest))
-    expected = r"is of the method 'three_stage', which is not installed \(atac is\); update"
+    expected = (
+        r"is of the method 'three_stage', which is not installed \(atac and two_stage are\); update"
+    )
     with pytest.raises(BundleError, match=expected):
         open_bundle(tmp_path)
 

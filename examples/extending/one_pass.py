@@ -1,6 +1,6 @@
 """A method of another package: one pass of a network that gives the score itself.
 
-The package names it by an entry point of the group `atac_agent.methods`: `two_stage`.
+The package names it by an entry point of the group `atac_agent.methods`: `one_pass`.
 """
 
 from time import perf_counter
@@ -14,13 +14,13 @@ from engine.view import ViewSpec, view
 
 
 @spec
-class TwoStage(MethodSpec):
-    type: Literal["two_stage"] = "two_stage"
+class OneScore(MethodSpec):
+    type: Literal["one_pass"] = "one_pass"
     view: ViewSpec
 
 
 class OnePass:
-    def __init__(self, method: TwoStage, backend: Backend) -> None:
+    def __init__(self, method: OneScore, backend: Backend) -> None:
         self._view, self._backend = method.view, backend
 
     def inspect(self, pixels: Pixels) -> Inspection:
