@@ -56,6 +56,7 @@ class EpochInProgress:
         *,
         learning_rate: float,
         clip_norm: float,
+        noted: bool = True,
     ) -> None:
         """One step of `optimiser` down the gradient of `loss`.
 
@@ -64,6 +65,7 @@ class EpochInProgress:
             optimiser: Holds the parameters that learn.
             learning_rate: Of this step.
             clip_norm: The greatest norm of the gradient of all parameters together.
+            noted: Whether the epoch's loss is of this; a discriminator's is not.
 
         Raises:
             TrainingError: The loss is not a number any more.
@@ -81,8 +83,9 @@ class EpochInProgress:
         parameters = [p for group in optimiser.param_groups for p in group["params"]]
         nn.utils.clip_grad_norm_(parameters, clip_norm)
         optimiser.step()
-        self.losses.append(loss.item())
-        self.learning_rate = learning_rate
+        if noted:
+            self.losses.append(loss.item())
+            self.learning_rate = learning_rate
 
 
 class Checkpoint:
@@ -212,4 +215,6 @@ def deterministic(seed: int) -> torch.device:
         os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
     # A few CUDA gradients have no repeatable form; there a warning is better than no training.
     torch.use_deterministic_algorithms(mode=True, warn_only=cuda)
+    # Nothing here reads memory that nobody wrote, so it need not be filled. Torch gives no type.
+    setattr(torch.utils.deterministic, "fill_uninitialized_memory", False)  # noqa: B010
     return torch.device("cuda" if cuda else "cpu")

@@ -40,6 +40,8 @@ _NO_TYPES: Final = frozenset(
 DEFAULT_DEFECTS: Final = 10
 LEAST_GOOD: Final = 8
 """Fewer good images than fill half a batch are no basis for learning what good is."""
+ADVISABLE_GOOD: Final = 50
+"""Good images that training should have."""
 _SAME_SHAPE: Final = 0.02  # relative difference of two aspect ratios that rounding can make
 PLAIN_TEST_SHARE: Final = 0.25
 """Share of good images that plain folders give to the test, as DevNet and DRA do."""

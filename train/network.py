@@ -30,11 +30,13 @@ from train.apart import Apart, stacked
 from train.backbones import Backbone, fold_batch_norm, initialise
 from train.memory_bank import MemoryBank, PrototypeDistance
 
+IMAGENET: Final = ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
+"""Mean and standard deviation of ImageNet's colours in [0, 1], which its backbones expect."""
 Standardisation = Literal["clip", "imagenet"]
 _STANDARDISE: Final = {
     # The paper's supplement prints these constants and calls them ImageNet's; they are CLIP's.
     "clip": ((0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711)),
-    "imagenet": ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225)),
+    "imagenet": IMAGENET,
 }
 Count = Annotated[int, Field(ge=1)]
 

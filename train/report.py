@@ -26,7 +26,7 @@ from engine.pages.text import counted, listed, percent, short
 from engine.parity import provisional_threshold
 from engine.picture import annotated, attended, reduced
 from train.checkpoint import Epoch
-from train.datasets import DEFAULT_DEFECTS, Images, Listed, Split
+from train.datasets import ADVISABLE_GOOD, DEFAULT_DEFECTS, Images, Listed, Split
 from train.evaluate import auroc
 from train.export.gate import shown_good
 from train.recipes import RecipeSettings
@@ -34,9 +34,6 @@ from train.run import Finished
 
 REPORT: Final = "training.html"
 """The page's name, beside `manifest.json` in the bundle's folder."""
-
-ADVISABLE_GOOD: Final = 50
-"""Good images that training should have; `train.datasets.LEAST_GOOD` is what it must have."""
 
 _PROMISES: Final = (0.05, 0.01)
 _CONFIDENCE: Final = 0.95
@@ -220,7 +217,12 @@ def _about_defects(outcome: Outcome) -> Iterator[str]:
     known = len(outcome.split.train_defective)
     kept = sum(item.defective for item in outcome.split.test)
     sort = "sort them into parts/defective/TYPE"
-    if not known:
+    if not outcome.settings.learns_defects:
+        yield (
+            f"The recipe {outcome.settings.type} learns from good parts alone. Once you have "
+            f"{2 * DEFAULT_DEFECTS} defects, {sort} and compare with --recipe line."
+        )
+    elif not known:
         yield (
             "No known defect was learnt from: the network knows synthetic defects only. Bring "
             f"{2 * DEFAULT_DEFECTS} real ones or more, several of each type, and {sort}. Half of "
@@ -404,7 +406,7 @@ def _galleries(
 def _figure(outcome: Outcome, images: Images, seen: Seen) -> dict[str, object]:
     wrong = seen.item.defective and not outcome.above_good([seen])
     remarks = ["no higher than a good part"] if wrong else []
-    if not seen.inspection.zoomed:
+    if not seen.inspection.zoomed and outcome.settings.looks_closer:
         remarks.append("no region for pass 2")
     views: dict[str, Pixels] = {}
     problem = ""

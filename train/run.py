@@ -5,7 +5,7 @@ that an interrupted training can be continued; it ends in the same weights as on
 interrupted.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,7 +13,15 @@ from pathlib import Path
 from engine.bundle import MANIFEST, TrainingRecord, sha256
 from engine.errors import ConfigurationError
 from train.checkpoint import UNFINISHED, Epoch
-from train.datasets import SPLIT_JSON, Images, Source, Split, TrainingImages, draw_split
+from train.datasets import (
+    ADVISABLE_GOOD,
+    SPLIT_JSON,
+    Images,
+    Source,
+    Split,
+    TrainingImages,
+    draw_split,
+)
 from train.export.gate import Written, judged_items, library_versions, write_bundle
 from train.recipes import RecipeSettings, Run, Trained, open_recipe
 from train.weights import Weights
@@ -42,6 +50,7 @@ def train_bundle(
     accept_flips: bool = False,
     on_split: Callable[[Split], None] = lambda _: None,
     on_epoch: Callable[[Epoch], None] = lambda _: None,
+    on_warning: Callable[[str], None] = lambda _: None,
 ) -> Finished:
     """Draw a split of `source`, train on it, and write the bundle.
 
@@ -52,12 +61,14 @@ def train_bundle(
         out: The folder for the bundle, which must be new or empty.
         settings: Of the recipe.
         weights: Of the backbone; None: it starts from nothing.
-        defects: How many known defects train; default ten, at most half of them.
+        defects: How many known defects train; default ten, at most half of them. None do where the
+            recipe learns from good parts alone.
         seed: Of split, initialisation and batches.
         resume: Continue with an interrupted training.
         accept_flips: Write the bundle even if ONNX and torch do not decide alike.
         on_split: Hears of the split before training.
         on_epoch: Hears of every epoch; of those before an interruption first.
+        on_warning: Hears, in a sentence, of what may make the training worth less.
 
     Raises:
         ConfigurationError: `out` or its folder for unfinished work cannot be made, or holds
@@ -71,7 +82,10 @@ def train_bundle(
     images = Images(source)
     try:
         settings = settings.settled(weights)
-        split = draw_split(images, defects=defects, hold_out=settings.hold_out, seed=seed)
+        known = defects if settings.learns_defects else 0
+        split = draw_split(images, defects=known, hold_out=settings.hold_out, seed=seed)
+        for warning in _warnings(settings, split, defects):
+            on_warning(warning)
         images.forget_others((*split.training, *judged_items(split)))
         on_split(split)
         run = Run(
@@ -81,6 +95,7 @@ def train_bundle(
             folder=run_folder,
             resume=resume,
             on_epoch=on_epoch,
+            on_warning=on_warning,
         )
         trained = open_recipe(settings).train(TrainingImages(images, split), run)
         written = write_bundle(
@@ -100,6 +115,21 @@ def train_bundle(
     finally:
         with suppress(OSError):
             run_folder.rmdir()  # refused while an unfinished training waits in it
+
+
+def _warnings(settings: RecipeSettings, split: Split, defects: int | None) -> Iterator[str]:
+    """What the user should know of the images before time goes into training."""
+    good, kept = len(split.train_good), sum(item.defective for item in split.test)
+    if good < ADVISABLE_GOOD:
+        yield (
+            f"only {good} good images train; {ADVISABLE_GOOD} or more are advisable, of several "
+            "days and batches"
+        )
+    if not settings.learns_defects and (kept or defects):
+        yield (
+            f"the recipe {settings.type} learns from good parts alone: all {kept} defective images "
+            "are kept for agent evaluate"
+        )
 
 
 def _record(run: Run, split: Split, trained: Trained) -> TrainingRecord:

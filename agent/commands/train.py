@@ -40,8 +40,8 @@ def train(
     recipe: Annotated[
         str,
         typer.Option(
-            help="line works best with known defects; nearest needs none; "
-            "paper does what the paper says."
+            help="line works best with known defects; nearest and two_stage need none; "
+            "paper does what ATAC-Net's paper says."
         ),
     ] = "line",
     backbone: Annotated[
@@ -86,9 +86,12 @@ def train(
     as_json: Annotated[bool, typer.Option("--json", help="Print the result as JSON.")] = False,
     profile: Annotated[str | None, typer.Option(hidden=True)] = None,
 ) -> None:
-    """Train a model from images of good parts and of some defective ones.
+    """Train a model from images of good parts and, if there are any, of some defective ones.
 
     Example: agent train --data mvtec_bottle --out bottle --backbone-weights resnet50-0676ba61.pth
+
+    Without a known defect: agent train --recipe two_stage --good parts/good --out first
+    --backbone-weights resnet18-f37072fd.pth
 
     Writes a bundle: the network in fp32, and training.html with curves, scores, pictures, and which
     images to collect next. Then agent calibrate sets the threshold; agent export adds precisions.
@@ -121,6 +124,7 @@ def train(
                 accept_flips=accept_flips,
                 on_split=partial(_say_split, progress, settings.epochs),
                 on_epoch=partial(_say_epoch, progress),
+                on_warning=lambda warning: progress.say(f"WARNING: {warning}."),
             )
         except KeyboardInterrupt:
             progress.say("\nTo continue, repeat the command with --resume.")

@@ -201,7 +201,19 @@ def test_a_folder_without_enough_good_images_fails_before_training(agent, parts,
     ("given", "said"),
     [
         (("--profile", "line"), "--profile: 'line': is now called --recipe line"),
-        (("--recipe", "cookbook"), "--recipe: 'cookbook': write line or nearest or paper"),
+        (
+            ("--recipe", "cookbook"),
+            "--recipe: 'cookbook': write line or nearest or paper or two_stage",
+        ),
+        (
+            ("--recipe", "two_stage", "--stage", "layer4", "--backbone-weights", "none"),
+            "--stage: 'resnet18 layer3+layer4': does not fit the recipe two_stage, whose decoder",
+        ),
+        (
+            ("--recipe", "two_stage", "--epochs", "1"),
+            "--epochs: '1': two stages need two epochs or more",
+        ),
+        (("--recipe", "two_stage"), "the backbone resnet18 layer3 needs weights: download "),
         (("--backbone", "vgg16"), "--backbone: 'vgg16': is not known; write resnet18 or"),
         (("--stage", "layer7"), "--stage: 'layer7': a ResNet has layer2, layer3, layer4"),
         (("--backbone-weights", "download"), "is not for resnet50"),

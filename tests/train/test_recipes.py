@@ -43,7 +43,7 @@ class Located:
 
 
 def test_a_recipe_survives_its_file():
-    assert RECIPES.names() == ("line", "nearest", "paper")
+    assert RECIPES.names() == ("line", "nearest", "paper", "two_stage")
     for settings in (Paper(), Line(), Nearest()):
         text = RECIPE_JSON.dump_json(settings)
         assert json.loads(text)["type"] == settings.type

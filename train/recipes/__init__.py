@@ -9,7 +9,7 @@ as `recipe.json`.
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Annotated, Final, Self
+from typing import Annotated, ClassVar, Final, Self
 
 import torch
 from pydantic import Field, TypeAdapter
@@ -34,8 +34,12 @@ class RecipeSettings:
     """What all recipes have: `epochs`, a share of good images held out, a backbone or none.
 
     A subclass has `type: Literal[...]`, the name of its module, and defaults for all its settings.
+    `learns_defects` is False where known defects teach nothing, `looks_closer` where there is
+    never a pass 2.
     """
 
+    learns_defects: ClassVar[bool] = True
+    looks_closer: ClassVar[bool] = True
     type: str = ""
     epochs: Annotated[int, Field(ge=1)] = 1
     hold_out: Annotated[float, Field(ge=0, lt=1)] = 0.15
@@ -104,7 +108,8 @@ class Run:
     """What a training is given besides images and settings.
 
     `folder` receives the state after every epoch. With `resume` a training continues from there,
-    and `on_epoch` hears of the epochs before first.
+    and `on_epoch` hears of the epochs before first. `on_warning` hears, in a sentence, of what
+    does not end the training but may make it worthless.
     """
 
     settings: RecipeSettings
@@ -113,6 +118,7 @@ class Run:
     folder: Path
     resume: bool = False
     on_epoch: Callable[[Epoch], None] = lambda _: None
+    on_warning: Callable[[str], None] = lambda _: None
 
     def checkpoint(
         self, images: TrainingImages, **parts: nn.Module | torch.optim.Optimizer

@@ -1,0 +1,317 @@
+"""The two-stage network, top to bottom.
+
+    views (N, H, W, 3) uint8 → standardise → encoder → z → decoder ─┬→ reconstruction
+                                                                    └→ attention A_gen ─┐
+    views → two convolutions: F_img ──────────────────── F_nor = F_img ∘ A_gen (Eq 6) ◀─┘
+                                                           └→ ADGAN's discriminator → score
+
+Stage one trains the attention network against a discriminator of images beside attention maps;
+stage two, with the attention network frozen, trains ADGAN on F_nor. Only what gives score and
+attention is in an exported graph.
+"""
+
+import math
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+import torch
+import torch.nn.functional as F  # noqa: N812  (PyTorch's own custom)
+from torch import Tensor, nn
+
+from engine.methods.two_stage import TwoStageMethod
+from engine.view import ViewSpec
+from train.backbones import Backbone, fold_batch_norm
+from train.network import IMAGENET, Network
+from train.two_stage.losses import attended_features
+
+DECODED: int = 16
+"""Four transposed convolutions, each of which doubles height and width."""
+FEATURE_STRIDE: int = 4
+"""Pixels of a view for each place of F_img: both of its convolutions halve height and width."""
+_LEAST_SIDE: int = 4  # of the last map of a discriminator, as in DCGAN
+_LEAK: float = 0.2
+_FIRST_FEATURE: float = 0.1  # several times what the convolutions begin with
+_FIRST_LOG_VARIANCE: float = -4.0  # else noise hides what z says for hundreds of steps
+
+
+class Generated(NamedTuple):
+    """What the attention network makes of N images: all float32, `H` and `W` those of the images.
+
+    `reconstruction` `(N, 3, H, W)` and `attention` `(N, 1, H, W)` are in [0, 1]. `mean` and
+    `log_variance` `(N, Z, H/16, W/16)` are of q(z|x).
+    """
+
+    reconstruction: Tensor
+    attention: Tensor
+    mean: Tensor
+    log_variance: Tensor
+
+
+class Found(NamedTuple):
+    """What the whole network says of N views: `score` `(N, 1)`, `attention` `(N, H, W)` in [0, 1].
+
+    The score is -log D(F_nor), so it is not negative, and grows as the part looks less normal.
+    """
+
+    score: Tensor
+    attention: Tensor
+
+
+class Decoder(nn.Sequential):
+    """Four transposed convolutions (DCGAN's), each followed by BatchNorm and ReLU."""
+
+    def __init__(self, channels: int, widths: Sequence[int]) -> None:
+        layers: list[nn.Module] = []
+        for width in widths:
+            layers += (
+                nn.ConvTranspose2d(channels, width, 4, 2, 1, bias=False),
+                nn.BatchNorm2d(width),
+                nn.ReLU(),
+            )
+            channels = width
+        super().__init__(*layers)
+
+
+class OutputPath(nn.Module):
+    """Three convolutions from the decoder's feature map to an image in [0, 1].
+
+    Without BatchNorm the attention map sometimes ended as the same value everywhere.
+    """
+
+    def __init__(self, channels: int, width: int, out: int) -> None:
+        super().__init__()
+        self.convolve = nn.Sequential(
+            nn.Conv2d(channels, width, 3, padding=1, bias=False),
+            nn.BatchNorm2d(width),
+            nn.LeakyReLU(_LEAK),
+            nn.Conv2d(width, width, 3, padding=1, bias=False),
+            nn.BatchNorm2d(width),
+            nn.LeakyReLU(_LEAK),
+            nn.Conv2d(width, out, 3, padding=1),
+        )
+
+    def forward(self, x: Tensor) -> Tensor:
+        return torch.sigmoid(self.convolve(x).float())
+
+
+class AttentionNetwork(nn.Module):
+    """The generator of stage one: a variational autoencoder with a second path for attention.
+
+    Args:
+        backbone: The encoder; its last map has a sixteenth of the image's height and width.
+        latent: Channels of z.
+        widths: Channels after each transposed convolution.
+        path: Channels between the convolutions of a path.
+        freeze: Keep the encoder and its BatchNorm statistics as they are.
+    """
+
+    mean: Tensor
+    std: Tensor
+
+    def __init__(
+        self, backbone: Backbone, *, latent: int, widths: Sequence[int], path: int, freeze: bool
+    ) -> None:
+        super().__init__()
+        mean, std = backbone.standardisation or IMAGENET
+        self.register_buffer("mean", torch.tensor(mean).view(1, 3, 1, 1))
+        self.register_buffer("std", torch.tensor(std).view(1, 3, 1, 1))
+        backbone.initialise()
+        self.backbone = backbone.requires_grad_(not freeze)
+        self.frozen = freeze
+        self.latent_mean = nn.Conv2d(backbone.channels[-1], latent, 1)
+        self.latent_log_variance = nn.Conv2d(backbone.channels[-1], latent, 1)
+        assert self.latent_log_variance.bias is not None
+        nn.init.constant_(self.latent_log_variance.bias, _FIRST_LOG_VARIANCE)
+        self.decoder = Decoder(latent, widths)
+        self.reconstruct = OutputPath(widths[-1], path, 3)
+        self.attend = OutputPath(widths[-1], path, 1)
+        self.decoder.apply(dcgan_initialised)
+
+    def encoded(self, images: Tensor) -> Tensor:
+        """The encoder's map of RGB images in [0, 1], `(N, C, H/16, W/16)`."""
+        with torch.set_grad_enabled(torch.is_grad_enabled() and not self.frozen):
+            deepest: Tensor = self.backbone((images - self.mean) / self.std)[-1]
+        return deepest
+
+    def forward(self, images: Tensor) -> Generated:
+        """RGB images `(N, 3, H, W)` in [0, 1]; in training z is drawn from q(z|x)."""
+        encoded = self.encoded(images)
+        mean = self.latent_mean(encoded).float()
+        log_variance = self.latent_log_variance(encoded).float().clamp(-10, 10)
+        z = mean
+        if self.training:
+            z = mean + torch.exp(log_variance / 2) * torch.randn_like(mean)
+        decoded = self.decoder(z)
+        return Generated(self.reconstruct(decoded), self.attend(decoded), mean, log_variance)
+
+    def attention(self, images: Tensor) -> Tensor:
+        """A_gen alone, from the mean of q(z|x)."""
+        found: Tensor = self.attend(self.decoder(self.latent_mean(self.encoded(images))))
+        return found
+
+    def train(self, mode: bool = True) -> "AttentionNetwork":  # noqa: FBT001, FBT002  (PyTorch's signature)
+        super().train(mode)
+        if self.frozen:
+            self.backbone.eval()
+        return self
+
+
+class Discriminator(nn.Sequential):
+    """DCGAN's discriminator for any side: strided convolutions down to 4 × 4, then one output.
+
+    The output `(N, 1)` is a logit: D is its sigmoid. DCGAN has four convolutions for 64 pixels;
+    each doubling of the side adds one, and channels double up to eight times `base`.
+    """
+
+    def __init__(self, channels: int, side: int, base: int) -> None:
+        layers: list[nn.Module] = []
+        for number in range(round(math.log2(side / _LEAST_SIDE))):
+            width = base * 2 ** min(number, 3)
+            layers.append(nn.Conv2d(channels, width, 4, 2, 1))
+            layers += [nn.BatchNorm2d(width)] if number else []
+            layers.append(nn.LeakyReLU(_LEAK))
+            channels = width
+        layers += (nn.Conv2d(channels, 1, _LEAST_SIDE), nn.Flatten())
+        super().__init__(*layers)
+        self.apply(dcgan_initialised)
+
+
+class PatchDiscriminator(nn.Module):
+    """DCGAN's discriminator, cut where it sees a part of the image, and asked of every such part.
+
+    Three strided convolutions, then one output for each place. The logit of an image is the mean
+    of the tenth of them that look least real, so that a small defect counts, and there are many
+    more places than images to learn from.
+    """
+
+    def __init__(self, channels: int, base: int) -> None:
+        super().__init__()
+        layers: list[nn.Module] = []
+        for number in range(3):
+            width = base * 2**number
+            layers.append(nn.Conv2d(channels, width, 4, 2, 1))
+            layers += [nn.BatchNorm2d(width)] if number else []
+            layers.append(nn.LeakyReLU(_LEAK))
+            channels = width
+        self.places = nn.Sequential(*layers, nn.Conv2d(channels, 1, 1))
+        self.apply(dcgan_initialised)
+
+    def forward(self, x: Tensor) -> Tensor:
+        logits: Tensor = self.places(x).flatten(1).float()
+        least = logits.topk(max(1, logits.shape[1] // 10), dim=1, largest=False).values
+        return least.mean(dim=1, keepdim=True)
+
+
+class Features(nn.Sequential):
+    """F_img: two convolutions, `(N, 3, H, W)` in [0, 1] → `(N, C, H/4, W/4)`.
+
+    They begin with a value that is the same everywhere, so that F_nor shows the attention map from
+    the first step on.
+    """
+
+    def __init__(self, channels: int) -> None:
+        last = nn.Conv2d(channels, channels, 4, 2, 1)
+        super().__init__(
+            nn.Conv2d(3, channels, 4, 2, 1), nn.LeakyReLU(_LEAK), last, nn.LeakyReLU(_LEAK)
+        )
+        self.apply(dcgan_initialised)
+        assert last.bias is not None
+        nn.init.constant_(last.bias, _FIRST_FEATURE)
+
+
+class FeatureGenerator(nn.Module):
+    """ADGAN's generator: F_nor → the encoder of the attention network → z → decoder → F_nor again.
+
+    The encoder sees images, so a 1×1 convolution makes three channels of F_nor first.
+    """
+
+    def __init__(
+        self, encoder: Backbone, *, channels: int, latent: int, widths: Sequence[int]
+    ) -> None:
+        super().__init__()
+        self.show = nn.Conv2d(channels, 3, 1)
+        self._encoder = (encoder,)  # the attention network's, which has its parameters
+        self.latent = nn.Conv2d(encoder.channels[-1], latent, 1)
+        self.decoder = Decoder(latent, widths)
+        self.out = nn.Conv2d(widths[-1], channels, 3, padding=1)
+        self.decoder.apply(dcgan_initialised)
+
+    def forward(self, features: Tensor) -> Tensor:
+        encoded = self._encoder[0](self.show(features))[-1]
+        found: Tensor = F.leaky_relu(self.out(self.decoder(self.latent(encoded))), _LEAK)
+        return found
+
+
+class TwoStageNet(Network):
+    """What inspects: the attention network, F_img, and ADGAN's discriminator.
+
+    Args:
+        attention: Stage one.
+        side: Of the views, a power of two.
+        channels: Of F_img.
+        base: Channels of the discriminator's first convolution.
+        patches: Whether the discriminator answers for every place, or once for the image.
+    """
+
+    exact_in_int8 = ("attention_network.attend.", "discriminator.")  # cheap, and they decide
+    int8_operators = ("Conv", "ConvTranspose", "Relu", "Add", "MaxPool")
+
+    def __init__(
+        self, attention: AttentionNetwork, *, side: int, channels: int, base: int, patches: bool
+    ) -> None:
+        super().__init__()
+        self.attention_network = attention
+        self.features = Features(channels)
+        self.discriminator: nn.Module = (
+            PatchDiscriminator(channels, base)
+            if patches
+            else Discriminator(channels, side // FEATURE_STRIDE, base)
+        )
+
+    def normal_features(self, images: Tensor, attention: Tensor) -> Tensor:
+        """F_nor (Eq 6): what the attention map leaves of F_img."""
+        return attended_features(self.features(images), attention)
+
+    def forward(self, views: Tensor) -> Found:
+        return self.found(as_images(views))
+
+    def found(self, images: Tensor) -> Found:
+        """As `forward`, of RGB images `(N, 3, H, W)` in [0, 1]."""
+        attention = self.attention_network.attention(images)
+        logits = self.discriminator(self.normal_features(images, attention))
+        return Found(F.softplus(-logits.float()), attention[:, 0])  # -log D
+
+    def prepare_export(self, *, half: bool) -> None:
+        """As `Network.prepare_export`: the encoder may be fp16."""
+        self.attention_network.backbone.prepare_export(half=half)
+        fold_batch_norm(self)
+
+
+def as_images(views: Tensor) -> Tensor:
+    """uint8 RGB views `(N, H, W, 3)` as float32 `(N, 3, H, W)` in [0, 1]."""
+    return views.permute(0, 3, 1, 2).to(torch.float32) / 255
+
+
+def two_stage_method(
+    network: TwoStageNet, view: ViewSpec, good: npt.NDArray[np.float64]
+) -> TwoStageMethod:
+    """How the engine runs `network`; `good` are the scores of good training images."""
+    return TwoStageMethod(
+        network=network.spec(view.side),
+        view=view,
+        good_mean=float(good.mean()),
+        good_std=max(float(good.std()), 1e-12),
+    )
+
+
+def dcgan_initialised(part: nn.Module) -> None:
+    """DCGAN's initialisation: weights N(0, 0.02), BatchNorm's N(1, 0.02)."""
+    if isinstance(part, nn.Conv2d | nn.ConvTranspose2d):
+        nn.init.normal_(part.weight, 0.0, 0.02)
+        if part.bias is not None:
+            nn.init.zeros_(part.bias)
+    elif isinstance(part, nn.BatchNorm2d):
+        nn.init.normal_(part.weight, 1.0, 0.02)
+        nn.init.zeros_(part.bias)
