@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 import typer
 
 from agent.commands import options
+from agent.commands.progress import Progress
 
 if TYPE_CHECKING:
     from agent.bench import Speed
@@ -67,13 +68,15 @@ def bench(
     prepare_process()
     opened = open_bundle(bundle)
     frames = _generated(megapixels, mono=mono) if images is None else _read(images)
-    if compare:
-        speeds, missing = compared(opened, frames, seconds=seconds, rounds=rounds)
-        best = recommended(speeds)
-    else:
-        runtime = bundle_runtime(opened, backend=backend, precision=precision)
-        speed = measured(opened, frames, runtime, seconds=seconds, rounds=rounds)
-        speeds, missing, best = (speed,), (), None
+    with Progress() as progress:
+        progress.stage(f"measuring, {rounds} rounds of {4 * seconds:g} s for each runtime")
+        if compare:
+            speeds, missing = compared(opened, frames, seconds=seconds, rounds=rounds)
+            best = recommended(speeds)
+        else:
+            runtime = bundle_runtime(opened, backend=backend, precision=precision)
+            speed = measured(opened, frames, runtime, seconds=seconds, rounds=rounds)
+            speeds, missing, best = (speed,), (), None
     if as_json:
         result = {
             "speeds": [asdict(speed) for speed in speeds],

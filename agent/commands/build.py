@@ -1,14 +1,15 @@
 """`agent build`: make a bundle's networks ready for this machine's GPU, and prove that they run."""
 
 import json
-import sys
 from contextlib import ExitStack
 from dataclasses import asdict
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
+from agent.commands.progress import Progress
 from engine.errors import AtacError, BackendError, CalibrationError, ConfigurationError
 
 if TYPE_CHECKING:
@@ -77,9 +78,9 @@ def build(
         opened.network(each)  # what the bundle lacks is said before anything is built
     proven = []
     for each in wanted:
-        status = _StatusLine(each)
-        built = spec.build(opened, precision=each, cache=plans, progress=status.show)
-        status.clear()
+        with Progress() as progress:
+            phases = partial(_say_phase, progress, each)
+            built = spec.build(opened, precision=each, cache=plans, progress=phases)
         if built is None:
             raise ConfigurationError("--backend", backend, "nothing is built for it; see --help")
         found = _proven(opened, built, images, accept_flips=accept_flips)
@@ -96,21 +97,12 @@ def build(
         )
 
 
-class _StatusLine:
-    """One line on a terminal's error output; nothing in a pipe."""
-
-    def __init__(self, precision: str) -> None:
-        self._precision = precision
-        self._shown = sys.stderr.isatty()
-
-    def show(self, phase: str, done: int, steps: int) -> None:
-        if self._shown:
-            sys.stderr.write(f"\r\x1b[K{self._precision}: {phase} {done}/{steps}")
-            sys.stderr.flush()
-
-    def clear(self) -> None:
-        if self._shown:
-            sys.stderr.write("\r\x1b[K")
+def _say_phase(progress: Progress, precision: str, phase: str, done: int, steps: int) -> None:
+    """The compiler tells how far a phase is; a new one is a stage."""
+    what = f"{precision}: {phase}"
+    if what != progress.what:
+        progress.stage(what, steps, "steps")
+    progress.step(done)
 
 
 def _images(option: str, folder: Path | None) -> list[Path]:

@@ -48,6 +48,11 @@ class Progress:
         if self._is_terminal:
             self._write(_CLEAR)
 
+    @property
+    def what(self) -> str:
+        """The stage of now."""
+        return self._what
+
     def stage(self, what: str, steps: int = 0, unit: str = "") -> None:
         """A stage begins, of `steps` where their number is known."""
         with self._lock:

@@ -376,7 +376,7 @@ def test_agent_build_says_built_of_nothing_that_does_not_run(
     else:
         monkeypatch.setattr(ExecutionContext, "_execute", _shifted(ExecutionContext._execute))
     code, out, error = agent("build", "--bundle", bundle.path, "--plans", folder)
-    assert (code, out, error.count("\n")) == (1, "", 1)
+    assert (code, out, error.count("\n")) == (1, "", 2)  # the first says what it does
     assert "does not run on NVIDIA Test 1000 (compute capability 8.6) with tensorrt 10.13" in error
     assert REFUSES[fault] in error
     assert error.endswith("or run with bundle.backend: cuda\n")
