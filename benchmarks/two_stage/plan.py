@@ -15,6 +15,7 @@ import numpy as np
 
 from benchmarks.two_stage.dcgan import VARIANTS, DcganJob
 from benchmarks.two_stage.jobs import Job, Result
+from train.backbones.resnet import ResNet
 from train.evaluate import auroc
 from train.recipes.two_stage import TwoStage
 
@@ -32,8 +33,9 @@ OPTIONS: Final[dict[str, dict[str, Any]]] = {
     "larger-regions": {"augmentation.area": (0.01, 0.3)},
     "attention-10": {"attention": 10.0},
     "rate-3e-4": {"first_rate": 3e-4},
-    "latent-32": {"latent": 32},
+    "layer3-only": {"backbone": ResNet(architecture="resnet18", stages=("layer3",))},
     "encoder-trained": {"freeze": False},
+    "half-as-long": {},
 }
 ADGAN_OPTIONS: Final[dict[str, dict[str, Any]]] = {
     "adgan-rate-1e-3": {"adgan_rate": 1e-3},
@@ -60,6 +62,8 @@ def selection(base: TwoStage) -> list[Job]:
     named = {"base": short} | {
         name: with_settings(attention, changes) for name, changes in OPTIONS.items()
     }
+    half = short.adgan_from // 2
+    named["half-as-long"] = replace(short, adgan_from=max(1, half), epochs=max(2, half + 1))
     return [
         Job(stage="select", set=each, draw=0, variant=variant, settings=settings)
         for variant, settings in named.items()
@@ -85,6 +89,9 @@ def chosen(base: TwoStage, results: Sequence[Result]) -> tuple[TwoStage, dict[st
         leads[name] = fmean(gains)
         if leads[name] > LEAST:
             base = with_settings(base, changes)
+            if name == "half-as-long":
+                half = base.adgan_from // 2
+                base = replace(base, adgan_from=half, epochs=base.epochs - half)
     return base, leads
 
 

@@ -34,7 +34,7 @@ from train.two_stage import losses
 from train.two_stage.hard_augmentation import HardAugmentation, anomalies
 from train.two_stage.losses import Form
 from train.two_stage.network import (
-    DECODED,
+    MOST_DECODED,
     AttentionNetwork,
     Discriminator,
     FeatureGenerator,
@@ -63,7 +63,7 @@ class TwoStage(RecipeSettings):
 
     # What the network sees. The encoder, and whether it stays as it was pretrained.
     view: ViewSpec = ViewSpec(side=256, equalise="never", reducing_gap=2.0)
-    backbone: AnyBackbone = ResNet(architecture="resnet18", stages=("layer3",))
+    backbone: AnyBackbone = ResNet(architecture="resnet18", stages=("layer2", "layer3"))
     freeze: bool = True
 
     # The attention network: channels of z, of each transposed convolution, of the two paths, and
@@ -114,12 +114,12 @@ class TwoStage(RecipeSettings):
 
     def settled(self, weights: Weights | None) -> Self:
         """Without weights there is nothing to freeze."""
-        if self.backbone.strides[-1] != DECODED:
+        if self.backbone.strides[0] not in (2, 4, 8, MOST_DECODED):
             raise ConfigurationError(
                 "--stage",
                 self.backbone.label,
-                "does not fit the recipe two_stage, whose decoder enlarges sixteen times: choose "
-                "feature maps with a sixteenth of the view's side (layer3 of a ResNet)",
+                "does not fit the recipe two_stage, whose decoder enlarges sixteen times at most: "
+                "its finest feature map should have a sixteenth of the view's side or an eighth",
             )
         if weights is None:
             return replace(self, freeze=False)

@@ -22,12 +22,13 @@ from torch import Tensor, nn
 
 from engine.methods.two_stage import TwoStageMethod
 from engine.view import ViewSpec
+from train.apart import stacked
 from train.backbones import Backbone, fold_batch_norm
 from train.network import IMAGENET, Network
 from train.two_stage.losses import attended_features
 
-DECODED: int = 16
-"""Four transposed convolutions, each of which doubles height and width."""
+MOST_DECODED: int = 16
+"""Four transposed convolutions, each of which may double height and width."""
 FEATURE_STRIDE: int = 4
 """Pixels of a view for each place of F_img: both of its convolutions halve height and width."""
 _LEAST_SIDE: int = 4  # of the last map of a discriminator, as in DCGAN
@@ -40,7 +41,7 @@ class Generated(NamedTuple):
     """What the attention network makes of N images: all float32, `H` and `W` those of the images.
 
     `reconstruction` `(N, 3, H, W)` and `attention` `(N, 1, H, W)` are in [0, 1]. `mean` and
-    `log_variance` `(N, Z, H/16, W/16)` are of q(z|x).
+    `log_variance` `(N, Z, h, w)` are of q(z|x).
     """
 
     reconstruction: Tensor
@@ -60,13 +61,19 @@ class Found(NamedTuple):
 
 
 class Decoder(nn.Sequential):
-    """Four transposed convolutions (DCGAN's), each followed by BatchNorm and ReLU."""
+    """Four transposed convolutions (DCGAN's), each followed by BatchNorm and ReLU.
 
-    def __init__(self, channels: int, widths: Sequence[int]) -> None:
+    Together they enlarge by `factor`, 16 or less; those that need not double come first.
+    """
+
+    def __init__(self, channels: int, widths: Sequence[int], factor: int = MOST_DECODED) -> None:
         layers: list[nn.Module] = []
-        for width in widths:
+        doubling = round(math.log2(factor))
+        for number, width in enumerate(widths):
             layers += (
-                nn.ConvTranspose2d(channels, width, 4, 2, 1, bias=False),
+                nn.ConvTranspose2d(channels, width, 4, 2, 1, bias=False)
+                if number >= len(widths) - doubling
+                else nn.ConvTranspose2d(channels, width, 3, 1, 1, bias=False),
                 nn.BatchNorm2d(width),
                 nn.ReLU(),
             )
@@ -100,7 +107,7 @@ class AttentionNetwork(nn.Module):
     """The generator of stage one: a variational autoencoder with a second path for attention.
 
     Args:
-        backbone: The encoder; its last map has a sixteenth of the image's height and width.
+        backbone: The encoder; its maps are stacked on the grid of the finest.
         latent: Channels of z.
         widths: Channels after each transposed convolution.
         path: Channels between the convolutions of a path.
@@ -120,20 +127,19 @@ class AttentionNetwork(nn.Module):
         backbone.initialise()
         self.backbone = backbone.requires_grad_(not freeze)
         self.frozen = freeze
-        self.latent_mean = nn.Conv2d(backbone.channels[-1], latent, 1)
-        self.latent_log_variance = nn.Conv2d(backbone.channels[-1], latent, 1)
+        self.latent_mean = nn.Conv2d(sum(backbone.channels), latent, 1)
+        self.latent_log_variance = nn.Conv2d(sum(backbone.channels), latent, 1)
         assert self.latent_log_variance.bias is not None
         nn.init.constant_(self.latent_log_variance.bias, _FIRST_LOG_VARIANCE)
-        self.decoder = Decoder(latent, widths)
+        self.decoder = Decoder(latent, widths, backbone.strides[0])
         self.reconstruct = OutputPath(widths[-1], path, 3)
         self.attend = OutputPath(widths[-1], path, 1)
         self.decoder.apply(dcgan_initialised)
 
     def encoded(self, images: Tensor) -> Tensor:
-        """The encoder's map of RGB images in [0, 1], `(N, C, H/16, W/16)`."""
+        """The encoder's maps of RGB images in [0, 1], on one grid: `(N, C, h, w)`."""
         with torch.set_grad_enabled(torch.is_grad_enabled() and not self.frozen):
-            deepest: Tensor = self.backbone((images - self.mean) / self.std)[-1]
-        return deepest
+            return stacked(self.backbone((images - self.mean) / self.std))
 
     def forward(self, images: Tensor) -> Generated:
         """RGB images `(N, 3, H, W)` in [0, 1]; in training z is drawn from q(z|x)."""
@@ -233,13 +239,13 @@ class FeatureGenerator(nn.Module):
         super().__init__()
         self.show = nn.Conv2d(channels, 3, 1)
         self._encoder = (encoder,)  # the attention network's, which has its parameters
-        self.latent = nn.Conv2d(encoder.channels[-1], latent, 1)
-        self.decoder = Decoder(latent, widths)
+        self.latent = nn.Conv2d(sum(encoder.channels), latent, 1)
+        self.decoder = Decoder(latent, widths, encoder.strides[0])
         self.out = nn.Conv2d(widths[-1], channels, 3, padding=1)
         self.decoder.apply(dcgan_initialised)
 
     def forward(self, features: Tensor) -> Tensor:
-        encoded = self._encoder[0](self.show(features))[-1]
+        encoded = stacked(self._encoder[0](self.show(features)))
         found: Tensor = F.leaky_relu(self.out(self.decoder(self.latent(encoded))), _LEAK)
         return found
 
