@@ -3,18 +3,20 @@
 import importlib.util
 import json
 import re
+import sqlite3
+import subprocess
 import sys
+from contextlib import closing
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+import yaml
 
-from engine.backends.opening import open_inspector
 from engine.bundle import open_bundle
 from engine.errors import ConfigurationError
 from tests.train.test_commands import agent  # noqa: F401
-from tests.training_parts import part
 from train.backbones import BACKBONES, named_backbone
 from train.weights import Weights
 
@@ -63,7 +65,7 @@ def trained(request, timm, agent, parts, tmp_path_factory):  # noqa: F811
     return open_bundle(folder / "bundle"), json.loads(result.stdout)
 
 
-def test_a_model_goes_from_training_to_verdicts(trained, agent, parts):  # noqa: F811
+def test_a_model_goes_from_training_to_verdicts(trained, agent, parts, tmp_path):  # noqa: F811
     bundle, answer = trained
     name = answer["training"]["backbone"]
     assert name in ("timm:mobilenetv3_small_050 2+3", "timm:vit_tiny_patch16_224 4+9")
@@ -77,10 +79,31 @@ def test_a_model_goes_from_training_to_verdicts(trained, agent, parts):  # noqa:
         *("--max-false-reject", "50%", "--confidence", "90%"),
     )
     assert calibrated.exit_code == 0, calibrated.output
-    with open_inspector(open_bundle(bundle.path)) as inspector:
-        found = [inspector.inspect(np.asarray(part(seed)[0])) for seed in range(1000, 1003)]
-    assert len({one.score for one in found}) == 3
-    assert all(np.isfinite(one.score) for one in found)
+    config = tmp_path / "agent.yaml"
+    config.write_text(
+        yaml.safe_dump(
+            {
+                "agent": {"id": "line1"},
+                "bundle": {"path": str(bundle.path)},
+                "camera": {"type": "folder", "path": str(good)},
+                "ledger": {"path": str(tmp_path / "ledger.sqlite")},
+                "mqtt": {"host": "127.0.0.1", "port": 1, "drain_s": 0},
+            }
+        )
+    )
+    program = "from agent.cli import main; main()"
+    run = subprocess.run(
+        [sys.executable, "-c", program, "run", "--config", config, "--json"],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert run.returncode == 0, run.stderr
+    summary = json.loads(run.stdout)
+    assert summary["triggers"] == summary["inspected"] == len(list(good.iterdir()))
+    with closing(sqlite3.connect(tmp_path / "ledger.sqlite")) as ledger:
+        scores = [score for (score,) in ledger.execute("SELECT score FROM triggers")]
+    assert len(set(scores)) == len(scores) == summary["triggers"]
 
 
 @pytest.mark.parametrize("precision", ["fp16", "int8"])
