@@ -21,7 +21,7 @@ from pathlib import Path
 from benchmarks.machine import described
 from benchmarks.two_stage.dcgan import DCGAN_JSON, DcganResult, of_cifar
 from benchmarks.two_stage.jobs import RESULT_JSON, Result
-from benchmarks.two_stage.plan import BASE, SETS, chosen, selection, tables
+from benchmarks.two_stage.plan import BASE, DRAWS, SETS, chosen, selection, tables
 from benchmarks.two_stage.report import report
 from benchmarks.two_stage.workers import Pool, make_views, say
 from train.recipes import RECIPE_JSON
@@ -41,6 +41,10 @@ def main(arguments: list[str] | None = None) -> None:
     run.add_argument("--minutes", type=float, default=1e9)
     run.add_argument("--select", action="store_true", help="choose settings first")
     run.add_argument("--select-minutes", type=float, default=1e9, help="of the minutes, for that")
+    run.add_argument("--sets", nargs="+", choices=SETS, default=list(SETS))
+    run.add_argument("--draws", nargs="+", type=int, choices=DRAWS, default=list(DRAWS))
+    run.add_argument("--side", type=int, default=BASE.view.side, help="of the views, in pixels")
+    run.add_argument("--epochs", type=int, default=BASE.epochs, help="of both stages together")
     run.add_argument("--workers", type=int, default=1)
     run.add_argument("--dry", action="store_true", help="a few images and steps: it works")
     run.set_defaults(does=run_all)
@@ -65,9 +69,10 @@ def run_all(options: argparse.Namespace) -> None:
     def left(minutes: float) -> float:
         return 60 * minutes - (time.monotonic() - began)
 
-    base, sets, images = BASE, SETS, None
+    base, sets, images = BASE.lasting(options.epochs), tuple(options.sets), None
+    base = replace(base, view=replace(base.view, side=options.side))
     if options.dry:
-        sets, images = SETS[:2], _DRY_IMAGES
+        sets, images = sets[:2], _DRY_IMAGES
         view = replace(base.view, side=64)
         base = replace(base, epochs=2, adgan_from=1, least_steps=2, batch=2, view=view)
     options.out.mkdir(parents=True, exist_ok=True)
@@ -93,7 +98,7 @@ def run_all(options: argparse.Namespace) -> None:
             choice = {"leads": leads, "settings": RECIPE_JSON.dump_python(settings, mode="json")}
             (options.out / "chosen.json").write_text(json.dumps(choice, indent=1) + "\n")
             say(f"chosen, {time.monotonic() - began:.0f} s: {leads}")
-        wanted = [job for job in tables(settings) if job.set in sets]
+        wanted = [job for job in tables(settings) if job.set in sets and job.draw in options.draws]
         for job in wanted[:: 6 if options.dry else 1]:
             pool.put("table", job)
 

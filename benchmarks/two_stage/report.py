@@ -10,7 +10,7 @@ import numpy as np
 from benchmarks.tables.runs import read_ledger
 from benchmarks.two_stage.dcgan import DCGAN_JSON, VARIANTS, DcganResult
 from benchmarks.two_stage.jobs import RESULT_JSON, SCORES, Group, Result
-from benchmarks.two_stage.plan import SETS
+from benchmarks.two_stage.plan import BASE, SETS
 from train.evaluate import auroc
 
 PAPER: Final = {"mvtec_bottle": 0.95, "mvtec_pill": 0.91}
@@ -71,11 +71,15 @@ def _lines(folder: Path, name: str) -> list[bytes]:
 
 
 def _about(found: Sequence[Result]) -> str:
-    if not found:
+    if not any(each.job.variant == "full" for each in found):
         return "Nothing has been measured."
     devices = sorted({each.device for each in found})
     seconds = [each.train_seconds for each in found if each.job.variant == "full"]
+    sides = sorted({each.job.settings.view.side for each in found})
+    epochs = sorted({each.job.settings.epochs for each in found if each.job.variant == "full"})
     return (
+        f"Views of {' and '.join(map(str, sides))} px, {' and '.join(map(str, epochs))} epochs; "
+        f"the recipe has {BASE.view.side} px and {BASE.epochs} epochs. "
         f"Trainings: {len(found)}, on {' and '.join(devices)}; one of both stages took "
         f"{min(seconds):.0f} to {max(seconds):.0f} s there. Means over draws with their standard "
         "deviation; the number of draws is in brackets where it is not three."
