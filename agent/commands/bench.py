@@ -67,14 +67,14 @@ def bench(
     logging.getLogger("atac_agent").setLevel(logging.ERROR)
     prepare_process()
     opened = open_bundle(bundle)
+    runtime = None if compare else bundle_runtime(opened, backend=backend, precision=precision)
     frames = _generated(megapixels, mono=mono) if images is None else _read(images)
     with Progress() as progress:
         progress.stage(f"measuring, {rounds} rounds of {4 * seconds:g} s for each runtime")
-        if compare:
+        if runtime is None:
             speeds, missing = compared(opened, frames, seconds=seconds, rounds=rounds)
             best = recommended(speeds)
         else:
-            runtime = bundle_runtime(opened, backend=backend, precision=precision)
             speed = measured(opened, frames, runtime, seconds=seconds, rounds=rounds)
             speeds, missing, best = (speed,), (), None
     if as_json:

@@ -148,6 +148,7 @@ class Writer:
         self._place = Place()
         self._step_due = self._clock_due = self._look_due = 0.0
         self._is_full = False
+        self._is_making_room = False
         self._is_growth_stopped = False
         self._reserve = Reserve(path)
         self._note_file = NoteFile(path)
@@ -371,7 +372,9 @@ class Writer:
                 stop_growth(self._connection)
             else:
                 limit_pages(self._connection, self._limits)
-            self._step(needs_room=True)
+            found = self._step(needs_room=True)
+            # Before the end of its sweep nobody knows whether there is room to be made.
+            self._is_making_room = found is not None and found.place is not None
 
     def _step(self, *, needs_room: bool) -> Step | None:
         """One step of the sweep; `None` when the file could not be written."""
@@ -518,8 +521,9 @@ class Writer:
         if fault != self._fault:
             _LOG.error("nothing can be recorded, rows wait in memory: %s", fault)
         self._fault = fault
-        self._queue.failed()
         self._is_full = error_code(error) == sqlite3.SQLITE_FULL
+        if not (self._is_full and self._is_making_room):
+            self._queue.failed()
         if self._is_full and self._connection is None and self._limits is not None:
             self._reserve.give_up()  # the file could not even be opened
         if self._connection is not None and not self._is_full:
@@ -565,7 +569,7 @@ class Writer:
             return False
         if self._fault is not None:
             _LOG.warning("writing to %s again", self._path)
-        self._fault, self._is_full = None, False
+        self._fault, self._is_full, self._is_making_room = None, False, False
         self._committed_at = time.monotonic()
         self._queue.written(group)
         if self._queue.noted(None):
