@@ -34,7 +34,7 @@ COMMANDS = {
     "--stage layer2 --backbone-weights none --accept-flips",
     "evaluate": "evaluate --bundle {folder}/bundle --data {parts}",
     "export": "export --bundle {folder}/new --precision fp16 --data {parts} --accept-flips",
-    "bench": "bench --bundle {folder}/bundle --seconds 1",
+    "bench": "bench --bundle {folder}/bundle --seconds 1 --rounds 1",
     "build": "build --bundle {folder}/bundle",
     "replay": "replay 1 2 --config {folder}/agent.yaml",
     "sign": "sign --bundle {folder}/bundle --key {folder}/key.pem",
@@ -104,7 +104,16 @@ def test_a_command_speaks_with_nobody_but_the_broker_it_was_given(strace, folder
     agent = [sys.executable, "-c", "from agent.cli import main; main()"]
     done = subprocess.run(
         [
-            *(strace, "-f", "-qq", "-e", "trace=connect,sendto,sendmsg,sendmmsg", "-o", trace),
+            *(
+                strace,
+                "-f",
+                "--seccomp-bpf",
+                "-qq",
+                "-e",
+                "trace=connect,sendto,sendmsg,sendmmsg",
+                "-o",
+                trace,
+            ),
             *(*agent, *COMMANDS[command].format(folder=folder, parts=parts).split()),
         ],
         env={**environment, "HOME": str(home), "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"},
