@@ -11,7 +11,6 @@ other work on the machine changes less.
 """
 
 import argparse
-import json
 import logging
 import random
 import signal
@@ -37,7 +36,7 @@ from agent.station.controls import Controls
 from agent.station.station import Model, Station
 from agent.station.threshold import Threshold
 from agent.synthetic.flange import part
-from benchmarks.machine import cpu_s, described
+from benchmarks.machine import cpu_s, described, write_result
 from engine.bundle import open_bundle
 from engine.frame import Pixels
 
@@ -96,10 +95,7 @@ def main() -> None:
             for kind, found in ratios.items()
         },
     }
-    text = json.dumps(result, indent=2)
-    print(text)
-    if options.out:
-        options.out.write_text(f"{text}\n", encoding="utf-8")
+    write_result(result, options.out)
 
 
 def rate(

@@ -28,7 +28,7 @@ from agent.sinks.mqtt.settings import MqttSettings
 from agent.sinks.mqtt.sink import MqttSink
 from agent.station.threshold import Threshold
 from benchmarks.broker import mosquitto
-from benchmarks.machine import described
+from benchmarks.machine import described, write_result
 
 RATES = (0, 50, 400, 10_000)
 _ALARMS_PER_S = 20
@@ -89,10 +89,7 @@ def main() -> None:
             for rate, each in found.items()
         },
     }
-    text = json.dumps(result, indent=2)
-    print(text)
-    if options.out:
-        options.out.write_text(f"{text}\n", encoding="utf-8")
+    write_result(result, options.out)
 
 
 def latencies_ms(path: Path, port: int, rate: float, seconds: float) -> tuple[list[float], float]:

@@ -9,7 +9,6 @@ child p50, and child parts/s over in-process parts/s.
 """
 
 import argparse
-import json
 import logging
 import tempfile
 import time
@@ -27,7 +26,7 @@ from agent.sinks.mqtt.settings import MqttSettings
 from agent.station.run import run_station
 from agent.station.station import Model
 from agent.synthetic.flange import part
-from benchmarks.machine import described, resident_mb
+from benchmarks.machine import described, resident_mb, write_result
 from calibration.record import read_calibration
 from engine.backends.onnxruntime import OnnxRuntimeBackend
 from engine.bundle import open_bundle
@@ -68,10 +67,7 @@ def main() -> None:
                 "child_ready_s": round(float(np.median(starts)), 3),
                 "child_rss_mb": round(resident_mb(child.pid), 1),
             }
-    text = json.dumps(result, indent=2)
-    print(text)
-    if options.out:
-        options.out.write_text(f"{text}\n", encoding="utf-8")
+    write_result(result, options.out)
 
 
 def compared(

@@ -1,12 +1,15 @@
 """On what machine, with which code, a figure was made."""
 
 import hashlib
+import json
 import os
 import platform
 import subprocess
+from collections.abc import Mapping
 from contextlib import suppress
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
+from typing import Any
 
 _LIBRARIES = ("numpy", "onnxruntime", "opencv-python-headless", "paho-mqtt", "pillow", "torch")
 _EXTRAS = ("onnxruntime-gpu", "openvino")
@@ -47,6 +50,14 @@ def processor() -> str:
         ),
         platform.processor(),
     )
+
+
+def write_result(result: Mapping[str, Any], out: Path | None) -> None:
+    """Print a result as JSON; keep it in `out` too."""
+    text = json.dumps(result, indent=2)
+    print(text)
+    if out is not None:
+        out.write_text(f"{text}\n", encoding="utf-8")
 
 
 def commit() -> str:

@@ -8,7 +8,6 @@ counts is the time of the processor, so that other work on the machine matters l
 """
 
 import argparse
-import json
 import time
 from pathlib import Path
 
@@ -19,7 +18,7 @@ import torch
 import torch.nn.functional as F  # noqa: N812  (PyTorch's own custom)
 from torch import Tensor, nn
 
-from benchmarks.machine import described
+from benchmarks.machine import described, write_result
 from train.apart import Apart, lengths, stacked
 from train.backbones import Backbone
 from train.backbones.resnet import ResNet
@@ -95,10 +94,7 @@ def main() -> None:
         "saved": 1 - found["apart"]["p50_cpu_ms"] / found["stacked"]["p50_cpu_ms"],
         "largest_difference": float(apart),
     }
-    text = json.dumps(results, indent=2)
-    print(text)
-    if options.out:
-        options.out.write_text(f"{text}\n", encoding="utf-8")
+    write_result(results, options.out)
 
 
 if __name__ == "__main__":

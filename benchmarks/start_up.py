@@ -29,7 +29,7 @@ from typing import Any
 import yaml
 
 from agent.demo import BUNDLE
-from benchmarks.machine import described
+from benchmarks.machine import described, write_result
 
 AGENT = str(Path(sys.executable).parent / "agent")
 
@@ -59,10 +59,7 @@ def main() -> None:
         "torch": any(one["torch"] for one in starts),
         "starts": starts,
     }
-    text = json.dumps(result, indent=1)
-    print(text)
-    if options.result:
-        options.result.write_text(f"{text}\n", encoding="utf-8")
+    write_result(result, options.result)
 
 
 def started(options: argparse.Namespace, byte_code: str) -> dict[str, Any]:

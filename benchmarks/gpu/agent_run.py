@@ -31,7 +31,7 @@ import cv2
 import paho.mqtt.client as paho
 
 from agent.synthetic.flange import part
-from benchmarks.machine import described
+from benchmarks.machine import described, write_result
 
 _FRAMES: Final = 12
 _SIZE, _DRY_SIZE = (2592, 1944), (640, 480)
@@ -204,10 +204,7 @@ def main() -> None:
             "heard": dict(run.topics),
             "summary": json.loads(printed),
         }
-    text = json.dumps(results, indent=2)
-    print(text)
-    if options.out:
-        options.out.write_text(f"{text}\n", encoding="utf-8")
+    write_result(results, options.out)
 
 
 if __name__ == "__main__":

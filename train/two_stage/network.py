@@ -12,7 +12,7 @@ attention is in an exported graph.
 
 import math
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import Final, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -27,14 +27,14 @@ from train.backbones import Backbone, fold_batch_norm
 from train.network import IMAGENET, Network
 from train.two_stage.losses import attended_features
 
-MOST_DECODED: int = 16
+MOST_DECODED: Final = 16
 """Four transposed convolutions, each of which may double height and width."""
-FEATURE_STRIDE: int = 4
+FEATURE_STRIDE: Final = 4
 """Pixels of a view for each place of F_img: both of its convolutions halve height and width."""
-_LEAST_SIDE: int = 4  # of the last map of a discriminator, as in DCGAN
-_LEAK: float = 0.2
-_FIRST_FEATURE: float = 0.1  # several times what the convolutions begin with
-_FIRST_LOG_VARIANCE: float = -4.0  # else noise hides what z says for hundreds of steps
+_LEAST_SIDE: Final = 4  # of the last map of a discriminator, as in DCGAN
+_LEAK: Final = 0.2
+_FIRST_FEATURE: Final = 0.1  # several times what the convolutions begin with
+_FIRST_LOG_VARIANCE: Final = -4.0  # else noise hides what z says for hundreds of steps
 
 
 class Generated(NamedTuple):

@@ -13,7 +13,6 @@ import numpy as np
 import pytest
 
 from engine.attention import CropSpec, attention_box
-from engine.backends.onnxruntime import OnnxRuntimeBackend
 from engine.backends.opening import open_inspector
 from engine.backends.tensorrt.backend import open_plan_inspector
 from engine.backends.tensorrt.plans import ensure_plan
@@ -24,17 +23,13 @@ from engine.gpu import program
 from engine.gpu.compiler import compile_kernels, load_compiler
 from engine.gpu.device import MAX_BATCH, Geometry, geometry_of
 from engine.gpu.verdicts import cache_folder
-from engine.methods import open_method
 from engine.methods.atac import atac_of
-from engine.view import ViewSpec, zoomed
 from engine.view import view as engine_view
+from engine.view import zoomed
+from tests.engine.gpu.frames import BAYER, LINE, PAPER, PLAIN, expected, grey
 from tests.engine.gpu.gpu_machine import gpu_machine
 from tests.engine.gpu.scripted_gpu import GPU, scripted_tensorrt
 from tests.tiny_bundle import defective_part, good_part, tiny_bundle
-
-LINE = ViewSpec(side=64, equalise="after_resize", crop_from="frame", reducing_gap=3.0)
-PAPER = ViewSpec(side=64)
-PLAIN = ViewSpec(side=64, equalise="never", crop_from="frame")
 
 
 @pytest.fixture(autouse=True)
@@ -72,12 +67,6 @@ def opened(tmp_path, tensorrt):
     return call
 
 
-def expected(bundle, frames):
-    with OnnxRuntimeBackend(bundle) as oracle:
-        inspector = open_method(bundle.manifest.method, oracle)
-        return [inspector.inspect(each) for each in frames]
-
-
 def assert_same(found, wanted):
     assert len(found) == len(wanted)
     for one, other in zip(found, wanted, strict=True):
@@ -90,10 +79,6 @@ def assert_same(found, wanted):
         assert one.deviation == pytest.approx(other.deviation, abs=1e-4)
         np.testing.assert_allclose(one.attention, other.attention, atol=1e-4)
         np.testing.assert_allclose(one.score_map, other.score_map, atol=1e-3)
-
-
-def grey(pixels):
-    return cv2.cvtColor(pixels, cv2.COLOR_RGB2GRAY)
 
 
 @pytest.mark.parametrize("view", [LINE, PAPER, PLAIN], ids=["line", "paper", "plain"])
@@ -130,15 +115,7 @@ def test_equalised_rgb_frames_are_nearly_the_hosts(opened, view):
     assert found.score == pytest.approx(wanted.score, abs=0.5)
 
 
-@pytest.mark.parametrize(
-    ("form", "code"),
-    [
-        ("bayer_rggb", cv2.COLOR_BayerRGGB2RGB),
-        ("bayer_grbg", cv2.COLOR_BayerGRBG2RGB),
-        ("bayer_gbrg", cv2.COLOR_BayerGBRG2RGB),
-        ("bayer_bggr", cv2.COLOR_BayerBGGR2RGB),
-    ],
-)
+@pytest.mark.parametrize(("form", "code"), BAYER)
 def test_raw_bayer_frames_go_up_as_they_are(opened, form, code):
     raw = grey(defective_part(1, width=150, height=120))
     bundle, inspector = opened(PLAIN)

@@ -23,17 +23,14 @@ from engine.gpu.device import MAX_BATCH, geometry_of
 from engine.gpu.driver import probe_gpu
 from engine.gpu.graph import Again
 from engine.gpu.inspector import DeviceInspector
-from engine.methods import open_method
 from engine.methods.atac import atac_of
-from engine.view import ViewSpec, view, zoomed
+from engine.view import view, zoomed
+from tests.engine.gpu.frames import BAYER, LINE, PAPER, PLAIN, expected, grey
 from tests.tiny_bundle import defective_part, good_part, tiny_bundle
 
 pytestmark = pytest.mark.gpu
 
 DEMO = Path(__file__).parents[3] / "agent/demo_bundle"
-LINE = ViewSpec(side=64, equalise="after_resize", crop_from="frame", reducing_gap=3.0)
-PAPER = ViewSpec(side=64)
-PLAIN = ViewSpec(side=64, equalise="never", crop_from="frame")
 SIZES = [(96, 80), (400, 300), (300, 431), (40, 30), (1280, 1024)]
 
 
@@ -101,22 +98,12 @@ def opened(request, tmp_path):
         each.__exit__(None, None, None)
 
 
-def expected(bundle, frames):
-    with OnnxRuntimeBackend(bundle) as oracle:
-        inspector = open_method(bundle.manifest.method, oracle)
-        return [inspector.inspect(each) for each in frames]
-
-
 def assert_same(found, wanted):
     for one, other in zip(found, wanted, strict=True):
         assert (one.zoomed, one.box) == (other.zoomed, other.box)
         assert one.score == pytest.approx(other.score, abs=1e-3)
         np.testing.assert_allclose(one.attention, other.attention, atol=1e-4)
         np.testing.assert_allclose(one.score_map, other.score_map, atol=1e-3)
-
-
-def grey(pixels):
-    return cv2.cvtColor(pixels, cv2.COLOR_RGB2GRAY)
 
 
 @pytest.mark.parametrize("seen", [LINE, PAPER, PLAIN], ids=["line", "paper", "plain"])
@@ -152,15 +139,7 @@ def test_the_views_are_the_engines(opened, seen, colours):
         assert (apart > (1 if colours else 0)).mean() < (1e-3 if colours else 1e-9)
 
 
-@pytest.mark.parametrize(
-    ("form", "code"),
-    [
-        ("bayer_rggb", cv2.COLOR_BayerRGGB2RGB),
-        ("bayer_grbg", cv2.COLOR_BayerGRBG2RGB),
-        ("bayer_gbrg", cv2.COLOR_BayerGBRG2RGB),
-        ("bayer_bggr", cv2.COLOR_BayerBGGR2RGB),
-    ],
-)
+@pytest.mark.parametrize(("form", "code"), BAYER)
 def test_raw_bayer_frames_go_up_as_they_are(opened, form, code):
     raw = grey(defective_part(1, width=150, height=120))
     bundle, inspector = opened(PLAIN)
