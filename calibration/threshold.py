@@ -86,18 +86,29 @@ def band(
     return low, 2 * threshold - low
 
 
-def require_enough(parts: int, *, max_false_reject: float, confidence: float) -> int:
+def require_enough(
+    parts: int, *, max_false_reject: float, confidence: float, of_training: int = 0
+) -> int:
     """How many of `parts` good parts the promise allows above the threshold.
 
-    Raises `CalibrationError` when it cannot stand on so few: worth asking before scoring them.
+    Args:
+        parts: How many there are.
+        max_false_reject: The share of good parts that may be rejected.
+        confidence: The confidence with which no more are.
+        of_training: How many of them are training's own, scored without themselves.
+
+    Raises:
+        CalibrationError: The promise cannot stand on so few: worth asking before scoring them.
     """
     allowed = allowed_exceedances(parts, max_false_reject=max_false_reject, confidence=confidence)
     if allowed is not None:
         return allowed
     needed = good_parts_needed(max_false_reject=max_false_reject, confidence=confidence)
+    those = "all" if of_training == parts else of_training
     message = (
         f"at most {percent(max_false_reject)} false rejects with {percent(confidence)} confidence "
-        f"needs {needed} good parts that training has not seen; there are {parts}: "
+        f"needs {needed} good parts{'' if of_training else ' that training has not seen'}; "
+        f"there are {parts}{f', {those} of them from training' if of_training else ''}: "
         f"bring {needed - parts} more"
     )
     if parts:

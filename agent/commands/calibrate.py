@@ -124,8 +124,9 @@ def calibrate(
             )
         cross_fitted = None
     # Fewer pictures than it takes need not be scored.
-    most = good_parts.count + (0 if cross_fitted is None else len(cross_fitted.good))
-    require_enough(most, max_false_reject=rate(most), confidence=sure)
+    of_training = 0 if cross_fitted is None else len(cross_fitted.good)
+    most = good_parts.count + of_training
+    require_enough(most, max_false_reject=rate(most), confidence=sure, of_training=of_training)
     options.require_writable("--bundle" if config is None else "bundle.path", opened.path)
     with (
         Progress() as progress,

@@ -100,6 +100,7 @@ def train(
     if profile is not None:
         raise ConfigurationError("--profile", profile, f"is now called --recipe {profile}")
     require_training_packages("agent train")
+    from engine.cross_fitted import CROSS_FITTED
     from train.datasets import find_source, left_out
     from train.run import require_new, train_bundle
 
@@ -152,7 +153,9 @@ def train(
     typer.echo(statement)
     pages = "" if report is None else f" and {report}"
     typer.echo(f"Written: {bundle.path} (id {bundle.id[:12]}){pages}")
-    typer.echo(f"For the threshold: agent calibrate --bundle {bundle.path} --good DIR")
+    has_scores = CROSS_FITTED in bundle.manifest.files
+    proof = ", or for a proof with --good DIR" if has_scores else " --good DIR"
+    typer.echo(f"For the threshold: agent calibrate --bundle {bundle.path}{proof}")
 
 
 def _report(finished: "Finished") -> tuple[str, Path | None]:

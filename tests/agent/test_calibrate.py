@@ -187,6 +187,8 @@ def test_enough_parts_that_are_new_are_a_proof_and_come_first(
         "--bundle", bundle.path, "--good", good, "--max-false-reject", "1%", "--strict"
     )
     assert (code, "there are 62: bring 237 more" in err) == (1, True)
+    code, _, err = calibrate("--bundle", bundle.path, "--max-false-reject", "1%")
+    assert (code, "there are 260, all of them from training: bring 39" in err) == (1, True)
     code, _, err = calibrate("--bundle", bundle.path, "--strict")
     assert (code, "--good: is not given" in err) == (2, True)
     # They are scores of fp32.
