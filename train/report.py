@@ -181,6 +181,7 @@ def write_report(
         advice=advice(outcome, outlook),
         histogram=_histogram(outcome, outlook),
         rows=_rows(outcome),
+        looks_closer=outcome.settings.looks_closer,
         galleries=_galleries(outcome, images, outlook),
         curves=_curves(outcome),
         facts=_facts(outcome),

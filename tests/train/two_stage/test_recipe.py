@@ -20,6 +20,7 @@ from train.export.gate import add_precision, load_network
 from train.network import TorchBackend
 from train.recipes import RECIPE_JSON
 from train.recipes.two_stage import TwoStage, Watch, network
+from train.report import REPORT, examine, write_report
 from train.run import train_bundle
 
 
@@ -88,6 +89,14 @@ def test_the_network_gives_score_and_attention_of_the_view(two_stage):
     assert (found.score.shape, found.attention.shape) == ((3, 1), (3, 64, 64))
     assert found.score.min() >= 0
     assert 0 <= found.attention.min() <= found.attention.max() <= 1
+
+
+def test_its_page_speaks_of_one_pass(finished, tmp_path):
+    done, _ = finished
+    write_report(tmp_path / REPORT, examine(done), done.images)
+    page = (tmp_path / REPORT).read_text(encoding="utf-8")
+    assert "shown three times" in page
+    assert "what pass 2 inspects" not in page
 
 
 def test_good_parts_alone_train_a_bundle(finished, source):
