@@ -21,13 +21,15 @@ def test_children_get_what_libraries_read_and_nothing_else():
     assert sorted(child_environment(given)) == ["LC_ALL", "OMP_NUM_THREADS", "PATH"]
 
 
-def test_no_process_of_the_agent_inherits_the_brokers_password(monkeypatch):
+def test_no_process_of_the_agent_inherits_the_brokers_password(monkeypatch, eventually):
     monkeypatch.setenv("BROKER", "s3cret")
     camera = CameraChild("folder", {})
     try:
         with StartingChild() as inference:
             for pid in (camera.pid, inference.process.pid):
-                environment = Path(f"/proc/{pid}/environ").read_bytes()
+                environ = Path(f"/proc/{pid}/environ")
+                eventually(environ.read_bytes)  # empty until the kernel has laid it out
+                environment = environ.read_bytes()
                 assert b"PATH=" in environment
                 assert b"s3cret" not in environment
     finally:
