@@ -1,6 +1,7 @@
 """Pictures for people: a frame under its heat map, with its box, as JPEG."""
 
 import base64
+import unicodedata
 from typing import Final
 
 import cv2
@@ -19,10 +20,14 @@ _JPEG_MAX_SIDE: Final = 65_500
 _NG_COLOUR: Final = (255, 80, 40)
 _OK_COLOUR: Final = (60, 200, 120)
 _BOX_COLOUR: Final = (255, 255, 255)
+_TEXT_COLOUR: Final = (255, 255, 255)
 _DIMMED: Final = 0.4
 """How bright the frame stays where pass 1 attends to nothing."""
 _HEAT_SHARE: Final = 0.65
 """How much of the frame the hottest colour may cover; the part must stay visible below it."""
+_FONT: Final = cv2.FONT_HERSHEY_SIMPLEX
+_TEXT_HEIGHT: Final = 12
+"""Of a caption's capital letters, in pixels."""
 
 
 def annotated(
@@ -75,6 +80,32 @@ def attended(pixels: Pixels, inspection: Inspection, *, max_side: int = MAX_SIDE
     brightness = _DIMMED + (1 - _DIMMED) * levels
     picture = cv2.blendLinear(small, np.zeros_like(small), brightness, 1 - brightness)
     return _boxed(np.asarray(picture, dtype=np.uint8), pixels, inspection, _BOX_COLOUR)
+
+
+def captioned(picture: Pixels, *texts: str) -> Pixels:
+    """`picture` with `texts` in a strip below it, side by side where there is room.
+
+    The letters are those of ASCII: of others the accents are left out, or a question mark stands.
+    A text that is wider than the picture is cut.
+    """
+    picture = _rgb(picture)
+    scale = cv2.getFontScaleFromHeight(_FONT, _TEXT_HEIGHT)
+    gap = _TEXT_HEIGHT // 2
+
+    def wide(text: str) -> int:
+        return int(cv2.getTextSize(text, _FONT, scale, 1)[0][0])
+
+    across, row, places = gap, 0, []
+    for text in map(_ascii, texts):
+        if across > gap and across + wide(text) > picture.shape[1] - gap:
+            across, row = gap, row + 1
+        places.append((text, across, row))
+        across += wide(text) + 3 * gap
+    strip = np.zeros((2 * _TEXT_HEIGHT * (row + 1), picture.shape[1], 3), np.uint8)
+    for text, left, line in places:
+        base = 2 * _TEXT_HEIGHT * (line + 1) - gap
+        cv2.putText(strip, text, (left, base), _FONT, scale, _TEXT_COLOUR, 1, cv2.LINE_AA)
+    return np.concatenate([picture, strip])
 
 
 def heatmap(pixels: Pixels, inspection: Inspection, threshold: float) -> Pixels:
@@ -156,6 +187,12 @@ def _drawn(picture: Pixels, pixels: Pixels, box: Box, colour: tuple[int, int, in
     cv2.rectangle(picture, *corners, (0, 0, 0), width + 2)
     cv2.rectangle(picture, *corners, colour, width)
     return picture
+
+
+def _ascii(text: str) -> str:
+    letters = unicodedata.normalize("NFKD", text)
+    plain = "".join(one for one in letters if not unicodedata.combining(one))
+    return "".join(one if " " <= one <= "~" else "?" for one in plain)
 
 
 def _rgb(pixels: Pixels) -> Pixels:

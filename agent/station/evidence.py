@@ -3,17 +3,15 @@
     recorder ── a part worth keeping ──▶ four places ──▶ atac-evidence: index, JPEG, the oldest out
 
 Each file is a whole frame as it was inspected, without heat map or box, and holds the part's id as
-its JPEG comment. Age, number and size of all are bounded; the oldest go first. What may go is what
-the index names: a text file of this agent's own in the folder, with a line for each file before
-it is written. Nothing else there is ever touched.
+its JPEG comment; `agent/record/evidence_files.py` says where it lies. Age, number and size of all
+are bounded; the oldest go first. What may go is what the index names. Nothing else there is ever
+touched.
 """
 
 import errno
-import hashlib
 import logging
 import os
 import queue
-import re
 import tempfile
 import threading
 from collections import deque
@@ -25,12 +23,12 @@ from typing import Final, Self
 
 from agent.busy import Busy
 from agent.part import Part, State
+from agent.record.evidence_files import EvidenceIndex, Filed, file_name, index_path
 from agent.record.retention import AgeClock
 from agent.settings import EvidenceSettings
 from engine.bundle import replace_file
 from engine.errors import ImageError
 from engine.picture import jpeg, with_comment
-from engine.regular_file import read_regular
 
 _LOG: Final = logging.getLogger("atac_agent.line")
 _ROOM: Final = 4
@@ -43,9 +41,8 @@ _COMMIT_S: Final = 2.0
 _QUALITY: Final = 95
 _LARGEST_BYTES: Final = 8_000_000
 _MODE: Final = 0o640
-_INDEX_MAX_BYTES: Final = 1_000_000_000
+_FOLDER_MODE: Final = 0o750
 _UNFINISHED: Final = ".part"
-_NAME: Final = re.compile(r"[0-9a-f]{12}_\d{10,19}_[A-Z_]+\.jpg")
 _TIDY: Final = 1000
 """After this many lines of files that are gone, the index is written again."""
 
@@ -186,28 +183,19 @@ class Evidence:
             _LOG.error("no evidence can be kept: %s", fault)
         self._fault = fault
 
-    def _index(self, folder: Path) -> Path:
-        owner = hashlib.sha256(self._agent_id.encode()).hexdigest()[:12]
-        return folder / f".atac-evidence-{owner}"
-
     def _take_up(self, folder: Path) -> None:
         """Take up what earlier runs have kept, and remove what they did not finish."""
-        names: list[str] = []
-        with suppress(OSError):
-            data = read_regular(self._index(folder), limit=_INDEX_MAX_BYTES)
-            text = data.decode("ascii", errors="replace")
-            names = [line for line in text.splitlines() if _NAME.fullmatch(line)]
-        found = []
-        for name in dict.fromkeys(names):
-            path = folder / name
+        filed = EvidenceIndex(folder, self._agent_id).files()
+        for one in filed:
+            path = folder / one.name
             with suppress(OSError):
-                path.with_name(name + _UNFINISHED).unlink()
+                path.with_name(path.name + _UNFINISHED).unlink()
             with suppress(OSError):
                 status = path.stat()
-                found.append(_Kept(time_ns=status.st_mtime_ns, name=name, size=status.st_size))
-        self._kept.extend(sorted(found))
-        self._bytes = sum(one.size for one in found)
-        self._gone = len(names) - len(found)
+                self._kept.append(_Kept(time_ns=status.st_mtime_ns, filed=one, size=status.st_size))
+        self._kept = deque(sorted(self._kept, key=lambda one: one.time_ns))
+        self._bytes = sum(one.size for one in self._kept)
+        self._gone = len(filed) - len(self._kept)
         self._make_room(folder)
 
     def _keep(self, folder: Path, part: Part) -> None:
@@ -218,15 +206,19 @@ class Evidence:
             raise OSError(errno.EIO, "the ledger cannot be written")
         picture = jpeg(part.frame.pixels, max_bytes=_LARGEST_BYTES, quality=_QUALITY)
         data = with_comment(picture, f"{self._agent_id}:{self._epoch}:{sequence}")
-        name = f"{self._epoch}_{sequence:010d}_{part.ended.state}.jpg"
-        path, now_ns = folder / name, self._ages.now_ns()
-        unfinished = path.with_name(name + _UNFINISHED)
+        name, now_ns = file_name(part), self._ages.now_ns()
+        if (folder / name).exists():
+            name = file_name(part, is_taken=True)
+        filed = Filed(epoch=self._epoch, sequence=sequence, name=name)
+        path = folder / name
+        unfinished = path.with_name(path.name + _UNFINISHED)
         folder.mkdir(parents=True, exist_ok=True)
-        index = self._index(folder)
+        _make_folders(folder, path.parent)
+        index = index_path(folder, self._agent_id)
         # Nothing is written through a link, and no pipe is waited for.
         how = os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_NOFOLLOW | os.O_NONBLOCK
-        with os.fdopen(os.open(index, how | os.O_CLOEXEC, _MODE), "a", encoding="ascii") as file:
-            file.write(f"{name}\n")
+        with os.fdopen(os.open(index, how | os.O_CLOEXEC, _MODE), "a", encoding="utf-8") as file:
+            file.write(filed.line)
         try:
             unfinished.unlink(missing_ok=True)
             unfinished.touch(_MODE, exist_ok=False)
@@ -238,7 +230,7 @@ class Evidence:
             with suppress(OSError):
                 unfinished.unlink()
             raise
-        self._kept.append(_Kept(time_ns=now_ns, name=name, size=len(data)))
+        self._kept.append(_Kept(time_ns=now_ns, filed=filed, size=len(data)))
         self._bytes += len(data)
 
     def _make_room(self, folder: Path) -> None:
@@ -252,18 +244,30 @@ class Evidence:
             old = self._kept.popleft()
             self._bytes -= old.size
             self._gone += 1
+            path = folder / old.filed.name
             with suppress(OSError):
-                (folder / old.name).unlink()
+                path.unlink()
+                path.parent.rmdir()  # the last of its camera, and of its day
+                path.parent.parent.rmdir()
         if self._gone >= _TIDY:
             with suppress(OSError):
                 replace_file(
-                    self._index(folder), "".join(f"{one.name}\n" for one in self._kept).encode()
+                    index_path(folder, self._agent_id),
+                    "".join(one.filed.line for one in self._kept).encode(),
                 )
                 self._gone = 0
 
 
-@dataclass(frozen=True, slots=True, kw_only=True, order=True)
+def _make_folders(folder: Path, inner: Path) -> None:
+    """Make the folders of a day and of a camera; a link in their place is refused."""
+    for made in (inner.parent, inner):
+        if made.is_symlink():
+            raise OSError(errno.ELOOP, f"{made.relative_to(folder)} is a link")
+        made.mkdir(_FOLDER_MODE, exist_ok=True)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class _Kept:
     time_ns: int
-    name: str
+    filed: Filed
     size: int

@@ -11,9 +11,10 @@ from concurrent.futures import ThreadPoolExecutor
 from typing import Final, Self
 
 from agent.part import Part, State
+from agent.record.evidence_files import local
 from agent.record.rows import THUMBNAIL_MAX_BYTES
 from engine.errors import ImageError
-from engine.picture import annotated, jpeg, reduced
+from engine.picture import annotated, captioned, jpeg, reduced
 
 _LOG: Final = logging.getLogger("atac_agent.line")
 _ROOM: Final = 8
@@ -95,7 +96,16 @@ def _thumbnail(part: Part) -> bytes | None:
             if found is None
             else annotated(pixels, found, part.ended.threshold)
         )
+        shown = captioned(shown, part.part_id or "no part id", *_caption(part))
         return jpeg(shown, max_bytes=THUMBNAIL_MAX_BYTES - _COMMENT_BYTES)
     except ImageError as error:
         _LOG.warning("no thumbnail for part %s: %s", part.part_id, error)
         return None
+
+
+def _caption(part: Part) -> list[str]:
+    """The local time, and the score of a part that has one."""
+    caption = [f"{local(part.trigger.triggered_ns):%Y-%m-%d %H:%M:%S}"]
+    if part.inspection is not None:
+        caption.append(f"score {part.inspection.score:.3g} / {part.ended.threshold:.3g}")
+    return caption

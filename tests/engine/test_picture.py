@@ -8,7 +8,7 @@ from PIL import Image
 
 from engine.errors import ImageError
 from engine.frame import Box, Inspection, Pixels
-from engine.picture import annotated, attended, boxed, data_uri, heatmap, jpeg, reduced
+from engine.picture import annotated, attended, boxed, captioned, data_uri, heatmap, jpeg, reduced
 from tests.inspections import inspection
 from tests.tiny_bundle import good_part
 
@@ -162,3 +162,26 @@ def test_a_data_uri_holds_the_jpeg() -> None:
     head, body = data_uri(noise(20, 30)).split(",")
     assert head == "data:image/jpeg;base64"
     assert Image.open(io.BytesIO(base64.b64decode(body))).size == (30, 20)
+
+
+@pytest.mark.parametrize(
+    ("width", "texts", "rows"),
+    [
+        (640, ("A-17", "2026-11-27 14:05:09", "score 3.21 / 2.98"), 1),
+        (220, ("A-17", "2026-11-27 14:05:09", "score 3.21 / 2.98"), 2),
+        (220, ("x" * 500,), 1),
+        (8, ("a", "b"), 2),
+        (640, ("Prüfling 品",), 1),
+    ],
+)
+def test_a_caption_stands_below_the_picture_and_covers_none_of_it(width, texts, rows) -> None:
+    pixels = noise(40, width)
+    shown = captioned(pixels, *texts)
+    assert shown.shape == (40 + 24 * rows, width, 3)
+    assert np.array_equal(shown[:40], pixels)
+    assert shown[40:].max() > 100
+
+
+def test_a_caption_is_in_letters_that_can_be_drawn() -> None:
+    mono = np.zeros((8, 300), np.uint8)
+    assert np.array_equal(captioned(mono, "Prüfling 品\n"), captioned(mono, "Prufling ??"))
