@@ -31,6 +31,8 @@ COMMANDS: Final = (
     "bench",
     "doctor",
     "replay",
+    "promote",
+    "rollback",
     "sign",
     "verify",
 )

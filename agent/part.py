@@ -47,6 +47,7 @@ class Verdict:
 
     `reason` says in one line why a state other than OK and NG. A TIMEOUT whose result was still
     found has the state that came too late as `late_state`. `threshold` is NaN where none applied.
+    It belongs to the bundle and the calibration of these ids; empty for those of the run's begin.
     """
 
     state: State
@@ -54,6 +55,8 @@ class Verdict:
     threshold: float
     reason: str = ""
     late_state: State | None = None
+    bundle_id: str = ""
+    calibration_id: str = ""
 
 
 @dataclass(slots=True, kw_only=True, eq=False)

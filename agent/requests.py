@@ -6,7 +6,7 @@ function gives, or the `RequestError` that it raises. No request names a file, a
 
 import threading
 from collections.abc import Mapping
-from typing import Final, Protocol
+from typing import Final, Literal, Protocol
 
 from agent.record.rows import software
 from engine.errors import AtacError
@@ -24,7 +24,15 @@ class Thresholds(Protocol):
     @property
     def calibrated(self) -> float: ...
     def outside(self, value: float) -> str | None: ...
-    def change(self, value: float | None, *, by: str, nonce: str) -> bool: ...
+    def change(self, value: float | None, *, by: str, nonce: str, why: str) -> bool: ...
+
+
+class Bundles(Protocol):
+    """What puts another bundle in force."""
+
+    def change(
+        self, kind: Literal["promote", "rollback"], bundle_id: str, *, by: str, why: str, nonce: str
+    ) -> Mapping[str, object]: ...
 
 
 class Annotations(Protocol):
@@ -44,6 +52,7 @@ class Requests:
         agent_id: Whose parts they are about.
         threshold: The threshold in force.
         paused: Set while no part is inspected.
+        bundles: Puts another bundle in force; `None` where the bundle cannot change.
     """
 
     def __init__(
@@ -53,11 +62,13 @@ class Requests:
         agent_id: str,
         threshold: Thresholds,
         paused: threading.Event,
+        bundles: Bundles | None = None,
     ) -> None:
         self._ledger = ledger
         self._agent_id: Final = agent_id
         self._threshold = threshold
         self._paused = paused
+        self._bundles = bundles
 
     @property
     def epoch(self) -> str:
@@ -83,7 +94,7 @@ class Requests:
         return {"threshold": self._threshold.value, "calibrated": self._threshold.calibrated}
 
     def set_threshold(
-        self, value: float | None, *, by: str, nonce: str, force: bool = False
+        self, value: float | None, *, by: str, nonce: str, why: str = "", force: bool = False
     ) -> Mapping[str, object]:
         """Use another threshold from the next part on.
 
@@ -91,6 +102,7 @@ class Requests:
             value: The threshold; `None` for the calibrated one.
             by: Who asks.
             nonce: The request's.
+            why: The reason, for the record.
             force: Whether it may lie outside the scores of the calibration.
 
         Returns:
@@ -102,9 +114,39 @@ class Requests:
         outside = None if value is None or force else self._threshold.outside(value)
         if outside is not None:
             raise RequestError(f"threshold: {outside}; with force: true it is set all the same")
-        if not self._threshold.change(value, by=by, nonce=nonce):
+        if not self._threshold.change(value, by=by, nonce=nonce, why=why):
             raise RequestError("the ledger cannot be written, so the threshold stays as it is")
         return self.thresholds()
+
+    def promote(self, bundle_id: str, *, by: str, why: str, nonce: str) -> Mapping[str, object]:
+        """Have the next part inspected by the bundle that lies beside the one in force.
+
+        Returns when the new one inspects; the line goes on with the old one until then.
+
+        Args:
+            bundle_id: Its id: no other is taken.
+            by: Who asks.
+            why: The reason, for the record.
+            nonce: The request's.
+
+        Returns:
+            The ids of both bundles, the new threshold, and what runs it.
+
+        Raises:
+            RequestError: It is not there, is refused, or cannot be put on record.
+        """
+        return self._changed_bundle("promote", bundle_id, by=by, why=why, nonce=nonce)
+
+    def rollback(self, *, by: str, why: str, nonce: str) -> Mapping[str, object]:
+        """Have the next part inspected by the bundle that was in force before; as `promote`."""
+        return self._changed_bundle("rollback", "", by=by, why=why, nonce=nonce)
+
+    def _changed_bundle(
+        self, kind: Literal["promote", "rollback"], bundle_id: str, *, by: str, why: str, nonce: str
+    ) -> Mapping[str, object]:
+        if self._bundles is None:
+            raise RequestError("the bundle of this run cannot change")
+        return self._bundles.change(kind, bundle_id, by=by, why=why, nonce=nonce)
 
     def label(self, part: str, label: str) -> Mapping[str, object]:
         """Keep an operator's word on a part: was it good, whatever the verdict?"""

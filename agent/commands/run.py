@@ -99,6 +99,7 @@ def run(
             stop=stop,
             started=started,
             services=(TerminalSettings(), HeartbeatSettings()),
+            may_promote=True,
         )
     typer.echo(
         json.dumps(asdict(summary), indent=2) if as_json else describe(summary, verbose=verbose)

@@ -21,7 +21,7 @@ import subprocess
 import threading
 from collections.abc import Callable, Sequence
 from contextlib import suppress
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from time import monotonic, sleep
 from typing import Any, Final, Self
@@ -176,6 +176,10 @@ class ChildInspector:
             _LOG.warning("inference answers again")
             self._failure = None
         return inspection
+
+    def moved(self, bundle: Path) -> None:
+        """The same bundle lies in another folder from now on."""
+        self._setup = replace(self._setup, bundle=bundle)
 
     def _ready_child(self) -> "_Child":
         """The child, waited for as long as a part may wait; starts one if there is none."""

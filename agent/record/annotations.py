@@ -22,6 +22,34 @@ class ThresholdChange:
     old: float
     new: float
     is_calibrated: bool
+    why: str = ""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Change:
+    """What somebody did to the agent besides its threshold: `kind` is `promote` or `rollback`.
+
+    `old` and `new` are ids of bundles.
+    """
+
+    kind: str
+    who: str
+    why: str
+    old: str
+    new: str
+    nonce: str = ""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Audited:
+    """One line of the audit log: who changed what, when and why."""
+
+    changed_ns: int
+    kind: str
+    who: str
+    why: str
+    old: str
+    new: str
 
 
 def insert_label(connection: sqlite3.Connection, epoch: str, sequence: int, label: str) -> bool:
@@ -42,8 +70,8 @@ def insert_threshold(
     """Note a change of the threshold, made when part `after` was the newest."""
     connection.execute(
         "INSERT INTO thresholds"
-        " (changed_ns, epoch, after, calibration_id, who, nonce, old, new, is_calibrated)"
-        " VALUES (:now_ns, :epoch, :after, :calibration_id, :who, :nonce, :old, :new,"
+        " (changed_ns, epoch, after, calibration_id, who, why, nonce, old, new, is_calibrated)"
+        " VALUES (:now_ns, :epoch, :after, :calibration_id, :who, :why, :nonce, :old, :new,"
         " :is_calibrated)",
         {
             "now_ns": time.time_ns(),
@@ -51,6 +79,7 @@ def insert_threshold(
             "after": after,
             "calibration_id": change.calibration_id,
             "who": clean(change.by),
+            "why": clean(change.why),
             "nonce": change.nonce,
             "old": change.old,
             "new": change.new,
@@ -58,6 +87,37 @@ def insert_threshold(
         },
     )
     return True
+
+
+def insert_change(connection: sqlite3.Connection, epoch: str, after: int, change: Change) -> bool:
+    """Note a change, made when part `after` was the newest."""
+    connection.execute(
+        "INSERT INTO changes (changed_ns, epoch, after, kind, who, why, nonce, old, new)"
+        " VALUES (:now_ns, :epoch, :after, :kind, :who, :why, :nonce, :old, :new)",
+        {
+            "now_ns": time.time_ns(),
+            "epoch": epoch,
+            "after": after,
+            "kind": change.kind,
+            "who": clean(change.who),
+            "why": clean(change.why),
+            "nonce": change.nonce,
+            "old": change.old,
+            "new": change.new,
+        },
+    )
+    return True
+
+
+def read_changes(connection: sqlite3.Connection, since_ns: int = 0) -> list[Audited]:
+    """The audit log from a time on, the oldest first."""
+    rows = connection.execute(
+        "SELECT changed_ns, kind, who, why, old, new FROM changes WHERE changed_ns >= :since"
+        " UNION ALL SELECT changed_ns, 'threshold', who, why, printf('%.6g', old),"
+        " printf('%.6g', new) FROM thresholds WHERE changed_ns >= :since ORDER BY changed_ns",
+        {"since": since_ns},
+    )
+    return [Audited(**dict(row)) for row in rows]
 
 
 def read_threshold(connection: sqlite3.Connection, calibration_id: str) -> float | None:

@@ -14,7 +14,7 @@ from typing import Final, Protocol, Self
 
 from agent.part import Part
 from agent.record import annotations, outbox, sources
-from agent.record.annotations import ThresholdChange
+from agent.record.annotations import Audited, Change, ThresholdChange
 from agent.record.feed import Cursor, Feed
 from agent.record.outbox import Mark, Requeued, Wanted
 from agent.record.queue import Begun, Ended, EntryQueue
@@ -208,6 +208,7 @@ class Ledger:
         return self._queue.end(
             Ended(
                 row=ended_row(part, has_thumbnail=has_thumbnail),
+                model=(part.ended.bundle_id, part.ended.calibration_id),
                 wanted=self._wanted(part, has_thumbnail=has_thumbnail),
                 thumbnail=thumbnail,
             )
@@ -297,6 +298,17 @@ class Ledger:
     def changed_threshold(self, calibration_id: str) -> float | None:
         """What the threshold of this calibration was changed to, if it was."""
         return self._writer.read(lambda file: annotations.read_threshold(file, calibration_id))
+
+    def note_change(self, change: Change) -> bool:
+        """Keep that somebody changed something; `False` where the disk cannot."""
+        epoch, after = self.epoch, self.last_sequence
+        return bool(
+            self._writer.ask(lambda file: annotations.insert_change(file, epoch, after, change))
+        )
+
+    def changes(self, since_ns: int = 0) -> list[Audited] | None:
+        """The audit log from a time on, the oldest first; `None` where it cannot be read."""
+        return self._writer.read(lambda file: annotations.read_changes(file, since_ns))
 
     def use_nonce(self, nonce: str, *, until_ns: int, now_ns: int) -> bool | None:
         """Note that a request is obeyed; `False`: it was before, `None`: it cannot be noted."""

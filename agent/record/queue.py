@@ -41,9 +41,14 @@ class Begun:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Ended:
-    """A part has ended; `wanted` is what sinks want of it."""
+    """A part has ended; `wanted` is what sinks want of it.
+
+    `model` are the ids of the bundle and the calibration that decided it; empty for those of the
+    run's begin.
+    """
 
     row: PartRow
+    model: tuple[str, str] = ("", "")
     wanted: tuple[Wanted, ...]
     thumbnail: bytes | None
 

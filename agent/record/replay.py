@@ -1,14 +1,13 @@
 """A replay that is asked for while the agent is stopped."""
 
-import sqlite3
 from collections.abc import Sequence
 from pathlib import Path
 
-from agent.record import outbox, runs
-from agent.record.rescue import locked
+from agent.record import outbox
 from agent.record.rows import Span
-from agent.record.schema import check_place, connected, make_tables, transaction
-from engine.errors import ConfigurationError, LedgerError
+from agent.record.schema import check_place, transaction
+from agent.record.stopped import stopped_ledger
+from engine.errors import ConfigurationError
 
 
 def requeue_in_file(
@@ -33,18 +32,9 @@ def requeue_in_file(
     check_place(path)
     if not path.is_file():
         raise ConfigurationError("ledger.path", str(path), "there is no ledger yet")
-    try:
-        connection = connected(path)
-    except sqlite3.Error as error:
-        if locked(error):
+    with stopped_ledger(path, agent_id) as ledger:
+        if ledger is None:
             return None
-        raise LedgerError(f"{path}: {error}") from error
-    try:
-        with transaction(connection):
-            make_tables(connection)
-            named = epoch or runs.latest_epoch(connection, agent_id)
-            return sum(len(outbox.requeue(connection, sink, named, span).ids) for sink in sinks)
-    except sqlite3.Error as error:
-        raise LedgerError(f"{path}: {error}") from error
-    finally:
-        connection.close()
+        file, named = ledger.connection, epoch or ledger.epoch
+        with transaction(file):
+            return sum(len(outbox.requeue(file, sink, named, span).ids) for sink in sinks)

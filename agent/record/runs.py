@@ -41,7 +41,7 @@ _INSERT: Final = (
 _BEGIN: Final = f"{_INSERT} ON CONFLICT DO NOTHING"
 _END: Final = (
     f"{_INSERT} ON CONFLICT (epoch, sequence) DO UPDATE SET "
-    + ", ".join(f"{name} = excluded.{name}" for name in COLUMNS if name not in KEY)
+    + ", ".join(f"{name} = excluded.{name}" for name in ("run", *COLUMNS) if name not in KEY)
     + " WHERE state IS NULL"
 )
 
@@ -108,30 +108,18 @@ def begin(
     Returns:
         What the file holds for the epoch.
     """
-    now_ns = time.time_ns()
     for name in (*(note.epoch for note in notes), epoch):
         connection.execute(
             "INSERT OR IGNORE INTO epochs (epoch, agent_id, started_ns) VALUES (?, ?, ?)",
-            (name, run.agent_id, now_ns),
+            (name, run.agent_id, time.time_ns()),
         )
-    at = connection.execute(
-        "INSERT INTO runs (epoch, started_ns, bundle_id, calibration_id, software)"
-        " VALUES (:epoch, :now_ns, :bundle_id, :calibration_id, :software)",
-        {
-            "epoch": epoch,
-            "now_ns": now_ns,
-            "bundle_id": run.bundle_id,
-            "calibration_id": run.calibration_id,
-            "software": run.software or software(),
-        },
-    ).lastrowid
-    assert at is not None
+    at = insert_run(connection, epoch, run)
     if ids_after > _newest_id(connection):
         connection.execute("DELETE FROM sqlite_sequence WHERE name = 'deliveries'")
         connection.execute("INSERT INTO sqlite_sequence VALUES ('deliveries', ?)", (ids_after,))
     for note in notes:
         _take_up_note(connection, note)
-    _end_abandoned(connection, epoch if is_live else "", at, wanted)
+    _end_abandoned(connection, epoch if is_live else "", wanted)
     lost: list[Span] = []
     for first, last in connection.execute(
         "SELECT first, last FROM losses WHERE epoch = ?", (epoch,)
@@ -154,6 +142,23 @@ def begin(
         latest=outbox.read_latest(connection, epoch),
         trusted=read_trusted(connection),
     )
+
+
+def insert_run(connection: sqlite3.Connection, epoch: str, run: Run) -> int:
+    """Note a run, or that it goes on with another bundle; gives its number."""
+    at = connection.execute(
+        "INSERT INTO runs (epoch, started_ns, bundle_id, calibration_id, software)"
+        " VALUES (:epoch, :now_ns, :bundle_id, :calibration_id, :software)",
+        {
+            "epoch": epoch,
+            "now_ns": time.time_ns(),
+            "bundle_id": run.bundle_id,
+            "calibration_id": run.calibration_id,
+            "software": run.software or software(),
+        },
+    ).lastrowid
+    assert at is not None
+    return at
 
 
 def write_begun(connection: sqlite3.Connection, epoch: str, run: int, row: PartRow) -> None:
@@ -269,7 +274,6 @@ def _take_up_note(connection: sqlite3.Connection, note: Note) -> None:
 def _end_abandoned(
     connection: sqlite3.Connection,
     live: str,
-    run: int,
     wanted: Callable[[Part], tuple[Wanted, ...]],
 ) -> None:
     """Close the triggers that an earlier run left open as ERROR and queue their deliveries.
@@ -290,7 +294,7 @@ def _end_abandoned(
         )
         part, epoch = open_part(row, verdict), row["epoch"]
         ended = replace(ended_row(part, has_thumbnail=False), position=at)
-        write_ended(connection, epoch, run, ended)
+        write_ended(connection, epoch, row["run"], ended)
         known = latest.setdefault(epoch, outbox.read_latest(connection, epoch))
         outbox.insert(connection, epoch, part.trigger.sequence, wanted(part), known)
         _add_to_tally(connection, epoch, Counter({(part.camera, State.ERROR): 1}))

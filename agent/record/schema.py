@@ -147,10 +147,23 @@ CREATE TABLE thresholds (       -- changes by request; the latest of a calibrati
     after INTEGER NOT NULL,     -- the newest part that had begun
     calibration_id TEXT NOT NULL,
     who TEXT NOT NULL,
+    why TEXT NOT NULL,
     nonce TEXT NOT NULL,
     old REAL NOT NULL,
     new REAL NOT NULL,
     is_calibrated INTEGER NOT NULL  -- whether it was taken back
+);
+CREATE TABLE changes (          -- what people did to the agent besides its threshold
+    id INTEGER PRIMARY KEY,
+    changed_ns INTEGER NOT NULL,
+    epoch TEXT NOT NULL,
+    after INTEGER NOT NULL,     -- the newest part that had begun
+    kind TEXT NOT NULL,
+    who TEXT NOT NULL,
+    why TEXT NOT NULL,
+    nonce TEXT NOT NULL,
+    old TEXT NOT NULL,
+    new TEXT NOT NULL
 );
 CREATE TABLE nonces (           -- of requests that may not be obeyed again
     nonce TEXT PRIMARY KEY,
@@ -175,6 +188,7 @@ TABLES: Final = {
     "discarded": ("epoch", "sequence", "kind"),
     "labels": ("epoch", "sequence", "labelled_ns"),
     "thresholds": ("id",),
+    "changes": ("id",),
     "nonces": ("nonce",),
     "clock": ("id",),
 }

@@ -18,7 +18,7 @@ from collections import Counter, deque
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future
 from contextlib import suppress
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Final, TypeVar
 
@@ -141,6 +141,8 @@ class Writer:
         self._connection: sqlite3.Connection | None = None
         self._identity: tuple[int, int] | None = None
         self._run = 0
+        self._runs: dict[tuple[str, str], int] = {}
+        """The run of each bundle and calibration, as `Ended.model` has them."""
         self._position = 0
         self._latest: dict[Wanted, int] = {}
         self._committed: Counter[Kind] = Counter()
@@ -463,17 +465,23 @@ class Writer:
         committed = self._committed + group.kinds
         waiting, refused = self.waiting.copy(), self.refused.copy()
         latest, newest, position = dict(self._latest), dict(self._newest), self._position
-        ended: list[PartRow] = []
+        known_runs = dict(self._runs)
+        ended: list[tuple[PartRow, tuple[str, str]]] = []
         with transaction(connection):
             for entry in group.entries:
                 try:
                     match entry:
                         case Begun(row=row):
                             runs.write_begun(connection, self.epoch, self._run, row)
-                        case Ended(row=row, wanted=wanted, thumbnail=thumbnail):
+                        case Ended(row=row, wanted=wanted, thumbnail=thumbnail, model=model):
                             position += 1
                             row = replace(row, position=position)
-                            runs.write_ended(connection, self.epoch, self._run, row, thumbnail)
+                            if model not in known_runs:
+                                run = runs.insert_run(connection, self.epoch, self._run_by(model))
+                                known_runs[model] = run
+                            runs.write_ended(
+                                connection, self.epoch, known_runs[model], row, thumbnail
+                            )
                             last = outbox.insert(
                                 connection, self.epoch, row.sequence, wanted, latest
                             )
@@ -481,7 +489,7 @@ class Writer:
                                 newest[sink] = last
                                 waiting[sink] += 1
                             committed[entry.kind] += 1
-                            ended.append(row)
+                            ended.append((row, model))
                         case Mark():
                             settled = outbox.write_mark(connection, entry)
                             if settled is not None:
@@ -500,19 +508,21 @@ class Writer:
                 self._clock_due = time.monotonic() + _CLOCK_S
         sinks = [sink for sink in newest if newest[sink] != self._newest.get(sink)]
         self._committed, self._latest, self._position = committed, latest, position
+        self._runs = known_runs
         self.waiting, self.refused, self._newest = waiting, refused, newest
         return _Written(sinks=sinks, events=self._events(ended) if self._feed.is_heard else [])
 
-    def _events(self, ended: Sequence[PartRow]) -> list[Event]:
-        about = {
-            "agent_id": self._run_of.agent_id,
-            "epoch": self.epoch,
-            "bundle_id": self._run_of.bundle_id,
-            "calibration_id": self._run_of.calibration_id,
-            "software": self._run_of.software,
-            "jpeg": None,
-        }
-        return [event_of(about | runs.values(row)) for row in ended]
+    def _run_by(self, model: tuple[str, str]) -> Run:
+        """The run of parts that this bundle and this calibration have decided."""
+        bundle_id, calibration_id = model
+        return replace(self._run_of, bundle_id=bundle_id, calibration_id=calibration_id)
+
+    def _events(self, ended: Sequence[tuple[PartRow, tuple[str, str]]]) -> list[Event]:
+        about = asdict(self._run_of) | {"epoch": self.epoch, "jpeg": None}
+        return [
+            event_of(about | (asdict(self._run_by(model)) if any(model) else {}) | runs.values(row))
+            for row, model in ended
+        ]
 
     def _fail(self, error: sqlite3.Error | OSError | ConfigurationError | LedgerError) -> None:
         """Log once what stops the writing; unless the disk is full, open the connection again."""
@@ -534,6 +544,8 @@ class Writer:
     def _take_up(self, standing: Standing) -> None:
         """Take up the counts where the file has them, unless this run has begun to count."""
         self._run = standing.run
+        begun_with = (self._run_of.bundle_id, self._run_of.calibration_id)
+        self._runs = {begun_with: standing.run, ("", ""): standing.run}
         self.waiting, self.refused = standing.waiting, standing.refused
         self._newest_before = max(self._newest_before, standing.newest)
         self._position = max(self._position, standing.position)

@@ -18,6 +18,7 @@ from agent.services.settings import AnyServiceSettings
 from agent.settings import Config
 from agent.sinks.delivery import Deliverer
 from agent.station.controls import Controls
+from agent.station.promotion import Promotion
 from agent.station.recorder import Observer
 from agent.station.station import Model, Station
 from agent.station.status import Status
@@ -41,6 +42,7 @@ def run_station(
     readers: Sequence[Callable[[Status], None]] = (),
     triggers: Mapping[str, TriggerSource] = MappingProxyType({}),
     clock: Clock | None = None,
+    may_promote: bool = False,
 ) -> Summary:
     """Run until all cameras' sources end, `parts` triggers have begun or `stop` is set.
 
@@ -60,6 +62,7 @@ def run_station(
         readers: Are told of each status; they must not wait.
         triggers: Trigger sources by their camera's name, in place of those that `config` names.
         clock: The time; the machine's unless a test drives it.
+        may_promote: Whether requests may put another bundle in force.
 
     Raises:
         ConfigurationError: The broker's settings or the ledger cannot be used; a camera or a
@@ -100,10 +103,21 @@ def run_station(
             scores=model.scores,
         )
         controls = Controls(threshold=threshold)
-        requests = Requests(
-            ledger, agent_id=config.agent.id, threshold=threshold, paused=controls.paused
-        )
         with ExitStack() as delivering:
+            bundles = Promotion(
+                config.bundle,
+                ledger=ledger,
+                controls=controls,
+                deadline_s=config.longest_deadline_s,
+            )
+            delivering.enter_context(bundles)
+            requests = Requests(
+                ledger,
+                agent_id=config.agent.id,
+                threshold=threshold,
+                paused=controls.paused,
+                bundles=bundles if may_promote else None,
+            )
             outlets = [
                 delivering.enter_context(
                     Deliverer(

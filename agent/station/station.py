@@ -24,7 +24,7 @@ from agent.record.feed import Feed
 from agent.record.retention import AgeClock
 from agent.settings import Config
 from agent.station.acquisition import Acquisition, FrameIntake, Intake
-from agent.station.controls import Controls
+from agent.station.controls import Controls, InForce
 from agent.station.evidence import Evidence
 from agent.station.monitor import DropWatch, Monitor
 from agent.station.queue import PartQueue
@@ -154,11 +154,11 @@ class Station:
         readers: Sequence[Callable[[Status], None]] = (),
     ) -> None:
         self._config = config
-        self._inspector = inspector
-        self._model = model
+        self._workers = model.workers
         self._record = record
         self._outlets = outlets
         self._controls = controls
+        controls.begin(inspector, model)
         self._clock = clock
         self._stop = stop
         self._parts = parts
@@ -246,9 +246,7 @@ class Station:
                 *self._services,
             ):
                 running.enter_context(each)
-            run_workers(
-                self._queue, self._life, workers=self._model.workers, progress=self._progress
-            )
+            run_workers(self._queue, self._life, workers=self._workers, progress=self._progress)
         self._record.flush()
         return self._summary()
 
@@ -292,16 +290,16 @@ class Station:
     def _life(self, part: Part) -> Iterator[None]:
         """What happens to a part from the queue to the ledger; see `run_workers`."""
         part.begun = self._clock.now()
-        threshold = self._controls.threshold.value
-        state, reason = self._inspected(part, threshold)
+        with self._controls.held() as in_force:
+            state, reason = self._inspected(part, in_force)
         yield  # until the parts of the same camera before it have left
-        part.verdict = self._verdict(part, state, reason, threshold)
+        part.verdict = self._verdict(part, state, reason, in_force)
         decided = self._clock.now()
         self._recorder.put(part)  # thumbnail, ledger, observers
         if part.inspection is not None:
             self._timing.add(part, decided)
 
-    def _inspected(self, part: Part, threshold: float) -> tuple[State, str]:
+    def _inspected(self, part: Part, in_force: InForce) -> tuple[State, str]:
         """Have the frame inspected, if there is time; the state as it is then, and a reason."""
         assert part.frame is not None
         if self._controls.paused.is_set():
@@ -309,8 +307,8 @@ class Station:
         if self._late_s(part) > 0:
             return State.TIMEOUT, "its deadline passed before its inspection began"
         try:
-            part.inspection = self._inspector.inspect(part.frame.pixels)
-            return decide(part.inspection, threshold), ""
+            part.inspection = in_force.inspector.inspect(part.frame.pixels)
+            return decide(part.inspection, in_force.threshold), ""
         except NoAnswerError as error:
             return State.TIMEOUT, str(error)
         except AtacError as error:
@@ -319,7 +317,7 @@ class Station:
             _LOG.exception("inspection of part %s failed", part.part_id)
             return State.ERROR, f"{type(error).__name__}: {error}"
 
-    def _verdict(self, part: Part, state: State, reason: str, threshold: float) -> Verdict:
+    def _verdict(self, part: Part, state: State, reason: str, in_force: InForce) -> Verdict:
         """The verdict as it leaves; waiting for the parts before it may have made it late."""
         late_s, late_state = self._late_s(part), None
         if part.inspection is not None and late_s > 0:
@@ -330,9 +328,11 @@ class Station:
         return Verdict(
             state=state,
             decided_ns=part.trigger.triggered_ns + taken_ns,
-            threshold=threshold,
+            threshold=in_force.threshold,
             reason=reason or self._unnamed(part),
             late_state=late_state,
+            bundle_id=in_force.model.bundle_id,
+            calibration_id=in_force.model.calibration_id,
         )
 
     def _unnamed(self, part: Part) -> str:
@@ -350,12 +350,15 @@ class Station:
 
     def _end(self, part: Part, state: State, reason: str) -> None:
         """A part ends without inspection."""
-        part.verdict = Verdict(
-            state=state,
-            decided_ns=max(self._clock.utc_ns(), part.trigger.triggered_ns),
-            threshold=self._controls.threshold.value,
-            reason=reason,
-        )
+        with self._controls.held() as in_force:
+            part.verdict = Verdict(
+                state=state,
+                decided_ns=max(self._clock.utc_ns(), part.trigger.triggered_ns),
+                threshold=in_force.threshold,
+                reason=reason,
+                bundle_id=in_force.model.bundle_id,
+                calibration_id=in_force.model.calibration_id,
+            )
         self._recorder.put(part)
 
     # ---- what is told of it
@@ -391,6 +394,7 @@ class Station:
         }
         ledger = self._record.status()
         sinks = {outlet.name: outlet.status() for outlet in self._outlets}
+        model = self._controls.model
         ended = [
             *([] if self._record.is_alive else ["ledger"]),
             *(outlet.name for outlet in self._outlets if not outlet.is_alive),
@@ -400,11 +404,11 @@ class Station:
             uptime_s=now - self._started,
             agent_id=self._config.agent.id,
             epoch=self._record.epoch,
-            bundle_id=self._model.bundle_id,
-            calibration_id=self._model.calibration_id,
-            backend=self._model.backend(),
+            bundle_id=model.bundle_id,
+            calibration_id=model.calibration_id,
+            backend=model.backend(),
             threshold=self._controls.threshold.value,
-            calibrated_threshold=self._model.threshold,
+            calibrated_threshold=model.threshold,
             cameras=cameras,
             latencies=self._timing.histograms(),
             sinks=sinks,
@@ -433,7 +437,7 @@ class Station:
             **{name: sink.fault for name, sink in sinks.items()},
             "ledger": ledger.fault,
             **{f"camera {name} ": fault for name, fault in drops.items()},
-            "inference": self._model.fault(),
+            "inference": self._controls.model.fault(),
             "evidence": self._evidence.fault,
             "recorder": self._recorder.fault,
             "threshold": self._controls.threshold.fault,
@@ -452,7 +456,7 @@ class Station:
         sinks = [outlet.status() for outlet in self._outlets]
         return Summary(
             epoch=self._record.epoch,
-            backend=self._model.backend(),
+            backend=self._controls.model.backend(),
             triggers=self._triggers,
             inspected=self._ends.inspected,
             counts=self._ends.counts,

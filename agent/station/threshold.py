@@ -8,6 +8,7 @@ that is asked for by name, and a fault while it holds.
 
 import logging
 import math
+import threading
 from typing import Final
 
 from agent.record.annotations import ThresholdChange
@@ -36,11 +37,35 @@ class Threshold:
         scores: tuple[float, float] = ANY_SCORES,
     ) -> None:
         self._ledger = ledger
-        self._calibrated = calibrated
-        self._calibration_id = calibration_id
-        self._scores = scores
-        changed = ledger.changed_threshold(calibration_id)
-        self._in_force = calibrated if changed is None else changed
+        self._changing = threading.Lock()
+        self.take(
+            calibrated=calibrated,
+            calibration_id=calibration_id,
+            scores=scores,
+            changed=ledger.changed_threshold(calibration_id),
+        )
+
+    def take(
+        self,
+        *,
+        calibrated: float,
+        calibration_id: str,
+        scores: tuple[float, float],
+        changed: float | None,
+    ) -> None:
+        """Go on with another calibration.
+
+        Args:
+            calibrated: What the calibration says.
+            calibration_id: Names the calibration.
+            scores: The lowest and the highest score of its parts.
+            changed: What this calibration's threshold was changed to, if it was.
+        """
+        with self._changing:
+            self._calibrated = calibrated
+            self._calibration_id = calibration_id
+            self._scores = scores
+            self._in_force = calibrated if changed is None else changed
         if changed is not None:
             _LOG.warning(
                 "the threshold was set to %.10g by a request (calibrated: %.3g)",
@@ -75,10 +100,18 @@ class Threshold:
             f"{which} NG"
         )
 
-    def change(self, value: float | None, *, by: str, nonce: str) -> bool:
+    def change(self, value: float | None, *, by: str, nonce: str, why: str = "") -> bool:
         """Use `value` from the next part on, `None` for the calibration's.
 
-        `False` when the ledger cannot be written: then nothing has changed.
+        Args:
+            value: The threshold.
+            by: Who asks.
+            nonce: The request's.
+            why: The reason that is given.
+
+        Returns:
+            `False` when the ledger cannot be written, or the bundle has just been replaced: then
+            nothing has changed.
         """
         by = "".join(letter if letter.isprintable() else "\ufffd" for letter in by)
         new = self._calibrated if value is None else value
@@ -86,6 +119,7 @@ class Threshold:
             calibration_id=self._calibration_id,
             by=by,
             nonce=nonce,
+            why=why,
             old=self._in_force,
             new=new,
             is_calibrated=value is None,
@@ -95,5 +129,8 @@ class Threshold:
         _LOG.warning(
             '"%s" set the threshold to %.10g (calibrated: %.3g)', by, new, self._calibrated
         )
-        self._in_force = new
+        with self._changing:
+            if self._calibration_id != change.calibration_id:
+                return False
+            self._in_force = new
         return True

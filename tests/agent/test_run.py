@@ -22,8 +22,9 @@ from PIL import Image
 from agent.doctor import names
 from agent.record.annotations import ThresholdChange
 from agent.record.ledger import Ledger
-from calibration.record import SCHEMA_VERSION, Calibration, read_calibration, write_calibration
-from engine.bundle import Bundle, open_bundle
+from calibration.record import read_calibration
+from engine.bundle import open_bundle
+from tests.calibrations import calibrated
 from tests.tiny_bundle import tiny_bundle
 
 # The command as installed, and a last look at what it has loaded.
@@ -59,36 +60,6 @@ def agent(*arguments: str | Path) -> tuple[int, str, str]:
         out, err = process.communicate(timeout=60)
     assert "Traceback" not in err, err
     return process.returncode, out, err
-
-
-def calibrated(bundle: Bundle, threshold: float) -> None:
-    write_calibration(
-        bundle,
-        Calibration(
-            schema_version=SCHEMA_VERSION,
-            created_at="2025-01-01T00:00:00+00:00",
-            bundle_id=bundle.id,
-            precision="fp32",
-            backend="onnxruntime cpu fp32",
-            threshold=threshold,
-            max_false_reject=0.05,
-            confidence=0.95,
-            good=2,
-            allowed_exceedances=0,
-            exceedances=0,
-            guaranteed_false_reject=0.5,
-            defective=0,
-            detected=0,
-            detection_interval=None,
-            training_images=0,
-            duplicates=0,
-            look_alikes=0,
-            unreadable=0,
-            good_scores=(0.0, threshold),
-            defective_scores=(),
-            versions={},
-        ),
-    )
 
 
 @pytest.fixture

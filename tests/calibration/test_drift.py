@@ -56,7 +56,9 @@ def drawn(seed, shift=0.0, spread=1.0):
 
 
 def first_alarm(test, scores, limit):
-    return next((n for n, score in zip(range(1, limit + 1), scores) if test.add(score)), None)
+    return next(
+        (n for n, score in zip(range(1, limit + 1), scores, strict=False) if test.add(score)), None
+    )
 
 
 def test_while_nothing_changes_alarms_are_further_apart_than_stated():

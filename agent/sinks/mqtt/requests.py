@@ -30,6 +30,7 @@ from agent.requests import RequestError, Requests
 from agent.sinks.mqtt.link import ANSWER_S, Acknowledged, Heard, Link, address
 from agent.sinks.mqtt.messages import Message, Topics, response
 from agent.sinks.mqtt.settings import Command, MqttSettings
+from engine.bundle import Sha256
 from engine.errors import BrokerError, ConfigurationError
 from engine.spec import spec
 
@@ -60,6 +61,8 @@ Nonce = Annotated[str, StringConstraints(pattern=r"^[0-9A-Za-z_-]{8,64}$")]
 Expiry = Annotated[str, StringConstraints(pattern=r"^\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d(\.\d{1,6})?Z$")]
 Sequence = Annotated[int, Field(ge=1, lt=1 << 63)]
 Epoch = Annotated[str, StringConstraints(pattern=r"^[0-9a-f]{12}$")]
+By = Annotated[str, StringConstraints(min_length=1, max_length=100)]
+Why = Annotated[str, StringConstraints(max_length=500)]
 Replay = Callable[[str, int, int], int]
 
 
@@ -106,11 +109,42 @@ class ThresholdRequest:
     nonce: Nonce
     expires: Expiry
     threshold: float | None
-    by: Annotated[str, StringConstraints(min_length=1, max_length=100)]
+    by: By
+    why: Why = ""
     force: bool = False
 
 
-Request = PlainRequest | ReplayRequest | LabelRequest | ThresholdRequest
+@spec
+class PromoteRequest:
+    """Inspect with the bundle of this id, which lies beside the one in force."""
+
+    command: Literal["promote"]
+    nonce: Nonce
+    expires: Expiry
+    bundle_id: Sha256
+    by: By
+    why: Why = ""
+
+
+@spec
+class RollbackRequest:
+    """Inspect with the bundle that was in force before."""
+
+    command: Literal["rollback"]
+    nonce: Nonce
+    expires: Expiry
+    by: By
+    why: Why = ""
+
+
+Request = (
+    PlainRequest
+    | ReplayRequest
+    | LabelRequest
+    | ThresholdRequest
+    | PromoteRequest
+    | RollbackRequest
+)
 _REQUEST: Final[TypeAdapter[Request]] = TypeAdapter(
     Annotated[Request, Field(discriminator="command")]
 )
@@ -377,8 +411,18 @@ class MqttRequests:
                 return asked.label(request.id, request.label)
             case ThresholdRequest():
                 return asked.set_threshold(
-                    request.threshold, by=request.by, nonce=request.nonce, force=request.force
+                    request.threshold,
+                    by=request.by,
+                    nonce=request.nonce,
+                    why=request.why,
+                    force=request.force,
                 )
+            case PromoteRequest():
+                return asked.promote(
+                    request.bundle_id, by=request.by, why=request.why, nonce=request.nonce
+                )
+            case RollbackRequest():
+                return asked.rollback(by=request.by, why=request.why, nonce=request.nonce)
             case PlainRequest(command="threshold"):
                 return asked.thresholds()
             case PlainRequest(command="pause"):
@@ -396,11 +440,25 @@ def request_json(command: Command, nonce: str, expires: str, **arguments: object
 
 
 def ask(
-    settings: MqttSettings, agent_id: str, command: Command, **arguments: object
+    settings: MqttSettings,
+    agent_id: str,
+    command: Command,
+    *,
+    within_s: float = ANSWER_S,
+    **arguments: object,
 ) -> dict[str, object]:
     """Send one request to a running agent and give its response.
 
-    Raises `BrokerError` when there is none within ten seconds, `RequestError` when it refuses.
+    Args:
+        settings: The broker.
+        agent_id: Who is asked.
+        command: What for.
+        within_s: How long to wait for the response.
+        arguments: The command's.
+
+    Raises:
+        BrokerError: There is no response in time.
+        RequestError: The agent refuses.
     """
     if settings.version != "5":
         raise ConfigurationError("mqtt.version", settings.version, "requests need MQTT 5")
@@ -409,13 +467,13 @@ def ask(
     where = f"{topics.of('response')}/{nonce}"
     heard: queue.SimpleQueue[bytes] = queue.SimpleQueue()
     request = request_json(
-        command, nonce, utc(time.time_ns() + round(2 * ANSWER_S * 1e9)), **arguments
+        command, nonce, utc(time.time_ns() + round(2 * within_s * 1e9)), **arguments
     )
     message = Message(topic=topics.of("request"), payload=request, response_topic=where)
     answer: dict[str, Any] | None = None
     with Link(settings, f"atac-request-{nonce}", hear=lambda one: heard.put(one.payload)) as link:
         link.subscribe(where)
-        until = time.monotonic() + ANSWER_S
+        until = time.monotonic() + within_s
         while answer is None and (left := until - time.monotonic()) > 0:
             # Again and again, as an agent that has just started may not listen yet; it obeys once.
             link.publish(message)

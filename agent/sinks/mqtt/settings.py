@@ -9,7 +9,17 @@ from agent.settings_values import AnyPath, HostName, Name, Port, Seconds, Text
 from agent.sinks.settings import AnySinkSettings
 from engine.spec import spec
 
-Command = Literal["ping", "replay", "threshold", "set_threshold", "pause", "resume", "label"]
+Command = Literal[
+    "ping",
+    "replay",
+    "threshold",
+    "set_threshold",
+    "pause",
+    "resume",
+    "label",
+    "promote",
+    "rollback",
+]
 TOPIC_TEMPLATE: Final = "atac/{agent}/{what}"
 
 

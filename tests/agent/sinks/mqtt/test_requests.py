@@ -374,6 +374,10 @@ def test_schema_and_agent_accept_the_same_requests():
     forced = request_json("set_threshold", "nonce-01", soon(), threshold=1, by="Ada", force=True)
     known.validate(json.loads(forced))
     known.validate(json.loads(request_json("label", "nonce-01", soon(), id="a:b:1", label="good")))
+    about = {"by": "Ada", "why": "a reason"}
+    known.validate(json.loads(request_json("rollback", "nonce-01", soon(), **about)))
+    about |= {"bundle_id": "0" * 64}
+    known.validate(json.loads(request_json("promote", "nonce-01", soon(), **about)))
     for wrong in [
         request_json("stop", "nonce-01", soon()),
         request_json("ping", "short", soon()),

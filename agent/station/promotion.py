@@ -1,0 +1,139 @@
+"""Another bundle comes into force while the line runs, between two parts.
+
+    request ─▶ check ─▶ a child with the new bundle, ready ─▶ folders change places ─▶ ledger
+                                                                 old child ends ◀── next part
+
+The new bundle lies beside the old one (`agent/bundle_places.py`) and brings a calibration of its
+own: a threshold belongs to one bundle. Whatever is wrong with it is found before anything changes,
+and the line goes on with the old one meanwhile.
+"""
+
+import logging
+import threading
+from collections.abc import Mapping
+from contextlib import ExitStack
+from pathlib import Path
+from typing import Final, Literal, Self
+
+from agent.bundle_places import next_place, previous_place, put_in_force, take_back
+from agent.inference.child import ChildInspector, Setup
+from agent.record.annotations import Change
+from agent.record.ledger import Ledger
+from agent.requests import RequestError
+from agent.settings import BundleSettings
+from agent.station.controls import Controls
+from agent.station.station import Model
+from calibration.record import calibrated_runtime, read_calibration
+from engine.bundle import open_bundle
+from engine.errors import AtacError
+
+_LOG: Final = logging.getLogger("atac_agent.line")
+_PART_S: Final = 60.0
+"""How long to wait for parts that the old bundle inspects."""
+
+Kind = Literal["promote", "rollback"]
+
+
+class Promotion:
+    """Obeys `promote` and `rollback`, one at a time; a context manager that ends what it opened.
+
+    Args:
+        settings: The bundle of the configuration.
+        ledger: Keeps who asked.
+        controls: What is in force.
+        deadline_s: As for `ChildInspector`.
+    """
+
+    def __init__(
+        self,
+        settings: BundleSettings,
+        *,
+        ledger: Ledger,
+        controls: Controls,
+        deadline_s: float | None,
+    ) -> None:
+        self._settings = settings
+        self._ledger = ledger
+        self._controls = controls
+        self._deadline_s = deadline_s
+        self._changing = threading.Lock()
+        self._opened: ChildInspector | None = None
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        with self._changing:
+            if self._opened is not None:
+                self._opened.__exit__()
+
+    def change(
+        self, kind: Kind, bundle_id: str, *, by: str, why: str, nonce: str
+    ) -> Mapping[str, object]:
+        """Have the next part inspected by the bundle of this id; see `Requests.promote`."""
+        path = self._settings.path
+        place = next_place(path) if kind == "promote" else previous_place(path)
+        if not self._changing.acquire(blocking=False):
+            raise RequestError("another bundle is coming into force just now; ask again later")
+        try:
+            return self._change(kind, place, bundle_id, by=by, why=why, nonce=nonce)
+        except AtacError as error:
+            if not isinstance(error, RequestError):
+                error = RequestError(f"{error}; the line goes on with the bundle that it has")
+            _LOG.warning('"%s" asked for another bundle, refused: %s', by, error)
+            raise error from None
+        finally:
+            self._changing.release()
+
+    def _change(
+        self, kind: Kind, place: Path, bundle_id: str, *, by: str, why: str, nonce: str
+    ) -> Mapping[str, object]:
+        settings, old = self._settings, self._controls.model
+        bundle = open_bundle(
+            place, signed_by=settings.require_signature, bundle_id=bundle_id or None
+        )
+        if bundle.id == old.bundle_id:
+            raise RequestError("is the bundle in force already")
+        record = read_calibration(bundle, precision=settings.precision)
+        runtime = calibrated_runtime(
+            bundle, record, backend=settings.backend, fallback=settings.fallback
+        )
+        setup = Setup(
+            bundle=place,
+            bundle_id=bundle.id,
+            signed_by=settings.require_signature,
+            backend=runtime.backend,
+            precision=runtime.precision,
+            fallback=settings.fallback,
+            max_megapixels=settings.max_megapixels,
+        )
+        change = Change(kind=kind, who=by, why=why, old=old.bundle_id, new=bundle.id, nonce=nonce)
+        changed = self._ledger.changed_threshold(record.id)
+        with ExitStack() as opening:
+            inspector = opening.enter_context(ChildInspector(setup, deadline_s=self._deadline_s))
+            put_in_force(settings.path, place)
+            inspector.moved(settings.path)
+            if not self._ledger.note_change(change):
+                take_back(settings.path, place)
+                raise RequestError("the ledger cannot be written, so the bundle stays as it is")
+            model = Model(
+                threshold=record.calibration.threshold,
+                bundle_id=bundle.id,
+                calibration_id=record.id,
+                scores=record.calibration.score_range,
+            ).on(inspector)
+            replaced = self._controls.replace(inspector, model, changed, within_s=_PART_S)
+            self._opened = inspector
+            opening.pop_all()
+        if isinstance(replaced, ChildInspector):
+            replaced.__exit__()
+        _LOG.warning(
+            '"%s" put bundle %s in force in place of %s: %s',
+            by, bundle.id[:12], old.bundle_id[:12], why or "no reason given",
+        )  # fmt: skip
+        return {
+            "bundle_id": bundle.id,
+            "previous": old.bundle_id,
+            "threshold": self._controls.threshold.value,
+            "backend": inspector.backend,
+        }
