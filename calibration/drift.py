@@ -117,7 +117,8 @@ class ScoreTest:
         parts_between: float = PARTS_BETWEEN,
         seed: int = 0,
     ) -> None:
-        self._pool = sorted(score for score in reference if score <= threshold)
+        self._reference = sorted(score for score in reference if score <= threshold)
+        self._pool = list(self._reference)
         self._threshold = threshold
         self._limit = parts_between
         self._random = random.Random(seed)
@@ -131,7 +132,10 @@ class ScoreTest:
         return sum(self._sums) / len(self._sums)
 
     def add(self, score: float) -> bool:
-        """Test one more score; says whether scores are no longer like before, and begins again."""
+        """Test one more score; says whether scores are no longer like before.
+
+        If so the test begins again with the reference alone.
+        """
         if score > self._threshold:
             return False
         self.parts += 1
@@ -143,7 +147,7 @@ class ScoreTest:
             insort(pool, score)
         if self.evidence < self._limit:
             return False
-        self._sums = [0.0] * len(self._sums)
+        self._sums, self._pool = [0.0] * len(self._sums), list(self._reference)
         return True
 
     def bet(self, rank: float) -> None:

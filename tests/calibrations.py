@@ -1,11 +1,13 @@
 """Calibrations of one's own choice, for bundles that tests run."""
 
+from collections.abc import Sequence
+
 from calibration.record import SCHEMA_VERSION, Calibration, write_calibration
 from engine.bundle import Bundle
 
 
-def calibrated(bundle: Bundle, threshold: float) -> None:
-    """Write a calibration with this threshold, from two good parts."""
+def calibrated(bundle: Bundle, threshold: float, good: Sequence[float] = (0.0,)) -> None:
+    """Write a calibration with this threshold, from `good` parts and one as high as it."""
     write_calibration(
         bundle,
         Calibration(
@@ -17,7 +19,7 @@ def calibrated(bundle: Bundle, threshold: float) -> None:
             threshold=threshold,
             max_false_reject=0.05,
             confidence=0.95,
-            good=2,
+            good=len(good) + 1,
             allowed_exceedances=0,
             exceedances=0,
             guaranteed_false_reject=0.5,
@@ -28,7 +30,7 @@ def calibrated(bundle: Bundle, threshold: float) -> None:
             duplicates=0,
             look_alikes=0,
             unreadable=0,
-            good_scores=(0.0, threshold),
+            good_scores=(*sorted(good), threshold),
             defective_scores=(),
             versions={},
         ),

@@ -75,12 +75,7 @@ def run(
     gc.enable()
     prepare_process()
     stop = threading.Event()
-    model = Model(
-        threshold=record.calibration.threshold,
-        bundle_id=bundle.id,
-        calibration_id=record.id,
-        scores=record.calibration.score_range,
-    )
+    model = Model.of(record)
     with stopping_on_signals(stop), ExitStack() as inference:
 
         def served() -> Model:

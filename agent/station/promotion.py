@@ -116,12 +116,7 @@ class Promotion:
             if not self._ledger.note_change(change):
                 take_back(settings.path, place)
                 raise RequestError("the ledger cannot be written, so the bundle stays as it is")
-            model = Model(
-                threshold=record.calibration.threshold,
-                bundle_id=bundle.id,
-                calibration_id=record.id,
-                scores=record.calibration.score_range,
-            ).on(inspector)
+            model = Model.of(record).on(inspector)
             replaced = self._controls.replace(inspector, model, changed, within_s=_PART_S)
             self._opened = inspector
             opening.pop_all()

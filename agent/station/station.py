@@ -25,6 +25,7 @@ from agent.record.retention import AgeClock
 from agent.settings import Config
 from agent.station.acquisition import Acquisition, FrameIntake, Intake
 from agent.station.controls import Controls, InForce
+from agent.station.drift import DriftWatch
 from agent.station.evidence import Evidence
 from agent.station.monitor import DropWatch, Monitor
 from agent.station.queue import PartQueue
@@ -35,6 +36,7 @@ from agent.station.threshold import ANY_SCORES
 from agent.station.triggering import Triggering, TriggerIntake
 from agent.station.workers import Progress, run_workers
 from agent.triggers.settings import AnyTriggerSettings, WindowSettings
+from calibration.record import Calibration, CalibrationRecord
 from engine.errors import AtacError, NoAnswerError
 from engine.inspector import Inspector
 
@@ -89,7 +91,7 @@ class Outlet(Protocol):
 class Model:
     """What inspects: the calibrated `threshold`, and what names bundle and calibration.
 
-    `scores` are the lowest and the highest of the calibration. `workers` threads may call the
+    `scores` are the lowest and the highest of the `calibration`. `workers` threads may call the
     inspector at once. `backend` says what it runs on, by its full name, and `fault` why it gives no
     answers just now.
     """
@@ -98,9 +100,22 @@ class Model:
     bundle_id: str = ""
     calibration_id: str = ""
     scores: tuple[float, float] = ANY_SCORES
+    calibration: Calibration | None = None
     workers: int = 1
     backend: Callable[[], str] = lambda: ""
     fault: Callable[[], str | None] = lambda: None
+
+    @classmethod
+    def of(cls, record: CalibrationRecord) -> "Model":
+        """The model of a calibrated bundle."""
+        calibration = record.calibration
+        return cls(
+            threshold=calibration.threshold,
+            bundle_id=calibration.bundle_id,
+            calibration_id=record.id,
+            scores=calibration.score_range,
+            calibration=calibration,
+        )
 
     def on(self, inspector: ServingInspector) -> "Model":
         """The same, served by `inspector`."""
@@ -194,10 +209,11 @@ class Station:
             ages=record.ages,
             may_leave=record.may_leave,
         )
+        self._drift = DriftWatch(controls)
         self._recorder = Recorder(
             record.record,
             wants_thumbnail=self._wants_thumbnail,
-            observers=(self._count, self._evidence.offer, *observers),
+            observers=(self._count, self._evidence.offer, self._drift.add, *observers),
         )
         self.monitor: Final = Monitor(
             self._status,
@@ -441,6 +457,7 @@ class Station:
             "evidence": self._evidence.fault,
             "recorder": self._recorder.fault,
             "threshold": self._controls.threshold.fault,
+            "drift": self._drift.fault,
         }
         for name, fault in named.items():
             if fault is not None:

@@ -19,13 +19,12 @@ def station(config, camera, record, **options):
     return Station(
         config,
         cameras=[camera],
-        inspector=BrightnessInspector(),
         model=Model(threshold=0.5),
         record=record,
         controls=Controls(threshold=Threshold(record, calibrated=0.5, calibration_id="")),
         clock=SystemClock(),
         stop=threading.Event(),
-        **{"outlets": (), **options},
+        **{"outlets": (), "inspector": BrightnessInspector(), **options},
     )
 
 
@@ -65,8 +64,7 @@ def test_an_inspector_that_cannot_even_fail_ends_the_run(config):
         def inspect(self, pixels):
             raise SystemExit("gone")
 
-    made = station(config, ScriptedCamera(*range(100)), Forgetful())
-    made._inspector = Gone()
+    made = station(config, ScriptedCamera(*range(100)), Forgetful(), inspector=Gone())
     assert isinstance(ended(made.run), SystemExit)
 
 

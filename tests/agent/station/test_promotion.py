@@ -52,12 +52,7 @@ class Line:
         record = read_calibration(bundle)
         self.inspector = ChildInspector(Setup(bundle=bundle.path, bundle_id=bundle.id))
         self.inspector.__enter__()
-        model = Model(
-            threshold=record.calibration.threshold,
-            bundle_id=bundle.id,
-            calibration_id=record.id,
-            scores=record.calibration.score_range,
-        )
+        model = Model.of(record)
 
         def run():
             self.summary = run_station(
