@@ -20,6 +20,7 @@ from contextlib import suppress
 from dataclasses import dataclass
 from functools import cache
 from select import select
+from time import perf_counter
 from typing import Any, Final, Protocol, Self
 
 from pydantic import TypeAdapter
@@ -34,8 +35,10 @@ ROWS: Final = 500
 """The most rows that one question gets."""
 _ROOM: Final = 1000
 _RETRY_S: Final = 1.0
-_PAUSE_S: Final = 0.02
-"""Between two questions of one reader that catches up: commits go first."""
+_REST: Final = 20.0
+"""A reader that catches up rests so many times as long as its last question took: the line goes
+first, and loses at most a twentieth of its time."""
+_REST_MAX_S: Final = 2.0
 _HEAD: Final = struct.Struct(">I")
 _FRAME_MAX: Final = 16_000_000
 
@@ -354,7 +357,9 @@ def follow(
     position, is_behind = 0, True
     while not stop.is_set():
         if is_behind:
+            asked = perf_counter()
             events = reader.rows_after(after)
+            took_s = perf_counter() - asked
             for event in events or ():
                 after = cursor(event)
                 if event.position > position:
@@ -364,7 +369,7 @@ def follow(
                 return
             is_behind = events is None or bool(events)
             if is_behind:
-                stop.wait(_RETRY_S if events is None else _PAUSE_S)
+                stop.wait(_RETRY_S if events is None else min(_REST * took_s, _REST_MAX_S))
             continue
         item = reader.next(0.25)
         if item is None and reader.is_closed:

@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 
 from agent.part import State
+from agent.record import feed
 from agent.record.feed import START, FeedClient, Gap, cursor, follow
 from agent.record.ledger import Ledger
 from agent.record.retention import Limits
@@ -128,6 +129,22 @@ def test_nothing_is_lost_over_a_catch_up_while_parts_come(ledger, is_child):
     finally:
         thread.join()
     assert found == list(range(1, count + 1))
+
+
+def test_who_catches_up_rests_longer_than_its_questions_take(ledger, monkeypatch):
+    recorded(ledger, 1200)
+    now = iter(range(100))
+    monkeypatch.setattr(feed, "perf_counter", lambda: next(now) * 0.01)
+    rests = []
+
+    class Stop(threading.Event):
+        def wait(self, timeout=None):
+            rests.append(timeout)
+            return False
+
+    with ledger.feed.subscribe() as reader:
+        assert numbers(follow(reader, stop=Stop()), 1200) == list(range(1, 1201))
+    assert rests == pytest.approx([0.2, 0.2])
 
 
 def test_a_reader_goes_on_where_it_was(ledger):
