@@ -31,6 +31,7 @@ COMMANDS: Final = (
     "bench",
     "doctor",
     "replay",
+    "compare",
     "promote",
     "rollback",
     "sign",

@@ -16,7 +16,7 @@ binomial test is given beside it.
 **The score test** needs none. Each new score gets its rank among all earlier ones, those of the
 calibration first. If the parts are exchangeable, ranks are uniform and independent of each other
 (Vovk, Gammerman and Shafer, *Algorithmic learning in a random world*, 2005). Bets on low, high,
-inner and outer ranks are staked anew at each part, and their sum is the Shiryaev–Roberts statistic
+inner and outer ranks are staked again at each part, and their sum is the Shiryaev–Roberts statistic
 R (Vovk et al., *Retrain or not retrain*, 2021). R minus the number of parts is a martingale, so in
 the mean at least c parts pass before R reaches c while nothing changes. Beyond `POOL` earlier
 scores ranks are taken among the first of them, which makes the argument approximate;

@@ -1,0 +1,93 @@
+"""`agent compare`: which verdicts of the last days another bundle or threshold would change."""
+
+import json
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from engine.errors import ConfigurationError
+
+
+def compare(
+    *,
+    config: Annotated[Path, typer.Option(help="The configuration.")] = Path("agent.yaml"),
+    bundle: Annotated[Path | None, typer.Option(help="Another bundle, calibrated.")] = None,
+    threshold: Annotated[float | None, typer.Option(help="Another threshold.")] = None,
+    days: Annotated[float, typer.Option(min=0.01, max=36_500, help="How far back, in days.")] = 7.0,
+    report: Annotated[Path, typer.Option(help="The page with pictures.")] = Path(
+        "runs/comparison.html"
+    ),
+    as_json: Annotated[bool, typer.Option("--json", help="Print the result as JSON.")] = False,
+) -> None:
+    """Judge kept frames again, by another bundle or another threshold, and show what would change.
+
+    Example: agent compare --config agent.yaml --bundle runs/bottle-2 --days 7
+
+    Needs evidence.folder, where the frames of alarms, of doubtful parts and of the audit are kept.
+    Nothing of the agent changes, and it may run meanwhile.
+    """
+    from agent.commands.progress import Progress
+    from agent.comparison import by_bundle, by_threshold, kept, write_comparison
+    from agent.settings import load_config
+    from calibration.record import calibrated_runtime, read_calibration
+    from engine.backends.opening import open_inspector
+    from engine.bundle import open_bundle
+
+    if (bundle is None) == (threshold is None):
+        raise ConfigurationError("--bundle", None, "give a bundle, or a threshold, and not both")
+    settings = load_config(config)
+    folder = settings.evidence.folder
+    if folder is None:
+        raise ConfigurationError("evidence.folder", None, "is not named, so no frame is kept")
+    files = kept(folder, settings.agent.id, days=days)
+    if not files:
+        raise ConfigurationError(
+            "evidence.folder", str(folder), f"has no frame of the last {days:g} days"
+        )
+    if threshold is not None:
+        found = by_threshold(folder, files, threshold)
+    else:
+        assert bundle is not None
+        chosen = settings.bundle
+        opened = open_bundle(bundle, signed_by=chosen.require_signature)
+        record = read_calibration(opened, precision=chosen.precision)
+        runtime = calibrated_runtime(
+            opened, record, backend=chosen.backend, fallback=chosen.fallback
+        )
+        with (
+            Progress() as progress,
+            open_inspector(
+                opened,
+                backend=runtime.backend,
+                precision=runtime.precision,
+                fallback=chosen.fallback,
+                max_pixels=round(chosen.max_megapixels * 1e6),
+            ) as inspector,
+        ):
+            progress.stage("judging kept frames", len(files), "frames")
+            found = by_bundle(
+                folder,
+                progress.over(files),
+                inspector,
+                record.calibration.threshold,
+                name=f"bundle {opened.id[:12]}",
+            )
+    write_comparison(report, found)
+    if as_json:
+        changes = [
+            {
+                "epoch": one.filed.epoch,
+                "sequence": one.filed.sequence,
+                "file": one.filed.name,
+                "state": one.filed.state,
+                "score": one.filed.score,
+                "new_state": one.new_state,
+                "new_score": one.new_score,
+            }
+            for one in found.changed
+        ]
+        answer = {"judged": found.judged, "unreadable": found.unreadable, "changed": changes}
+        typer.echo(json.dumps(answer | {"report": str(report)}, indent=2))
+    else:
+        typer.echo(f"{found.statement}\nPictures: {report}")
