@@ -35,7 +35,7 @@ from agent.sinks.mqtt.security import (
     tls_context,
     tls_reason,
 )
-from agent.sinks.mqtt.settings import MqttSettings
+from agent.sinks.mqtt.settings import BrokerSettings
 from engine.errors import BrokerError, ConfigurationError
 
 _LOG: Final = logging.getLogger("atac_agent.mqtt")
@@ -64,7 +64,7 @@ _HINTS: Final = {
     0x86: "check mqtt.user and the password",
     0x87: "check mqtt.user, the password and the broker's access rules",
     0x8E: "another client uses this id: give each agent its own agent.id",
-    _NO_QOS: "only what is acknowledged counts as delivered: let the broker take QoS 1",
+    _NO_QOS: "let the broker take QoS 1, or set mqtt.max_qos: 0 and do without acknowledgements",
 }
 """What to do about a reason code."""
 
@@ -137,7 +137,7 @@ class Link:
 
     def __init__(
         self,
-        settings: MqttSettings,
+        settings: BrokerSettings,
         client_id: str,
         *,
         will: Message | None = None,
@@ -162,7 +162,9 @@ class Link:
             clean_session=None if self._is_v5 else True,
             protocol=MQTTProtocolVersion.MQTTv5 if self._is_v5 else MQTTProtocolVersion.MQTTv311,
             reconnect_on_failure=False,
+            transport=settings.transport,
         )
+        self._client.ws_set_options(settings.path)
         self._client.unreadable = lambda: hear(Heard(is_unreadable=True))
         self._client.considered = lambda *answer: self._events.put(Acknowledged(*answer))
         self._client.connect_timeout = ANSWER_S / 2
@@ -173,7 +175,8 @@ class Link:
         self._client.on_publish = self._on_publish
         if will is not None:
             properties = self._properties(will, PacketTypes.WILLMESSAGE)
-            self._client.will_set(will.topic, will.payload, will.qos, will.retain, properties)
+            qos = min(will.qos, settings.qos)
+            self._client.will_set(will.topic, will.payload, qos, will.retain, properties)
 
     def __enter__(self) -> Self:
         try:
@@ -196,8 +199,7 @@ class Link:
             self._client.disconnect()
             with suppress(BrokerError):
                 self._await(Lost, timeout_s=1.0)
-        connection = self._client.socket()
-        if isinstance(connection, socket.socket):
+        if (connection := _socket_of(self._client.socket())) is not None:
             with suppress(OSError):
                 connection.shutdown(socket.SHUT_RDWR)
         self._client.loop_stop()
@@ -227,7 +229,7 @@ class Link:
         return self._client.publish(
             message.topic,
             message.payload,
-            message.qos,
+            min(message.qos, self._settings.qos),
             message.retain and self.keeps_retained,
             self._properties(message, PacketTypes.PUBLISH),
         ).mid
@@ -293,10 +295,12 @@ class Link:
         self._client.on_message = on_message
         self._client.on_subscribe = on_subscribe
         if takes_retained:
-            self._client.subscribe(topic_filter, qos=1)
+            self._client.subscribe(topic_filter, qos=self._settings.qos)
         else:
             # The broker keeps what it has, and what comes says whether it is to be kept.
-            options = SubscribeOptions(qos=1, retainAsPublished=True, retainHandling=2)
+            options = SubscribeOptions(
+                qos=self._settings.qos, retainAsPublished=True, retainHandling=2
+            )
             self._client.subscribe(topic_filter, options=options)
         self._await(_Subscribed)
 
@@ -364,7 +368,7 @@ class Link:
             return None
         properties = _PROPERTIES(packet)
         properties.ContentType = message.content_type
-        properties.PayloadFormatIndicator = int(not message.content_type.startswith("image/"))
+        properties.PayloadFormatIndicator = int(message.is_text)
         if message.properties:
             properties.UserProperty = list(message.properties)
         if message.response_topic:
@@ -388,7 +392,7 @@ class Link:
             return
         theirs = getattr(properties, "ReceiveMaximum", _RECEIVE_MAXIMUM)
         largest = getattr(properties, "MaximumPacketSize", None)
-        if not getattr(properties, "MaximumQoS", 1):
+        if self._settings.qos > getattr(properties, "MaximumQoS", 1):
             self._events.put(Lost("takes no message with QoS 1", _NO_QOS, True))
             return
         keeps_retained = bool(getattr(properties, "RetainAvailable", 1))
@@ -429,7 +433,7 @@ class Subscriber:
     """
 
     def __init__(
-        self, settings: MqttSettings, topic_filter: str, hear: Callable[[str, bytes], None]
+        self, settings: BrokerSettings, topic_filter: str, hear: Callable[[str, bytes], None]
     ) -> None:
         check_settings(settings)
         self._settings = settings
@@ -453,7 +457,7 @@ class Subscriber:
         self._link.close()
 
 
-def address(settings: MqttSettings) -> str:
+def address(settings: BrokerSettings) -> str:
     """Host and port."""
     return f"{settings.host}:{_port(settings)}"
 
@@ -500,7 +504,14 @@ class _TolerantClient(Client):
 
 def _without_delay(_client: Client, _data: object, connection: Any) -> None:
     """Nagle's algorithm would hold back the end of each message: 40 ms with TLS."""
-    connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+    if (inner := _socket_of(connection)) is not None:
+        inner.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+
+
+def _socket_of(connection: Any) -> socket.socket | None:
+    """The socket of a connection, or below that of a websocket."""
+    inner = getattr(connection, "_socket", connection)
+    return inner if isinstance(inner, socket.socket) else None
 
 
 def _texts(message: Message) -> list[str]:
@@ -516,5 +527,6 @@ def _size(message: Message) -> int:
     return size + _PACKET_OVERHEAD + _PROPERTY_OVERHEAD * len(message.properties)
 
 
-def _port(settings: MqttSettings) -> int:
-    return settings.port or (8883 if settings.tls else 1883)
+def _port(settings: BrokerSettings) -> int:
+    plain, encrypted = (80, 443) if settings.transport == "websockets" else (1883, 8883)
+    return settings.port or (encrypted if settings.tls else plain)

@@ -49,6 +49,11 @@ class Message:
     response_topic: str = ""
     correlation: bytes | None = None
 
+    @property
+    def is_text(self) -> bool:
+        """Whether the payload is UTF-8."""
+        return self.content_type.startswith(("text/", "application/json"))
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Topics:

@@ -65,8 +65,8 @@ def _connected(both: ExitStack, settings: MqttSettings, topics: Topics) -> Link:
 
 
 def _unwritable(link: Link, settings: MqttSettings, topics: Topics) -> Iterator[str]:
-    if settings.version != "5":
-        return  # it has no reason codes
+    if settings.version != "5" or settings.qos == 0:
+        return  # the broker says nothing of what it is sent
     wanted: list[What] = ["state", "health", "alarm", "thumbnail"]
     wanted += ["verdict"] if settings.every_part else []
     for what in wanted:

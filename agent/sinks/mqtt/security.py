@@ -1,58 +1,37 @@
 """Who the agent is to its broker, and the broker to it: passwords, certificates, until when."""
 
-import os
 import ssl
-import stat
 from contextlib import suppress
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Final
 
-from agent.sinks.mqtt.settings import MqttSettings, TlsSettings
+from agent.secret import read_secret
+from agent.sinks.mqtt.settings import BrokerSettings, TlsSettings
 from engine.errors import ConfigurationError
 from engine.regular_file import open_regular, read_regular
 
 _FORMS: Final = {0x17: "%y%m%d%H%M%SZ", 0x18: "%Y%m%d%H%M%SZ"}
 """How a time is written, by its tag: UTCTime or GeneralizedTime."""
 _VERSION: Final = 0xA0
-_PASSWORD_MAX_BYTES: Final = 65_536
 _PEM_MAX_BYTES: Final = 4_000_000
 _END: Final = "-----END CERTIFICATE-----"
 
 
-def check_settings(settings: MqttSettings) -> None:
+def check_settings(settings: BrokerSettings) -> None:
     """Raise `ConfigurationError` for settings that contradict each other or name missing files."""
     password(settings)
     if settings.tls is not None:
         tls_context(settings.tls)
 
 
-def password(settings: MqttSettings) -> str | None:
+def password(settings: BrokerSettings) -> str | None:
     """The password, read again for each connection, so that it can change while the agent runs."""
-    file, variable = settings.password_file, settings.password_variable
-    if file is None and variable is None:
-        return None
-    if file is not None and variable is not None:
-        remedy = "give either password_file or password_variable"
-        raise ConfigurationError("mqtt.password_variable", variable, remedy)
-    if settings.user is None:
+    found = read_secret(
+        "mqtt.password", file=settings.password_file, variable=settings.password_variable
+    )
+    if found is not None and settings.user is None:
         raise ConfigurationError("mqtt.user", None, "is missing beside the password; write it")
-    if file is None:
-        if (found := os.environ.get(str(variable))) is None:
-            remedy = "there is no such environment variable; set it"
-            raise ConfigurationError("mqtt.password_variable", variable, remedy)
-        return found
-    try:
-        with open_regular(file) as opened:
-            mode = os.fstat(opened.fileno()).st_mode
-            data = opened.read(_PASSWORD_MAX_BYTES)
-        found = data.decode("utf-8-sig").rstrip("\r\n")
-    except (OSError, UnicodeDecodeError) as error:
-        remedy = f"cannot be read ({plain(error)})"
-        raise ConfigurationError("mqtt.password_file", str(file), remedy) from None
-    if mode & (stat.S_IWGRP | stat.S_IWOTH):
-        remedy = f"can be written by others than its owner; chmod 600 {file}"
-        raise ConfigurationError("mqtt.password_file", str(file), remedy)
     return found
 
 
@@ -108,7 +87,7 @@ def tls_reason(error: ssl.SSLError, host: str) -> str:
             return f"its certificate is not valid ({error.verify_message})"
 
 
-def expired_hint(settings: MqttSettings) -> str:
+def expired_hint(settings: BrokerSettings) -> str:
     """Not every broker says why it hangs up on an agent whose own certificate has expired."""
     file = settings.tls and settings.tls.certificate_file
     with suppress(OSError, ValueError):

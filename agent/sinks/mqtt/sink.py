@@ -19,6 +19,7 @@ from agent.part import Part
 from agent.ports import Receipt
 from agent.record.rows import THUMBNAIL, Delivery, Event
 from agent.requests import Requests
+from agent.sinks.mqtt.home_assistant import discovery
 from agent.sinks.mqtt.link import FAILURE, Acknowledged, Link, Lost, RetainError, address
 from agent.sinks.mqtt.messages import Message, Topics, delivered, health, state
 from agent.sinks.mqtt.requests import MqttRequests
@@ -108,6 +109,8 @@ class MqttSink:
             _LOG.warning("%s: %s", self.name, _NOT_KEPT)
         self._keeps_retained = link.keeps_retained
         self._link, self._began = link, time.monotonic()
+        if self._settings.home_assistant:
+            self._say(discovery(self._topics))
         self._say(state(self._topics, online=True))
         return link.window
 

@@ -63,11 +63,11 @@ def test_without_retained_messages_alarms_come_all_the_same(
 def test_without_qos_1_nothing_is_delivered_and_the_reason_is_named(start_broker):
     broker = start_broker(extra=NO_QOS)
     with pytest.raises(
-        BrokerError, match="takes no message with QoS 1; only what is ack"
+        BrokerError, match="takes no message with QoS 1; let the broker take"
     ) as caught:
         probe(broker.settings, "line1")
     assert caught.value.is_refusal
-    with pytest.raises(BrokerError, match="QoS not supported; only what is acknowledged"):
+    with pytest.raises(BrokerError, match="QoS not supported; let the broker take"):
         sink_of(broker.settings).connect()
 
 
