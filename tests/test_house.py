@@ -40,12 +40,33 @@ def test_data_flows_one_way():
     assert done.returncode == 0, done.stdout + done.stderr
 
 
+EXAMPLES = [
+    pytest.param(example, id=f"{page.stem}-{number}")
+    for page in sorted((ROOT / "docs").glob("*.md"))
+    for number, example in enumerate(re.findall(r"```yaml\n(.*?)```", page.read_text(), re.DOTALL))
+    if example.startswith("agent:")
+]
+"""Configurations that stand in a document as a whole."""
+
+
+@pytest.mark.parametrize("example", EXAMPLES)
+def test_complete_examples_in_documents_load(example, tmp_path, monkeypatch):
+    for name in re.findall(r"(?<!\$)\$\{(\w+)\}", example):
+        monkeypatch.setenv(name, "x")
+    (tmp_path / "agent.yaml").write_text(example)
+    assert load_config(tmp_path / "agent.yaml").agent.id
+    # With every key that is shown behind a #, too.
+    (tmp_path / "agent.yaml").write_text(re.sub(r"#(?=[a-z_]+: )", "", example))
+    assert load_config(tmp_path / "agent.yaml").agent.id
+
+
 @pytest.mark.parametrize(
     ("package", "homes"),
     [
         ("paho", {"agent/sinks/mqtt/link.py"}),
         ("yaml", {"agent/settings_file.py"}),
         ("amqtt", {"agent/sinks/mqtt/broker.py"}),
+        ("prometheus_client", {"agent/services/metrics/exposition.py"}),
         ("pickle", set()),
     ],
 )

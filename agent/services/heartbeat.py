@@ -72,10 +72,7 @@ class Heartbeat:
 
     def _is_well(self) -> bool:
         status, age_s = self._watched.status(), self._watched.age_s()
-        # A status is made once a second, so it may be that old.
-        in_hand_s = status.in_hand_s + age_s if status.in_hand_s else 0.0
-        limit_s = self._allowed_s / 2
-        return in_hand_s < limit_s and age_s < 1.5 + limit_s and not status.ended_threads
+        return status.makes_progress(age_s=age_s, limit_s=self._allowed_s / 2)
 
     def _tell(self, line: str) -> None:
         if not self._address:

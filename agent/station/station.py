@@ -405,6 +405,7 @@ class Station:
                     self._announced[name].unexpected if name in self._announced else 0
                 ),
                 is_removed=name not in self._lines,
+                deadline_s=self._lines[name].deadline_s if name in self._lines else None,
             )
             for name, known in (dict.fromkeys(self._lines, _NONE_YET) | dict(recorded)).items()
         }

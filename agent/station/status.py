@@ -60,7 +60,7 @@ class CameraStatus:
     """One camera: triggers that have begun and how those that ended did; `fault` is one line.
 
     `is_removed`: it is no longer configured, but has parts in this epoch. `unexpected_frames`
-    came without a trigger and were given to no part.
+    came without a trigger and were given to no part. `deadline_s` is from trigger to verdict.
     """
 
     triggers: int
@@ -68,6 +68,7 @@ class CameraStatus:
     fault: str | None = None
     is_removed: bool = False
     unexpected_frames: int = 0
+    deadline_s: float | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -131,3 +132,9 @@ class Status:
     def ended(self) -> int:
         """Triggers of this epoch that have ended, of all cameras."""
         return sum(sum(camera.counts.values()) for camera in self.cameras.values())
+
+    def makes_progress(self, *, age_s: float, limit_s: float) -> bool:
+        """Whether nothing has hung for `limit_s` and no thread has ended; `age_s` old is this."""
+        # A status is made once a second, so it may be that old.
+        in_hand_s = self.in_hand_s + age_s if self.in_hand_s else 0.0
+        return in_hand_s < limit_s and age_s < 1.5 + limit_s and not self.ended_threads
