@@ -1,0 +1,330 @@
+"""An edge node at a real broker, held to the specification by the ids of its test kit.
+
+`tck-id-…` names are those of Sparkplug 3.0; each stands where it is asserted.
+"""
+
+import json
+import threading
+import time
+from dataclasses import replace
+
+import paho.mqtt.client as paho
+import pytest
+
+import agent.sinks.sparkplug.sink as module
+from agent.part import State, is_alarm
+from agent.record.ledger import Ledger
+from agent.requests import Requests
+from agent.sinks.delivery import Deliverer
+from agent.sinks.sparkplug import SparkplugSettings
+from agent.sinks.sparkplug.sink import SparkplugSink
+from agent.station.status import SinkStatus
+from tests.agent.parts import ended
+from tests.agent.sinks.sparkplug.schema import command, decoded
+from tests.agent.sinks.sparkplug.test_payload import decoded_by_javascript
+from tests.agent.statuses import camera_status, status
+from tests.records import add
+
+pytestmark = pytest.mark.broker
+
+NODE = "spBv1.0/Plant/{}/line1"
+TYPES = {4, 10, 11, 12, 13}
+
+
+class Host:
+    """Hears the plant, in order, with QoS and whether it is retained; a context manager."""
+
+    def __init__(self, broker):
+        self.heard = []
+        self._broker = broker
+        self._client = paho.Client(paho.CallbackAPIVersion.VERSION2)
+
+    def __enter__(self):
+        subscribed = threading.Event()
+        self._client.on_message = lambda _client, _data, message: self.heard.append(message)
+        self._client.on_subscribe = lambda *_: subscribed.set()
+        self._client.connect(self._broker.host, self._broker.port)
+        self._client.subscribe("spBv1.0/#", qos=1)
+        self._client.loop_start()
+        assert subscribed.wait(10)
+        return self
+
+    def __exit__(self, *_):
+        self._client.disconnect()
+        self._client.loop_stop()
+
+    def say(self, kind, payload, device=None, *, retain=False):
+        topic = NODE.format(kind) + (f"/{device}" if device else "")
+        self._client.publish(topic, payload, qos=0).wait_for_publish(10)
+
+    def state(self, *, online):
+        said = json.dumps({"online": online, "timestamp": time.time_ns() // 1_000_000})
+        self._client.publish("spBv1.0/STATE/scada", said, qos=1, retain=True).wait_for_publish(10)
+
+    def kinds(self):
+        return [message.topic.split("/")[2] for message in self.heard]
+
+    def payloads(self, kind):
+        return [decoded(m.payload) for m in self.heard if m.topic.split("/")[2] == kind]
+
+    def parts(self):
+        """The sequences of all parts that were told, and whether each was historical."""
+        told = [metrics_of(each).get("Part/Sequence") for each in self.payloads("DDATA")]
+        return [(each.long_value, each.is_historical) for each in told if each is not None]
+
+
+def metrics_of(payload):
+    return {metric.name: metric for metric in payload.metrics}
+
+
+@pytest.fixture
+def host(broker):
+    with Host(broker) as host:
+        yield host
+
+
+def settings_of(broker, **changes):
+    return SparkplugSettings(host=broker.host, port=broker.port, group="Plant", **changes)
+
+
+def sink_of(settings):
+    return SparkplugSink(
+        settings, agent_id="line1", is_alarm=lambda part: is_alarm(part.ended.state, "reject")
+    )
+
+
+@pytest.fixture
+def ledger(tmp_path, broker):
+    sink = sink_of(settings_of(broker))
+    with Ledger(tmp_path / "ledger.sqlite", agent_id="line1", sinks=[sink]) as ledger:
+        yield ledger
+
+
+@pytest.fixture
+def deliver(ledger):
+    """Deliver with these settings; requests are counted, and none can be more than that."""
+
+    def make(settings):
+        requests = Requests(ledger, agent_id="line1", threshold=None, paused=threading.Event())
+        return Deliverer(sink_of(settings), ledger, drain_s=2, requests=requests)
+
+    return make
+
+
+def told(**changes):
+    cameras = {"main": camera_status(OK=3), "side/2": camera_status(NG=1)}
+    return status(
+        **{"cameras": cameras, "sinks": {"mqtt": SinkStatus(is_connected=True)}, **changes}
+    )
+
+
+def end(ledger, *states):
+    add(ledger, *states, reason="test")
+
+
+def test_a_session_from_its_birth_to_its_death(broker, host, ledger, deliver, eventually):
+    with deliver(settings_of(broker)) as delivering:
+        delivering.report(told())
+        eventually(lambda: host.kinds() == ["NBIRTH", "DBIRTH", "DBIRTH"])
+        end(ledger, State.OK, State.NG)
+        eventually(lambda: len(host.parts()) == 2)
+        delivering.report(told(uptime_s=70.0, faults=("camera main: gone",)))
+        eventually(lambda: "NDATA" in host.kinds())
+    eventually(lambda: "NDEATH" in host.kinds())
+
+    nbirth, ndeath = host.payloads("NBIRTH")[0], host.payloads("NDEATH")[0]
+    for message in host.heard:
+        kind = message.topic.split("/")[2]
+        # tck-id-topics-nbirth-topic, …-dbirth-…, …-ndata-…, …-ddata-…, …-ndeath-topic
+        own = NODE.format(kind)
+        assert message.topic in {own, f"{own}/main", f"{own}/side%2F2"}
+        assert (message.topic == own) == (kind in {"NBIRTH", "NDATA", "NDEATH"})
+        # tck-id-payloads-nbirth-qos, -dbirth-qos, -ndata-qos, -ddata-qos; -ndeath-will-message-qos
+        assert message.qos == (kind == "NDEATH")
+        # tck-id-payloads-nbirth-retain, -dbirth-retain, -ndata-retain, -ddata-retain
+        assert not message.retain
+        payload = decoded(message.payload)
+        # tck-id-payloads-nbirth-timestamp, -dbirth-, -ndata-, -ddata-timestamp
+        assert abs(payload.timestamp - time.time() * 1000) < 60_000
+        # tck-id-payloads-name-requirement: without aliases every metric has its name
+        assert all(metric.name and not metric.HasField("alias") for metric in payload.metrics)
+        # tck-id-payloads-metric-datatype-req, and -not-req: types in births alone
+        if kind.endswith("BIRTH"):
+            assert {metric.datatype for metric in payload.metrics} <= TYPES
+        elif kind != "NDEATH":
+            assert not any(metric.HasField("datatype") for metric in payload.metrics)
+        # tck-id-operational-behavior-data-publish-nbirth-values, -dbirth-values
+        for metric in payload.metrics:
+            values = [f.name for f, _ in metric.ListFields() if f.name.endswith("_value")]
+            assert len(values) == (not metric.is_null)
+
+    # tck-id-payloads-sequence-num-zero-nbirth, -incrementing; -nbirth-seq, -ddata-seq-inc, …
+    numbers = [decoded(m.payload).seq for m in host.heard if "NDEATH" not in m.topic]
+    assert numbers == list(range(len(numbers)))
+    # tck-id-payloads-dbirth-order, -ndata-order, -ddata-order; -birth-certificates-order
+    assert host.kinds()[:3] == ["NBIRTH", "DBIRTH", "DBIRTH"]
+    assert host.kinds()[-1] == "NDEATH"
+    # tck-id-topics-nbirth-bdseq-included, -bdseq-matching; tck-id-topics-ndeath-seq
+    assert metrics_of(nbirth)["bdSeq"].long_value == metrics_of(ndeath)["bdSeq"].long_value == 0
+    assert metrics_of(nbirth)["bdSeq"].datatype == 4
+    assert not ndeath.HasField("seq")
+    # tck-id-payloads-ndeath-bdseq: and nothing else
+    assert list(metrics_of(ndeath)) == ["bdSeq"]
+    # tck-id-topics-nbirth-rebirth-metric, …-rebirth-name, -datatype, -value
+    rebirth = metrics_of(nbirth)["Node Control/Rebirth"]
+    assert (rebirth.datatype, rebirth.boolean_value) == (11, False)
+    # tck-id-operational-behavior-data-publish-nbirth, -dbirth: births have every metric
+    births = [metrics_of(each) for each in (*host.payloads("NBIRTH"), *host.payloads("DBIRTH"))]
+    for kind, birth in (("NDATA", births[0]), ("DDATA", births[1])):
+        assert {metric for each in host.payloads(kind) for metric in metrics_of(each)} <= set(birth)
+    # tck-id-operational-behavior-data-publish-nbirth-change: what has not changed is not told
+    (ndata,) = host.payloads("NDATA")
+    assert set(metrics_of(ndata)) == {"Health/Degraded", "Health/Reasons"}
+
+
+def test_what_a_part_was_can_be_read(broker, host, ledger, deliver, eventually):
+    with deliver(settings_of(broker, types_in_data=True)) as delivering:
+        delivering.report(told())
+        eventually(lambda: delivering.status().is_connected)
+        end(ledger, State.ERROR)
+        eventually(host.parts)
+    (part,) = [m for m in host.heard if "DDATA" in m.topic]
+    (read,) = decoded_by_javascript(part.payload)
+    values = {metric["name"]: metric["value"] for metric in read["metrics"]}
+    assert values["Part/Id"] == f"line1:{ledger.epoch}:1"
+    assert (values["Part/State"], values["Part/OK"]) == ("ERROR", False)
+    assert (values["Part/Reason"], values["Part/Score"]) == ("test", None)
+
+
+def test_alarms_alone_where_that_is_configured(broker):
+    sink = sink_of(settings_of(broker, parts="alarms"))
+    assert sink.items(ended(1, State.NG)) == ("part",)
+    assert sink.items(ended(2, State.OK)) == ()
+
+
+def test_a_broken_connection_is_a_death_by_will_and_the_next_birth_has_the_next_number(
+    broker, host, ledger, deliver, eventually, monkeypatch
+):
+    monkeypatch.setattr("agent.sinks.delivery._RETRY_FIRST_S", 0.05)
+    with deliver(settings_of(broker)) as delivering:
+        delivering.report(told())
+        eventually(lambda: len(host.payloads("DBIRTH")) == 2)
+        delivering._sink._link.close(says_farewell=False)
+        end(ledger, State.NG)  # while there is no connection
+        eventually(lambda: len(host.payloads("DBIRTH")) == 4)
+        eventually(host.parts)
+    # tck-id-message-flow-edge-node-birth-publish-will-message…, tck-id-payloads-ndeath-will-…
+    assert host.kinds().index("NDEATH") < host.kinds().index("NBIRTH", 1)
+    # tck-id-topics-nbirth-bdseq-increment: by one with every CONNECT, the will's first
+    bd_seqs = [metrics_of(each)["bdSeq"].long_value for each in host.payloads("NBIRTH")]
+    deaths = [metrics_of(each)["bdSeq"].long_value for each in host.payloads("NDEATH")]
+    assert bd_seqs == deaths == [0, 1]
+    # tck-id-payloads-metric-timestamp…, is_historical: it tells of earlier
+    assert host.parts() == [(1, True)]
+
+
+def test_numbers_go_from_255_to_0(broker, host, ledger, deliver, eventually):
+    delivering = deliver(settings_of(broker))
+    delivering._sink._bd_seq = 254
+    with delivering:
+        delivering.report(told())
+        eventually(lambda: delivering.status().is_connected)
+        end(ledger, *[State.OK] * 300)
+        eventually(lambda: len(host.parts()) == 300)
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr("agent.sinks.delivery._RETRY_FIRST_S", 0.05)
+            delivering._sink._link.close(says_farewell=False)
+            eventually(lambda: len(host.payloads("NBIRTH")) == 2)
+    numbers = [decoded(m.payload).seq for m in host.heard if "DDATA" in m.topic]
+    # tck-id-payloads-sequence-num-incrementing
+    assert numbers[:254] == [*range(3, 256), 0]
+    bd_seqs = [metrics_of(each)["bdSeq"].long_value for each in host.payloads("NBIRTH")]
+    assert bd_seqs == [255, 0]
+
+
+def test_a_host_may_ask_for_births_and_for_nothing_else(
+    broker, host, ledger, deliver, eventually, monkeypatch
+):
+    monkeypatch.setattr(module, "_REBIRTH_S", 0.0)
+    with deliver(settings_of(broker)) as delivering:
+        delivering.report(told())
+        eventually(lambda: len(host.payloads("DBIRTH")) == 2)
+        end(ledger, State.OK)
+        eventually(host.parts)
+        refused = (
+            *(b"", b"\xff" * 40, b"x" * 20_000),
+            *(command(value=False), command("Node Control/Reboot")),
+        )
+        for payload in refused:
+            host.say("NCMD", payload)
+        host.say("DCMD", command(), "main")
+        eventually(lambda: delivering.status().requests_refused == len(refused) + 1)
+        assert len(host.payloads("NBIRTH")) == 1
+        # tck-id-operational-behavior-data-commands-rebirth-action-1, -2, -3
+        host.say("NCMD", command())
+        eventually(lambda: len(host.payloads("DBIRTH")) == 4)
+        assert delivering.status().requests == 1
+    births = host.payloads("NBIRTH")
+    # tck-id-payloads-nbirth-bdseq-repeat: no new CONNECT, so no new number
+    assert [metrics_of(each)["bdSeq"].long_value for each in births] == [0, 0]
+    assert [each.seq for each in births] == [0, 0]
+    # The birth has the newest part.
+    assert metrics_of(host.payloads("DBIRTH")[2])["Part/Sequence"].long_value == 1
+
+
+def test_a_flood_of_rebirths_is_answered_by_few(broker, host, deliver, eventually):
+    with deliver(settings_of(broker)) as delivering:
+        delivering.report(told())
+        eventually(lambda: len(host.payloads("DBIRTH")) == 2)
+        for _ in range(300):
+            host.say("NCMD", command())
+        eventually(lambda: delivering.status().requests_refused > 100)
+        assert len(host.payloads("NBIRTH")) < 10
+
+
+def test_with_a_primary_host_parts_wait_until_it_is_online(
+    broker, host, ledger, deliver, eventually, monkeypatch
+):
+    monkeypatch.setattr("agent.sinks.delivery._RETRY_FIRST_S", 0.05)
+    monkeypatch.setattr(module, "_HOST_S", 0.2)
+    with deliver(settings_of(broker, primary_host="scada")) as delivering:
+        delivering.report(told())
+        end(ledger, State.NG)
+        eventually(lambda: "scada is not online" in (delivering.status().fault or ""))
+        # tck-id-operational-behavior-edge-node-birth-sequence-wait
+        assert "NBIRTH" not in host.kinds()
+        host.state(online=True)
+        eventually(host.parts)
+        deaths = len(host.payloads("NDEATH"))
+        host.state(online=False)
+        # tck-id-message-flow-edge-node-birth-publish-phid-offline
+        eventually(lambda: len(host.payloads("NDEATH")) > deaths)
+        eventually(lambda: not delivering.status().is_connected)
+        births = len(host.payloads("NBIRTH"))
+        end(ledger, State.NG)
+        host.state(online=True)
+        eventually(lambda: len(host.payloads("NBIRTH")) > births and len(host.parts()) == 2)
+    assert {sequence for sequence, _ in host.parts()} == {1, 2}
+
+
+def test_a_new_camera_is_born_and_a_part_of_an_unknown_one_is_refused(
+    broker, host, ledger, deliver, eventually
+):
+    with deliver(settings_of(broker)) as delivering:
+        delivering.report(replace(told(), cameras={"side": camera_status()}))
+        eventually(lambda: delivering.status().is_connected and host.payloads("DBIRTH"))
+        end(ledger, State.OK)
+        eventually(lambda: delivering.status().refused == 1)
+        assert "there is no camera main now" in delivering.status().fault
+        delivering.report(told())
+        eventually(lambda: len(host.payloads("NBIRTH")) == 2)
+
+
+@pytest.mark.parametrize("version", ["3.1.1", "5"])
+def test_both_versions_of_mqtt_do(broker, host, ledger, deliver, eventually, version):
+    with deliver(settings_of(broker, version=version)) as delivering:
+        delivering.report(told())
+        eventually(lambda: delivering.status().is_connected)
+        end(ledger, State.OK)
+        eventually(host.parts)
+    eventually(lambda: "NDEATH" in host.kinds())
