@@ -1,8 +1,9 @@
 """The user's text files: read once, in one way, and in the limits that such files have."""
 
+import os
 import re
 from collections.abc import Hashable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Final
 
@@ -16,6 +17,10 @@ _MAX_DEPTH: Final = 10
 _EXPONENT: Final = ("tag:yaml.org,2002:float", re.compile(r"[-+]?\d+(\.\d*)?[eE][-+]?\d+$"))
 _SHORT: Final = {"camera": "cameras", "mqtt": "sinks"}
 """Keys that stand in place of a list of one."""
+
+_VARIABLE: Final = re.compile(r"(\$?)\$\{([^{}]*)\}")
+"""`${NAME}`, or `$${NAME}` for that text itself."""
+_VARIABLE_NAME: Final = re.compile("[A-Za-z_][A-Za-z0-9_]*")
 
 Key = tuple[str, ...]
 
@@ -55,11 +60,16 @@ def read_text(path: Path, *, key: str, max_bytes: int = _MAX_BYTES) -> str:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Written:
-    """What a configuration file says, and on which line each of its keys stands."""
+    """What a configuration file says, and on which line each of its keys stands.
+
+    `variables` has the texts that named environment variables, as they stand in the file: they
+    are shown in place of what the variables hold.
+    """
 
     path: Path
     data: dict[str, Any]
     lines: Mapping[Key, int]
+    variables: Mapping[Key, str] = field(default_factory=dict)
 
     def listed(self) -> dict[str, Any]:
         """The data with short forms written as lists of one; refuses both forms at once."""
@@ -88,7 +98,18 @@ class Written:
             (self.lines[key[:n]] for n in range(len(key), 0, -1) if key[:n] in self.lines), None
         )
         place = f"{self.path}, line {line}" if line else str(self.path)
-        return ConfigurationError(".".join(key), shown(key, value), f"{remedy} ({place})")
+        written = self._as_written(key, value)
+        return ConfigurationError(".".join(key), shown(key, written), f"{remedy} ({place})")
+
+    def _as_written(self, key: Key, value: object) -> object:
+        """`value` of `key` without what environment variables hold."""
+        if key in self.variables:
+            return self.variables[key]
+        if isinstance(value, dict):
+            return {name: self._as_written((*key, str(name)), each) for name, each in value.items()}
+        if isinstance(value, list):
+            return [self._as_written((*key, str(n)), each) for n, each in enumerate(value)]
+        return value
 
 
 def read_yaml(path: Path) -> Written:
@@ -99,12 +120,16 @@ def read_yaml(path: Path) -> Written:
         _check_shape(text)
         loader = _Loader(text)
         node = loader.get_single_node()
-        data = {} if node is None else loader.construct_document(node)
         lines = _lines(node, ())
+        variables = _expanded(loader, node, Written(path=path, data={}, lines=lines))
+        data = {} if node is None else loader.construct_document(node)
     except yaml.MarkedYAMLError as error:
         mark = error.problem_mark
         line = f", line {mark.line + 1}" if mark else ""
-        raise ConfigurationError("--config", where + line, error.problem or str(error)) from None
+        problem = error.problem or str(error)
+        if mark and "${" in "".join(text.splitlines()[mark.line : mark.line + 1]):
+            problem += "; put ${…} into quotes where it stands between braces"
+        raise ConfigurationError("--config", where + line, problem) from None
     except _ShapeError as error:
         raise ConfigurationError("--config", where, str(error)) from None
     except (yaml.YAMLError, ValueError) as error:
@@ -114,7 +139,7 @@ def read_yaml(path: Path) -> Written:
         raise ConfigurationError("--config", where, remedy)
     # A section whose keys are all commented out is left to its defaults.
     known = {key: value for key, value in data.items() if value is not None}
-    written = Written(path=path, data=known, lines=lines)
+    written = Written(path=path, data=known, lines=lines, variables=variables)
     _check_values(written, (), known)
     return written
 
@@ -201,14 +226,50 @@ def _check_shape(text: str) -> None:
         raise _ShapeError(f"line {event.start_mark.line + 1}: {problem}")
 
 
+def _expanded(loader: Any, node: yaml.Node | None, written: Written) -> dict[Key, str]:
+    """Put the values of environment variables into `node`; the texts that named them, by key.
+
+    What is not in quotes is then read as if the value stood there: a number is a number.
+    """
+    found: dict[Key, str] = {}
+    waiting: list[tuple[Key, yaml.Node | None]] = [((), node)]
+    while waiting:
+        key, one = waiting.pop()
+        waiting += [((*key, step), value) for step, _, value in _below(one)]
+        if not isinstance(one, yaml.ScalarNode) or "${" not in one.value:
+            continue
+        found[key] = one.value
+        one.value = _VARIABLE.sub(lambda match: _variable(match, key, written), one.value)  # noqa: B023 - called at once
+        if one.style is None:
+            one.tag = loader.resolve(yaml.ScalarNode, one.value, (True, False))
+    return found
+
+
+def _variable(match: re.Match[str], key: Key, written: Written) -> str:
+    whole, name = match[0], match[2]
+    if match[1]:
+        return whole[1:]
+    if not _VARIABLE_NAME.fullmatch(name):
+        remedy = f"{name!r} is no name of an environment variable; for the text itself write $$"
+        raise written.refused(key, whole, remedy)
+    if not (value := os.environ.get(name)):
+        remedy = f"the environment variable {name} is not set, or empty; set it"
+        raise written.refused(key, whole, remedy)
+    return value
+
+
+def _below(node: yaml.Node | None) -> list[tuple[str, yaml.Node, yaml.Node]]:
+    """What stands in a mapping or a list: step, where its line is, value."""
+    if isinstance(node, yaml.MappingNode):
+        return [(str(key.value), key, value) for key, value in node.value]
+    if isinstance(node, yaml.SequenceNode):
+        return [(str(index), item, item) for index, item in enumerate(node.value)]
+    return []
+
+
 def _lines(node: yaml.Node | None, at: Key) -> dict[Key, int]:
     found = {}
-    below: list[tuple[str, yaml.Node, yaml.Node]] = []
-    if isinstance(node, yaml.MappingNode):
-        below = [(str(key.value), key, value) for key, value in node.value]
-    elif isinstance(node, yaml.SequenceNode):
-        below = [(str(index), item, item) for index, item in enumerate(node.value)]
-    for step, mark, value in below if len(at) < 4 else ():
+    for step, mark, value in _below(node) if len(at) < 4 else ():
         found[*at, step] = mark.start_mark.line + 1
         found |= _lines(value, (*at, step))
     return found
