@@ -99,5 +99,7 @@ def _command(name: str) -> Callable[..., object]:
 
 
 def _fail(message: str, *, code: int) -> NoReturn:
-    sys.stderr.write(f"agent: {message}\n")
+    logs = sys.modules.get("agent.logs")  # there once a command has set up its log
+    if logs is None or not logs.tell_end(message):
+        sys.stderr.write(f"agent: {message}\n")
     sys.exit(code)

@@ -8,7 +8,7 @@ from contextlib import ExitStack
 from dataclasses import asdict
 from pathlib import Path
 from time import monotonic
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
@@ -30,6 +30,9 @@ def run(
         bool, typer.Option("--verbose", help="Show how long each stage took.")
     ] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print the summary as JSON.")] = False,
+    log: Annotated[
+        Literal["text", "json"], typer.Option(help="Write the log for people, or as JSON lines.")
+    ] = "text",
 ) -> None:
     """Inspect the cameras' parts, record every verdict, and send alarms.
 
@@ -40,13 +43,14 @@ def run(
     started = monotonic()
     gc.disable()  # what is imported stays, and need not be looked through again and again
     from agent.inference.child import ChildInspector, Setup
+    from agent.logs import write_logs
     from agent.runtime import warn_of_another_runtime
     from agent.settings import load_config
     from calibration.record import calibrated_runtime, read_calibration
     from engine.bundle import open_bundle
     from engine.errors import LedgerError
 
-    logging.basicConfig(format="agent: %(message)s", level=logging.WARNING)
+    write_logs(log)
     settings = load_config(config)
     bundle = open_bundle(settings.bundle.path, signed_by=settings.bundle.require_signature)
     record = read_calibration(bundle, precision=settings.bundle.precision)
@@ -82,7 +86,10 @@ def run(
             inspector = inference.enter_context(starting)
             if (made_with := record.calibration.backend) != inspector.backend:
                 warn_of_another_runtime(made_with, inspector.backend, runtime.precision)
-            typer.echo(f"agent: inspects with {inspector.backend}", err=True)
+            if log == "json":
+                logging.getLogger("atac_agent").info("inspects with %s", inspector.backend)
+            else:
+                typer.echo(f"agent: inspects with {inspector.backend}", err=True)
             return model.on(inspector)
 
         summary = run_station(
