@@ -30,6 +30,7 @@ COMMANDS: Final = (
     "run",
     "bench",
     "doctor",
+    "check",
     "replay",
     "compare",
     "promote",

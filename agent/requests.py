@@ -35,6 +35,14 @@ class Bundles(Protocol):
     ) -> Mapping[str, object]: ...
 
 
+class Checks(Protocol):
+    """Checks with golden samples while the line runs."""
+
+    def begin(self, camera: str, *, by: str, why: str) -> Mapping[str, object]: ...
+    def cancel(self) -> Mapping[str, object]: ...
+    def status(self) -> Mapping[str, object]: ...
+
+
 class Annotations(Protocol):
     """What this asks of the ledger."""
 
@@ -53,6 +61,7 @@ class Requests:
         threshold: The threshold in force.
         paused: Set while no part is inspected.
         bundles: Puts another bundle in force; `None` where the bundle cannot change.
+        checks: Golden samples; `None` where there is no line to show them to.
     """
 
     def __init__(
@@ -63,12 +72,14 @@ class Requests:
         threshold: Thresholds,
         paused: threading.Event,
         bundles: Bundles | None = None,
+        checks: Checks | None = None,
     ) -> None:
         self._ledger = ledger
         self._agent_id: Final = agent_id
         self._threshold = threshold
         self._paused = paused
         self._bundles = bundles
+        self._checks = checks
 
     @property
     def epoch(self) -> str:
@@ -147,6 +158,23 @@ class Requests:
         if self._bundles is None:
             raise RequestError("the bundle of this run cannot change")
         return self._bundles.change(kind, bundle_id, by=by, why=why, nonce=nonce)
+
+    def check(self, camera: str, *, by: str, why: str) -> Mapping[str, object]:
+        """Take the next parts of a camera for golden samples; the answer is `check_status`'s."""
+        return self._checking().begin(camera, by=by, why=why)
+
+    def check_status(self) -> Mapping[str, object]:
+        """How far a check is, and what has come of the last one."""
+        return self._checking().status()
+
+    def check_cancel(self) -> Mapping[str, object]:
+        """End a check of which nothing is kept."""
+        return self._checking().cancel()
+
+    def _checking(self) -> Checks:
+        if self._checks is None:
+            raise RequestError("this run has no golden samples")
+        return self._checks
 
     def label(self, part: str, label: str) -> Mapping[str, object]:
         """Keep an operator's word on a part: was it good, whatever the verdict?"""

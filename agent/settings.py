@@ -95,6 +95,23 @@ class EvidenceSettings:
 
 
 @spec
+class CheckSettings:
+    """Golden samples: parts that are known, shown to the cameras at the start of a shift.
+
+    A check shows `good` good and then `defective` defective ones. Its signed protocol is kept in
+    `folder`, which lies beside agent.yaml unless it is named. Where a check is `required`, there is
+    a fault until one has passed with the bundle, the threshold and the cameras of now, in the last
+    `every_h` hours.
+    """
+
+    required: bool = False
+    folder: AnyPath = Path("checks")
+    good: Annotated[Count, Field(le=100)] = 2
+    defective: Annotated[Count, Field(le=100)] = 2
+    every_h: Annotated[float, Field(ge=0.1, le=100_000)] = 24.0
+
+
+@spec
 class Config:
     """All of `agent.yaml`; paths are absolute or relative to the working directory.
 
@@ -110,6 +127,7 @@ class Config:
     line: LineSettings = LineSettings()
     ledger: LedgerSettings = LedgerSettings()
     evidence: EvidenceSettings = EvidenceSettings()
+    check: CheckSettings = CheckSettings()
 
     @property
     def lines(self) -> dict[str, LineSettings]:
@@ -186,6 +204,7 @@ def _written_to(config: Config) -> Iterator[tuple[tuple[str | int, ...], Path]]:
     yield ("ledger", "path"), config.ledger.path
     if config.evidence.folder is not None:
         yield ("evidence", "folder"), config.evidence.folder
+    yield ("check", "folder"), config.check.folder
     for index, camera in enumerate(config.cameras):
         for key, place in camera.written_to.items():
             yield ("cameras", index, key), place

@@ -29,6 +29,36 @@ def sign(manifest: bytes, key: Path) -> bytes:
     return _private(key).sign(manifest)
 
 
+def make_key(option: str) -> tuple[bytes, bytes]:
+    """A new private key and its public key, in PEM; `option` is named where that cannot be."""
+    _require(option, None)
+    from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
+    from cryptography.hazmat.primitives.serialization import (
+        Encoding,
+        NoEncryption,
+        PrivateFormat,
+        PublicFormat,
+    )
+
+    key = Ed25519PrivateKey.generate()
+    return (
+        key.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, NoEncryption()),
+        key.public_key().public_bytes(Encoding.PEM, PublicFormat.SubjectPublicKeyInfo),
+    )
+
+
+def is_signed(data: bytes, signature: bytes, key: Path) -> bool:
+    """Whether `signature` is that of `data` by the owner of the public key in PEM file `key`."""
+    public = _public(key, "--key")
+    from cryptography.exceptions import InvalidSignature
+
+    try:
+        public.verify(signature, data)
+    except InvalidSignature:
+        return False
+    return True
+
+
 def check(manifest: bytes, folder: Path, key: Path, *, option: str) -> None:
     """Check that `folder` holds a signature of `manifest`.
 
@@ -101,13 +131,17 @@ def _public(key: Path, option: str) -> "Ed25519PublicKey":
 
 def _pem(key: Path, option: str) -> bytes:
     """The content of a key file, once it is certain that something can be done with it."""
-    try:
-        import cryptography  # noqa: F401 - the sentence below is all that is wanted of it
-    except ImportError:
-        remedy = f"needs the package cryptography; {install('sign')}"
-        raise ConfigurationError(option, str(key), remedy) from None
+    _require(option, str(key))
     try:
         with open_regular(key) as file:
             return file.read(_KEY_MAX_BYTES)
     except OSError as error:
         raise ConfigurationError(option, str(key), f"cannot be read ({error.strerror})") from None
+
+
+def _require(option: str, value: str | None) -> None:
+    try:
+        import cryptography  # noqa: F401 - the sentence below is all that is wanted of it
+    except ImportError:
+        remedy = f"needs the package cryptography; {install('sign')}"
+        raise ConfigurationError(option, value, remedy) from None

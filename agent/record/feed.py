@@ -36,7 +36,7 @@ ROWS: Final = 500
 _ROOM: Final = 1000
 _RETRY_S: Final = 1.0
 _REST: Final = 20.0
-"""A reader that catches up rests so many times as long as its last question took: the line goes
+"""A reader that catches up rests this many times as long as its last question took: the line goes
 first, and loses at most a twentieth of its time."""
 _REST_MAX_S: Final = 2.0
 _HEAD: Final = struct.Struct(">I")

@@ -17,7 +17,9 @@ from agent.requests import Requests
 from agent.services.settings import AnyServiceSettings
 from agent.settings import Config
 from agent.sinks.delivery import Deliverer
+from agent.station.check import GoldenCheck
 from agent.station.controls import Controls
+from agent.station.drift import DriftWatch
 from agent.station.promotion import Promotion
 from agent.station.recorder import Observer
 from agent.station.station import Model, Station
@@ -103,6 +105,7 @@ def run_station(
             scores=model.scores,
         )
         controls = Controls(threshold=threshold)
+        drift, check = DriftWatch(controls), GoldenCheck(config, controls)
         with ExitStack() as delivering:
             bundles = Promotion(
                 config.bundle,
@@ -117,6 +120,7 @@ def run_station(
                 threshold=threshold,
                 paused=controls.paused,
                 bundles=bundles if may_promote else None,
+                checks=check,
             )
             outlets = [
                 delivering.enter_context(
@@ -144,6 +148,7 @@ def run_station(
                 started=started,
                 observers=observers,
                 readers=readers,
+                watches={"drift": drift, "check": check},
                 triggers={**_sources(config, stop, clock), **triggers},
                 services=[partial(open_service, one) for one in (*config.services, *services)],
             ).run()

@@ -25,7 +25,6 @@ from agent.record.retention import AgeClock
 from agent.settings import Config
 from agent.station.acquisition import Acquisition, FrameIntake, Intake
 from agent.station.controls import Controls, InForce
-from agent.station.drift import DriftWatch
 from agent.station.evidence import Evidence
 from agent.station.monitor import DropWatch, Monitor
 from agent.station.queue import PartQueue
@@ -85,6 +84,14 @@ class Outlet(Protocol):
     def is_alive(self) -> bool: ...
     def status(self) -> SinkStatus: ...
     def report(self, status: Status) -> None: ...
+
+
+class Watch(Protocol):
+    """Hears of each part in the recording thread, and may find a fault."""
+
+    @property
+    def fault(self) -> str | None: ...
+    def add(self, part: Part, /) -> None: ...
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -147,6 +154,7 @@ class Station:
             every frame is a part.
         services: Make the services that read the status.
         readers: Are told of each status, in the thread that makes it: they must not wait.
+        watches: Hear of each recorded part and may find a fault, by the name that it has then.
     """
 
     def __init__(
@@ -167,6 +175,7 @@ class Station:
         triggers: Mapping[str, TriggerSource] = MappingProxyType({}),
         services: Sequence[Callable[[Watched], Service]] = (),
         readers: Sequence[Callable[[Status], None]] = (),
+        watches: Mapping[str, Watch] = MappingProxyType({}),
     ) -> None:
         self._config = config
         self._workers = model.workers
@@ -209,11 +218,16 @@ class Station:
             ages=record.ages,
             may_leave=record.may_leave,
         )
-        self._drift = DriftWatch(controls)
+        self._watches = watches
         self._recorder = Recorder(
             record.record,
             wants_thumbnail=self._wants_thumbnail,
-            observers=(self._count, self._evidence.offer, self._drift.add, *observers),
+            observers=(
+                self._count,
+                self._evidence.offer,
+                *(watch.add for watch in watches.values()),
+                *observers,
+            ),
         )
         self.monitor: Final = Monitor(
             self._status,
@@ -458,7 +472,7 @@ class Station:
             "evidence": self._evidence.fault,
             "recorder": self._recorder.fault,
             "threshold": self._controls.threshold.fault,
-            "drift": self._drift.fault,
+            **{name: watch.fault for name, watch in self._watches.items()},
         }
         for name, fault in named.items():
             if fault is not None:
