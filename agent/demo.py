@@ -7,6 +7,7 @@ Only the parts are made up. Inspection, ledger and delivery are those of `agent 
 """
 
 import json
+import secrets
 import tempfile
 import threading
 from collections import deque
@@ -22,7 +23,10 @@ from agent.inference.child import ChildInspector, Setup
 from agent.part import Part, State
 from agent.ports import CameraContext
 from agent.process import prepare_process
-from agent.settings import AgentSettings, BundleSettings, Config, LedgerSettings
+from agent.services.page.access import USERS, Access, Role
+from agent.services.page.service import listen
+from agent.services.page.settings import PageSettings
+from agent.settings import AgentSettings, BundleSettings, Config, EvidenceSettings, LedgerSettings
 from agent.sinks.mqtt.broker import EmbeddedBroker
 from agent.sinks.mqtt.link import Subscriber
 from agent.sinks.mqtt.settings import MqttSettings
@@ -40,6 +44,8 @@ _FILTER: Final = f"atac/{AGENT_ID}/#"
 _ALARM_TOPIC: Final = f"atac/{AGENT_ID}/alarm"
 _THUMBNAIL_TOPIC: Final = f"atac/{AGENT_ID}/thumbnail"
 _LAST_ALARM_S: Final = 5.0
+_AUDIT: Final = 0.05
+_PAGE: Final = PageSettings()
 _SCORES_KEPT: Final = 10_000
 _SHOWN: Final = {"caught": 12, "missed": 12, "false_alarm": 12, "passed": 4}
 """How many parts of each outcome are kept with their pictures, for the report."""
@@ -184,13 +190,15 @@ def run_demo(
     started: float,
     ready: Callable[[str], None],
     show: Callable[[Alarm], None],
+    page: Callable[[str, str], None] | None = None,
     bundle_path: Path = BUNDLE,
 ) -> tuple[DemoSummary, Comparison]:
     """Run until `parts` have passed or `stop` is set.
 
     `rate` is in parts a minute; `None` is as fast as they can be inspected. `started` is the
     `monotonic()` when the program began. `ready` gets the command line that would show the
-    same alarms, before the first part comes; `show` gets each alarm.
+    same alarms, before the first part comes; `show` gets each alarm. `page` gets the address of the
+    operator's page and the password of its user `demo`; without it there is none.
     """
     prepare_process()
     bundle = open_bundle(bundle_path)
@@ -220,6 +228,8 @@ def run_demo(
             cameras=(settings,),
             sinks=(mqtt,),
             ledger=LedgerSettings(path=folder / "ledger.sqlite"),
+            evidence=EvidenceSettings(folder=folder / "evidence", audit=_AUDIT),
+            services=() if page is None else (_page(folder / "ledger.sqlite", page),),
         )
         summary = run_station(
             config,
@@ -255,3 +265,21 @@ def run_demo(
         ),
         comparison,
     )
+
+
+def _page(ledger: Path, tell: Callable[[str, str], None]) -> PageSettings:
+    """A page on its usual port, or on any that is free, with one user."""
+    host, port = _PAGE.address
+    for wanted in (port, 0):
+        try:
+            with listen(host, wanted) as listening:
+                port = listening.getsockname()[1]
+        except OSError:
+            continue
+        break
+    settings, password = PageSettings(listen=f"{host}:{port}"), secrets.token_urlsafe(9)
+    access = Access(settings.place(ledger) / USERS, idle_s=settings.idle_minutes * 60)
+    access.add_user(AGENT_ID, password, Role.ADMIN)
+    access.close()
+    tell(f"http://{settings.listen}", password)
+    return settings

@@ -66,13 +66,15 @@ class Part:
     `received` is `Clock.now()` of the trigger: the deadline counts from there. `part_id` is `None`
     while nobody knows it. `source` identifies the content of the frame also after a restart, where
     the camera knows that. `frame` is there wherever there was one, `inspection` for OK and NG and
-    for a late result, `verdict` at the end. `begun` is when a worker took it.
+    for a late result, `verdict` at the end. `begun` is when a worker took it. `audit` is the chance
+    with which the part was drawn for the audit, `None` where it was not.
     """
 
     trigger: Trigger
     received: float
     part_id: str | None = None
     source: str | None = None
+    audit: float | None = None
     frame: Frame | None = None
     begun: float | None = None
     inspection: Inspection | None = None

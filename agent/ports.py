@@ -22,6 +22,8 @@ if TYPE_CHECKING:
     from agent.record.feed import Feed
     from agent.record.rows import Delivery, Event
     from agent.requests import Requests
+    from agent.settings import Config
+    from agent.station.live import Live
     from agent.station.status import Status
 
 
@@ -227,9 +229,14 @@ class Watched(Protocol):
     """What a service may read of the running agent, at any time and in any thread.
 
     `feed` has every recorded part: `Feed.subscribe` for this process, `Feed.serve` for a child.
+    `live` has each camera's newest part with its frame, while somebody looks. `requests` are obeyed
+    by the agent; `None`: by nobody.
     """
 
     feed: "Feed"
+    live: "Live"
+    config: "Config"
+    requests: "Requests | None"
 
     def status(self) -> "Status":
         """The newest status."""
@@ -249,9 +256,19 @@ class Service(Protocol):
 
     A context manager around the run, made by `open(settings, watched)`. It has a thread or process
     of its own, may be slow or die without harm to inspection, and changes nothing except by
-    requests.
+    requests. One with a `fault` (`HasFault`) has it in the status.
     """
 
     def __enter__(self) -> Self: ...
 
     def __exit__(self, *_: object) -> None: ...
+
+
+@runtime_checkable
+class HasFault(Protocol):
+    """A service that knows what is wrong with it."""
+
+    @property
+    def fault(self) -> str | None:
+        """What does not work, what it means and what to do, in one line; `None`: all is well."""
+        ...

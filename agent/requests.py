@@ -8,6 +8,7 @@ import threading
 from collections.abc import Mapping
 from typing import Final, Literal, Protocol
 
+from agent.record.annotations import Label
 from agent.record.rows import software
 from engine.errors import AtacError
 
@@ -48,7 +49,8 @@ class Annotations(Protocol):
 
     @property
     def epoch(self) -> str: ...
-    def label(self, epoch: str, sequence: int, label: str) -> bool: ...
+    def label(self, label: Label, /) -> bool: ...
+    def labels_after(self, known: int, limit: int, /) -> list[dict[str, object]] | None: ...
     def use_nonce(self, nonce: str, *, until_ns: int, now_ns: int) -> bool | None: ...
 
 
@@ -176,16 +178,42 @@ class Requests:
             raise RequestError("this run has no golden samples")
         return self._checks
 
-    def label(self, part: str, label: str) -> Mapping[str, object]:
-        """Keep an operator's word on a part: was it good, whatever the verdict?"""
+    def label(
+        self, part: str, label: str, *, by: str = "", role: str = "", queue: str = ""
+    ) -> Mapping[str, object]:
+        """Keep somebody's word on a part: was it good, whatever the verdict?
+
+        Args:
+            part: The part's id in all that is said of it.
+            label: `good`, `defective` or `unsure`; `withdrawn` takes back what was said before.
+            by: Who says so.
+            role: In which role.
+            queue: Why the part was looked at; labels of a random sample alone are unbiased.
+
+        Returns:
+            The label as it was kept.
+
+        Raises:
+            RequestError: There is no such part, or it cannot be kept.
+        """
         agent, _, rest = part.partition(":")
         epoch, _, sequence = rest.partition(":")
         is_number = sequence.isascii() and sequence.isdecimal() and len(sequence) < 19
         if agent != self._agent_id or not is_number:
             raise RequestError("id: is no part of this agent")
-        if not self._ledger.label(epoch, int(sequence), label):
+        kept = Label(
+            epoch=epoch, sequence=int(sequence), label=label, who=by, role=role, queue=queue
+        )
+        if not self._ledger.label(kept):
             raise RequestError("id: is not in the ledger, or the ledger cannot be written")
         return {"id": part, "label": label}
+
+    def labels_after(self, known: int, limit: int = 500) -> list[dict[str, object]]:
+        """The next labels after the one with the id `known`, of whatever transport."""
+        found = self._ledger.labels_after(known, limit)
+        if found is None:
+            raise RequestError("the ledger cannot be read")
+        return found
 
     def use_once(self, nonce: str, *, until_ns: int, now_ns: int) -> None:
         """Note that a request is obeyed, also for the runs to come; raises when it was before.

@@ -82,13 +82,15 @@ class EvidenceSettings:
 
     `thumbnails` go with alarms over MQTT. In `folder`, where one is named, whole frames are kept:
     of every alarm, and of each OK part whose score is less than `near` times the threshold below
-    it. The oldest go when they are older than `keep_days`, or more than `max_files`, or larger
-    than `max_mb` together.
+    it, and of the share `audit` of all parts, drawn at random, so that people may judge parts that
+    no verdict has chosen. The oldest go when they are older than `keep_days`, or more than
+    `max_files`, or larger than `max_mb` together.
     """
 
     thumbnails: bool = True
     folder: AnyPath | None = None
     near: Share = 0.1
+    audit: Share = 0.002
     keep_days: Days = 30.0
     max_files: Annotated[Count, Field(le=1_000_000)] = 10_000
     max_mb: Annotated[Megabytes, Field(ge=10)] = 1000
@@ -116,7 +118,7 @@ class Config:
     """All of `agent.yaml`; paths are absolute or relative to the working directory.
 
     A single camera may be written as `camera` there, in place of a list of one, and a single
-    MQTT broker as `mqtt` in place of `sinks`.
+    MQTT broker as `mqtt` in place of `sinks`. The operator's page may be written as `page`.
     """
 
     agent: AgentSettings
@@ -208,6 +210,9 @@ def _written_to(config: Config) -> Iterator[tuple[tuple[str | int, ...], Path]]:
     for index, camera in enumerate(config.cameras):
         for key, place in camera.written_to.items():
             yield ("cameras", index, key), place
+    for index, service in enumerate(config.services):
+        for key, place in service.written_to.items():
+            yield ("services", index, key), place
 
 
 def _anchored(value: Any, folder: Path) -> Any:

@@ -8,7 +8,7 @@ from typing import Annotated, Any, Union, get_args, get_origin, get_type_hints
 
 from pydantic import ValidationError
 
-from agent.settings_file import Key, Written
+from agent.settings_file import SHORT_SERVICES, Key, Written
 from engine.errors import ConfigurationError, KindError
 from engine.registry import Kinds
 
@@ -96,7 +96,7 @@ def _keys(
         for field in dataclasses.fields(each)
         if not required or _is_required(field)
     }
-    return sorted(keys | ({"camera", "mqtt"} if not location else set()))
+    return sorted(keys | ({"camera", "mqtt", *SHORT_SERVICES} if not location else set()))
 
 
 def _hints(root: type[Any], data: object, location: Sequence[int | str]) -> list[Any]:

@@ -17,6 +17,8 @@ _MAX_DEPTH: Final = 10
 _EXPONENT: Final = ("tag:yaml.org,2002:float", re.compile(r"[-+]?\d+(\.\d*)?[eE][-+]?\d+$"))
 _SHORT: Final = {"camera": "cameras", "mqtt": "sinks"}
 """Keys that stand in place of a list of one."""
+SHORT_SERVICES: Final = ("page",)
+"""Services that may be written as keys of their own, beside the list of the others."""
 
 _VARIABLE: Final = re.compile(r"(\$?)\$\{([^{}]*)\}")
 """`${NAME}`, or `$${NAME}` for that text itself."""
@@ -83,6 +85,11 @@ class Written:
             one = listed.pop(short)
             named = short != "mqtt" or not isinstance(one, dict)
             listed[long] = [one if named else {"type": short, **one}]
+        for short in self._short_services():
+            one, others = listed.pop(short), listed.get("services", [])
+            if isinstance(others, list):
+                one = {"type": short, **one} if isinstance(one, dict) else one
+                listed["services"] = [*others, one]
         return listed
 
     def key(self, location: Sequence[int | str]) -> Sequence[int | str]:
@@ -90,7 +97,15 @@ class Written:
         for short, long in _SHORT.items():
             if location[:1] == (long,) and long not in self.data:
                 return (short, *location[2:])
+        others = self.data.get("services", [])
+        if location[:1] == ("services",) and len(location) > 1 and isinstance(others, list):
+            index = int(location[1]) - len(others)
+            if index >= 0:
+                return (self._short_services()[index], *location[2:])
         return location
+
+    def _short_services(self) -> list[str]:
+        return [short for short in SHORT_SERVICES if short in self.data]
 
     def refused(self, key: Key, value: object, remedy: str) -> ConfigurationError:
         """The error for a value of this file; `remedy` ends with its place."""

@@ -67,6 +67,8 @@ def test_complete_examples_in_documents_load(example, tmp_path, monkeypatch):
         ("yaml", {"agent/settings_file.py"}),
         ("amqtt", {"agent/sinks/mqtt/broker.py"}),
         ("prometheus_client", {"agent/services/metrics/exposition.py"}),
+        ("argon2", {"agent/services/page/access.py"}),
+        ("uvicorn", {"agent/services/page/serving.py"}),
         ("pickle", set()),
     ],
 )

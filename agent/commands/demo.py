@@ -34,7 +34,9 @@ def demo(
 ) -> None:
     """Inspect generated parts and receive their alarms, without a camera or a broker.
 
-    Example: agent demo --parts 120
+    Example: agent demo
+
+    Without --parts it runs until Ctrl-C, for you to look at its page in a browser.
 
     The parts are generated, so it is known which ones are defective. The model, both
     passes, the ledger and the MQTT messages are real. Ctrl-C ends the demo with a summary
@@ -55,6 +57,10 @@ def demo(
                 f"Alarms come over MQTT. In another terminal this shows the same:\n{command}"
             )
 
+    def page(address: str, password: str) -> None:
+        if not as_json:
+            typer.echo(f"The operator's page: {address} (log in as demo, password {password})")
+
     def show(alarm: "Alarm") -> None:
         if not as_json:
             typer.echo(describe_alarm(alarm))
@@ -69,6 +75,7 @@ def demo(
             started=started,
             ready=ready,
             show=show,
+            page=page,
         )
     write_demo_report(report, summary, comparison)
     if as_json:

@@ -5,7 +5,7 @@ Every function here works on one connection and runs in the ledger's owner threa
 
 import sqlite3
 import time
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from agent.record.rows import clean
@@ -52,16 +52,40 @@ class Audited:
     new: str
 
 
-def insert_label(connection: sqlite3.Connection, epoch: str, sequence: int, label: str) -> bool:
-    """Note what an operator says about a part; `False` when there is no such part."""
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Label:
+    """What `who`, in this `role`, says of a part, and why it was looked at: `queue`."""
+
+    epoch: str
+    sequence: int
+    label: str
+    who: str = ""
+    role: str = ""
+    queue: str = ""
+
+
+def insert_label(connection: sqlite3.Connection, label: Label) -> bool:
+    """Note what somebody says of a part, beside what was said; `False`: there is no such part."""
     return bool(
         connection.execute(
-            "INSERT INTO labels (epoch, sequence, labelled_ns, label)"
-            " SELECT epoch, sequence, :now_ns, :label FROM triggers"
+            "INSERT INTO labels (epoch, sequence, labelled_ns, label, who, role, queue)"
+            " SELECT epoch, sequence, :now_ns, :label, :who, :role, :queue FROM triggers"
             " WHERE epoch = :epoch AND sequence = :sequence",
-            {"epoch": epoch, "sequence": sequence, "label": label, "now_ns": time.time_ns()},
+            {
+                **{name: clean(text) for name, text in asdict(label).items() if name != "sequence"},
+                "sequence": label.sequence,
+                "now_ns": time.time_ns(),
+            },
         ).rowcount
     )
+
+
+def labels_after(connection: sqlite3.Connection, known: int, limit: int) -> list[dict[str, object]]:
+    """The next labels after the one with the id `known`, in the order of labelling."""
+    rows = connection.execute(
+        "SELECT * FROM labels WHERE id > ? ORDER BY id LIMIT ?", (known, limit)
+    )
+    return [dict(row) for row in rows]
 
 
 def insert_threshold(

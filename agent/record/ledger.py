@@ -14,7 +14,7 @@ from typing import Final, Protocol, Self
 
 from agent.part import Part
 from agent.record import annotations, outbox, sources
-from agent.record.annotations import Audited, Change, ThresholdChange
+from agent.record.annotations import Audited, Change, Label, ThresholdChange
 from agent.record.feed import Cursor, Feed
 from agent.record.outbox import Mark, Requeued, Wanted
 from agent.record.queue import Begun, Ended, EntryQueue
@@ -282,11 +282,13 @@ class Ledger:
 
     # ---- for requests
 
-    def label(self, epoch: str, sequence: int, label: str) -> bool:
-        """Keep an operator's word on a part; `False` if there is no such part or no disk."""
-        return bool(
-            self._writer.ask(lambda file: annotations.insert_label(file, epoch, sequence, label))
-        )
+    def label(self, label: Label) -> bool:
+        """Keep somebody's word on a part; `False` if there is no such part or no disk."""
+        return bool(self._writer.ask(lambda file: annotations.insert_label(file, label)))
+
+    def labels_after(self, known: int, limit: int) -> list[dict[str, object]] | None:
+        """The next labels after the one with the id `known`; `None`: they cannot be read now."""
+        return self._writer.read(lambda file: annotations.labels_after(file, known, limit))
 
     def change_threshold(self, change: ThresholdChange) -> bool:
         """Keep a change of the threshold; `False` where the disk cannot."""

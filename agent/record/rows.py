@@ -57,6 +57,7 @@ class PartRow:
     score: float | None = None
     deviation: float | None = None
     attention_s: float | None = None
+    audit: float | None = None
     evidence: str | None = None
     has_thumbnail: int = 0
 
@@ -70,6 +71,7 @@ KEY: Final = frozenset({"sequence", "camera", "triggered_ns", "deadline_ns"})
 class Event:
     """The end of one part, as it was recorded; what every sink and service is told.
 
+    `audit` is the chance with which the part was drawn for the audit; `None`: it was not drawn.
     `position` counts the ends in the order in which they were recorded. Of an inspection there are
     `score` and all below it, else `None` and no passes. `bundle_id`, `calibration_id` and
     `software` are those of the run in which the part began. `has_thumbnail` says whether there was
@@ -101,6 +103,7 @@ class Event:
     bundle_id: str
     calibration_id: str
     software: str
+    audit: float | None = None
     has_thumbnail: bool = False
     thumbnail: bytes | None = None
 
@@ -143,6 +146,7 @@ def begun_row(part: Part) -> PartRow:
         count=_bounded(trigger.count),
         triggered_ns=trigger.triggered_ns,
         deadline_ns=trigger.deadline_ns,
+        audit=part.audit,
     )
 
 
@@ -193,6 +197,7 @@ def open_part(row: Mapping[str, Any], verdict: Verdict) -> Part:
         received=0.0,
         part_id=row["part_id"],
         source=row["source"],
+        audit=row["audit"],
         verdict=verdict,
     )
 
@@ -225,6 +230,7 @@ def event_of(row: Mapping[str, Any]) -> Event:
         bundle_id=row["bundle_id"],
         calibration_id=row["calibration_id"],
         software=row["software"],
+        audit=row["audit"],
         has_thumbnail=bool(row["has_thumbnail"]),
         thumbnail=row["jpeg"],
     )

@@ -69,6 +69,7 @@ CREATE TABLE triggers (         -- every part and how it ended
     score REAL,
     deviation REAL,
     attention_s REAL,
+    audit REAL,                 -- the chance with which it was drawn, where it was
     evidence TEXT,              -- JSON: {"passes": [{"box": [l, t, r, b], "score", "view_s", …}]}
     has_thumbnail INTEGER NOT NULL,
     PRIMARY KEY (epoch, sequence)
@@ -133,13 +134,17 @@ CREATE TABLE discarded (        -- deliveries that were removed before their sin
     noticed_ns INTEGER NOT NULL,
     PRIMARY KEY (epoch, sequence, kind)
 ) WITHOUT ROWID;
-CREATE TABLE labels (           -- an operator's word on a part; the latest counts
+CREATE TABLE labels (           -- people's words on a part; the latest counts
+    id INTEGER PRIMARY KEY AUTOINCREMENT,
     epoch TEXT NOT NULL,
     sequence INTEGER NOT NULL,
     labelled_ns INTEGER NOT NULL,
-    label TEXT NOT NULL,
-    PRIMARY KEY (epoch, sequence, labelled_ns)
-) WITHOUT ROWID;
+    label TEXT NOT NULL,        -- withdrawn: as if it had none
+    who TEXT NOT NULL,
+    role TEXT NOT NULL,
+    queue TEXT NOT NULL         -- why the part was looked at
+);
+CREATE INDEX labels_of_parts ON labels (epoch, sequence);
 CREATE TABLE thresholds (       -- changes by request; the latest of a calibration counts
     id INTEGER PRIMARY KEY,
     changed_ns INTEGER NOT NULL,
@@ -186,7 +191,7 @@ TABLES: Final = {
     "deliveries": ("id",),
     "latest": ("epoch", "sink", "item"),
     "discarded": ("epoch", "sequence", "kind"),
-    "labels": ("epoch", "sequence", "labelled_ns"),
+    "labels": ("id",),
     "thresholds": ("id",),
     "changes": ("id",),
     "nonces": ("nonce",),

@@ -137,7 +137,7 @@ class Evidence:
         verdict, found = part.ended, part.inspection
         if part.frame is None or verdict.state is State.DROPPED:
             return False
-        if verdict.state is not State.OK or found is None:
+        if verdict.state is not State.OK or found is None or part.audit is not None:
             return True
         return found.score > verdict.threshold - self._settings.near * abs(verdict.threshold)
 

@@ -11,6 +11,9 @@ from typing import Final, Self
 from agent.part import State
 from agent.ports import Clock
 from agent.record.feed import Feed
+from agent.requests import Requests
+from agent.settings import Config
+from agent.station.live import Live
 from agent.station.status import CameraStatus, Status
 
 _LOG: Final = logging.getLogger("atac_agent.line")
@@ -28,6 +31,9 @@ class Monitor:
     Args:
         make: Makes a status of what is counted just now.
         feed: The ledger's, for those who read the monitor.
+        config: The configuration, for the same.
+        live: The newest frames, for the same.
+        requests: Obeyed by the agent, for the same.
         clock: Times the looks.
         readers: Are called with each status, in the thread; they must not wait. One that raises
             is called no more, and its error is a fault from then on.
@@ -38,11 +44,17 @@ class Monitor:
         make: Callable[[], Status],
         *,
         feed: Feed,
+        config: Config,
+        live: Live,
+        requests: Requests | None,
         clock: Clock,
         readers: Iterable[Callable[[Status], None]] = (),
     ) -> None:
         self._make = make
         self.feed = feed
+        self.config = config
+        self.live = live
+        self.requests = requests
         self._clock = clock
         self._readers = list(readers)
         self._changed = threading.Condition()

@@ -151,6 +151,7 @@ def run_station(
                 watches={"drift": drift, "check": check},
                 triggers={**_sources(config, stop, clock), **triggers},
                 services=[partial(open_service, one) for one in (*config.services, *services)],
+                requests=requests,
             ).run()
         ended = [outlet.status() for outlet in outlets]
     return replace(

@@ -19,13 +19,16 @@ from typing import Final, Protocol
 
 from agent.cameras.settings import LineSettings
 from agent.part import Part, State, Trigger, Verdict, decide, is_alarm
-from agent.ports import Camera, Clock, Service, TriggerSource, Watched
+from agent.ports import Camera, Clock, HasFault, Service, TriggerSource, Watched
 from agent.record.feed import Feed
 from agent.record.retention import AgeClock
+from agent.requests import Requests
 from agent.settings import Config
 from agent.station.acquisition import Acquisition, FrameIntake, Intake
+from agent.station.audit import chance_if_drawn
 from agent.station.controls import Controls, InForce
 from agent.station.evidence import Evidence
+from agent.station.live import Live
 from agent.station.monitor import DropWatch, Monitor
 from agent.station.queue import PartQueue
 from agent.station.recorder import Observer, Recorder
@@ -153,6 +156,7 @@ class Station:
         triggers: The trigger sources by their camera's name, not entered; of a camera without one
             every frame is a part.
         services: Make the services that read the status.
+        requests: What services may ask of the agent.
         readers: Are told of each status, in the thread that makes it: they must not wait.
         watches: Hear of each recorded part and may find a fault, by the name that it has then.
     """
@@ -174,6 +178,7 @@ class Station:
         observers: Sequence[Observer] = (),
         triggers: Mapping[str, TriggerSource] = MappingProxyType({}),
         services: Sequence[Callable[[Watched], Service]] = (),
+        requests: Requests | None = None,
         readers: Sequence[Callable[[Status], None]] = (),
         watches: Mapping[str, Watch] = MappingProxyType({}),
     ) -> None:
@@ -218,6 +223,8 @@ class Station:
             ages=record.ages,
             may_leave=record.may_leave,
         )
+        live = Live(clock.now)
+        self._services: list[Service] = []
         self._watches = watches
         self._recorder = Recorder(
             record.record,
@@ -225,6 +232,7 @@ class Station:
             observers=(
                 self._count,
                 self._evidence.offer,
+                live.offer,
                 *(watch.add for watch in watches.values()),
                 *observers,
             ),
@@ -232,10 +240,13 @@ class Station:
         self.monitor: Final = Monitor(
             self._status,
             feed=record.feed,
+            config=config,
+            live=live,
+            requests=requests,
             clock=clock,
             readers=[*(outlet.report for outlet in outlets), *readers],
         )
-        self._services = [make(self.monitor) for make in services]
+        self._services += [make(self.monitor) for make in services]
 
     def _announce_by(
         self, name: str, source: TriggerSource, settings: AnyTriggerSettings | None
@@ -311,7 +322,13 @@ class Station:
             deadline_ns=None if deadline_s is None else triggered_ns + round(deadline_s * 1e9),
             count=count,
         )
-        part = Part(trigger=trigger, received=received, part_id=part_id, source=source)
+        part = Part(
+            trigger=trigger,
+            received=received,
+            part_id=part_id,
+            source=source,
+            audit=chance_if_drawn(self._record.epoch, sequence, self._config.evidence.audit),
+        )
         if part_id is None and camera not in self._announced:
             part.part_id = f"{self._record.epoch}-{sequence:06d}"
         self._record.expect(part)
@@ -477,6 +494,9 @@ class Station:
         for name, fault in named.items():
             if fault is not None:
                 yield f"{name.rstrip()}: {fault}"
+        for service in self._services:
+            if isinstance(service, HasFault) and (fault := service.fault) is not None:
+                yield fault
         if ledger.is_discarding:
             yield _DISCARDING
         if self._controls.paused.is_set():

@@ -20,7 +20,7 @@ import agent.record.rescue
 import agent.record.runs
 import agent.record.writer
 from agent.part import Part, State, Trigger
-from agent.record.annotations import Change, ThresholdChange
+from agent.record.annotations import Change, Label, ThresholdChange
 from agent.record.ledger import Ledger
 from agent.record.replay import requeue_in_file
 from agent.record.retention import Limits
@@ -438,7 +438,7 @@ def test_a_file_with_every_kind_of_row_opens_is_sound_and_replays(path):
         everything = waiting(ledger)
         settle(ledger, *everything[:4])
         settle(ledger, everything[4], refused="denied", code=1)
-        assert ledger.label(ledger.epoch, 1, "good")
+        assert ledger.label(Label(epoch=ledger.epoch, sequence=1, label="good"))
         assert ledger.change_threshold(change)
         assert ledger.note_change(Change(kind="promote", who="Ada", why="better", old="1", new="2"))
         assert [(one.kind, one.who, one.why, one.old, one.new) for one in ledger.changes()] == [

@@ -2,6 +2,7 @@
 
 import threading
 from dataclasses import FrozenInstanceError, replace
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -11,6 +12,8 @@ from hypothesis import strategies as st
 from agent.clock import ManualClock
 from agent.part import State
 from agent.record.feed import Feed
+from agent.settings import load_config
+from agent.station.live import Live
 from agent.station.monitor import DropWatch, Monitor
 from agent.station.status import BOUNDS_S, Histogram
 from agent.station.summary import STAGES, Timing
@@ -32,11 +35,20 @@ class Source:
         return status(uptime_s=float(self.made), faults=self.faults)
 
 
+CONFIG = load_config(Path(__file__).parents[3] / "agent.yaml")
 NO_FEED = Feed(rows_after=lambda _cursor, _limit: [], thumbnail=lambda _epoch, _sequence: None)
 
 
 def monitoring(source, clock, *readers):
-    return Monitor(source.make, feed=NO_FEED, clock=clock, readers=readers)
+    return Monitor(
+        source.make,
+        feed=NO_FEED,
+        config=CONFIG,
+        live=Live(),
+        requests=None,
+        clock=clock,
+        readers=readers,
+    )
 
 
 @pytest.fixture

@@ -1,0 +1,338 @@
+"""The application: addresses to screens, pictures, live events and logins."""
+
+import asyncio
+import json
+import re
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import Any, Final
+from urllib.parse import parse_qsl
+
+import anyio.to_thread
+from starlette.applications import Starlette
+from starlette.concurrency import run_in_threadpool
+from starlette.exceptions import HTTPException
+from starlette.middleware import Middleware
+from starlette.requests import Request
+from starlette.responses import RedirectResponse, Response, StreamingResponse
+from starlette.routing import Mount, Route
+from starlette.staticfiles import StaticFiles
+
+from agent.services.child import RefusedError
+from agent.services.page.access import COOKIE, Refused, Role
+from agent.services.page.guard import Guard
+from agent.services.page.page import Page, local_time, score
+from agent.services.page.screens import Action, Form, Fragment, Problem, Screen, screens
+
+STATIC: Final = Path(__file__).parent / "static"
+HOME: Final = "/line"
+_THREADS: Final = 4
+_TICK_S: Final = 0.2
+_PANEL_S: Final = 0.5
+_BEAT_S: Final = 5.0
+_PICTURES: Final = {"cache-control": "private, max-age=604800, immutable"}
+_EPOCH: Final = re.compile("[0-9a-f]{12}")
+_QUIET: Final = ("/events", "/live/", "/picture/", "/static/", "/version")
+
+
+def application(page: Page) -> Starlette:
+    """The whole page, behind its guard."""
+    routes = [
+        Route("/", lambda _request: RedirectResponse(HOME)),
+        Route("/login", _login(page), methods=["GET", "POST"]),
+        Route("/logout", _logout(page), methods=["POST"]),
+        Route("/events", _events(page)),
+        Route("/live/{number:int}.jpg", _live(page)),
+        Route("/picture/{kind:str}/{epoch:str}/{sequence:int}.jpg", _picture(page)),
+        Mount("/static", _Static(directory=STATIC)),
+    ]
+    for screen in screens():
+        routes.append(Route(f"/{screen.name}", _screen(page, screen)))
+        routes += [
+            Route(f"/{screen.name}/{name}", _action(page, action, method), methods=[method])
+            for method, actions in (("POST", screen.actions), ("GET", screen.fragments))
+            for name, action in actions.items()
+        ]
+    return Starlette(
+        routes=routes,
+        middleware=[Middleware(Guard, access=page.access, quiet=_QUIET)],
+        exception_handlers={HTTPException: _http_error(page), Exception: _error(page)},
+        lifespan=_few_threads,
+    )
+
+
+@asynccontextmanager
+async def _few_threads(_app: Starlette) -> AsyncIterator[None]:
+    anyio.to_thread.current_default_thread_limiter().total_tokens = _THREADS
+    yield
+
+
+class _Static(StaticFiles):
+    """Files of ours; a browser asks once a day whether they have changed."""
+
+    def file_response(self, *arguments: Any, **named: Any) -> Response:
+        response = super().file_response(*arguments, **named)
+        response.headers["cache-control"] = "public, max-age=86400"
+        return response
+
+
+# ---- screens
+
+
+def _screen(page: Page, screen: Screen) -> Callable[[Request], Any]:
+    def show(request: Request) -> Response:
+        if (refusal := _refused(page, request, screen.role)) is not None:
+            return refusal
+        try:
+            values = screen.show(page, request)
+        except Problem as problem:
+            return _problem(page, request, problem)
+        return page.shown(f"{screen.name}.html.j2", request, {"screen": screen, **values})
+
+    return _in_thread(show)
+
+
+def _action(page: Page, action: Action, method: str) -> Callable[[Request], Any]:
+    async def act(request: Request) -> Response:
+        form = await _form(request) if method == "POST" else dict(request.query_params)
+        return await run_in_threadpool(_done, page, request, action, form)
+
+    return act
+
+
+def _done(page: Page, request: Request, action: Action, form: Form) -> Response:
+    if (refusal := _refused(page, request, action.role)) is not None:
+        return refusal
+    try:
+        answer = action.do(page, request, form)
+    except Problem as problem:
+        return _problem(page, request, problem)
+    except RefusedError as error:
+        return _problem(page, request, Problem("problem.agent", status=409, why=str(error)))
+    if isinstance(answer, Fragment):
+        return page.shown(answer.template, request, answer.values)
+    return answer
+
+
+def _refused(page: Page, request: Request, role: Role) -> Response | None:
+    """What is answered to somebody who may not do this; `None` to all others."""
+    visitor = page.visitor(request)
+    if visitor.may(role):
+        return None
+    if visitor.full_role is not None and visitor.full_role >= role:
+        return _problem(page, request, Problem("problem.idle", status=403))
+    if not page.access.has_users():
+        return _problem(page, request, Problem("problem.no_users", status=403))
+    if visitor.name:
+        values = {"role": page.texts.say(f"roles.{role.name.lower()}")}
+        return _problem(page, request, Problem("problem.role", status=403, **values))
+    if request.method == "GET" and "hx-request" not in request.headers:
+        return RedirectResponse(f"/login?next={request.url.path}", status_code=303)
+    return _problem(page, request, Problem("problem.log_in", status=401))
+
+
+def _problem(page: Page, request: Request, problem: Problem) -> Response:
+    text = page.texts.say(problem.key, **problem.values)
+    is_piece = "hx-request" in request.headers
+    template = "problem_piece.html.j2" if is_piece else "problem.html.j2"
+    return page.shown(template, request, {"text": text, "screen": None}, status=problem.status)
+
+
+def _http_error(page: Page) -> Any:
+    def shown(request: Request, error: HTTPException) -> Response:
+        key = "problem.not_found" if error.status_code == 404 else "problem.refused"
+        return _problem(page, request, Problem(key, status=error.status_code))
+
+    return shown
+
+
+def _error(page: Page) -> Any:
+    def shown(request: Request, _error: Exception) -> Response:
+        return _problem(page, request, Problem("problem.failed", status=500))
+
+    return shown
+
+
+async def _form(request: Request) -> Form:
+    """A form's values, the last of each name; `GET` has those of its address."""
+    body = (await request.body()).decode(errors="replace")
+    try:
+        return dict(parse_qsl(body, keep_blank_values=True, max_num_fields=2000))
+    except ValueError:
+        return {}
+
+
+def _in_thread(function: Callable[[Request], Response]) -> Callable[[Request], Any]:
+    async def called(request: Request) -> Response:
+        return await run_in_threadpool(function, request)
+
+    return called
+
+
+# ---- logins
+
+
+def _login(page: Page) -> Callable[[Request], Any]:
+    async def login(request: Request) -> Response:
+        if request.method == "POST":
+            return await run_in_threadpool(_log_in, page, request, await _form(request))
+        values = {
+            "screen": None,
+            "next": _local_path(request.query_params.get("next", "")),
+            "has_users": page.access.has_users(),
+        }
+        return page.shown("login.html.j2", request, values)
+
+    return login
+
+
+def _log_in(page: Page, request: Request, form: Form) -> Response:
+    address = "" if request.client is None else request.client.host
+    try:
+        token = page.access.log_in(form.get("name", ""), form.get("password", ""), address)
+    except Refused as refusal:
+        status = 401 if str(refusal) == "login.wrong" else 429
+        return _problem(page, request, Problem(str(refusal), status=status))
+    response = Response(headers={"HX-Redirect": _local_path(form.get("next", ""))})
+    response.set_cookie(
+        COOKIE, token, secure=True, httponly=True, samesite="strict", path="/", max_age=12 * 3600
+    )
+    return response
+
+
+def _logout(page: Page) -> Callable[[Request], Any]:
+    def log_out(request: Request) -> Response:
+        page.access.log_out(request.cookies.get(COOKIE, ""))
+        response = Response(headers={"HX-Redirect": HOME})
+        response.delete_cookie(COOKIE, secure=True, httponly=True, samesite="strict", path="/")
+        return response
+
+    return _in_thread(log_out)
+
+
+def _local_path(path: str) -> str:
+    """A path of this page; anything else is the first screen."""
+    known = {f"/{screen.name}" for screen in screens()}
+    return path if path in known else HOME
+
+
+# ---- pictures
+
+
+def _picture(page: Page) -> Callable[[Request], Any]:
+    def picture(request: Request) -> Response:
+        if (refusal := _refused(page, request, Role.VIEWER)) is not None:
+            return refusal
+        values = request.path_params
+        epoch, sequence, kind = values["epoch"], values["sequence"], values["kind"]
+        if not _EPOCH.fullmatch(epoch) or sequence >= 1 << 63:
+            raise HTTPException(404)
+        data = None
+        if kind in {"tile", "large"}:
+            data = getattr(page.pictures, kind)(epoch, sequence)
+        if data is None and kind in {"tile", "large", "plain"}:
+            row = page.history.part(epoch, sequence)
+            if row is not None:
+                data = page.pictures.plain(epoch, sequence, row.state, row.box)
+        if data is None:
+            raise HTTPException(404)
+        return Response(data, media_type="image/jpeg", headers=_PICTURES)
+
+    return _in_thread(picture)
+
+
+def _live(page: Page) -> Callable[[Request], Any]:
+    async def live(request: Request) -> Response:
+        if (refusal := _refused(page, request, Role.VIEWER)) is not None:
+            return refusal
+        cameras, number = page.now.cameras(), request.path_params["number"]
+        data = page.pictures.live(cameras[number]) if number < len(cameras) else None
+        if data is None:
+            raise HTTPException(404)
+        return Response(data, media_type="image/jpeg")
+
+    return live
+
+
+# ---- live events
+
+
+def _events(page: Page) -> Callable[[Request], Any]:
+    panel = _Panel(page)
+
+    async def events(request: Request) -> Response:
+        if (refusal := _refused(page, request, Role.VIEWER)) is not None:
+            return refusal
+        return StreamingResponse(_stream(page, panel), media_type="text/event-stream")
+
+    return events
+
+
+class _Panel:
+    """The numbers of the line's screen as HTML, made once for all browsers."""
+
+    def __init__(self, page: Page) -> None:
+        self._page = page
+        self._version = -1
+        self._made = 0.0
+        self.html = ""
+
+    def version(self, now: float) -> int:
+        """The newest version, made at most twice a second."""
+        if self._page.now.version != self._version and now - self._made >= _PANEL_S:
+            self._version, self._made = self._page.now.version, now
+            from agent.services.page.screens.line import panel  # noqa: PLC0415 - it imports us
+
+            template = self._page.templates.get_template("line_panel.html.j2")
+            self.html = template.render(panel(self._page))
+        return self._version
+
+
+async def _stream(page: Page, panel: _Panel) -> AsyncIterator[str]:
+    """What one browser is told: HTML to show, and the numbers of frames and scores."""
+    loop, sent = asyncio.get_running_loop(), -1
+    frames: dict[str, int] = {}
+    number, beat = 0, loop.time()
+    page.now.watchers += 1
+    try:
+        while True:
+            now = loop.time()
+            if (version := panel.version(now)) != sent:
+                sent, beat = version, now
+                yield "".join(f"data: {line}\n" for line in panel.html.splitlines()) + "\n"
+                seen = page.now.newest(200, after=number)[::-1]
+                if seen:
+                    number = seen[-1].number
+                    scores = [
+                        [each.number, each.score, each.threshold, each.state] for each in seen
+                    ]
+                    yield _event("scores", scores)
+                yield _event("age", page.now.since_last_s())
+            for camera, (frame, said) in page.pictures.frames().items():
+                if frames.get(camera) != frame:
+                    frames[camera] = frame
+                    yield _event("frame", _caption(page, camera, frame, said))
+            if now - beat > _BEAT_S:
+                beat = now
+                yield _event("age", page.now.since_last_s())
+            await asyncio.sleep(_TICK_S)
+    finally:
+        page.now.watchers -= 1
+
+
+def _event(name: str, value: object) -> str:
+    return f"event: {name}\ndata: {json.dumps(value)}\n\n"
+
+
+def _caption(page: Page, camera: str, frame: int, said: dict[str, Any]) -> dict[str, object]:
+    cameras = page.now.cameras()
+    words = [said["part_id"] or str(said["sequence"]), local_time(said["decided_ns"])]
+    if said["score"] is not None:
+        words.append(f"{score(said['score'])} / {score(said['threshold'])}")
+    return {
+        "camera": cameras.index(camera) if camera in cameras else 0,
+        "n": frame,
+        "state": said["state"],
+        "text": " · ".join(words),
+    }

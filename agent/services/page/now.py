@@ -1,0 +1,172 @@
+"""What happens now: the newest status, the newest parts, and who looks at them.
+
+    agent ── status, live frames ──▶ Now ── versions ──▶ any number of browsers
+
+Browsers are told of versions, not given a queue each: one that has gone or reads slowly holds
+nothing, and misses only what is old.
+"""
+
+import threading
+import time
+from collections import Counter, deque
+from collections.abc import Callable
+from dataclasses import dataclass
+from datetime import datetime, timedelta
+from typing import Any, Final
+
+from agent.record.rows import Event
+from agent.services.page.history import Filters, History, Row
+
+STRIP: Final = 200
+"""Scores on the line's screen."""
+TILES: Final = 20
+REJECTED: Final = 12
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Seen:
+    """One of the newest parts."""
+
+    number: int
+    """Counts them in this process."""
+    epoch: str
+    sequence: int
+    camera: str
+    part_id: str | None
+    state: str
+    reason: str
+    score: float | None
+    threshold: float | None
+    triggered_ns: int
+    has_thumbnail: bool
+
+    @property
+    def id(self) -> str:
+        """Names the part in addresses."""
+        return f"{self.epoch}/{self.sequence}"
+
+
+class Now:
+    """The newest of everything; thread-safe."""
+
+    def __init__(
+        self,
+        history: History,
+        shifts: tuple[str, ...],
+        *,
+        clock: Callable[[], float] = time.time,
+        steady: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self._history = history
+        self._shifts = shifts
+        self._clock = clock
+        self._steady = steady
+        self._lock = threading.Lock()
+        self._number = 0
+        self._newest: deque[Seen] = deque(maxlen=STRIP)
+        self._rejected: deque[Seen] = deque(maxlen=REJECTED)
+        self._arrived: float | None = None
+        self._shift_ns = 0
+        self._shift: Counter[str] = Counter()
+        self.status: dict[str, Any] | None = None
+        self.version = 0
+        self.watchers = 0
+        """Browsers that show the line just now."""
+        for row in reversed(history.parts(Filters(), STRIP)):
+            self._keep(row, row.state)
+        for row in reversed(history.parts(Filters(queue="ng"), REJECTED)):
+            if row.id not in {seen.id for seen in self._rejected}:
+                self._rejected.append(self._seen(row, row.state))
+        self._rejected = deque(
+            sorted(self._rejected, key=lambda seen: seen.triggered_ns), maxlen=REJECTED
+        )
+
+    def told(self, status: dict[str, Any]) -> None:
+        """The agent's status."""
+        with self._lock:
+            has_changed = self.status is None or any(
+                status[name] != self.status[name] for name in status if name not in _CLOCKS
+            )
+            self.status = status
+            self.version += has_changed
+
+    def add(self, event: Event) -> None:
+        """A part that was recorded."""
+        with self._lock:
+            self._keep(event, event.state.value)
+            self._arrived = self._steady()
+            if event.triggered_ns >= self._shift_ns > 0:
+                self._shift[event.state.value] += 1
+            self.version += 1
+
+    def newest(self, count: int, *, after: int = 0) -> list[Seen]:
+        """The newest parts after the one of this number, the newest first."""
+        with self._lock:
+            found = [seen for seen in self._newest if seen.number > after]
+        return found[::-1][:count]
+
+    def rejected(self) -> list[Seen]:
+        """The newest NG parts, the newest first."""
+        with self._lock:
+            return list(self._rejected)[::-1]
+
+    def cameras(self) -> list[str]:
+        """The names of the cameras of this run and epoch; their places are their numbers."""
+        return [] if self.status is None else list(self.status["cameras"])
+
+    def since_last_s(self) -> float | None:
+        """How long no part has come; `None`: there has been none."""
+        with self._lock:
+            if self._arrived is not None:
+                return self._steady() - self._arrived
+            if self._newest:
+                return max(0.0, self._clock() - self._newest[-1].triggered_ns / 1e9)
+            return None
+
+    def shift(self) -> tuple[int, Counter[str]]:
+        """When this shift began, and its parts by state."""
+        began_ns = shift_began_ns(self._clock(), self._shifts)
+        if began_ns != self._shift_ns:
+            self._history.flush()
+            counts = self._history.counts_since(began_ns)
+            with self._lock:
+                self._shift_ns, self._shift = began_ns, counts
+        with self._lock:
+            return self._shift_ns, Counter(self._shift)
+
+    def _keep(self, part: Event | Row, state: str) -> None:
+        seen = self._seen(part, state)
+        self._newest.append(seen)
+        if seen.state == "NG":
+            self._rejected.append(seen)
+
+    def _seen(self, part: Event | Row, state: str) -> Seen:
+        self._number += 1
+        return Seen(
+            number=self._number,
+            epoch=part.epoch,
+            sequence=part.sequence,
+            camera=part.camera,
+            part_id=part.part_id,
+            state=state,
+            reason=part.reason,
+            score=part.score,
+            threshold=part.threshold,
+            triggered_ns=part.triggered_ns,
+            has_thumbnail=part.has_thumbnail,
+        )
+
+
+_CLOCKS: Final = {"time_ns", "uptime_s", "age_s", "in_hand_s", "latencies"}
+"""What changes from one status to the next although nothing has happened."""
+
+
+def shift_began_ns(now: float, shifts: tuple[str, ...]) -> int:
+    """When the shift of `now` began, by the local times of day at which shifts begin."""
+    today = datetime.fromtimestamp(now).astimezone()
+    starts = []
+    for day in (today - timedelta(days=1), today):
+        for shift in shifts:
+            hour, minute = map(int, shift.split(":"))
+            starts.append(day.replace(hour=hour, minute=minute, second=0, microsecond=0))
+    return round(max(start for start in starts if start <= today).timestamp() * 1e9)

@@ -1,0 +1,34 @@
+"""Opens what the page needs, from what the agent has told."""
+
+from pathlib import Path
+from typing import Final
+
+from agent.services.child import AgentEnd
+from agent.services.page.access import USERS, Access
+from agent.services.page.history import History
+from agent.services.page.labels import Labels
+from agent.services.page.now import Now
+from agent.services.page.page import Page, templates
+from agent.services.page.pictures import Pictures
+from agent.services.page.texts import Texts
+
+HISTORY: Final = "history.sqlite"
+
+
+def opened_page(agent: AgentEnd) -> Page:
+    """The page of this agent."""
+    setup, texts = agent.setup, Texts()
+    folder = Path(setup["folder"])
+    history = History(folder / HISTORY, near=setup["near"])
+    evidence = None if setup["evidence"] is None else Path(setup["evidence"])
+    pictures = Pictures(agent, evidence)
+    return Page(
+        agent=agent,
+        history=history,
+        pictures=pictures,
+        access=Access(folder / USERS, idle_s=setup["idle_s"]),
+        labels=Labels(agent, history, pictures, Path(setup["labelled"])),
+        now=Now(history, tuple(setup["shifts"])),
+        texts=texts,
+        templates=templates(texts),
+    )

@@ -1,0 +1,103 @@
+"""What all screens share: the agent, its history, pictures, users, and how a template is filled."""
+
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from datetime import datetime
+from pathlib import Path
+from typing import Any, Final
+
+from jinja2 import Environment, FileSystemLoader, StrictUndefined
+from starlette.requests import Request
+from starlette.responses import HTMLResponse
+
+from agent.services.child import AgentEnd
+from agent.services.page.access import NOBODY, Access, Visitor
+from agent.services.page.history import History
+from agent.services.page.labels import Labels
+from agent.services.page.now import Now
+from agent.services.page.pictures import Pictures
+from agent.services.page.screens import Screen, screens
+from agent.services.page.texts import Texts
+
+_FOLDER: Final = Path(__file__).parent
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Page:
+    """Handed to every screen; `agent`'s setup has the settings."""
+
+    agent: AgentEnd
+    history: History
+    pictures: Pictures
+    access: Access
+    labels: Labels
+    now: Now
+    texts: Texts
+    templates: Environment
+
+    def visitor(self, request: Request) -> Visitor:
+        """Who asks."""
+        found: Visitor = getattr(request.state, "visitor", NOBODY)
+        return found
+
+    def note(self, request: Request, what: str, why: str = "") -> None:
+        """Keep who has done what, and why."""
+        self.access.note(self.visitor(request).name, what, why)
+
+    def shown(
+        self, template: str, request: Request, values: Mapping[str, object], *, status: int = 200
+    ) -> HTMLResponse:
+        """A template with its values, and what all of them know."""
+        html = self.templates.get_template(template).render(
+            visitor=self.visitor(request), path=request.url.path, **values
+        )
+        return HTMLResponse(html, status_code=status)
+
+
+def templates(texts: Texts, clock: Callable[[], float] = time.time) -> Environment:
+    """The templates of all screens: everything is escaped, and a word that is missing an error."""
+    made = Environment(
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+        loader=FileSystemLoader(_FOLDER / "templates"),
+    )
+    menu: tuple[Screen, ...] = screens()
+    made.globals |= {
+        "say": texts.say,
+        "count": texts.count,
+        "remedy": texts.remedy,
+        "language": texts.language,
+        "menu": menu,
+        "clock": clock,
+    }
+    made.filters |= {"time": local_time, "day": local_day, "percent": percent, "score": score}
+    return made
+
+
+def local_time(time_ns: int) -> str:
+    """A time of day where the agent is: `14:05:09`."""
+    return f"{datetime.fromtimestamp(time_ns / 1e9).astimezone():%H:%M:%S}"
+
+
+def local_day(time_ns: int) -> str:
+    """A day where the agent is: `2026-11-22`."""
+    return f"{datetime.fromtimestamp(time_ns / 1e9).astimezone():%Y-%m-%d}"
+
+
+def percent(share: float | None, digits: int = 2) -> str:
+    """A share as people write it; a dash where there is none."""
+    if share is None:
+        return "–"
+    text = f"{100 * share:.{digits}f}"
+    return f"{text} %" if share in {0.0, 1.0} or text not in {"0.00", "100.00"} else f"≈ {text} %"
+
+
+def score(value: float | None) -> str:
+    """A score with three digits."""
+    return "–" if value is None else f"{value:.3g}"
+
+
+Values = dict[str, Any]

@@ -1,0 +1,49 @@
+"""The line: what happens now."""
+
+from collections.abc import Mapping
+
+from starlette.requests import Request
+
+from agent.part import State
+from agent.services.page.access import Role
+from agent.services.page.now import TILES
+from agent.services.page.page import Page
+from agent.services.page.screens import Screen
+
+
+def show(page: Page, _request: Request) -> Mapping[str, object]:
+    """The line as it is; what follows comes by events."""
+    return {**panel(page), "cameras": page.now.cameras()}
+
+
+def panel(page: Page) -> Mapping[str, object]:
+    """Everything but the live pictures and the strip of scores."""
+    status = page.now.status or {"cameras": {}, "faults": [], "is_paused": False}
+    cameras = status["cameras"].values()
+    counts = {
+        state.value: sum(camera["counts"].get(state.value, 0) for camera in cameras)
+        for state in State
+    }
+    triggers = sum(camera["triggers"] for camera in cameras)
+    began_ns, shift = page.now.shift()
+    in_shift = sum(shift.values())
+    tiles = page.now.newest(TILES)
+    return {
+        "last": tiles[0] if tiles else None,
+        "counts": counts,
+        "triggers": triggers,
+        "in_work": triggers - sum(counts.values()),
+        "shift_began_ns": began_ns,
+        "shift": shift,
+        "in_shift": in_shift,
+        "shift_yield": shift[State.OK.value] / in_shift if in_shift else None,
+        "tiles": [(seen, page.pictures.has_tile(seen.epoch, seen.sequence)) for seen in tiles],
+        "rejected": page.now.rejected(),
+        "faults": status["faults"],
+        "is_paused": status["is_paused"],
+        "has_status": page.now.status is not None,
+        "several": len(status["cameras"]) > 1,
+    }
+
+
+SCREEN = Screen(name="line", role=Role.VIEWER, order=10, show=show)

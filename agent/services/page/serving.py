@@ -1,0 +1,99 @@
+"""The threads of the page's process.
+
+    page-follow ─ the feed ──▶ history      main ─ asyncio ──▶ browsers
+    page-pulse ── status, live frames       page-labels ─ labels of whatever transport
+
+Any of them that ends, ends the process, and the agent starts another.
+"""
+
+import logging
+import os
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Final
+
+import cv2
+import uvicorn
+
+from agent.record.feed import follow
+from agent.services.child import AgentEnd
+from agent.services.page.app import application
+from agent.services.page.opening import opened_page
+from agent.services.page.page import Page
+
+_LOG: Final = logging.getLogger("atac_agent.page")
+_TICK_S: Final = 0.25
+_STATUS_S: Final = 0.5
+_LABELS_S: Final = 2.0
+_MOST_AT_ONCE: Final = 64
+
+
+class _Server(uvicorn.Server):
+    @contextmanager
+    def capture_signals(self) -> Iterator[None]:
+        """None: the agent ends this process."""
+        yield
+
+
+def serve(argument: str) -> None:
+    """Serve until the agent goes."""
+    logging.basicConfig(format="agent: page: %(message)s", level=logging.WARNING)
+    cv2.setNumThreads(1)
+    agent, listening = AgentEnd.taken(argument)
+    page = opened_page(agent)
+    for name, work in {"follow": _follow, "pulse": _pulse, "labels": _labels}.items():
+        threading.Thread(target=_ended_with, args=(work, page), name=f"page-{name}").start()
+    config = uvicorn.Config(
+        application(page),
+        http="h11",
+        loop="asyncio",
+        lifespan="on",
+        log_level="warning",
+        access_log=False,
+        server_header=False,
+        timeout_keep_alive=20,
+        limit_concurrency=_MOST_AT_ONCE,
+        ssl_certfile=agent.setup["certificate_file"],
+        ssl_keyfile=agent.setup["key_file"],
+    )
+    _Server(config).run(sockets=listening)
+    os._exit(1)
+
+
+def _ended_with(work: Callable[[Page], None], page: Page) -> None:
+    try:
+        work(page)
+    except ConnectionError:
+        os._exit(0)  # the agent has gone
+    except Exception:  # noqa: BLE001 - the process ends, and another is started
+        _LOG.exception("a thread of the page has ended")
+    os._exit(1)
+
+
+def _follow(page: Page) -> None:
+    for event in follow(page.agent.feed, page.history.cursor()):
+        page.history.add(event)
+        page.now.add(event)
+
+
+def _pulse(page: Page) -> None:
+    asked = 0.0
+    while True:
+        now = time.monotonic()
+        if now - asked >= _STATUS_S:
+            asked = now
+            status, _ = page.agent.pulse("status")
+            assert isinstance(status, dict)
+            page.now.told(status)
+        if page.now.watchers:
+            page.pictures.look(page.now.cameras())
+        page.history.flush()
+        time.sleep(_TICK_S)
+
+
+def _labels(page: Page) -> None:
+    while True:
+        page.labels.take()
+        time.sleep(_LABELS_S)

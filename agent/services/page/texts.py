@@ -1,0 +1,40 @@
+"""All words of the page, in one file for each language."""
+
+import tomllib
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Final
+
+_FOLDER: Final = Path(__file__).parent / "texts"
+
+
+class Texts:
+    """The words in one language: `say("line.yield")`."""
+
+    def __init__(self, language: str = "en") -> None:
+        self.language: Final = language
+        self._words = _flat(tomllib.loads((_FOLDER / f"{language}.toml").read_text("utf-8")))
+
+    def say(self, key: str, **values: object) -> str:
+        """The text of this key, with `values` in their places."""
+        text = self._words[key]
+        return text.format(**values) if values else text
+
+    def count(self, key: str, n: int) -> str:
+        """The text for `n` things: that of `key.one` or `key.many`."""
+        return self.say(f"{key}.{'one' if n == 1 else 'many'}", n=n)
+
+    def remedy(self, fault: str) -> str:
+        """What to do about a line of the agent's faults."""
+        kind = fault.partition(":")[0].split(" ")[0]
+        return self._words.get(f"remedies.{kind}", self._words["remedies.other"])
+
+
+def _flat(tree: Mapping[str, object], above: str = "") -> dict[str, str]:
+    found: dict[str, str] = {}
+    for name, value in tree.items():
+        if isinstance(value, Mapping):
+            found |= _flat(value, f"{above}{name}.")
+        else:
+            found[above + name] = str(value)
+    return found
