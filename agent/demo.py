@@ -278,8 +278,7 @@ def _page(ledger: Path, tell: Callable[[str, str], None]) -> PageSettings:
             continue
         break
     settings, password = PageSettings(listen=f"{host}:{port}"), secrets.token_urlsafe(9)
-    access = Access(settings.place(ledger) / USERS, idle_s=settings.idle_minutes * 60)
-    access.add_user(AGENT_ID, password, Role.ADMIN)
-    access.close()
+    with Access(settings.place(ledger) / USERS, idle_s=0) as access:
+        access.add_user(AGENT_ID, password, Role.ADMIN)
     tell(f"http://{settings.listen}", password)
     return settings

@@ -234,7 +234,7 @@ def _picture(page: Page) -> Callable[[Request], Any]:
         if data is None and kind in {"tile", "large", "plain"}:
             row = page.history.part(epoch, sequence)
             if row is not None:
-                data = page.pictures.plain(epoch, sequence, row.state, row.box)
+                data = page.pictures.plain(epoch, sequence, row.box)
         if data is None:
             raise HTTPException(404)
         return Response(data, media_type="image/jpeg", headers=_PICTURES)

@@ -11,7 +11,7 @@ from typing import Any, Final
 from urllib.parse import urlsplit
 
 from starlette.datastructures import Headers
-from starlette.requests import cookie_parser
+from starlette.requests import ClientDisconnect, cookie_parser
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from agent.services.page.access import COOKIE, NOBODY, ONLOOKER, Access, Visitor
@@ -65,6 +65,8 @@ class Guard:
             await self._app(scope, _bounded(receive), guarded)
         except TooLarge:
             await _plain(guarded, 413, "more than 64 kB")
+        except ClientDisconnect:
+            return
 
     def _refusal(self, scope: Scope, headers: Headers) -> tuple[int, str] | None:
         """Why a request goes no further, by its head alone."""

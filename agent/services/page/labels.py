@@ -105,8 +105,7 @@ class Labels:
             names = ("camera", "part_id", "state", "score", "threshold", "audit", "triggered_ns")
             record |= {name: getattr(row, name) for name in names}
         try:
-            state = "" if row is None else row.state
-            record["file"] = self._copied(self._pictures.frame(epoch, sequence, state))
+            record["file"] = self._copied(self._pictures.frame(epoch, sequence))
             with (self._folder / RECORDS).open("a", encoding="utf-8") as file:
                 file.write(json.dumps(record) + "\n")
                 file.flush()

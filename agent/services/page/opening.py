@@ -3,6 +3,7 @@
 from pathlib import Path
 from typing import Final
 
+from agent.record.evidence_files import EvidenceIndex
 from agent.services.child import AgentEnd
 from agent.services.page.access import USERS, Access
 from agent.services.page.history import History
@@ -20,8 +21,10 @@ def opened_page(agent: AgentEnd) -> Page:
     setup, texts = agent.setup, Texts()
     folder = Path(setup["folder"])
     history = History(folder / HISTORY, near=setup["near"])
-    evidence = None if setup["evidence"] is None else Path(setup["evidence"])
-    pictures = Pictures(agent, evidence)
+    kept = setup["evidence"]
+    pictures = Pictures(
+        agent, None if kept is None else EvidenceIndex(Path(kept), setup["agent_id"])
+    )
     return Page(
         agent=agent,
         history=history,

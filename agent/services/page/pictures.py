@@ -6,12 +6,12 @@ made once is kept, within a limit of bytes.
 
 import threading
 from collections import OrderedDict
-from pathlib import Path
 from typing import Any, Final
 
 import cv2
 import numpy as np
 
+from agent.record.evidence_files import EvidenceIndex
 from agent.services.child import AgentEnd, RefusedError
 from engine.errors import ImageError
 from engine.frame import Box, Inspection, Pass, Pixels
@@ -32,12 +32,13 @@ class Pictures:
 
     Args:
         agent: Asked for live frames and thumbnails.
-        evidence: The folder of evidence; `None` where nothing is kept.
+        evidence: Names the frames that are kept; `None` where none are.
     """
 
-    def __init__(self, agent: AgentEnd, evidence: Path | None) -> None:
+    def __init__(self, agent: AgentEnd, evidence: EvidenceIndex | None) -> None:
         self._agent = agent
         self._evidence = evidence
+        self._finding = threading.Lock()
         self._lock = threading.Lock()
         self._kept: OrderedDict[tuple[str, Key], bytes] = OrderedDict()
         self._bytes = 0
@@ -97,22 +98,21 @@ class Pictures:
         """A picture to judge a part by, with what was found."""
         return self._made("large", (epoch, sequence), _LARGE)
 
-    def frame(self, epoch: str, sequence: int, state: str) -> bytes | None:
+    def frame(self, epoch: str, sequence: int) -> bytes | None:
         """The whole frame as it was inspected, as the file that evidence has."""
-        path = self._file(epoch, sequence, state)
-        if path is None:
-            return None
+        with self._finding:
+            path = None if self._evidence is None else self._evidence.find(epoch, sequence)
         try:
-            return read_regular(path, limit=_FILE_MAX)
+            return None if path is None else read_regular(path, limit=_FILE_MAX)
         except OSError:
             return None
 
-    def plain(self, epoch: str, sequence: int, state: str, box: Any) -> bytes | None:
+    def plain(self, epoch: str, sequence: int, box: Any) -> bytes | None:
         """The whole frame at a size to be shown, with its box alone."""
         key = ("plain", (epoch, sequence))
         if (known := self._known(key)) is not None:
             return known
-        data = self.frame(epoch, sequence, state)
+        data = self.frame(epoch, sequence)
         if data is None:
             return None
         try:
@@ -142,11 +142,6 @@ class Pictures:
             data = jpeg(reduced(rgb, side), quality=75)
         self._keep_made((kind, key), data)
         return data
-
-    def _file(self, epoch: str, sequence: int, state: str) -> Path | None:
-        if self._evidence is None:
-            return None
-        return self._evidence / f"{epoch}_{sequence:010d}_{state}.jpg"
 
     def _known(self, key: tuple[str, Key]) -> bytes | None:
         with self._lock:

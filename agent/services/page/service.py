@@ -2,7 +2,7 @@
 
 import socket
 import threading
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from contextlib import ExitStack, suppress
 from dataclasses import asdict
 from typing import Any, Final, Self
@@ -36,6 +36,8 @@ class PageService:
         self._child: ServiceChild | None = None
         self._unbound: str | None = None
         self._faults: dict[str, str] = {}
+        self.address: tuple[str, int] | None = None
+        """Where it listens, once it does."""
         self._leaving = threading.Event()
         self._ready = threading.Event()
         self._thread = threading.Thread(target=self._run, name="atac-page-listen", daemon=True)
@@ -66,6 +68,7 @@ class PageService:
             if listening is None:
                 return
             stack.enter_context(listening)
+            self.address = listening.getsockname()[:2]
             self._child = stack.enter_context(
                 ServiceChild(
                     "page",
@@ -202,8 +205,3 @@ def listen(host: str, port: int) -> socket.socket:
         listening.close()
         raise
     return listening
-
-
-def addresses(listening: Sequence[socket.socket]) -> list[str]:
-    """The places of sockets that listen."""
-    return ["{}:{}".format(*each.getsockname()[:2]) for each in listening]

@@ -1,0 +1,79 @@
+"""Who gets what from the page, and who does not."""
+
+import pytest
+
+from agent.services.page.access import Role
+from tests.agent.services.page.line import Line
+
+
+@pytest.fixture(scope="module")
+def line(tmp_path_factory):
+    with Line(tmp_path_factory.mktemp("line")) as running:
+        yield running
+
+
+def test_somebody_at_the_machine_may_look(line):
+    shown = line.get("/line")
+    assert shown.status == 200
+    assert "script-src 'self'" in shown.headers["content-security-policy"]
+
+
+def test_by_another_name_or_through_a_proxy_one_has_to_log_in(line):
+    for headers in ({"Host": "page.plant"}, {"X-Forwarded-For": "10.1.2.3"}):
+        away = line.get("/line", headers=headers)
+        assert (away.status, away.headers["location"]) == (303, "/login?next=/line")
+        assert line.get("/picture/tile/0123456789ab/1.jpg", headers=headers).status == 303
+        assert line.get("/events", headers={**headers, "HX-Request": "true"}).status == 401
+
+
+def test_who_logs_in_gets_a_cookie_that_no_script_reads(line):
+    answer = line.post("/login", {"name": "operator", "password": "wrong password"})
+    assert answer.status == 401
+    cookie = line.post("/login", {"name": "operator", "password": "a long password"}).headers[
+        "set-cookie"
+    ]
+    words = {word.strip().lower() for word in cookie.split(";")[1:]}
+    assert cookie.startswith("__Host-atac=")
+    assert {"secure", "httponly", "samesite=strict", "path=/"} <= words
+
+
+@pytest.mark.parametrize(
+    "headers",
+    [
+        {"Origin": "http://evil.example"},
+        {"Origin": "null"},
+        {"Origin": "http://127.0.0.1:1"},
+    ],
+)
+def test_another_sites_page_may_not_ask(line, headers):
+    cookie = line.log_in(Role.ADMIN)
+    assert line.post("/logout", cookie=cookie, headers=headers).status == 403
+    without = line.ask("POST", "/logout", headers={"Origin": line.url}, cookie=cookie)
+    assert without.status == 403
+    assert line.get("/line", cookie=cookie).text.count("administrator") == 1
+
+
+@pytest.mark.parametrize(
+    ("path", "status"),
+    [
+        ("/picture/tile/../../users.sqlite/1.jpg", 404),
+        ("/picture/tile/%2e%2e%2fusers/1.jpg", 404),
+        ("/picture/tile/0123456789ab/-1.jpg", 404),
+        ("/picture/tile/0123456789ab/99999999999999999999.jpg", 404),
+        ("/picture/frame/0123456789ab/1.jpg", 404),
+        ("/static/../page.py", 404),
+        ("/static/%2e%2e/page.py", 404),
+        ("/live/99.jpg", 404),
+        ("/live/main.jpg", 404),
+    ],
+)
+def test_no_path_comes_from_outside(line, path, status):
+    assert line.get(path).status == status
+
+
+def test_a_body_has_64_kilobytes_at_most(line):
+    assert line.post("/login", {"name": "n" * 70_000}).status == 413
+    headers = {"Origin": line.url, "HX-Request": "true"}
+    chunked = line.ask("POST", "/login", body=iter([b"x" * 40_000] * 2), headers=headers)
+    assert chunked.status == 413
+    assert line.ask("PUT", "/login").status == 405
