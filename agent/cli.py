@@ -31,6 +31,7 @@ COMMANDS: Final = (
     "bench",
     "doctor",
     "check",
+    "report",
     "replay",
     "compare",
     "promote",
