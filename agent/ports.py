@@ -195,7 +195,7 @@ class Sink(Protocol):
         ...
 
     def disconnect(self, *, is_stopping: bool) -> None:
-        """Leave the receiver; with `is_stopping` it is told that the agent goes."""
+        """Leave the receiver; with `is_stopping`, the last call, it is told that the agent goes."""
         ...
 
 
@@ -222,6 +222,15 @@ class TakesRequests(Protocol):
         `replay(epoch, first, last)` has the sink's deliveries of these parts made again and says
         how many there are.
         """
+        ...
+
+
+@runtime_checkable
+class Announces(Protocol):
+    """A sink whose receiver also announces the parts of one camera."""
+
+    def announces(self, camera: str, stop: threading.Event) -> TriggerSource:
+        """The source, which is opened beside the sink and shares its connection."""
         ...
 
 

@@ -5,16 +5,17 @@ Each room has its kinds beside the base of their settings: `CAMERAS`, `TRIGGERS`
 """
 
 import threading
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Mapping
+from types import MappingProxyType
 from typing import Any, Final
 
-from agent.cameras.settings import CAMERAS, AnyCameraSettings
+from agent.cameras.settings import CAMERAS, UNNAMED, AnyCameraSettings
 from agent.clock import SystemClock
 from agent.part import Part
 from agent.ports import Camera, CameraContext, Clock, Service, Sink, TriggerSource, Watched
 from agent.services.settings import SERVICES, AnyServiceSettings
 from agent.sinks.settings import SINKS, AnySinkSettings
-from agent.triggers.settings import TRIGGERS, AnyTriggerSettings
+from agent.triggers.settings import TRIGGERS, AnyTriggerSettings, SinkTriggerSettings
 from engine.registry import Kinds
 
 ROOMS: Final[tuple[Kinds[Any], ...]] = (CAMERAS, TRIGGERS, SINKS, SERVICES)
@@ -47,10 +48,29 @@ def open_camera(
 
 
 def open_trigger(
-    settings: AnyTriggerSettings, stop: threading.Event, clock: Clock
+    settings: AnyTriggerSettings,
+    stop: threading.Event,
+    clock: Clock,
+    *,
+    camera: str = UNNAMED,
+    sinks: Mapping[str, Sink] = MappingProxyType({}),
 ) -> TriggerSource | None:
-    """The trigger source that `settings` describe, not entered yet; `None`: frames are parts."""
-    source: TriggerSource | None = TRIGGERS.of(settings).open(settings, stop, clock)
+    """The trigger source that `settings` describe, not entered yet.
+
+    Args:
+        settings: Of any kind.
+        stop: Ends its waits.
+        clock: Tells when a part was announced.
+        camera: The name of the camera that sees the parts.
+        sinks: By their names: a receiver of one may announce parts too.
+
+    Returns:
+        The source, which has touched nothing; `None`: frames are parts.
+    """
+    shared = {}
+    if isinstance(settings, SinkTriggerSettings):
+        shared = {"sink": sinks[settings.sink], "camera": camera}
+    source: TriggerSource | None = TRIGGERS.of(settings).open(settings, stop, clock, **shared)
     return source
 
 

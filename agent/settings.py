@@ -15,6 +15,7 @@ from agent.settings_file import Written, read_yaml
 from agent.settings_places import found_places
 from agent.settings_values import AnyPath, Count, Days, Megabytes, Name, Share
 from agent.sinks.settings import SINKS, AnySinkSettings
+from agent.triggers.settings import SinkTriggerSettings
 from engine.backends.base import MAX_PIXELS, BackendChoice, FallbackName, PrecisionChoice
 from engine.spec import spec
 
@@ -160,6 +161,7 @@ def load_config(path: Path) -> Config:
     except ValidationError as error:
         raise explained(error, written, Config) from None
     _check_names(config, written)
+    _check_sources(config, written)
     anchored: Config = _anchored(config, path.parent)
     _check_places(anchored, written)
     return anchored
@@ -173,6 +175,16 @@ def _check_names(config: Config, written: Written) -> None:
                 key = tuple(map(str, written.key((long, index, "name"))))
                 noun = long.removesuffix("s")
                 raise written.refused(key, name, f"another {noun} has this name; give each its own")
+
+
+def _check_sources(config: Config, written: Written) -> None:
+    """Refuse a camera whose parts are announced by a sink that there is not."""
+    sinks = {sink.name for sink in config.sinks}
+    for index, camera in enumerate(config.cameras):
+        trigger = camera.trigger
+        if isinstance(trigger, SinkTriggerSettings) and trigger.sink not in sinks:
+            key = tuple(map(str, written.key(("cameras", index, "trigger", "sink"))))
+            raise written.refused(key, trigger.sink, "names no sink; write the name of one")
 
 
 def _check_places(config: Config, written: Written) -> None:

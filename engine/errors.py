@@ -115,10 +115,16 @@ class TriggerError(AtacError):
 
 
 class SinkError(AtacError):
-    """A receiver is away or refuses; `is_refusal` says that waiting alone will not help."""
+    """A receiver is away or refuses; `is_refusal` says that waiting alone will not help.
 
-    def __init__(self, message: str, *, is_refusal: bool = False) -> None:
+    `retry_s` says how soon another try is worth it, where that is known.
+    """
+
+    def __init__(
+        self, message: str, *, is_refusal: bool = False, retry_s: float | None = None
+    ) -> None:
         self.is_refusal = is_refusal
+        self.retry_s = retry_s
         super().__init__(message)
 
 

@@ -169,11 +169,14 @@ class Deliverer:
             except (SinkError, ConfigurationError) as error:
                 is_refusal = isinstance(error, ConfigurationError) or error.is_refusal
                 retry_s = self._lost(str(error), began, retry_s, is_refusal=is_refusal)
+                if isinstance(error, SinkError) and error.retry_s is not None:
+                    retry_s = error.retry_s
             except Exception as error:  # noqa: BLE001 - a fault, not the end of the thread
                 _LOG.exception("%s: an error that nobody expected", self.name)
                 reason = f"{type(error).__name__}: {error}"
                 retry_s = self._lost(reason, began, retry_s, is_refusal=False)
-            self._clock.wait(self._stop, retry_s * random.uniform(0.5, 1.0))
+            if self._clock.wait(self._stop, retry_s * random.uniform(0.5, 1.0)):
+                self._sink.disconnect(is_stopping=True)
             retry_s = min(2 * retry_s, _RETRY_MAX_S)
 
     def _connect_and_deliver(self) -> None:

@@ -9,7 +9,7 @@ from types import MappingProxyType
 
 from agent.clock import SystemClock
 from agent.part import Part, is_alarm
-from agent.ports import Camera, Clock, TriggerSource
+from agent.ports import Camera, Clock, Sink, TriggerSource
 from agent.record.ledger import Ledger
 from agent.record.retention import Limits
 from agent.registry import open_camera, open_service, open_sink, open_trigger
@@ -81,6 +81,8 @@ def run_station(
         one.name: open_sink(one, agent_id=config.agent.id, is_alarm=is_reported)
         for one in config.sinks
     }
+    # Before the sinks begin: a sink may be told of parts by the PLC that it delivers to.
+    sources = _sources(config, sinks, stop, clock)
     ledger = Ledger(
         config.ledger.path,
         agent_id=config.agent.id,
@@ -149,7 +151,7 @@ def run_station(
                 observers=observers,
                 readers=readers,
                 watches={"drift": drift, "check": check},
-                triggers={**_sources(config, stop, clock), **triggers},
+                triggers={**sources, **triggers},
                 services=[partial(open_service, one) for one in (*config.services, *services)],
                 requests=requests,
             ).run()
@@ -163,10 +165,12 @@ def run_station(
     )
 
 
-def _sources(config: Config, stop: threading.Event, clock: Clock) -> dict[str, TriggerSource]:
+def _sources(
+    config: Config, sinks: Mapping[str, Sink], stop: threading.Event, clock: Clock
+) -> dict[str, TriggerSource]:
     """The trigger source of each camera that has one."""
     opened = {
-        camera.name: open_trigger(camera.trigger, stop, clock)
+        camera.name: open_trigger(camera.trigger, stop, clock, camera=camera.name, sinks=sinks)
         for camera in config.cameras
         if camera.trigger is not None
     }

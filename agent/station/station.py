@@ -437,6 +437,9 @@ class Station:
                 ),
                 is_removed=name not in self._lines,
                 deadline_s=self._lines[name].deadline_s if name in self._lines else None,
+                gives_frames=(
+                    name in self._acquisitions and self._acquisitions[name].fault is None
+                ),
             )
             for name, known in (dict.fromkeys(self._lines, _NONE_YET) | dict(recorded)).items()
         }

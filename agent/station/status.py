@@ -69,6 +69,8 @@ class CameraStatus:
     is_removed: bool = False
     unexpected_frames: int = 0
     deadline_s: float | None = None
+    gives_frames: bool = True
+    """Whether the camera itself is well, whatever is wrong with its triggers."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

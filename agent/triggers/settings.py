@@ -4,7 +4,7 @@ from typing import Annotated, Final
 
 from pydantic import Field, model_validator
 
-from agent.settings_values import Milliseconds
+from agent.settings_values import Milliseconds, Name
 from engine.registry import Kinds
 from engine.spec import spec
 
@@ -33,6 +33,13 @@ class WindowSettings(AnyTriggerSettings):
         if self.min_ms >= self.max_ms:
             raise ValueError("min_ms should be less than max_ms")
         return self
+
+
+@spec
+class SinkTriggerSettings(WindowSettings):
+    """A source that is the receiver of a sink, by its name."""
+
+    sink: Name
 
 
 TRIGGERS: Final = Kinds("agent.triggers", AnyTriggerSettings, noun="trigger")

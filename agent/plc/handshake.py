@@ -1,0 +1,280 @@
+"""The handshake with a PLC: a pure state machine, without I/O and without a clock.
+
+    what the PLC has written ──▶ heard ──┐               ┌──▶ Announced, Settled
+    results of its parts ──────▶ offer ──┼──▶ Handshake ─┤
+    time ──────────────────────▶ passed ─┘               └──▶ block: what the PLC reads
+
+All signals are levels, and each falls only when the other side has been seen to react, so that no
+delay and no repeated or lost reading can be taken for another part:
+
+    Trigger ↑ → TriggerAck ↑, or MissedTrigger ↑ → Trigger ↓ → it falls
+    result laid → seen → ResultsValid ↑ → ResultsAck ↑ → ResultsValid ↓ → ResultsAck ↓ → the next
+
+Every trigger gets one of the two answers, and each one taken gets one result, in the order of the
+triggers. A result that is not there when it is due is NG and late.
+
+Counts start again when a PLC does. A session tells the parts of before from those of now: the PLC
+gives it a number, and the agent says that number back. Another number ends the session, and all
+that was open in it is forgotten, in one step. An agent that has just started does not know whether
+it has been in the session that it finds: it says 0 until the PLC, which sees that, takes another.
+"""
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field, replace
+from enum import Enum, auto
+from typing import Final
+
+from agent.plc.blocks import LARGEST, UNKNOWN, AgentBlock, Condition, PlcBlock, ResultCode
+
+MOST_HELD: Final = 8
+"""Results that may wait for their acknowledgement before the agent takes no more triggers."""
+MOST_OPEN: Final = 64
+"""The same for parts without a result."""
+HEARTBEAT_S: Final = 2.0
+"""A PLC whose heartbeat has not changed for so long is not there."""
+BEAT_S: Final = 0.5
+LONGEST_S: Final = 30.0
+"""A result that has no time is not waited for longer than this."""
+ENDED: Final = "the PLC's session ended before it had read the result"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Result:
+    """How a part ended, as the PLC is told."""
+
+    code: ResultCode
+    score: int
+    threshold: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Announced:
+    """A trigger was taken; `token` names its part from now on."""
+
+    token: int
+    at: float
+    count: int
+    part_id: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Settled:
+    """What has become of the result of a part; `refused` says why the PLC has not read it."""
+
+    token: int
+    refused: str | None = None
+
+
+Action = Announced | Settled
+
+
+class _Trigger(Enum):
+    IDLE = auto()
+    TAKEN = auto()
+    MISSED = auto()
+
+
+class _Shown(Enum):
+    NOTHING = auto()
+    LAID = auto()
+    """The data can be read, and ResultsValid is low."""
+    VALID = auto()
+    READ = auto()
+    """ResultsAck has come, and has yet to fall."""
+
+
+@dataclass(slots=True, eq=False)
+class _Part:
+    token: int
+    at: float
+    count: int
+    part_id: str
+    due: float
+    result: Result | None = None
+    is_real: bool = False
+    """The result is the part's own, not what is said when there is none in time."""
+
+
+@dataclass(slots=True)
+class Handshake:
+    """One PLC and one agent. Calls come in the order of their times.
+
+    `due_s` is the time after a trigger at which its result is due; `None`: as soon as it comes.
+    `unready` says why no triggers are taken, as far as the agent knows; it may be set at any time.
+    """
+
+    due_s: float | None = None
+    unready: Condition | None = None
+    _plc: PlcBlock = field(default_factory=PlcBlock)
+    _alive_at: float | None = None
+    _found: int | None = None
+    """The session that was there at the start, until another one begins."""
+    _session: int = 0
+    _trigger: _Trigger = _Trigger.IDLE
+    _shown: _Shown = _Shown.NOTHING
+    _laid: AgentBlock = field(default_factory=AgentBlock)
+    _open: list[_Part] = field(default_factory=list)
+    _given_up: dict[int, float] = field(default_factory=dict)
+    """Parts whose result the PLC no longer waits for, with their time."""
+    _tokens: int = 0
+    _taken: int = 0
+    _missed: int = 0
+
+    # ---- what happens
+
+    def heard(self, plc: PlcBlock, now: float) -> list[Action]:
+        """The PLC has written this, all of it in one piece."""
+        if self._alive_at is None or plc.heartbeat != self._plc.heartbeat:
+            self._alive_at = now
+        self._plc = plc
+        actions = list(self._session_of(plc))
+        if self._session:
+            actions += self._triggered(plc, now)
+            actions += self._acknowledged(plc)
+        self.passed(now)
+        return actions
+
+    def passed(self, now: float) -> None:
+        """Time has passed."""
+        for part in self._open:
+            if part.result is None and now >= part.due:
+                part.result = Result(code=ResultCode.LATE, score=UNKNOWN, threshold=UNKNOWN)
+        first = self._open[0] if self._open else None
+        is_free = self._shown is _Shown.NOTHING and not self._plc.results_ack
+        if first is not None and first.result is not None and is_free:
+            self._laid = _laid(first, first.result, now)
+            self._shown = _Shown.LAID
+
+    def seen(self, block: AgentBlock) -> None:
+        """The PLC has this block: where it has the data of the result, ResultsValid may rise."""
+        if self._shown is _Shown.LAID and _data(block) == _data(self._laid):
+            self._shown = _Shown.VALID
+
+    def offer(self, token: int, result: Result, now: float) -> list[Action]:
+        """The part of `token` has ended."""
+        part = next((each for each in self._open if each.token == token), None)
+        due = self._given_up.pop(token, None) if part is None else part.due
+        if part is not None and part.result is None:
+            part.result, part.is_real = result, True
+        elif due is None:
+            return [Settled(token=token, refused=ENDED)]
+        elif part is None or not part.is_real:
+            late_ms = (now - due) * 1e3
+            reason = f"came {late_ms:.0f} ms after it was due, and the PLC was told NG"
+            return [Settled(token=token, refused=reason)]
+        self.passed(now)
+        return []
+
+    def block(self, now: float) -> AgentBlock:
+        """What the PLC is to read now."""
+        held = self._held
+        condition = self.condition(now)
+        is_valid = self._shown is _Shown.VALID
+        return replace(
+            self._laid,
+            heartbeat=int(now / BEAT_S) & LARGEST,
+            ready=condition is Condition.READY,
+            trigger_ack=self._trigger is _Trigger.TAKEN,
+            busy=any(part.result is None for part in self._open),
+            results_valid=is_valid,
+            ok=is_valid and self._laid.ok,
+            ng=is_valid and self._laid.ng,
+            error=is_valid and self._laid.error,
+            late=is_valid and self._laid.late,
+            overrun=held >= MOST_HELD,
+            missed_trigger=self._trigger is _Trigger.MISSED,
+            session=self._session,
+            condition=condition,
+            held=held,
+            taken=self._taken & LARGEST,
+            missed=self._missed & LARGEST,
+        )
+
+    def condition(self, now: float) -> Condition:
+        """Whether a trigger would be taken now, and why not."""
+        conditions: tuple[tuple[Condition, Callable[[], bool]], ...] = (
+            (Condition.NO_SESSION, lambda: not self._session),
+            (Condition.NO_HEARTBEAT, lambda: not self.is_alive(now)),
+            (Condition.DISABLED, lambda: not self._plc.trigger_enable),
+            (Condition.OVERRUN, lambda: self._held >= MOST_HELD or len(self._open) >= MOST_OPEN),
+        )
+        if self.unready is not None and self._session:
+            return self.unready
+        return next((name for name, holds in conditions if holds()), Condition.READY)
+
+    def is_alive(self, now: float) -> bool:
+        """Whether the PLC's heartbeat has changed lately."""
+        return self._alive_at is not None and now - self._alive_at <= HEARTBEAT_S
+
+    # ---- what follows
+
+    @property
+    def _held(self) -> int:
+        return sum(part.result is not None for part in self._open)
+
+    def _session_of(self, plc: PlcBlock) -> Iterator[Action]:
+        if self._found is None:
+            self._found = plc.session
+        if plc.session == self._session or (not self._session and plc.session == self._found):
+            return
+        self._session, self._found = plc.session, 0
+        for part in self._open:
+            if part.is_real:
+                yield Settled(token=part.token, refused=ENDED)
+        self._open.clear()
+        self._given_up.clear()
+        self._laid, self._shown = AgentBlock(), _Shown.NOTHING
+        self._taken = self._missed = 0
+        # A PLC waits for Ready first: what is up already belongs to the session before.
+        self._trigger = _Trigger.MISSED if plc.trigger else _Trigger.IDLE
+
+    def _triggered(self, plc: PlcBlock, now: float) -> Iterator[Action]:
+        if not plc.trigger:
+            self._trigger = _Trigger.IDLE
+        elif self._trigger is _Trigger.IDLE:
+            is_known = any(part.count == plc.count for part in self._open)
+            if is_known or self.condition(now) is not Condition.READY:
+                self._trigger = _Trigger.MISSED
+                self._missed += 1
+                return
+            due_s = LONGEST_S if self.due_s is None else self.due_s
+            self._trigger = _Trigger.TAKEN
+            self._tokens += 1
+            self._taken += 1
+            self._open.append(_Part(self._tokens, now, plc.count, plc.part_id, now + due_s))
+            yield Announced(token=self._tokens, at=now, count=plc.count, part_id=plc.part_id)
+
+    def _acknowledged(self, plc: PlcBlock) -> Iterator[Action]:
+        if self._shown is _Shown.VALID and plc.results_ack:
+            part = self._open.pop(0)
+            self._shown = _Shown.READ
+            if part.is_real:
+                yield Settled(token=part.token)
+            else:
+                self._given_up[part.token] = part.due
+        elif self._shown is _Shown.READ and not plc.results_ack:
+            self._shown = _Shown.NOTHING
+
+
+def _data(block: AgentBlock) -> tuple[object, ...]:
+    return (
+        *(block.count, block.part_id, block.code),
+        *(block.score, block.threshold, block.late_ms),
+    )
+
+
+def _laid(part: _Part, result: Result, now: float) -> AgentBlock:
+    late_s = now - part.due
+    is_late = late_s > 0 or result.code is ResultCode.LATE
+    return AgentBlock(
+        ok=result.code is ResultCode.OK and not is_late,
+        ng=result.code is not ResultCode.OK or is_late,
+        error=result.code > ResultCode.NG,
+        late=is_late,
+        count=part.count,
+        code=result.code,
+        score=result.score,
+        threshold=result.threshold,
+        late_ms=min(LARGEST, max(0, round(late_s * 1e3))),
+        part_id=part.part_id,
+    )

@@ -1,0 +1,28 @@
+"""Parts announced by the PLC that gets their results; see docs/plc.md."""
+
+import threading
+from typing import Literal
+
+from agent.ports import Announces, Clock, Sink, TriggerSource
+from agent.settings_values import Name
+from agent.triggers.settings import SinkTriggerSettings
+from engine.errors import ConfigurationError
+from engine.spec import spec
+
+
+@spec
+class PlcSettings(SinkTriggerSettings):
+    """`sink` is the name of the sink that shakes hands with the PLC."""
+
+    type: Literal["plc"] = "plc"
+    sink: Name = "plc"
+
+
+def open(
+    settings: PlcSettings, stop: threading.Event, _clock: Clock, *, sink: Sink, camera: str
+) -> TriggerSource:
+    """The parts that the receiver of `sink` announces for `camera`."""
+    if not isinstance(sink, Announces):
+        remedy = "this sink announces no parts; name one that does, such as type: modbus"
+        raise ConfigurationError("camera.trigger.sink", settings.sink, remedy)
+    return sink.announces(camera, stop)

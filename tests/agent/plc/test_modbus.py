@@ -1,0 +1,319 @@
+"""Modbus TCP: bytes of any kind, and two other people's ends of it."""
+
+import asyncio
+import contextlib
+import socket
+import threading
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from pydantic import TypeAdapter
+from pymodbus.client import ModbusTcpClient
+from pymodbus.server import ModbusTcpServer
+from pymodbus.simulator import DataType, SimData, SimDevice
+
+from agent.clock import SystemClock
+from agent.plc import modbus
+from agent.plc.blocks import PlcBlock, agent_block, plc_registers
+from agent.plc.client import ModbusClient
+from agent.plc.exchange import Exchange
+from agent.plc.modbus import Frame, MalformedError, ModbusError, answer, frames
+from agent.plc.server import MOST_CONNECTIONS, ModbusServer
+from agent.registry import open_trigger
+from agent.triggers import modbus as triggers
+from engine.errors import SinkError, TriggerError
+
+
+class Ten:
+    """Ten registers from 100 on."""
+
+    def __init__(self):
+        self.words = list(range(10))
+
+    def read(self, start, count):
+        self.check(start, count)
+        return self.words[start - 100 :][:count]
+
+    def write(self, start, values):
+        self.check(start, len(values))
+        self.words[start - 100 : start - 100 + len(values)] = values
+
+    def check(self, start, count):
+        if not 100 <= start <= start + count <= 110:
+            raise ModbusError(modbus.ILLEGAL_ADDRESS)
+
+
+def test_what_is_written_is_read():
+    ten = Ten()
+    modbus.check_written(answer(modbus.writing(102, [7, 65535]), ten), 102, 2)
+    assert modbus.read_values(answer(modbus.reading(101, 4), ten), 4) == [1, 7, 65535, 4]
+    both = bytes.fromhex("17 0064 0002 006c 0001 02 0009")
+    assert modbus.read_values(b"\3" + answer(both, ten)[1:], 2) == [0, 1]
+    assert ten.words[8] == 9
+    assert answer(bytes.fromhex("06 0064 0005"), ten) == bytes.fromhex("06 0064 0005")
+
+
+@pytest.mark.parametrize(
+    ("pdu", "code"),
+    [
+        ("01 0064 0001", modbus.ILLEGAL_FUNCTION),
+        ("03 0000 0001", modbus.ILLEGAL_ADDRESS),
+        ("03 0064 000b", modbus.ILLEGAL_ADDRESS),
+        ("03 0064 0000", modbus.ILLEGAL_VALUE),
+        ("03 0064 007e", modbus.ILLEGAL_VALUE),
+        ("03 0064", modbus.ILLEGAL_VALUE),
+        ("10 0064 0001 04 0000", modbus.ILLEGAL_VALUE),
+        ("10 0064 0001", modbus.ILLEGAL_VALUE),
+        ("17 0064 0001 0064 0001 02 00", modbus.ILLEGAL_VALUE),
+    ],
+)
+def test_a_request_that_cannot_be_obeyed_gets_its_code(pdu, code):
+    asked = bytes.fromhex(pdu)
+    assert answer(asked, Ten()) == bytes((asked[0] | 0x80, code))
+
+
+@given(st.binary(min_size=1, max_size=253))
+def test_any_request_has_an_answer(pdu):
+    reply = answer(pdu, Ten())
+    assert reply[0] & 0x7F == pdu[0] & 0x7F
+    assert len(reply) <= 253
+
+
+@given(st.lists(st.binary(min_size=1, max_size=253), max_size=5), st.integers(1, 50))
+def test_frames_are_found_however_they_are_cut(pdus, size):
+    sent = b"".join(
+        bytes(Frame(transaction=number, unit=1, pdu=pdu)) for number, pdu in enumerate(pdus)
+    )
+    received, found = bytearray(), []
+    for start in range(0, len(sent), size):
+        received += sent[start : start + size]
+        found += frames(received)
+    assert [frame.pdu for frame in found] == pdus
+    assert not received
+
+
+@pytest.mark.parametrize(
+    "head", ["0001 0001 0006 01 03", "0001 0000 0001 01 03", "0001 0000 ffff 01 03"]
+)
+def test_what_is_no_modbus_is_said(head):
+    with pytest.raises(MalformedError):
+        list(frames(bytearray.fromhex(head)))
+
+
+# ---- the server, with a client of another make
+
+
+@pytest.fixture
+def exchange():
+    return Exchange(due_s=None, clock=SystemClock())
+
+
+@pytest.fixture
+def server(exchange):
+    with served(exchange) as running:
+        yield running
+
+
+def served(exchange, allowed=("127.0.0.1",)):
+    return ModbusServer(exchange, listen=("127.0.0.1", 0), allowed=allowed, agent_at=0, plc_at=100)
+
+
+@contextlib.contextmanager
+def client(server):
+    with ModbusTcpClient("127.0.0.1", port=server.port, timeout=5, retries=0) as connected:
+        yield connected
+
+
+def write(connected, **signals):
+    return connected.write_registers(100, plc_registers(PlcBlock(**signals)), device_id=1)
+
+
+def test_a_plc_reads_the_agent_s_block_and_writes_its_own(server, exchange, eventually):
+    with client(server) as plc:
+        assert not write(plc, heartbeat=1, session=4).isError()
+        assert not write(plc, heartbeat=2, session=5).isError()
+        block = agent_block(plc.read_holding_registers(0, count=32, device_id=1).registers)
+        assert block.session == 5
+        assert plc.read_holding_registers(100, count=3, device_id=1).registers == [2, 0, 5]
+        assert plc.read_holding_registers(20, count=32, device_id=1).exception_code == 2
+        assert exchange.fault is None
+    eventually(lambda: "no PLC" in (exchange.fault or ""))
+
+
+def test_one_plc_writes_and_others_may_only_read(server):
+    with client(server) as plc, client(server) as other:
+        write(plc, heartbeat=1)
+        assert write(other, heartbeat=5).exception_code == modbus.BUSY
+        assert not other.read_holding_registers(0, count=32, device_id=1).isError()
+    with client(server) as later:
+        assert not write(later, heartbeat=1).isError()
+
+
+def test_who_is_not_allowed_is_closed_and_counted(exchange):
+    with served(exchange, ["10.0.0.0/8"]) as server, raw(server) as stranger:
+        assert stranger.recv(10) == b""
+        assert server.refused == 1
+
+
+def test_garbage_costs_its_connection_and_no_other(server):
+    with client(server) as plc, raw(server) as bad:
+        write(plc, heartbeat=1)
+        bad.sendall(b"GET / HTTP/1.1\r\n\r\n")
+        assert bad.recv(10) == b""
+        assert not write(plc, heartbeat=2).isError()
+        assert server.refused == 1
+
+
+def test_a_thousand_connections_leave_the_plc_its_own(server):
+    with client(server) as plc, contextlib.ExitStack() as many:
+        write(plc, heartbeat=1)
+        for _ in range(100):
+            many.enter_context(flooding(server))
+        for beat in range(2, 20):
+            assert not write(plc, heartbeat=beat).isError()
+        assert len(server._peers) <= MOST_CONNECTIONS
+
+
+def test_a_reader_that_takes_no_answers_is_closed(server, eventually):
+    with client(server) as plc, raw(server) as slow:
+        slow.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 1024)
+        asked = bytes(Frame(transaction=1, unit=1, pdu=modbus.reading(0, 32)))
+        with contextlib.suppress(OSError):
+            slow.sendall(asked * 5000)
+        eventually(lambda: server.refused == 1)
+        assert not write(plc, heartbeat=2).isError()
+
+
+def test_a_port_that_is_taken_is_one_clear_line(exchange, server):
+    taken = ModbusServer(
+        exchange, listen=("127.0.0.1", server.port), allowed=["::1"], agent_at=0, plc_at=100
+    )
+    with pytest.raises(SinkError, match="cannot listen at"):
+        taken.__enter__()
+
+
+def raw(server):
+    return socket.create_connection(("127.0.0.1", server.port), timeout=10)
+
+
+def flooding(server):
+    connection = socket.socket()
+    connection.setblocking(False)
+    connection.connect_ex(("127.0.0.1", server.port))
+    return connection
+
+
+# ---- the client, with a PLC of another make
+
+
+@pytest.fixture
+def plc_memory():
+    """A PLC that is a server, with 200 registers; gives its port."""
+    with PlcServer() as memory:
+        yield memory
+
+
+class PlcServer:
+    """pymodbus's server in a thread."""
+
+    def __enter__(self):
+        self.loop = asyncio.new_event_loop()
+        self.ready = threading.Event()
+        self.thread = threading.Thread(target=self.run)
+        self.thread.start()
+        assert self.ready.wait(20)
+        return self
+
+    def run(self):
+        asyncio.set_event_loop(self.loop)
+        self.loop.run_until_complete(self.serve())
+        self.loop.close()
+
+    async def serve(self):
+        data = SimData(0, count=200, values=0, datatype=DataType.REGISTERS)
+        self.server = ModbusTcpServer(SimDevice(id=1, simdata=[data]), address=("127.0.0.1", 0))
+        await self.server.serve_forever(background=True)
+        self.port = self.server.transport.sockets[0].getsockname()[1]
+        self.ready.set()
+        self.left = asyncio.Event()
+        await self.left.wait()
+        await self.server.shutdown()
+
+    def __exit__(self, *_: object):
+        self.loop.call_soon_threadsafe(self.left.set)
+        self.thread.join(20)
+
+
+def test_the_agent_reads_and_writes_the_registers_of_a_plc(plc_memory, exchange, eventually):
+    carrier = ModbusClient(
+        exchange,
+        host="127.0.0.1",
+        port=plc_memory.port,
+        unit=1,
+        agent_at=0,
+        plc_at=100,
+        every_s=0.005,
+    )
+    with carrier, client(plc_memory) as plc:
+
+        def told():
+            return agent_block(plc.read_holding_registers(0, count=32, device_id=1).registers)
+
+        write(plc, heartbeat=1, session=1)
+        eventually(lambda: exchange.fault is None)
+        write(plc, heartbeat=2, session=2)
+        eventually(lambda: told().session == 2)
+        assert told().heartbeat
+
+
+def test_a_plc_without_such_registers_is_named(plc_memory, exchange, eventually):
+    carrier = ModbusClient(
+        exchange,
+        host="127.0.0.1",
+        port=plc_memory.port,
+        unit=1,
+        agent_at=0,
+        plc_at=190,
+        every_s=0.005,
+    )
+    with carrier:
+        eventually(lambda: "no such registers" in exchange.fault)
+    assert "reading 20 registers at 190" in exchange.fault
+
+
+# ---- the trigger that polls
+
+
+def test_each_count_is_a_part_with_its_id(plc_memory):
+    with client(plc_memory) as plc:
+        plc.write_registers(10, [5], device_id=1)
+        with polled(plc_memory) as source:
+            plc.write_registers(20, [0x4142, 0x4300], device_id=1)
+            plc.write_registers(10, [6], device_id=1)
+            first = source.read()
+            plc.write_registers(20, [0] * 2, device_id=1)
+            plc.write_registers(10, [9], device_id=1)
+            second = source.read()
+    assert (first.count, first.part_id) == (6, "ABC")
+    assert (second.count, second.part_id) == (9, None)
+
+
+def test_a_plc_that_is_away_is_said_and_what_came_meanwhile_is_a_leap(plc_memory):
+    source = polled(plc_memory)
+    with client(plc_memory) as plc:
+        with source:
+            pass
+        plc.write_registers(10, [3], device_id=1)
+        with source:
+            assert source.read().count == 3
+    refused = polled(plc_memory, port=1)
+    with pytest.raises(TriggerError, match="Connection refused"):
+        refused.__enter__()
+
+
+def polled(plc_memory, port=None):
+    settings = TypeAdapter(triggers.ModbusSettings).validate_python(
+        {"host": "127.0.0.1", "port": port or plc_memory.port, "count_at": 10, "id_at": 20}
+    )
+    return open_trigger(settings, threading.Event(), SystemClock())
