@@ -6,9 +6,10 @@ function gives, or the `RequestError` that it raises. No request names a file, a
 
 import threading
 from collections.abc import Mapping
+from dataclasses import asdict
 from typing import Final, Literal, Protocol
 
-from agent.record.annotations import Label
+from agent.record.annotations import Audited, Label
 from agent.record.rows import software
 from engine.errors import AtacError
 
@@ -44,6 +45,13 @@ class Checks(Protocol):
     def status(self) -> Mapping[str, object]: ...
 
 
+class Drift(Protocol):
+    """Whether the line is what its calibration has seen."""
+
+    def recount(self) -> None: ...
+    def told(self) -> Mapping[str, object]: ...
+
+
 class Annotations(Protocol):
     """What this asks of the ledger."""
 
@@ -51,6 +59,7 @@ class Annotations(Protocol):
     def epoch(self) -> str: ...
     def label(self, label: Label, /) -> bool: ...
     def labels_after(self, known: int, limit: int, /) -> list[dict[str, object]] | None: ...
+    def changes(self, since_ns: int, /) -> list[Audited] | None: ...
     def use_nonce(self, nonce: str, *, until_ns: int, now_ns: int) -> bool | None: ...
 
 
@@ -64,6 +73,7 @@ class Requests:
         paused: Set while no part is inspected.
         bundles: Puts another bundle in force; `None` where the bundle cannot change.
         checks: Golden samples; `None` where there is no line to show them to.
+        drift: Counts labels of the audit.
     """
 
     def __init__(
@@ -75,6 +85,7 @@ class Requests:
         paused: threading.Event,
         bundles: Bundles | None = None,
         checks: Checks | None = None,
+        drift: Drift | None = None,
     ) -> None:
         self._ledger = ledger
         self._agent_id: Final = agent_id
@@ -82,6 +93,7 @@ class Requests:
         self._paused = paused
         self._bundles = bundles
         self._checks = checks
+        self._drift = drift
 
     @property
     def epoch(self) -> str:
@@ -206,6 +218,8 @@ class Requests:
         )
         if not self._ledger.label(kept):
             raise RequestError("id: is not in the ledger, or the ledger cannot be written")
+        if queue == "audit" and self._drift is not None:
+            self._drift.recount()
         return {"id": part, "label": label}
 
     def labels_after(self, known: int, limit: int = 500) -> list[dict[str, object]]:
@@ -214,6 +228,19 @@ class Requests:
         if found is None:
             raise RequestError("the ledger cannot be read")
         return found
+
+    def drift(self) -> Mapping[str, object]:
+        """The calibration in force, and what audit and score test say of it."""
+        if self._drift is None:
+            raise RequestError("this run has no calibration")
+        return self._drift.told()
+
+    def changes(self, since_ns: int = 0) -> list[dict[str, object]]:
+        """Who changed what, when and why, from a time on."""
+        found = self._ledger.changes(since_ns)
+        if found is None:
+            raise RequestError("the ledger cannot be read")
+        return [asdict(one) for one in found]
 
     def use_once(self, nonce: str, *, until_ns: int, now_ns: int) -> None:
         """Note that a request is obeyed, also for the runs to come; raises when it was before.

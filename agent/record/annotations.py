@@ -88,6 +88,26 @@ def labels_after(connection: sqlite3.Connection, known: int, limit: int) -> list
     return [dict(row) for row in rows]
 
 
+def audited(
+    connection: sqlite3.Connection, calibration_id: str, threshold: float
+) -> tuple[int, int]:
+    """Good parts that were drawn at random, and how many of them lie above `threshold`.
+
+    Of this calibration. Only what was looked at because it was drawn counts: parts that somebody
+    looked at for another reason are no random sample. The latest word on each counts.
+    """
+    row = connection.execute(
+        "SELECT count(*) AS good, coalesce(sum(score > :threshold), 0) AS above FROM"
+        " (SELECT DISTINCT epoch, sequence FROM labels WHERE queue = 'audit')"
+        " JOIN triggers USING (epoch, sequence) JOIN runs USING (run)"
+        " WHERE audit IS NOT NULL AND score IS NOT NULL AND calibration_id = :calibration_id"
+        " AND 'good' = (SELECT label FROM labels WHERE labels.epoch = triggers.epoch"
+        "  AND labels.sequence = triggers.sequence ORDER BY id DESC LIMIT 1)",
+        {"threshold": threshold, "calibration_id": calibration_id},
+    ).fetchone()
+    return row["good"], row["above"]
+
+
 def insert_threshold(
     connection: sqlite3.Connection, epoch: str, after: int, change: ThresholdChange
 ) -> bool:

@@ -107,7 +107,7 @@ def run_station(
             scores=model.scores,
         )
         controls = Controls(threshold=threshold)
-        drift, check = DriftWatch(controls), GoldenCheck(config, controls)
+        drift, check = DriftWatch(controls, ledger.audited), GoldenCheck(config, controls)
         with ExitStack() as delivering:
             bundles = Promotion(
                 config.bundle,
@@ -123,6 +123,7 @@ def run_station(
                 paused=controls.paused,
                 bundles=bundles if may_promote else None,
                 checks=check,
+                drift=drift,
             )
             outlets = [
                 delivering.enter_context(
@@ -136,7 +137,7 @@ def run_station(
                 )
                 for one in config.sinks
             ]
-            summary = Station(
+            station = Station(
                 config,
                 cameras=cameras,
                 inspector=inspector,
@@ -154,7 +155,9 @@ def run_station(
                 triggers={**sources, **triggers},
                 services=[partial(open_service, one) for one in (*config.services, *services)],
                 requests=requests,
-            ).run()
+            )
+            drift.recount()
+            summary = station.run()
         ended = [outlet.status() for outlet in outlets]
     return replace(
         summary,

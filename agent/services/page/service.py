@@ -20,7 +20,20 @@ from engine.frame import Pixels
 _BIND_S: Final = 2.0
 _BACKLOG: Final = 64
 _SHOWN_SIDE: Final = 1280
-REQUESTS: Final = ("label", "labels_after", "set_threshold", "pause", "resume")
+REQUESTS: Final = (
+    "label",
+    "labels_after",
+    "set_threshold",
+    "pause",
+    "resume",
+    "drift",
+    "changes",
+    "promote",
+    "rollback",
+    "check",
+    "check_status",
+    "check_cancel",
+)
 """What the page may ask of the agent; each is a method of `Requests`."""
 
 

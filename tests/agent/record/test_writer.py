@@ -445,6 +445,7 @@ def test_a_file_with_every_kind_of_row_opens_is_sound_and_replays(path):
             ("threshold", "Ada", "", "1", "2"), ("promote", "Ada", "better", "1", "2")
         ]  # fmt: skip
         assert ledger.changes(time.time_ns() + 10**9) == []
+        assert ledger.audited("c", 1.0) == (0, 0)
         assert ledger.use_nonce("nonce-01", until_ns=1 << 62, now_ns=1)
         ledger._writer.ask(
             lambda file: (

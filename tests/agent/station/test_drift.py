@@ -1,12 +1,13 @@
 """Drift on the line: a fault while scores are not those of the calibration, and none before."""
 
+import json
 from dataclasses import replace
 
 import pytest
 
 from agent.part import State
 from agent.station.controls import Controls
-from agent.station.drift import SCORES, DriftWatch
+from agent.station.drift import AUDIT, SCORES, DriftWatch
 from agent.station.station import Model
 from agent.station.threshold import Threshold
 from calibration.record import read_calibration
@@ -52,3 +53,18 @@ def test_other_parts_say_nothing(watch):
     pass_by(drift, model, [250.0] * 500, State.NG)
     pass_by(drift, Model(threshold=1.0, calibration_id="another"), [99.0] * 500)
     assert drift.fault is None
+
+
+def test_more_audited_good_parts_above_the_threshold_than_promised_are_a_fault(watch):
+    drift, model = watch
+    counts = [(60, 3)]
+    drift._audited = lambda calibration_id, threshold: (
+        counts[-1] if (calibration_id, threshold) == (model.calibration_id, 100.0) else None
+    )
+    drift.recount()
+    assert (drift.fault, drift.audit.good) == (None, 60)
+    counts.append((60, 12))
+    drift.recount()
+    assert drift.fault == AUDIT
+    assert drift.told()["audit"]["is_broken"] is True
+    json.dumps(drift.told())
