@@ -48,12 +48,14 @@ class CameraContext:
     """What a camera is opened with, beside its settings.
 
     `stop` ends its waits. `recorded` tells which of some `sources` have a part in the ledger; a
-    camera that is opened without it remembers nothing and tidies nothing up.
+    camera that is opened without it remembers nothing and tidies nothing up. `takes_bayer` says
+    whether raw colour pixels may be given as they are (`Frame.bayer`).
     """
 
     stop: threading.Event = field(default_factory=threading.Event)
     clock: Clock = field(default_factory=SystemClock)
     recorded: Callable[[Collection[str]], Collection[str]] | None = None
+    takes_bayer: bool = False
 
 
 class Camera(Protocol):
@@ -112,6 +114,20 @@ class Camera(Protocol):
     def __enter__(self) -> Self: ...
 
     def __exit__(self, *_: object) -> None: ...
+
+
+@runtime_checkable
+class Fired(Protocol):
+    """A camera that may expose on the agent's word, when a part is announced."""
+
+    @property
+    def fires(self) -> bool:
+        """Whether it waits for that; False: it is triggered in another way, or runs freely."""
+        ...
+
+    def fire(self) -> None:
+        """Have it expose now; any thread may call, and nothing waits."""
+        ...
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

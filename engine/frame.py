@@ -1,12 +1,16 @@
 """The things that travel through the rooms: a frame, a box in it, and what inspection found."""
 
 from dataclasses import dataclass, replace
+from typing import Literal
 
 import numpy as np
 import numpy.typing as npt
 
 Pixels = npt.NDArray[np.uint8]
 """uint8 pixels: `(H, W)` mono or `(H, W, 3)` RGB."""
+
+Bayer = Literal["bayer_rggb", "bayer_grbg", "bayer_gbrg", "bayer_bggr"]
+"""The pattern of raw colour pixels, `(H, W)`: the first two of row 0, then of row 1."""
 
 Map = npt.NDArray[np.float32]
 """A float32 `(h, w)` map over a view, row 0 at the top."""
@@ -61,18 +65,23 @@ class Frame:
     """One picture from a camera.
 
     `number` is the camera's own frame number, counting from 0; a gap means lost frames.
-    `captured_ns` is UTC, in nanoseconds since 1970. The rest is what a camera may know besides:
-    `device_ns` is the time on its own clock, `trigger_count` counts the triggers it has seen, and
-    `is_complete` is False where a part of the pixels was lost on the way.
+    `captured_ns` is UTC, in nanoseconds since 1970. With `bayer` the pixels are raw ones of that
+    pattern, for an inspector that takes such. The rest is what a camera may know besides:
+    `device_id` names the device, `block_id` is the device's own number of the frame, unwrapped,
+    `device_ns` is the time on its clock, `trigger_count` counts the triggers it has seen, and
+    `problem` says in one sentence why the frame may not be inspected, such as lost packets.
     """
 
     pixels: Pixels
     number: int
     captured_ns: int
+    bayer: Bayer | None = None
+    device_id: str | None = None
+    block_id: int | None = None
     device_ns: int | None = None
     exposure_us: float | None = None
     trigger_count: int | None = None
-    is_complete: bool = True
+    problem: str | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -22,7 +22,7 @@ from PIL import Image, UnidentifiedImageError
 from simplejpeg import decode_jpeg
 
 from engine.errors import ImageError
-from engine.frame import Pixels
+from engine.frame import Bayer, Frame, Pixels
 from engine.regular_file import open_regular
 
 MAX_PIXELS: Final = 100_000_000
@@ -285,6 +285,29 @@ def _strips(image: Image.Image) -> Iterator[tuple[slice, Image.Image]]:
     for top in range(0, image.height, rows):
         below = min(top + rows, image.height)
         yield slice(top, below), image.crop((0, top, image.width, below))
+
+
+def visible(frame: Frame) -> Pixels:
+    """The picture of a frame in RGB or mono, also where its pixels are raw ones."""
+    return frame.pixels if frame.bayer is None else demosaiced(frame.pixels, frame.bayer)
+
+
+def demosaiced(raw: Pixels, bayer: Bayer) -> Pixels:
+    """RGB pixels of raw ones, bilinearly; the kernels of `engine/gpu` give the same ones."""
+    import cv2
+
+    code = getattr(cv2, f"COLOR_Bayer{bayer.removeprefix('bayer_').upper()}2RGB")
+    return np.asarray(cv2.cvtColor(raw, code), dtype=np.uint8)
+
+
+def eight_bits(wide: npt.NDArray[np.uint16], bits: int) -> Pixels:
+    """16 bits → 8, from the full range of the lower `bits`; what is above it is white."""
+    import cv2
+
+    if bits > 12:
+        return _scale(bits)[wide]
+    # As exact as the table up to here, and several times faster.
+    return np.asarray(cv2.convertScaleAbs(wide, alpha=255 / ((1 << bits) - 1)), dtype=np.uint8)
 
 
 def _narrowed(wide: npt.NDArray[np.uint16], bits: int | None, significant: int) -> Decoded:

@@ -57,7 +57,16 @@ def add(ledger, *states, thumbnail=None, **values):
 
 def inspected(part, score=2.5):
     """The same part with a frame and two passes."""
-    part.frame = Frame(pixels=np.zeros((48, 64), np.uint8), number=7, captured_ns=11)
+    part.frame = Frame(
+        pixels=np.zeros((48, 64), np.uint8),
+        number=7,
+        captured_ns=11,
+        device_id="CAM1",
+        block_id=70_007,
+        device_ns=13,
+        exposure_us=4000.0,
+        trigger_count=5,
+    )
     part.inspection = inspection(
         score, Box.whole(64, 48), Box(left=10, top=20, right=30, bottom=40)
     )

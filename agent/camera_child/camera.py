@@ -1,14 +1,15 @@
 """What cameras with a child process have in common: it is asked, watched and replaced."""
 
+from collections.abc import Mapping
+from types import MappingProxyType
 from typing import Any, ClassVar, Final, Self
 
-from agent.camera_child.process import CameraChild, Message
+from agent.camera_child.process import CameraChild
+from agent.camera_child.wire import Message
 from agent.cameras.pace import PacedCamera
 from agent.ports import CameraContext
 from engine.errors import CameraError
 
-_STUCK_S: Final = 10.0
-"""After so long without a sign the child is ended."""
 _START_S: Final = 60.0
 _STOP_S: Final = 0.25
 
@@ -21,6 +22,14 @@ class ChildCamera(PacedCamera):
 
     kind: ClassVar[str]
     """The module of `agent/camera_child` that the child runs."""
+    python: ClassVar[str | None] = None
+    """The interpreter that the child runs under; `None`: the agent's."""
+    environment: ClassVar[Mapping[str, str]] = MappingProxyType({})
+    """Variables of the child's environment."""
+    grace_s: ClassVar[float] = 0.0
+    """How long the child may take to end by itself when it is no longer wanted."""
+    stuck_s: float = 10.0
+    """After so long without a sign the child is ended."""
 
     def __init__(self, context: CameraContext, *, what: str, interval_s: float = 0.0) -> None:
         super().__init__(context, interval_s=interval_s)
@@ -86,7 +95,7 @@ class ChildCamera(PacedCamera):
                 return self._lost(str(error))
             if told is None:
                 quiet_s += _STOP_S
-                limit_s = _STUCK_S if self._child.has_spoken else max(_STUCK_S, _START_S)
+                limit_s = self.stuck_s if self._child.has_spoken else _START_S
                 if quiet_s >= limit_s:
                     return self._lost(f"has not answered for {limit_s:g} s")
                 continue
@@ -111,7 +120,7 @@ class ChildCamera(PacedCamera):
         return CameraError(f"{self._what} {reason}")
 
     def _lost(self, reason: str) -> Message:
-        self._end_child()
+        self._end_child(grace_s=0.0)
         told = self.failed(self._doing, f"the process that decodes it {reason}")
         if told is None:
             raise self.gone(f"cannot be read: the process that reads it {reason}")
@@ -121,9 +130,14 @@ class ChildCamera(PacedCamera):
         self._stuck = [child for child in self._stuck if not child.has_ended()]
         if self._stuck:
             raise self.gone("does not answer; the process that reads it hangs in the system")
-        return CameraChild(self.kind, self.child_settings())
+        return CameraChild(
+            self.kind,
+            self.child_settings(),
+            python=self.python,
+            environment=self.environment,
+        )
 
-    def _end_child(self) -> None:
-        if self._child is not None and not self._child.close():
-            self._stuck.append(self._child)
-        self._child = None
+    def _end_child(self, grace_s: float | None = None) -> None:
+        child, self._child = self._child, None
+        if child is not None and not child.close(self.grace_s if grace_s is None else grace_s):
+            self._stuck.append(child)

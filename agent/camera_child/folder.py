@@ -10,8 +10,9 @@ from pathlib import Path
 from time import monotonic
 from typing import Any, Final
 
-from agent.camera_child.process import GoneError, Message, SharedPixels, receive, send, why
+from agent.camera_child.process import SharedPixels
 from agent.camera_child.watched import Candidate, Watched, mounted_on
+from agent.camera_child.wire import GoneError, Message, receive, send, why
 from engine.errors import ImageError
 from engine.image import decode, read_file
 from engine.listing import UNREADABLE, LeftOut, find_images, in_words, shortened
@@ -22,9 +23,9 @@ _SIGN_S: Final = 0.5
 _FSTAB: Final = Path("/etc/fstab")
 
 
-def serve(connection: Connection, memory: SharedPixels, **settings: Any) -> None:
+def serve(connection: Connection, memory: int, **settings: Any) -> None:
     """Answer the agent's requests until it closes the connection."""
-    folder = _Folder(connection, memory, **settings)
+    folder = _Folder(connection, SharedPixels(memory), **settings)
     while True:
         request = receive(connection)
         send(connection, folder.answer(request))

@@ -10,7 +10,7 @@ from contextlib import suppress
 from multiprocessing.connection import Connection
 from typing import Final
 
-from agent.camera_child.process import SharedPixels, receive, send
+from agent.camera_child.wire import receive, send
 
 _PR_SET_PDEATHSIG: Final = 1
 
@@ -25,7 +25,7 @@ def main(kind: str, file: int, memory: int) -> None:
         resource.setrlimit(resource.RLIMIT_DATA, (limit, limit))
         module = importlib.import_module(f"agent.camera_child.{kind}")
         send(connection, {"doing": "look"})
-        module.serve(connection, SharedPixels(memory), **settings)
+        module.serve(connection, memory, **settings)
 
 
 if __name__ == "__main__":

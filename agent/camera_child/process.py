@@ -1,4 +1,7 @@
-"""Both ends of a camera's child process: messages over a socket, pixels in shared memory."""
+"""Both ends of a camera's child process: messages over a socket, pixels in shared memory.
+
+The child's side of a device is in `wire.py` and `stream.py`, which need no package.
+"""
 
 import json
 import mmap
@@ -7,19 +10,29 @@ import signal
 import socket
 import subprocess
 import sys
+import threading
 from collections.abc import Mapping
 from contextlib import suppress
 from multiprocessing.connection import Connection
+from pathlib import Path
+from types import MappingProxyType
 from typing import Any, Final
 
 import numpy as np
 
+from agent.camera_child.wire import Message, receive, send
 from agent.child_environment import child_environment
 from engine.frame import Pixels
 
-Message = dict[str, Any]
 _DYING_S: Final = 1.0
 _PIECE: Final = 8 << 20
+_MAIN: Final = "agent.camera_child.main"
+_SOURCE: Final = str(Path(__file__).parents[2])
+_ELSEWHERE: Final = f"""
+import runpy, sys
+sys.path.append(sys.argv.pop(1))
+runpy.run_module({_MAIN!r}, run_name="__main__")
+"""
 _ENVIRONMENT: Final = {
     "OMP_NUM_THREADS": "1",
     "OPENBLAS_NUM_THREADS": "1",
@@ -31,22 +44,41 @@ _ENVIRONMENT: Final = {
 
 
 class CameraChild:
-    """The agent's end; made, the child is starting. `ConnectionError` means that it has ended."""
+    """The agent's end; made, the child is starting. `ConnectionError` means that it has ended.
 
-    def __init__(self, kind: str, settings: Mapping[str, Any]) -> None:
+    Any thread may `tell`; one thread does all else.
+
+    Args:
+        kind: The module of `agent/camera_child` that it runs.
+        settings: What it is told first.
+        python: Another interpreter than the agent's; it finds its own packages before ours.
+        environment: Variables of this kind of child.
+    """
+
+    def __init__(
+        self,
+        kind: str,
+        settings: Mapping[str, Any],
+        *,
+        python: str | None = None,
+        environment: Mapping[str, str] = MappingProxyType({}),
+    ) -> None:
         ours, theirs = socket.socketpair()
         self._memory = SharedPixels(os.memfd_create("atac-camera"))
+        program = [sys.executable, "-P"] if python is None else [python, "-I", "-c", _ELSEWHERE]
+        run = ["-m", _MAIN] if python is None else [_SOURCE]
         with theirs:
             ends = [theirs.fileno(), self._memory.file]
             self._process = subprocess.Popen(  # noqa: S603 - our own program
-                [sys.executable, "-P", "-m", "agent.camera_child.main", kind, json.dumps(ends)],
+                [*program, *run, kind, json.dumps(ends)],
                 pass_fds=ends,
                 stdin=subprocess.DEVNULL,
                 stdout=subprocess.DEVNULL,
-                env=child_environment() | _ENVIRONMENT,
+                env={**child_environment(), **_ENVIRONMENT, **environment},
                 process_group=0,  # a terminal's Ctrl-C is the agent's
             )
         self._connection = Connection(ours.detach())
+        self._telling = threading.Lock()
         self.has_spoken = False
         self.tell(settings)
 
@@ -57,7 +89,7 @@ class CameraChild:
 
     def tell(self, message: Mapping[str, Any]) -> None:
         """Send a request or an answer."""
-        with suppress(ConnectionError):  # it has just died, as who listens will find
+        with self._telling, suppress(OSError):  # it has just died, as who listens will find
             send(self._connection, message)
 
     def hear(self, within_s: float) -> Message | None:
@@ -75,11 +107,20 @@ class CameraChild:
         """A copy of the picture of this shape that it has just told of."""
         return self._memory.copy(shape)
 
-    def close(self) -> bool:
-        """End it; `False` where the kernel holds on to it, as with a share that hangs."""
-        self._process.kill()
-        with suppress(OSError):
+    def slot(self, start: int, size: int) -> Pixels:
+        """A view of `size` bytes of the shared memory, for as long as the child leaves them."""
+        return self._memory.part(start, size)
+
+    def close(self, grace_s: float = 0.0) -> bool:
+        """End it; `False` where the kernel holds on to it, as with a share that hangs.
+
+        For `grace_s` it may end by itself, as one that has a device to give back.
+        """
+        with self._telling, suppress(OSError):
             self._connection.close()
+        if grace_s:
+            self.has_ended(grace_s)
+        self._process.kill()
         self._memory.close()
         return self.has_ended(_DYING_S)
 
@@ -113,6 +154,13 @@ class SharedPixels:
             self._map = mmap.mmap(self.file, size)
         return np.frombuffer(self._map, np.uint8, size).reshape(shape)
 
+    def part(self, start: int, size: int) -> Pixels:
+        """A view of a part of it, which must be there: `ValueError` where the file ends before."""
+        if self._map is None or len(self._map) < start + size:
+            self._forget()
+            self._map = mmap.mmap(self.file, os.fstat(self.file).st_size)
+        return np.frombuffer(self._map, np.uint8, size, start)
+
     def copy(self, shape: tuple[int, ...]) -> Pixels:
         """A copy of the picture of this shape, which does not count twice in this process."""
         shared = self.pixels(shape).reshape(-1)
@@ -139,27 +187,3 @@ class SharedPixels:
 
     def _forget(self) -> None:
         self._map = None  # unmapped with the last view of it
-
-
-class GoneError(OSError):
-    """A source cannot be used now; `str` says why, as "is not a folder" does."""
-
-
-def why(error: OSError) -> str:
-    """Why a source cannot be used now, in words that follow its name."""
-    if isinstance(error, GoneError):
-        return str(error)
-    if isinstance(error, FileNotFoundError):
-        return "is not there"
-    return f"cannot be read ({error.strerror or error})"
-
-
-def send(connection: Connection, message: Mapping[str, Any]) -> None:
-    """Send one message."""
-    connection.send_bytes(json.dumps(message).encode())
-
-
-def receive(connection: Connection) -> Message:
-    """Wait for the next message; `EOFError` when there will be none."""
-    message: Message = json.loads(connection.recv_bytes())
-    return message

@@ -10,7 +10,8 @@ from typing import Any, Final
 
 import cv2
 
-from agent.camera_child.process import GoneError, Message, SharedPixels, receive, send, why
+from agent.camera_child.process import SharedPixels
+from agent.camera_child.wire import GoneError, Message, receive, send, why
 from engine.image import MAX_PIXELS
 
 _TRIES: Final = 4096
@@ -20,14 +21,14 @@ _SPARE: Final = 256
 _AHEAD: Final = 8
 
 
-def serve(connection: Connection, memory: SharedPixels, **settings: Any) -> None:
+def serve(connection: Connection, memory: int, **settings: Any) -> None:
     """Answer the agent's requests until it closes the connection."""
     video: _Video | None = None
     while True:
         request = receive(connection)
         try:
             if video is None:
-                video = _Video(connection, memory, **settings)
+                video = _Video(connection, SharedPixels(memory), **settings)
             told = video.start(request["number"]) if request["do"] == "start" else video.next()
         except OSError as error:
             told = {"gone": why(error)}

@@ -17,7 +17,7 @@ from typing import Final
 
 from inotify_simple import INotify, flags
 
-from agent.camera_child.process import GoneError
+from agent.camera_child.wire import GoneError
 from engine.listing import UNREADABLE, Counts, LeftOut, entries, is_searched, reason_by_name
 
 _LASTING: Final = frozenset(

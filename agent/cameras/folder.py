@@ -13,7 +13,7 @@ from typing import Annotated, Any, Final, Literal
 from pydantic import Field
 
 from agent.camera_child.camera import ChildCamera
-from agent.camera_child.process import Message
+from agent.camera_child.wire import Message
 from agent.cameras.pace import interval_s
 from agent.cameras.settings import AnyCameraSettings
 from agent.ports import CameraContext

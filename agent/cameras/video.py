@@ -4,7 +4,7 @@ import logging
 from typing import Any, Final, Literal
 
 from agent.camera_child.camera import ChildCamera
-from agent.camera_child.process import Message
+from agent.camera_child.wire import Message
 from agent.cameras.pace import Pace
 from agent.cameras.settings import AnyCameraSettings
 from agent.ports import CameraContext

@@ -54,6 +54,11 @@ class PartRow:
     captured_ns: int | None = None
     frame_width: int | None = None
     frame_height: int | None = None
+    device_id: str | None = None
+    block_id: int | None = None
+    device_ns: int | None = None
+    exposure_us: float | None = None
+    trigger_count: int | None = None
     score: float | None = None
     deviation: float | None = None
     attention_s: float | None = None
@@ -96,6 +101,11 @@ class Event:
     captured_ns: int | None
     frame_width: int | None
     frame_height: int | None
+    device_id: str | None
+    block_id: int | None
+    device_ns: int | None
+    exposure_us: float | None
+    trigger_count: int | None
     score: float | None
     deviation: float | None
     attention_s: float | None
@@ -171,6 +181,11 @@ def ended_row(part: Part, *, has_thumbnail: bool) -> PartRow:
             captured_ns=_bounded(frame.captured_ns),
             frame_width=width,
             frame_height=height,
+            device_id=None if frame.device_id is None else clean(frame.device_id),
+            block_id=_bounded(frame.block_id),
+            device_ns=_bounded(frame.device_ns),
+            exposure_us=None if frame.exposure_us is None else _finite(frame.exposure_us),
+            trigger_count=_bounded(frame.trigger_count),
         )
     if (found := part.inspection) is not None:
         row = replace(
@@ -223,6 +238,11 @@ def event_of(row: Mapping[str, Any]) -> Event:
         captured_ns=row["captured_ns"],
         frame_width=row["frame_width"],
         frame_height=row["frame_height"],
+        device_id=row["device_id"],
+        block_id=row["block_id"],
+        device_ns=row["device_ns"],
+        exposure_us=row["exposure_us"],
+        trigger_count=row["trigger_count"],
         score=row["score"],
         deviation=row["deviation"],
         attention_s=row["attention_s"],

@@ -66,6 +66,11 @@ CREATE TABLE triggers (         -- every part and how it ended
     captured_ns INTEGER,
     frame_width INTEGER,
     frame_height INTEGER,
+    device_id TEXT,             -- of the camera itself, where it says so: its serial number
+    block_id INTEGER,           -- its own number of the frame, unwrapped
+    device_ns INTEGER,          -- the time on its clock
+    exposure_us REAL,
+    trigger_count INTEGER,      -- how many triggers it has seen
     score REAL,
     deviation REAL,
     attention_s REAL,

@@ -18,7 +18,7 @@ from typing import Final, Protocol, Self
 import numpy as np
 
 from agent.part import Part, State
-from agent.ports import Camera, Clock
+from agent.ports import Camera, Clock, Fired
 from agent.station.queue import PartQueue
 from agent.station.retry import Backoff
 from engine.errors import CameraError, FrameLostError, ImageError
@@ -213,6 +213,12 @@ class Acquisition:
             return "has not answered for a while"
         return self._fault or self._camera.fault
 
+    def fire(self) -> None:
+        """Have a camera that waits for the agent expose now."""
+        camera = self._camera
+        if isinstance(camera, Fired) and camera.fires:
+            camera.fire()
+
     def __enter__(self) -> Self:
         self._ended = self._thread.submit(self._watch)
         return self
@@ -346,8 +352,8 @@ class Acquisition:
     def _problem(self, camera: Camera, frame: Frame) -> str | None:
         """What is wrong with a frame, if anything is."""
         pixels, before = frame.pixels, self._before
-        if not frame.is_complete:
-            return "the frame is incomplete: a part of it was lost on the way"
+        if frame.problem is not None:
+            return frame.problem
         if pixels.dtype != np.uint8 or not (
             pixels.ndim == 2 or (pixels.ndim == 3 and pixels.shape[2] == 3)
         ):

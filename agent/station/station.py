@@ -270,7 +270,10 @@ class Station:
             clock=self._clock,
             waits=camera.triggered,
         )
-        return Acquisition(name, camera, intake, self._queue, stop=self._stop, clock=self._clock)
+        found = Acquisition(name, camera, intake, self._queue, stop=self._stop, clock=self._clock)
+        if name in self._announced:
+            self._announced[name].fire = found.fire
+        return found
 
     def run(self) -> Summary:
         """Run until all cameras end, `parts` triggers have begun or `stop` is set."""

@@ -45,7 +45,8 @@ class TriggerIntake:
     """Gives each announced part its frame and its id; called by several threads.
 
     `unexpected` counts the frames that were given to no part; `gives_ids` says whether the source
-    has ever named a part.
+    has ever named a part. `fire` is called for each part that is announced, so that a camera that
+    waits for the agent exposes; it must not wait.
     """
 
     def __init__(
@@ -73,6 +74,7 @@ class TriggerIntake:
         self._is_over = False
         self._fault: tuple[float, str] | None = None
         self.changed: Final = threading.Event()
+        self.fire: Callable[[], None] = lambda: None
         self.unexpected = 0
         self.gives_ids = False
 
@@ -94,8 +96,12 @@ class TriggerIntake:
         """The source has announced a part, or named one."""
         self.gives_ids |= announcement.part_id is not None
         with self._lock:
-            if not self._is_over:
-                self._do(self._reconciler.announced(announcement))
+            if self._is_over:
+                return
+            actions = self._reconciler.announced(announcement)
+            if _begins(actions):
+                self.fire()
+            self._do(actions)
 
     def passed(self) -> None:
         """Time has passed."""
@@ -196,6 +202,12 @@ class TriggerIntake:
         if self.fault is None:
             _LOG.warning("camera %s: %s", self._name, fault)
         self._fault = (self._clock.now(), fault)
+
+
+def _begins(actions: list[Action]) -> bool:
+    """Whether a part begins that waits for a frame: one whose trigger was not seen has ended."""
+    ended = {action.index for action in actions if isinstance(action, Ended)}
+    return any(isinstance(action, Begun) and action.index not in ended for action in actions)
 
 
 class Triggering:

@@ -7,11 +7,11 @@ from typing import Any, Final, Literal, Protocol
 import numpy as np
 
 from engine.errors import BackendError, InspectionError
-from engine.frame import Pixels
+from engine.frame import Bayer, Pixels
 from engine.gpu.graph import Graph
 
-Form = Literal["mono", "rgb", "bayer_rggb", "bayer_grbg", "bayer_gbrg", "bayer_bggr"]
-"""What the pixels of a frame mean; a Bayer frame is `(H, W)`, its red pixel first named."""
+Form = Literal["mono", "rgb"] | Bayer
+"""What the pixels of a frame mean."""
 
 RED: Final[dict[Form, tuple[int, int]]] = {
     "bayer_rggb": (0, 0),

@@ -233,6 +233,12 @@ def _frame(event: Event) -> dict[str, object] | None:
         "captured_at": utc(event.captured_ns),
         "width": event.frame_width,
         "height": event.frame_height,
+        "device_id": event.device_id,
+        "block_id": event.block_id,
+        # In microseconds, as a JSON number of nanoseconds would not be exact everywhere.
+        "device_us": None if event.device_ns is None else event.device_ns // 1000,
+        "exposure_us": event.exposure_us,
+        "trigger_count": event.trigger_count,
     }
 
 

@@ -7,8 +7,8 @@ from pathlib import Path
 import pytest
 
 from agent.camera_child import watched as module
-from agent.camera_child.process import GoneError
 from agent.camera_child.watched import Watched
+from agent.camera_child.wire import GoneError
 from agent.clock import ManualClock
 
 

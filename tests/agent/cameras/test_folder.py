@@ -334,7 +334,7 @@ def the_child(camera) -> psutil.Process:
 def test_a_file_that_its_decoder_does_not_survive_is_passed_over(
     parts, monkeypatch, blow, why, after_last
 ):
-    monkeypatch.setattr("agent.camera_child.camera._STUCK_S", 2.0)
+    monkeypatch.setattr("agent.camera_child.camera.ChildCamera.stuck_s", 2.0)
     struck = []
     hear = CameraChild.hear
 
@@ -451,7 +451,7 @@ def test_a_share_that_dies_is_not_ready_and_comes_back_by_itself(share):
 
 
 def test_a_share_that_hangs_is_not_ready(share, monkeypatch):
-    monkeypatch.setattr("agent.camera_child.camera._STUCK_S", 2.0)
+    monkeypatch.setattr("agent.camera_child.camera.ChildCamera.stuck_s", 2.0)
     write(share.behind / "1.png", 1)
     watch = Watch(share.path)
     with pytest.raises(CameraError, match="has not answered for 2 s"), watch:  # noqa: PT012 - the state matters

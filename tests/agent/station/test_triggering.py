@@ -121,7 +121,7 @@ def test_the_deadline_counts_from_the_trigger(belt, config):
 
 def test_a_frame_that_cannot_be_used_ends_its_part_as_error(belt, config):
     belt.announce("a")
-    belt.see(replace(scripted_frame(40), is_complete=False))
+    belt.see(replace(scripted_frame(40), problem="the frame is incomplete"))
     belt.announce("b", after_s=1.0)
     belt.see(ImageError("b.png", "is damaged"))
     belt.run(config)

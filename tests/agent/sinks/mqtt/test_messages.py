@@ -73,6 +73,11 @@ def event(state=State.NG, **changes):
         "captured_ns": NOON_NS - 50_000_000,
         "frame_width": 64,
         "frame_height": 48,
+        "device_id": "CAM1",
+        "block_id": 65_543,
+        "device_ns": 1_795_802_195_297_395_123,
+        "exposure_us": 4000.0,
+        "trigger_count": 9,
     }
     values = {
         "agent_id": "line1",
@@ -100,7 +105,7 @@ def bare(state, **changes):
     """A part that nobody could inspect."""
     nothing = dict.fromkeys(
         ("score", "deviation", "attention_s", "frame_number", "captured_ns", "frame_width",
-         "frame_height")
+         "frame_height", "device_id", "block_id", "device_ns", "exposure_us", "trigger_count")
     )  # fmt: skip
     return event(state, **(nothing | {"passes": (), "reason": "why"} | changes))
 
@@ -149,7 +154,9 @@ def test_an_alarm_says_all_about_the_part():
             },
         ],
         "frame": {
-            "number": 7, "captured_at": "2026-11-22T11:59:59.950Z", "width": 64, "height": 48
+            "number": 7, "captured_at": "2026-11-22T11:59:59.950Z", "width": 64, "height": 48,
+            "device_id": "CAM1", "block_id": 65_543, "device_us": 1_795_802_195_297_395,
+            "exposure_us": 4000.0, "trigger_count": 9
         },
         "latency_ms": {"trigger_to_verdict": 51.0, "attention": 0.5, "inspection": 42.5},
         "bundle_id": "b" * 64,

@@ -1,0 +1,91 @@
+"""An industrial camera, GigE Vision or USB3 Vision, by Aravis. A child process talks to it.
+
+Aravis comes from the system's packages (gir1.2-aravis-0.8, python3-gi), so the child runs under the
+system's Python; no package of pip is needed.
+"""
+
+from typing import Annotated, Any, Final, Literal
+
+from pydantic import Field
+
+from agent.camera_child.device import DeviceCamera
+from agent.cameras.features import FeatureName, Features, feature, is_on
+from agent.cameras.settings import AnyCameraSettings
+from agent.ports import CameraContext
+from agent.settings_values import Text
+from engine.spec import spec
+
+_PYTHON: Final = "/usr/bin/python3"
+_MEMORY: Final = 1_000_000_000
+
+
+@spec
+class GenicamSettings(AnyCameraSettings):
+    """The camera `device`: its serial number, its address or its id; without one the only one.
+
+    `features` are written in this order before it starts, read back and compared. `bits` says how
+    many of the lower bits of a pixel count, where it has more than eight. With `TriggerMode: On`
+    every frame is a part; with `TriggerSource: Software` beside it the camera exposes when a part
+    is announced. `trigger_count_chunk` names the chunk in which the camera counts its triggers.
+    """
+
+    type: Literal["genicam"] = "genicam"
+    device: Text | None = None
+    features: Features = ()
+    bits: Annotated[int, Field(ge=8, le=16)] | None = None
+    trigger_count_chunk: FeatureName | None = None
+
+    def __post_init__(self) -> None:
+        if self.is_fired and self.trigger is None:
+            raise ValueError(
+                "TriggerSource: Software needs a trigger that announces parts; write one below "
+                "trigger, or TriggerMode: Off"
+            )
+
+    @property
+    def is_triggered(self) -> bool:
+        """Whether the camera waits for something before each frame."""
+        return is_on(feature(self.features, "TriggerMode"))
+
+    @property
+    def is_fired(self) -> bool:
+        """Whether it waits for the agent."""
+        return self.is_triggered and feature(self.features, "TriggerSource") == "Software"
+
+
+def open(settings: GenicamSettings, context: CameraContext) -> "GenicamCamera":
+    """The camera that `settings` describe, not entered yet."""
+    return GenicamCamera(settings, context)
+
+
+class GenicamCamera(DeviceCamera):
+    """A camera over Aravis; triggered where its features say so, else free-running."""
+
+    kind = "genicam"
+    python = _PYTHON
+
+    def __init__(self, settings: GenicamSettings, context: CameraContext) -> None:
+        super().__init__(
+            settings.name,
+            context,
+            what=f"camera {settings.device or settings.name}",
+            triggered=settings.is_triggered,
+            fires=settings.is_fired,
+            bits=settings.bits,
+        )
+        self._settings = settings
+
+    def child_settings(self) -> dict[str, Any]:
+        settings = self._settings
+        return {
+            "max_memory": _MEMORY,
+            "device": settings.device,
+            "features": settings.features,
+            "is_free_running": not settings.is_triggered,
+            "trigger_count_chunk": settings.trigger_count_chunk,
+        }
+
+    def renewed(self) -> "GenicamCamera":
+        camera = GenicamCamera(self._settings, self.context)
+        camera.number = self.number
+        return camera

@@ -1,0 +1,245 @@
+"""A GigE Vision camera over a cable: its frames, its features, and everything that can go wrong."""
+
+import os
+import signal
+import threading
+import time
+
+import cv2
+import pytest
+from pydantic import ValidationError
+
+from agent.camera_child.device import BlockIds
+from agent.cameras.genicam import GenicamCamera, GenicamSettings
+from agent.ports import CameraContext
+from agent.settings import load_config
+from agent.triggers.software import SoftwareSettings
+from engine.errors import CameraError, ConfigurationError
+
+pytest_plugins = ["tests.gige"]
+_FAST = {"AcquisitionFrameRate": 200.0, "Width": 64, "Height": 48, "GevSCPSPacketSize": 8000}
+_SOFTWARE = {"TriggerMode": "On", "TriggerSource": "Software"}
+
+
+@pytest.fixture
+def context():
+    stop = threading.Event()
+    watchdog = threading.Timer(30, stop.set)
+    watchdog.start()
+    yield CameraContext(stop=stop)
+    watchdog.cancel()
+
+
+@pytest.fixture
+def opened(gige, context):
+    """Makes a camera for the fake one, not entered."""
+
+    def camera(context=context, trigger=None, **features):
+        settings = GenicamSettings(device=gige.address, features=_FAST | features, trigger=trigger)
+        return GenicamCamera(settings, context)
+
+    return camera
+
+
+def read_on(camera):
+    """Read until the camera says what is wrong."""
+    while camera.read():
+        pass
+
+
+def back(camera):
+    """The first frame after entering it again, as often as it takes, and how long that took."""
+    begun = time.monotonic()
+    while True:
+        try:
+            with camera:
+                return camera.read(), time.monotonic() - begun
+        except CameraError:
+            time.sleep(0.25)
+
+
+def test_frames_carry_what_the_camera_says_of_them_over_the_wrap_of_its_ids(opened, gige):
+    with opened(TriggerMode="Off") as camera:
+        assert (camera.opened.model, camera.opened.serial) == ("Fake", gige.serial)
+        assert not camera.triggered
+        frames = [camera.read() for _ in range(150)]
+    ids = [frame.block_id for frame in frames]
+    assert ids[0] < 65_535 < ids[-1]
+    assert ids == sorted(set(ids))
+    assert [frame.number for frame in frames] == [block_id - ids[0] for block_id in ids]
+    assert {(frame.device_id, frame.exposure_us, frame.pixels.shape) for frame in frames} == {
+        (gige.serial, 10_000.0, (48, 64))
+    }
+    times = [frame.device_ns for frame in frames]
+    assert times == sorted(times)
+    assert all(abs(frame.captured_ns - time.time_ns()) < 60e9 for frame in frames)
+    assert len({frame.pixels.tobytes() for frame in frames}) > 100
+
+
+@pytest.mark.parametrize(
+    ("pixel_format", "code"),
+    [
+        ("BayerRG8", cv2.COLOR_BayerRGGB2RGB),
+        ("BayerGR8", cv2.COLOR_BayerGRBG2RGB),
+        ("BayerGB8", cv2.COLOR_BayerGBRG2RGB),
+        ("BayerBG8", cv2.COLOR_BayerBGGR2RGB),
+        ("RGB8", None),
+        ("Mono16", None),
+    ],
+)
+def test_each_pixel_format_of_the_camera_arrives(opened, context, pixel_format, code):
+    raw = CameraContext(stop=context.stop, takes_bayer=True)
+    with opened(context=raw, TriggerMode="Off", PixelFormat=pixel_format) as camera:
+        frame = camera.read()
+    is_colour = pixel_format == "RGB8"
+    assert frame.pixels.shape == ((48, 64, 3) if is_colour else (48, 64))
+    assert frame.pixels.std() > 10
+    assert (frame.bayer is not None) == (code is not None)
+    with opened(TriggerMode="Off", PixelFormat=pixel_format) as camera:
+        converted = camera.read()
+    assert converted.bayer is None
+    assert converted.pixels.ndim == (3 if is_colour or code is not None else 2)
+
+
+def test_features_are_written_in_order_and_read_back(opened):
+    with opened(trigger=SoftwareSettings(), **_SOFTWARE, ExposureTimeAbs=4000) as camera:
+        assert camera.opened.features["ExposureTimeAbs"] == 4000.0
+        assert camera.opened.features["TriggerMode"] == "On"
+        assert camera.opened.packet_size == 8000
+        assert camera.triggered
+        camera.fire()
+        assert camera.read().exposure_us == 4000.0
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "remedy"),
+    [
+        ("Exposure", 4000, "the camera has no such feature"),
+        ("ExposureTime", 4000, "the camera has no such feature; it calls it ExposureTimeAbs"),
+        ("ExposureTimeAbs", 1e9, "write a number from 10 to 1e+07"),
+        ("Width", 4096, "write a whole number from 1 to 2048"),
+        ("Width", "wide", "write a whole number from 1 to 2048"),
+        ("PixelFormat", "Mono12", "write BayerBG8 or"),
+        ("TriggerSoftware", 1, "is a command; write true to have it executed"),
+    ],
+)
+def test_what_the_camera_cannot_take_is_refused_with_what_it_can(opened, name, value, remedy):
+    with pytest.raises(ConfigurationError) as caught, opened(**{name: value}):
+        pass
+    assert caught.value.key == f"camera main, features.{name}"
+    assert caught.value.remedy.startswith(remedy)
+
+
+def test_a_camera_that_waits_for_triggers_that_nobody_named_is_refused(opened):
+    with opened(trigger=SoftwareSettings(), **_SOFTWARE):
+        pass
+    with pytest.raises(ConfigurationError, match="write TriggerMode: On or TriggerMode: Off"):
+        opened().__enter__()
+
+
+def test_a_child_that_is_killed_or_hangs_is_replaced(opened):
+    camera = opened(TriggerMode="Off")
+    for number in (signal.SIGKILL, signal.SIGSEGV, signal.SIGSTOP):
+        with camera:
+            first = camera.read()
+            os.kill(camera._child.pid, number)
+            with pytest.raises(CameraError, match="the process that reads it"):
+                read_on(camera)
+        frame, took_s = back(camera)
+        assert took_s < 5
+        assert frame.number > first.number
+
+
+def test_a_camera_that_is_unplugged_is_away_until_it_is_back(opened, gige):
+    camera = opened(TriggerMode="Off")
+    with camera:
+        camera.read()
+        gige.stop()
+        with pytest.raises(CameraError, match=r"gives no more frames|was lost"):
+            read_on(camera)
+    gige.start()
+    assert back(camera)[0].pixels.shape == (48, 64)
+
+
+def test_a_camera_that_is_not_there_says_which_are(gige, context):
+    settings = GenicamSettings(device="NOSUCH", features={})
+    with pytest.raises(CameraError) as caught, GenicamCamera(settings, context):
+        pass
+    assert "camera NOSUCH was not found" in str(caught.value)
+    assert gige.serial in str(caught.value)
+
+
+def test_a_camera_that_another_program_holds_says_so(opened):
+    with opened(TriggerMode="Off") as first:
+        with pytest.raises(CameraError, match="is held by another program"), opened():
+            pass
+        assert first.read() is not None
+    with opened(TriggerMode="Off") as camera:  # it was given back
+        assert camera.read() is not None
+
+
+def test_a_frame_whose_packets_were_lost_says_so_and_has_no_pixels(opened, gige):
+    gige.stop()
+    gige.start(lost_per_thousand=300)
+    with opened(TriggerMode="Off", Width=512, Height=512, GevSCPSPacketSize=1500) as camera:
+        frames = [camera.read() for _ in range(5)]
+    spoilt = [frame for frame in frames if frame.problem]
+    assert spoilt
+    assert "the frame is incomplete" in spoilt[0].problem
+    assert "check cable, switch and network card" in spoilt[0].problem
+    assert spoilt[0].pixels.size == 0
+
+
+def test_packets_larger_than_the_network_takes_are_named_with_the_remedy(opened, cable):
+    cable.mtu(1500)
+    try:
+        with opened(TriggerMode="Off", Width=512, Height=512) as camera:
+            (note,) = camera.opened.notes
+            problem = camera.read().problem
+    finally:
+        cable.mtu(9000)
+    remedy = f"ip link set {cable.ours} mtu 9000"
+    assert "8000 bytes are larger than the MTU 1500" in note
+    assert remedy in note
+    assert "packets of 8000 bytes do not pass" in problem
+    assert remedy in problem
+
+
+def test_ids_are_unwrapped_and_a_count_that_falls_is_one_frame():
+    ids = BlockIds()
+    seen = (65_533, 65_535, 1, 2, 2, 1, 70_000, 3)
+    assert [ids.number(each) for each in seen] == [
+        65_533, 65_535, 65_536, 65_537, 65_538, 65_539, 135_538, 135_539
+    ]  # fmt: skip
+    ids.restart()
+    assert [ids.number(each) for each in (1 << 40, (1 << 40) + 1, 5)] == [
+        1 << 40, (1 << 40) + 1, (1 << 40) + 2
+    ]  # fmt: skip
+
+
+def test_features_are_a_mapping_or_a_list_of_them_and_software_needs_a_trigger(tmp_path):
+    once = GenicamSettings(features={"Width": 64, "Gain": 1.5})
+    assert once.features == (("Width", 64), ("Gain", 1.5))
+    lines = [{"LineSelector": "Line1", "LineMode": "Input"}, {"LineSelector": "Line2"}]
+    assert len(GenicamSettings(features=lines).features) == 3
+    for wrong in (4, ["Width"], {"no name": 1}, {"Width": [1]}):
+        with pytest.raises(ValidationError):
+            GenicamSettings(features=wrong)
+    with pytest.raises(ValidationError, match="needs a trigger that announces parts"):
+        GenicamSettings(features=_SOFTWARE)
+    path = tmp_path / "agent.yaml"
+    path.write_text(
+        "agent: {id: a}\nbundle: {path: b}\nmqtt: {host: h}\n"
+        "camera: {type: genicam, device: CAM1, features: {PixelFormat: Mono8, TriggerMode: On}}\n"
+    )
+    (camera,) = load_config(path).cameras
+    assert camera.features == (("PixelFormat", "Mono8"), ("TriggerMode", True))
+    assert camera.is_triggered
+
+
+def test_a_child_that_takes_too_much_memory_ends_itself(opened, monkeypatch):
+    camera = opened()
+    little = camera.child_settings() | {"max_memory": 8_000_000}
+    monkeypatch.setattr(camera, "child_settings", lambda: little)
+    with pytest.raises(CameraError, match="the process that reads it ended"):
+        camera.__enter__()
