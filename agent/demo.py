@@ -20,6 +20,7 @@ from typing import Final
 
 from agent.cameras.conveyor import ConveyorCamera, ConveyorSettings
 from agent.inference.child import ChildInspector, Setup
+from agent.mqtt.link import Subscriber
 from agent.part import Part, State
 from agent.ports import CameraContext
 from agent.process import prepare_process
@@ -28,7 +29,6 @@ from agent.services.page.service import listen
 from agent.services.page.settings import PageSettings
 from agent.settings import AgentSettings, BundleSettings, Config, EvidenceSettings, LedgerSettings
 from agent.sinks.mqtt.broker import EmbeddedBroker
-from agent.sinks.mqtt.link import Subscriber
 from agent.sinks.mqtt.settings import MqttSettings
 from agent.station.run import run_station
 from agent.station.station import Model

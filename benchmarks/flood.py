@@ -19,11 +19,11 @@ from pathlib import Path
 
 import numpy as np
 
+from agent.mqtt.link import Subscriber
 from agent.part import Part, State, Trigger, Verdict
 from agent.record.ledger import Ledger
 from agent.requests import Requests
 from agent.sinks.delivery import Deliverer
-from agent.sinks.mqtt.link import Subscriber
 from agent.sinks.mqtt.settings import MqttSettings
 from agent.sinks.mqtt.sink import MqttSink
 from agent.station.threshold import Threshold

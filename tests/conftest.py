@@ -20,7 +20,7 @@ from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.x509.oid import NameOID
 from hypothesis import settings
 
-from agent.sinks.mqtt.link import Subscriber
+from agent.mqtt.link import Subscriber
 from agent.sinks.mqtt.settings import MqttSettings
 
 # The same examples everywhere, and no test fails because a machine was busy.

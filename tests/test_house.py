@@ -63,7 +63,7 @@ def test_complete_examples_in_documents_load(example, tmp_path, monkeypatch):
 @pytest.mark.parametrize(
     ("package", "homes"),
     [
-        ("paho", {"agent/sinks/mqtt/link.py"}),
+        ("paho", {"agent/mqtt/link.py"}),
         ("yaml", {"agent/settings_file.py"}),
         ("amqtt", {"agent/sinks/mqtt/broker.py"}),
         ("prometheus_client", {"agent/services/metrics/exposition.py"}),

@@ -9,12 +9,12 @@ from datetime import UTC, datetime
 import pytest
 
 from agent.cameras.scripted import ScriptedCamera
+from agent.mqtt.link import Heard
 from agent.part import State
 from agent.record.ledger import Ledger
 from agent.record.retention import AgeClock, Trusted
 from agent.requests import Requests
 from agent.settings import AgentSettings, BundleSettings, Config, LedgerSettings
-from agent.sinks.mqtt.link import Heard
 from agent.sinks.mqtt.messages import Topics
 from agent.sinks.mqtt.requests import MqttRequests, request_json
 from agent.sinks.mqtt.settings import MqttSettings

@@ -15,9 +15,9 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
+from agent.mqtt.link import Heard
 from agent.requests import Requests
 from agent.settings import Config, load_config
-from agent.sinks.mqtt.link import Heard
 from agent.sinks.mqtt.messages import Topics
 from agent.sinks.mqtt.requests import COMMANDS, MqttRequests, request_json
 from agent.sinks.mqtt.settings import MqttSettings

@@ -23,8 +23,8 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from agent.sinks.mqtt.link import Link
-from agent.sinks.mqtt.messages import Message
+from agent.mqtt.link import Link
+from agent.mqtt.message import Message
 from calibration.record import SCHEMA_VERSION, Calibration, write_calibration
 from tests.agent.sinks.mqtt.test_requests import odd_request
 from tests.faults.belt import AGENT

@@ -7,10 +7,11 @@ import numpy as np
 import pytest
 
 import agent.sinks.mqtt.messages
+from agent.mqtt.settings import TlsSettings
 from agent.part import State
 from agent.record.ledger import Ledger
 from agent.sinks.delivery import Deliverer
-from agent.sinks.mqtt.settings import MqttSettings, TlsSettings
+from agent.sinks.mqtt.settings import MqttSettings
 from agent.sinks.mqtt.sink import MqttSink
 from engine.picture import with_comment
 from tests.records import add

@@ -7,7 +7,7 @@ from contextlib import ExitStack, closing
 
 import pytest
 
-from agent.sinks.mqtt.settings import TlsSettings
+from agent.mqtt.settings import TlsSettings
 from agent.station.run import run_station
 from agent.station.station import Model
 from agent.station.status import Status

@@ -20,11 +20,11 @@ import pytest
 from agent.cameras.conveyor import ConveyorCamera, ConveyorSettings
 from agent.demo import BUNDLE
 from agent.inference.child import ChildInspector, Setup
+from agent.mqtt.link import Subscriber
 from agent.part import State
 from agent.ports import CameraContext
 from agent.process import prepare_process
 from agent.settings import AgentSettings, BundleSettings, Config, LedgerSettings
-from agent.sinks.mqtt.link import Subscriber
 from agent.station.run import run_station
 from agent.station.station import Model
 from calibration.record import read_calibration

@@ -9,9 +9,10 @@ import json
 import re
 from typing import Final
 
+from agent.mqtt.message import Message
 from agent.part import State
 from agent.record.rows import software
-from agent.sinks.mqtt.messages import Message, Topics
+from agent.sinks.mqtt.messages import Topics
 
 _PREFIX: Final = "homeassistant"
 _NOT_INSPECTED: Final = tuple(state for state in State if state not in {State.OK, State.NG})

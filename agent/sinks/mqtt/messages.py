@@ -19,6 +19,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Final, Literal
 
+from agent.mqtt.message import Message
 from agent.part import State
 from agent.record.rows import THUMBNAIL_MAX_BYTES, Delivery, Event, Span, software, utc
 from agent.sinks.mqtt.settings import TOPIC_TEMPLATE
@@ -30,29 +31,6 @@ What = Literal["state", "health", "alarm", "thumbnail", "verdict", "request", "r
 _RANGES: Final = 100
 _DISCARDED: Final = ("picture", "message")
 _RESENT: Final = ("resent", "true")
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Message:
-    """One MQTT publication.
-
-    `properties` are user properties; they and the last two, of requests and their responses, are
-    sent on MQTT v5 only.
-    """
-
-    topic: str
-    payload: bytes
-    qos: Literal[0, 1] = 1
-    retain: bool = False
-    content_type: str = "application/json"
-    properties: tuple[tuple[str, str], ...] = ()
-    response_topic: str = ""
-    correlation: bytes | None = None
-
-    @property
-    def is_text(self) -> bool:
-        """Whether the payload is UTF-8."""
-        return self.content_type.startswith(("text/", "application/json"))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -5,9 +5,10 @@ from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from typing import Final
 
-from agent.sinks.mqtt.link import FAILURE, Acknowledged, Link, RetainError, address
-from agent.sinks.mqtt.messages import Message, Topics, What, state
-from agent.sinks.mqtt.security import check_settings
+from agent.mqtt.link import FAILURE, Acknowledged, Link, RetainError, address
+from agent.mqtt.message import Message
+from agent.mqtt.security import check_settings
+from agent.sinks.mqtt.messages import Topics, What, state
 from agent.sinks.mqtt.settings import MqttSettings
 from engine.errors import BrokerError
 

@@ -25,10 +25,11 @@ from typing import Annotated, Any, Final, Literal, Self, get_args
 
 from pydantic import Field, StringConstraints, TypeAdapter, ValidationError
 
+from agent.mqtt.link import ANSWER_S, Acknowledged, Heard, Link, address
+from agent.mqtt.message import Message
 from agent.record.rows import utc
 from agent.requests import RequestError, Requests
-from agent.sinks.mqtt.link import ANSWER_S, Acknowledged, Heard, Link, address
-from agent.sinks.mqtt.messages import Message, Topics, response
+from agent.sinks.mqtt.messages import Topics, response
 from agent.sinks.mqtt.settings import Command, MqttSettings
 from engine.bundle import Sha256
 from engine.errors import BrokerError, ConfigurationError
@@ -277,6 +278,7 @@ class MqttRequests:
         link = Link(
             self._settings,
             f"atac-{self._topics.agent_id}-requests",
+            window=self._settings.window,
             largest_heard=_LARGEST_HEARD,
             most_heard=_MOST_HEARD,
             hear=self._hear,

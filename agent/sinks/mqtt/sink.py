@@ -15,15 +15,16 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Final
 
+from agent.mqtt.link import FAILURE, Acknowledged, Link, Lost, RetainError, address
+from agent.mqtt.message import Message
+from agent.mqtt.security import check_settings
 from agent.part import Part
 from agent.ports import Receipt
 from agent.record.rows import THUMBNAIL, Delivery, Event
 from agent.requests import Requests
 from agent.sinks.mqtt.home_assistant import discovery
-from agent.sinks.mqtt.link import FAILURE, Acknowledged, Link, Lost, RetainError, address
-from agent.sinks.mqtt.messages import Message, Topics, delivered, health, state
+from agent.sinks.mqtt.messages import Topics, delivered, health, state
 from agent.sinks.mqtt.requests import MqttRequests
-from agent.sinks.mqtt.security import check_settings
 from agent.sinks.mqtt.settings import MqttSettings
 from agent.station.status import Status
 from engine.errors import BrokerError
@@ -98,11 +99,11 @@ class MqttSink:
         self._flight.clear()
         self._lost = None
         offline = state(self._topics, online=False)
-        link = Link(self._settings, self._client_id, will=offline)
+        link = self._linked(offline)
         try:
             link.__enter__()
         except RetainError:
-            link = Link(self._settings, self._client_id, will=replace(offline, retain=False))
+            link = self._linked(replace(offline, retain=False))
             link.__enter__()
             link.keeps_retained = False
         if not link.keeps_retained and self._keeps_retained:
@@ -200,6 +201,9 @@ class MqttSink:
         while self._ready and len(self._flight) < link.window:
             one = self._ready.popleft()
             self._flight[link.publish(one.message)] = one
+
+    def _linked(self, will: Message) -> Link:
+        return Link(self._settings, self._client_id, window=self._settings.window, will=will)
 
     def _connected(self) -> Link:
         if self._lost is not None:

@@ -4,8 +4,9 @@ from typing import Annotated, Literal
 
 from pydantic import AfterValidator, BeforeValidator, Field
 
+from agent.mqtt.settings import as_text
 from agent.settings_values import Name, Seconds
-from agent.sinks.mqtt.settings import BrokerSettings, as_text
+from agent.sinks.mqtt.settings import BrokerSinkSettings
 from engine.spec import spec
 
 
@@ -19,7 +20,7 @@ Identifier = Annotated[Name, AfterValidator(_identifier)]
 
 
 @spec
-class SparkplugSettings(BrokerSettings):
+class SparkplugSettings(BrokerSinkSettings):
     """The broker, and who the agent is in the plant's namespace.
 
     The edge node is `node` in `group`, by default the agent's id; each camera is a device of it.

@@ -15,14 +15,14 @@ from collections import deque
 from collections.abc import Callable, Sequence
 from typing import Final, Literal, Self
 
+from agent.mqtt.link import Acknowledged, Heard, Link, Lost, address
+from agent.mqtt.message import Message
+from agent.mqtt.security import check_settings
 from agent.part import Part
 from agent.ports import Receipt
 from agent.record.rows import Delivery, Event
 from agent.requests import Requests
-from agent.sinks.mqtt.link import Acknowledged, Heard, Link, Lost, address
-from agent.sinks.mqtt.messages import Message
 from agent.sinks.mqtt.requests import Budget
-from agent.sinks.mqtt.security import check_settings
 from agent.sinks.sparkplug import metrics
 from agent.sinks.sparkplug.payload import DataType, Metric, booleans, encoded
 from agent.sinks.sparkplug.settings import SparkplugSettings
@@ -117,6 +117,7 @@ class SparkplugSink:
         link = Link(
             self._settings,
             self._client_id,
+            window=self._settings.window,
             will=self._death(),
             largest_heard=_LARGEST_HEARD,
             most_heard=_MOST_HEARD,

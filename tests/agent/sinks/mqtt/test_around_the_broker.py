@@ -6,10 +6,11 @@ import socket
 import pytest
 from jinja2 import Environment
 
+from agent.mqtt.settings import TlsSettings
 from agent.sinks.mqtt.home_assistant import discovery
 from agent.sinks.mqtt.messages import Topics, health
 from agent.sinks.mqtt.probe import probe
-from agent.sinks.mqtt.settings import MqttSettings, TlsSettings
+from agent.sinks.mqtt.settings import MqttSettings
 from agent.station.status import SinkStatus
 from tests.agent.sinks.mqtt.test_sink import end, leaves_a_socket, opened, publishing, sequences
 from tests.agent.statuses import status

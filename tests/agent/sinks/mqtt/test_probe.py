@@ -5,10 +5,10 @@ import threading
 
 import pytest
 
+from agent.mqtt.link import Link
 from agent.part import State, is_alarm
 from agent.record.ledger import Ledger
 from agent.sinks.delivery import Deliverer
-from agent.sinks.mqtt.link import Link
 from agent.sinks.mqtt.probe import probe
 from agent.sinks.mqtt.settings import MqttSettings
 from agent.sinks.mqtt.sink import MqttSink

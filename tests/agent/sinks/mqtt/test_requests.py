@@ -18,6 +18,8 @@ from paho.mqtt.properties import Properties
 
 import agent
 import agent.sinks.mqtt.requests
+from agent.mqtt.link import Heard, Link
+from agent.mqtt.message import Message
 from agent.part import State, is_alarm
 from agent.record.annotations import threshold_in_file
 from agent.record.ledger import Ledger
@@ -25,8 +27,7 @@ from agent.record.replay import requeue_in_file
 from agent.record.rows import utc
 from agent.requests import RequestError, Requests
 from agent.sinks.delivery import Deliverer
-from agent.sinks.mqtt.link import Heard, Link
-from agent.sinks.mqtt.messages import Message, Topics
+from agent.sinks.mqtt.messages import Topics
 from agent.sinks.mqtt.requests import (
     COMMANDS,
     REQUEST_MAX_BYTES,

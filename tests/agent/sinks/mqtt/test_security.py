@@ -9,8 +9,9 @@ from cryptography import x509
 from hypothesis import given
 from hypothesis import strategies as st
 
-from agent.sinks.mqtt.security import password, tls_context, valid_until
-from agent.sinks.mqtt.settings import MqttSettings, TlsSettings
+from agent.mqtt.security import password, tls_context, valid_until
+from agent.mqtt.settings import TlsSettings
+from agent.sinks.mqtt.settings import MqttSettings
 from engine.errors import ConfigurationError
 
 

@@ -9,16 +9,18 @@ from dataclasses import replace
 import paho.mqtt.client as paho
 import pytest
 
+import agent.mqtt.link
 import agent.sinks.delivery
-import agent.sinks.mqtt.link
+from agent.mqtt.link import Link, Subscriber
+from agent.mqtt.message import Message
+from agent.mqtt.settings import TlsSettings
 from agent.part import State, is_alarm
 from agent.record.ledger import Ledger
 from agent.sinks.delivery import Deliverer
 from agent.sinks.mqtt.broker import EmbeddedBroker
-from agent.sinks.mqtt.link import Link, Subscriber
-from agent.sinks.mqtt.messages import Message, delivered
+from agent.sinks.mqtt.messages import delivered
 from agent.sinks.mqtt.probe import probe
-from agent.sinks.mqtt.settings import MqttSettings, TlsSettings
+from agent.sinks.mqtt.settings import MqttSettings
 from agent.sinks.mqtt.sink import MqttSink
 from agent.station.status import SinkStatus
 from engine.errors import BrokerError, ConfigurationError

@@ -6,8 +6,8 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Final
 
+from agent.mqtt.settings import BrokerSettings, TlsSettings
 from agent.secret import read_secret
-from agent.sinks.mqtt.settings import BrokerSettings, TlsSettings
 from engine.errors import ConfigurationError
 from engine.regular_file import open_regular, read_regular
 
@@ -22,28 +22,34 @@ def check_settings(settings: BrokerSettings) -> None:
     """Raise `ConfigurationError` for settings that contradict each other or name missing files."""
     password(settings)
     if settings.tls is not None:
-        tls_context(settings.tls)
+        tls_context(settings.tls, settings.place)
 
 
 def password(settings: BrokerSettings) -> str | None:
     """The password, read again for each connection, so that it can change while the agent runs."""
+    place = settings.place
     found = read_secret(
-        "mqtt.password", file=settings.password_file, variable=settings.password_variable
+        f"{place}.password", file=settings.password_file, variable=settings.password_variable
     )
     if found is not None and settings.user is None:
-        raise ConfigurationError("mqtt.user", None, "is missing beside the password; write it")
+        raise ConfigurationError(f"{place}.user", None, "is missing beside the password; write it")
     return found
 
 
-def tls_context(settings: TlsSettings) -> ssl.SSLContext:
-    """What TLS is spoken with; raises `ConfigurationError` for files that cannot be used."""
+def tls_context(settings: TlsSettings, place: str = "mqtt") -> ssl.SSLContext:
+    """What TLS is spoken with; raises `ConfigurationError` for files that cannot be used.
+
+    `place` is where the settings stand in the configuration.
+    """
     for key in ("ca_file", "certificate_file", "key_file"):
-        _require_regular(f"mqtt.tls.{key}", getattr(settings, key))
+        _require_regular(f"{place}.tls.{key}", getattr(settings, key))
     try:
         context = ssl.create_default_context(cafile=settings.ca_file)
     except OSError as error:
         raise ConfigurationError(
-            "mqtt.tls.ca_file", str(settings.ca_file), f"holds no certificates ({plain(error)})"
+            f"{place}.tls.ca_file",
+            str(settings.ca_file),
+            f"holds no certificates ({plain(error)})",
         ) from None
     if settings.certificate_file is not None:
         try:
@@ -51,13 +57,13 @@ def tls_context(settings: TlsSettings) -> ssl.SSLContext:
             context.load_cert_chain(settings.certificate_file, settings.key_file, lambda: "")
         except OSError as error:
             raise ConfigurationError(
-                "mqtt.tls.certificate_file",
+                f"{place}.tls.certificate_file",
                 str(settings.certificate_file),
                 f"cannot be used with key_file {settings.key_file} ({plain(error)})",
             ) from None
     elif settings.key_file is not None:
         remedy = "is a key without a certificate_file; give both"
-        raise ConfigurationError("mqtt.tls.key_file", str(settings.key_file), remedy)
+        raise ConfigurationError(f"{place}.tls.key_file", str(settings.key_file), remedy)
     return context
 
 
@@ -72,17 +78,18 @@ def _require_regular(key: str, file: Path | None) -> None:
         raise ConfigurationError(key, str(file), f"cannot be read ({plain(error)})") from None
 
 
-def tls_reason(error: ssl.SSLError, host: str) -> str:
+def tls_reason(error: ssl.SSLError, settings: BrokerSettings) -> str:
     """Why a broker's TLS is not trusted, and what to do."""
+    host, place = settings.host, settings.place
     if not isinstance(error, ssl.SSLCertVerificationError):
         return f"no TLS here, or another kind of it ({error.reason or error})"
     match error.verify_code:
         case 62 | 64:  # the name, the address
-            return f"its certificate is not for {host!r}: set mqtt.host to a name that it holds"
+            return f"its certificate is not for {host!r}: set {place}.host to a name that it holds"
         case 10:
             return "its certificate has expired"
         case 18 | 19 | 20 | 21:  # self-signed, or an issuer that we do not have
-            return f"its certificate is not from mqtt.tls.ca_file ({error.verify_message})"
+            return f"its certificate is not from {place}.tls.ca_file ({error.verify_message})"
         case _:
             return f"its certificate is not valid ({error.verify_message})"
 

@@ -26,8 +26,8 @@ from paho.mqtt.properties import Properties
 from paho.mqtt.reasoncodes import ReasonCode
 from paho.mqtt.subscribeoptions import SubscribeOptions
 
-from agent.sinks.mqtt.messages import Message
-from agent.sinks.mqtt.security import (
+from agent.mqtt.message import Message
+from agent.mqtt.security import (
     check_settings,
     expired_hint,
     password,
@@ -35,7 +35,7 @@ from agent.sinks.mqtt.security import (
     tls_context,
     tls_reason,
 )
-from agent.sinks.mqtt.settings import BrokerSettings
+from agent.mqtt.settings import BrokerSettings
 from engine.errors import BrokerError, ConfigurationError
 
 _LOG: Final = logging.getLogger("atac_agent.mqtt")
@@ -55,23 +55,26 @@ _EVENTS: Final = (
 )
 _PROPERTIES: Final[Callable[[int], Properties]] = Properties
 """paho leaves the type of its constructor out."""
-_NO_ANSWER: Final = " before it was made: TLS on one side only, or set mqtt.version: 3.1.1"
+_NO_ANSWER: Final = " before it was made: TLS on one side only, or set {place}.version: 3.1.1"
 _NO_RETAIN: Final = 0x9A
 _NO_QOS: Final = 0x9B
 _HINTS: Final = {
-    0x84: "set mqtt.version: 3.1.1",
+    0x84: "set {place}.version: 3.1.1",
     0x85: "the broker wants another client id: change agent.id",
-    0x86: "check mqtt.user and the password",
-    0x87: "check mqtt.user, the password and the broker's access rules",
+    0x86: "check {place}.user and the password",
+    0x87: "check {place}.user, the password and the broker's access rules",
     0x8E: "another client uses this id: give each agent its own agent.id",
     _NO_QOS: "let the broker take QoS 1, or set mqtt.max_qos: 0 and do without acknowledgements",
 }
-"""What to do about a reason code."""
+"""What to do about a reason code; `{place}` is where the settings stand."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Heard:
-    """A message from the broker. `is_unreadable`: paho could not parse the packet."""
+    """A message from the broker. `is_unreadable`: paho could not parse the packet.
+
+    `properties` are its user properties.
+    """
 
     topic: str = ""
     payload: bytes = b""
@@ -79,6 +82,7 @@ class Heard:
     correlation: bytes | None = None
     is_retained: bool = False
     is_unreadable: bool = False
+    properties: tuple[tuple[str, str], ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -129,6 +133,7 @@ class Link:
     Args:
         settings: The broker and how to talk to it.
         client_id: The name of this client at the broker.
+        window: How many publications may wait for their acknowledgement, if the broker lets them.
         will: What the broker publishes when this connection breaks.
         largest_heard: The largest packet that the broker may send, in bytes.
         most_heard: How many messages it may send before they are acknowledged.
@@ -140,6 +145,7 @@ class Link:
         settings: BrokerSettings,
         client_id: str,
         *,
+        window: int = 20,
         will: Message | None = None,
         largest_heard: int | None = None,
         most_heard: int | None = None,
@@ -151,7 +157,7 @@ class Link:
         self._hear = hear
         self._events: queue.SimpleQueue[_Event] = queue.SimpleQueue()
         self._is_v5 = settings.version == "5"
-        self.window = 1
+        self.window = window
         self.largest: int | None = None
         self.keeps_retained = True
         self._will = will
@@ -277,6 +283,7 @@ class Link:
                 response_topic=getattr(message.properties, "ResponseTopic", ""),
                 correlation=getattr(message.properties, "CorrelationData", None),
                 is_retained=message.retain,
+                properties=tuple(getattr(message.properties, "UserProperty", ())),
             )
             self._hear(heard)
 
@@ -306,10 +313,11 @@ class Link:
 
     def error(self, lost: Lost) -> BrokerError:
         """What to raise for the loss of this connection."""
+        place = self._settings.place
         hint = f"; {_HINTS[lost.code]}" if lost.code in _HINTS else expired_hint(self._settings)
         if not hint and self._is_v5 and not self._has_connected and not lost.is_refusal:
             hint = _NO_ANSWER
-        message = f"{address(self._settings)}: {lost.reason}{hint}"
+        message = f"{address(self._settings)}: {lost.reason}{hint.replace('{place}', place)}"
         # MQTT 3.1.1 has no words for it.
         is_silent = not self._is_v5 and not lost.is_refusal and not self._has_connected
         if self._will is not None and self._will.retain and (lost.code == _NO_RETAIN or is_silent):
@@ -323,12 +331,12 @@ class Link:
             if settings.user is not None:
                 self._client.username_pw_set(settings.user, word)
             if settings.tls is not None:
-                self._client.tls_set_context(tls_context(settings.tls))
+                self._client.tls_set_context(tls_context(settings.tls, settings.place))
             self._client.connect(
                 settings.host, _port(settings), settings.keepalive_s, properties=self._limits()
             )
         except ssl.SSLError as error:
-            reason = f"{address(settings)}: {tls_reason(error, settings.host)}"
+            reason = f"{address(settings)}: {tls_reason(error, settings)}"
             raise BrokerError(reason, is_refusal=True) from error
         except (OSError, ValueError) as error:
             raise BrokerError(f"{address(settings)}: {plain(error)}") from error
@@ -344,7 +352,8 @@ class Link:
                 event = self._events.get(timeout=max(0.0, until - time.monotonic()))
             except queue.Empty:
                 is_old = self._is_v5 and not self._has_connected
-                hint = "; is it one of MQTT 3.1.1? Then set mqtt.version: 3.1.1" if is_old else ""
+                older = f"; is it one of MQTT 3.1.1? Then set {self._settings.place}.version: 3.1.1"
+                hint = older if is_old else ""
                 raise BrokerError(
                     f"{address(self._settings)}: no answer within {timeout_s:g} s{hint}"
                 ) from None
@@ -397,7 +406,7 @@ class Link:
             return
         keeps_retained = bool(getattr(properties, "RetainAvailable", 1))
         self._has_connected = True
-        window = min(self._settings.window, theirs)
+        window = min(self.window, theirs)
         self._events.put(_Connected(window, largest, keeps_retained))
 
     def _on_disconnect(
