@@ -273,8 +273,18 @@ class Link:
             timeout_s = 0
         return found
 
+    def lost(self) -> BrokerError | None:
+        """Why the connection has ended, for those who only listen; `None` while it stands."""
+        for event in self.acknowledged(0):
+            if isinstance(event, Lost):
+                return self.error(event)
+        return None
+
     def subscribe(self, topic_filter: str, *, takes_retained: bool = True) -> None:
-        """Hear a topic filter at QoS 1; raises `BrokerError` if the broker does not grant it."""
+        """Hear a topic filter at QoS 1; raises `BrokerError` if the broker does not grant it.
+
+        What the broker has kept can be left out with MQTT 5; with 3.1.1 it comes and is marked.
+        """
 
         def on_message(_client: Client, _data: object, message: MQTTMessage) -> None:
             heard = Heard(
@@ -301,7 +311,7 @@ class Link:
 
         self._client.on_message = on_message
         self._client.on_subscribe = on_subscribe
-        if takes_retained:
+        if takes_retained or not self._is_v5:
             self._client.subscribe(topic_filter, qos=self._settings.qos)
         else:
             # The broker keeps what it has, and what comes says whether it is to be kept.

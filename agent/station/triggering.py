@@ -8,6 +8,7 @@ A part begins with its announcement, and its deadline counts from there.
 """
 
 import logging
+import math
 import threading
 from collections import OrderedDict
 from collections.abc import Callable
@@ -39,6 +40,8 @@ _FAULT_S: Final = 60.0
 """How long what went wrong once is shown."""
 _IDLE_S: Final = 3600.0
 _JOIN_S: Final = 5.0
+_STEADY_S: Final = 2.0
+"""A source that has been connected for this long is well, even if no part comes."""
 
 
 class TriggerIntake:
@@ -240,6 +243,7 @@ class Triggering:
         self._clock = clock
         self._backoff = Backoff(clock, stop)
         self._fault: str | None = None
+        self._connected_at = math.inf
         self._error: BaseException | None = None
         self._leaving = threading.Event()
         # Daemons, as a source that hangs must not keep the agent alive.
@@ -254,7 +258,8 @@ class Triggering:
     @property
     def fault(self) -> str | None:
         """Why no parts are announced, or what is wrong with their frames; `None`: all is well."""
-        return self._fault or self._intake.fault
+        is_steady = self._clock.now() - self._connected_at > _STEADY_S
+        return (None if is_steady else self._fault) or self._intake.fault
 
     def __enter__(self) -> Self:
         for thread in self._threads:
@@ -284,6 +289,7 @@ class Triggering:
         while not self._stop.is_set():
             try:
                 with self._source:
+                    self._connected_at = self._clock.now()
                     while (announcement := self._source.read()) is not None:
                         self._is_well()
                         self._intake.announced(announcement)
@@ -296,6 +302,7 @@ class Triggering:
                         error,
                     )
                 self._fault = f"trigger: {error}"
+            self._connected_at = math.inf
             self._backoff.wait()
 
     def _is_well(self) -> None:
