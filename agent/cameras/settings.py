@@ -4,9 +4,11 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Final
 
+from pydantic import AfterValidator
+
 from agent.part import FailSafe
 from agent.settings_values import Milliseconds, Name, PartsPerMinute, Share
-from agent.triggers.settings import TRIGGERS, AnyTriggerSettings
+from agent.triggers.settings import TRIGGERS, AnyTriggerSettings, NamingSettings, WindowSettings
 from engine.registry import Kinds
 from engine.spec import spec
 
@@ -40,18 +42,38 @@ class LineSettings:
         return None
 
 
+def _announcing(settings: AnyTriggerSettings) -> AnyTriggerSettings:
+    problem = None
+    if isinstance(settings, NamingSettings):
+        problem = f"{settings.type} names parts and announces none; write it as part_ids"
+    elif isinstance(settings, WindowSettings) and settings.min_ms < 0:
+        problem = "min_ms should be at least 0: no frame comes before its trigger"
+    if problem is not None:
+        raise ValueError(problem)
+    return settings
+
+
+def _naming(settings: AnyTriggerSettings) -> AnyTriggerSettings:
+    gives_ids = isinstance(settings, WindowSettings)
+    if not gives_ids:
+        raise ValueError(f"{settings.type} gives no part ids; write another type")
+    return settings
+
+
 @spec
 class AnyCameraSettings:
     """Every part and every message names its camera by its `name`.
 
     `line` stands in place of the configuration's own `line` for the parts of this camera.
-    `trigger` announces its parts; without one every frame is a part.
+    `trigger` announces its parts; without one every frame is a part. `part_ids` names them, where
+    ids come from a source of their own, such as a bar-code reader.
     """
 
     type: str
     name: Name = UNNAMED
     line: LineSettings | None = None
-    trigger: Annotated[AnyTriggerSettings, TRIGGERS] | None = None
+    trigger: Annotated[AnyTriggerSettings, TRIGGERS, AfterValidator(_announcing)] | None = None
+    part_ids: Annotated[AnyTriggerSettings, TRIGGERS, AfterValidator(_naming)] | None = None
 
     @property
     def folder(self) -> Path | None:

@@ -69,7 +69,10 @@ class Intake(Protocol):
 
 
 class Begin(Protocol):
-    """Makes the part of a trigger; `None` when no more are wanted."""
+    """Makes the part of a trigger; `None` when no more are wanted.
+
+    With `is_dated` False it was missed, and `received` is when that was noticed.
+    """
 
     def __call__(
         self,
@@ -80,6 +83,7 @@ class Begin(Protocol):
         part_id: str | None = None,
         source: str | None = None,
         count: int | None = None,
+        is_dated: bool = True,
     ) -> Part | None: ...
 
 
@@ -156,6 +160,7 @@ class FrameIntake:
             triggered_ns=self._clock.utc_ns(),
             part_id=names.part_id(number),
             source=names.source(number),
+            is_dated=state is not State.NO_FRAME,
         )
         if part is not None:
             self._end(part, state, reason)

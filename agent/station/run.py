@@ -26,6 +26,7 @@ from agent.station.station import Model, Station
 from agent.station.status import Status
 from agent.station.summary import Summary
 from agent.station.threshold import Threshold
+from agent.triggers.settings import AnyTriggerSettings
 from engine.inspector import Inspector
 
 
@@ -43,6 +44,7 @@ def run_station(
     services: Sequence[AnyServiceSettings] = (),
     readers: Sequence[Callable[[Status], None]] = (),
     triggers: Mapping[str, TriggerSource] = MappingProxyType({}),
+    part_ids: Mapping[str, TriggerSource] = MappingProxyType({}),
     clock: Clock | None = None,
     may_promote: bool = False,
 ) -> Summary:
@@ -63,6 +65,7 @@ def run_station(
         services: Those that read the status, besides those of `config`.
         readers: Are told of each status; they must not wait.
         triggers: Trigger sources by their camera's name, in place of those that `config` names.
+        part_ids: Sources of part ids, likewise.
         clock: The time; the machine's unless a test drives it.
         may_promote: Whether requests may put another bundle in force.
 
@@ -82,7 +85,11 @@ def run_station(
         for one in config.sinks
     }
     # Before the sinks begin: a sink may be told of parts by the PLC that it delivers to.
-    sources = _sources(config, sinks, stop, clock)
+    named = {camera.name: camera for camera in config.cameras}
+    announcing = {name: camera.trigger for name, camera in named.items()}
+    triggers = {**_sources(announcing, sinks, stop, clock), **triggers}
+    naming = {name: camera.part_ids for name, camera in named.items()}
+    part_ids = {**_sources(naming, sinks, stop, clock), **part_ids}
     ledger = Ledger(
         config.ledger.path,
         agent_id=config.agent.id,
@@ -152,7 +159,8 @@ def run_station(
                 observers=observers,
                 readers=readers,
                 watches={"drift": drift, "check": check},
-                triggers={**sources, **triggers},
+                triggers=triggers,
+                part_ids=part_ids,
                 services=[partial(open_service, one) for one in (*config.services, *services)],
                 requests=requests,
             )
@@ -169,12 +177,15 @@ def run_station(
 
 
 def _sources(
-    config: Config, sinks: Mapping[str, Sink], stop: threading.Event, clock: Clock
+    settings: Mapping[str, AnyTriggerSettings | None],
+    sinks: Mapping[str, Sink],
+    stop: threading.Event,
+    clock: Clock,
 ) -> dict[str, TriggerSource]:
-    """The trigger source of each camera that has one."""
+    """The sources of `settings`, by their camera's name."""
     opened = {
-        camera.name: open_trigger(camera.trigger, stop, clock, camera=camera.name, sinks=sinks)
-        for camera in config.cameras
-        if camera.trigger is not None
+        name: open_trigger(one, stop, clock, camera=name, sinks=sinks)
+        for name, one in settings.items()
+        if one is not None
     }
     return {name: source for name, source in opened.items() if source is not None}

@@ -35,7 +35,7 @@ from agent.station.recorder import Observer, Recorder
 from agent.station.status import CameraStatus, LedgerStatus, SinkStatus, Status
 from agent.station.summary import Ends, Summary, Timing
 from agent.station.threshold import ANY_SCORES
-from agent.station.triggering import Triggering, TriggerIntake
+from agent.station.triggering import NameIntake, Triggering, TriggerIntake
 from agent.station.workers import Progress, run_workers
 from agent.triggers.settings import AnyTriggerSettings, WindowSettings
 from calibration.record import Calibration, CalibrationRecord
@@ -155,6 +155,7 @@ class Station:
         observers: Are told of each part once it is recorded.
         triggers: The trigger sources by their camera's name, not entered; of a camera without one
             every frame is a part.
+        part_ids: The sources of part ids, likewise.
         services: Make the services that read the status.
         requests: What services may ask of the agent.
         readers: Are told of each status, in the thread that makes it: they must not wait.
@@ -177,6 +178,7 @@ class Station:
         started: float | None = None,
         observers: Sequence[Observer] = (),
         triggers: Mapping[str, TriggerSource] = MappingProxyType({}),
+        part_ids: Mapping[str, TriggerSource] = MappingProxyType({}),
         services: Sequence[Callable[[Watched], Service]] = (),
         requests: Requests | None = None,
         readers: Sequence[Callable[[Status], None]] = (),
@@ -203,9 +205,13 @@ class Station:
         self._queue = PartQueue(self._lines)
         self._triggerings: dict[str, Triggering] = {}
         self._announced: dict[str, TriggerIntake] = {}
+        self._readers: dict[str, Triggering] = {}
+        self._names: dict[str, NameIntake] = {}
         for camera in config.cameras:
             if (source := triggers.get(camera.name)) is not None:
                 self._announce_by(camera.name, source, camera.trigger)
+            if (source := part_ids.get(camera.name)) is not None:
+                self._name_by(camera.name, source, camera.part_ids)
         self._acquisitions = {
             name: self._acquisition(name, camera)
             for name, camera in zip(self._lines, cameras, strict=True)
@@ -252,13 +258,27 @@ class Station:
         self, name: str, source: TriggerSource, settings: AnyTriggerSettings | None
     ) -> None:
         """The parts of camera `name` are announced by `source`, before their frames."""
-        window = settings if isinstance(settings, WindowSettings) else WindowSettings(type="")
         intake = TriggerIntake(
-            name, self._queue, window, begin=self._announce, end=self._end, clock=self._clock
+            name,
+            self._queue,
+            _window(settings),
+            begin=self._announce,
+            end=self._end,
+            clock=self._clock,
         )
         self._announced[name] = intake
         self._triggerings[name] = Triggering(
             name, source, intake, stop=self._stop, clock=self._clock
+        )
+
+    def _name_by(
+        self, name: str, source: TriggerSource, settings: AnyTriggerSettings | None
+    ) -> None:
+        """The parts of camera `name` are named by `source`."""
+        intake = NameIntake(name, _window(settings), self._clock)
+        self._names[name] = intake
+        self._readers[name] = Triggering(
+            name, source, intake, stop=self._stop, clock=self._clock, noun="part ids"
         )
 
     def _acquisition(self, name: str, camera: Camera) -> Acquisition:
@@ -285,6 +305,7 @@ class Station:
         with ExitStack() as running:
             for each in (
                 *inner,
+                *self._readers.values(),
                 *self._triggerings.values(),
                 *self._acquisitions.values(),
                 *self._services,
@@ -305,6 +326,7 @@ class Station:
         part_id: str | None = None,
         source: str | None = None,
         count: int | None = None,
+        is_dated: bool = True,
     ) -> Part | None:
         """A part has arrived: it gets its number. `None` when it is one too many."""
         with self._announcing:
@@ -332,7 +354,11 @@ class Station:
             source=source,
             audit=chance_if_drawn(self._record.epoch, sequence, self._config.evidence.audit),
         )
-        if part_id is None and camera not in self._announced:
+        if camera in self._names and (part_id is None or camera not in self._announced):
+            part.part_id = None  # what the camera calls it is not what the line does
+            if is_dated:
+                self._names[camera].began(part)
+        elif part_id is None and camera not in self._announced:
             part.part_id = f"{self._record.epoch}-{sequence:06d}"
         self._record.expect(part)
         return part
@@ -387,7 +413,8 @@ class Station:
 
     def _unnamed(self, part: Part) -> str:
         """Why a part has no id, where parts have one."""
-        is_expected = part.camera in self._announced and self._announced[part.camera].gives_ids
+        announced = self._announced.get(part.camera)
+        is_expected = part.camera in self._names or (announced is not None and announced.gives_ids)
         return "no part id came" if is_expected and part.part_id is None else ""
 
     def _late_s(self, part: Part) -> float:
@@ -475,7 +502,9 @@ class Station:
 
     def _camera_fault(self, name: str) -> str | None:
         found = [
-            part[name].fault for part in (self._acquisitions, self._triggerings) if name in part
+            part[name].fault
+            for part in (self._acquisitions, self._triggerings, self._readers)
+            if name in part
         ]
         return next((fault for fault in found if fault is not None), None)
 
@@ -529,6 +558,10 @@ class Station:
             parts_per_second=self._triggers / seconds if seconds else 0.0,
             latencies=self._timing.latencies(),
         )
+
+
+def _window(settings: AnyTriggerSettings | None) -> WindowSettings:
+    return settings if isinstance(settings, WindowSettings) else WindowSettings(type="")
 
 
 _NONE_YET: Final = CameraStatus(triggers=0, counts=dict.fromkeys(State, 0))

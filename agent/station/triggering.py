@@ -1,10 +1,13 @@
-"""Parts that are announced before their frames: the threads of a trigger source.
+"""Parts that are announced before their frames, or named by another source: their threads.
 
     atac-trigger     source.read ─▶ announcement ─┐
     atac-camera      camera.read ─▶ frame ────────┴▶ Reconciler ─▶ part, its frame, its id
     atac-reconciler  ends the parts whose window has passed
 
-A part begins with its announcement, and its deadline counts from there.
+    atac-part-ids    source.read ─▶ reading ──────┬▶ Naming ─▶ the id of a part
+    whoever begins a part ────────────────────────┘
+
+An announced part begins with its announcement, and its deadline counts from there.
 """
 
 import logging
@@ -12,13 +15,15 @@ import math
 import threading
 from collections import OrderedDict
 from collections.abc import Callable
-from typing import Final, Self
+from dataclasses import replace
+from typing import Final, Literal, Protocol, Self
 
 from agent.part import Part, State
 from agent.ports import Announcement, Clock, TriggerSource
 from agent.station.acquisition import Begin, End, Names
 from agent.station.queue import PartQueue
 from agent.station.retry import Backoff
+from agent.triggers.naming import Naming
 from agent.triggers.reconcile import (
     Action,
     Begun,
@@ -39,9 +44,98 @@ _REMEMBERED: Final = 1000
 _FAULT_S: Final = 60.0
 """How long what went wrong once is shown."""
 _IDLE_S: Final = 3600.0
+_TOO_LATE: Final = "part ids come after the verdicts, too late to be recorded"
 _JOIN_S: Final = 5.0
 _STEADY_S: Final = 2.0
 """A source that has been connected for this long is well, even if no part comes."""
+
+
+class _Recent:
+    """What went wrong between the sources of one camera, for the minute after it did."""
+
+    def __init__(self, name: str, clock: Clock) -> None:
+        self._name = name
+        self._clock = clock
+        self._said: tuple[float, str] | None = None
+
+    @property
+    def fault(self) -> str | None:
+        said = self._said
+        is_recent = said is not None and self._clock.now() - said[0] < _FAULT_S
+        return said[1] if said is not None and is_recent else None
+
+    def say(self, fault: str) -> None:
+        if self.fault is None:
+            _LOG.warning("camera %s: %s", self._name, fault)
+        self._said = (self._clock.now(), fault)
+
+
+class Told(Protocol):
+    """What a source's announcements are told to."""
+
+    @property
+    def changed(self) -> threading.Event: ...
+    @property
+    def fault(self) -> str | None: ...
+    def announced(self, announcement: Announcement) -> None: ...
+    def due(self) -> float | None: ...
+    def passed(self) -> None: ...
+    def finish(self) -> None: ...
+
+
+class NameIntake:
+    """Gives the parts of one camera the ids that a source of their own reads."""
+
+    def __init__(self, name: str, settings: WindowSettings, clock: Clock) -> None:
+        self._clock = clock
+        self._lock = threading.Lock()
+        self._naming: Naming[Part] = Naming(_window(settings))
+        self._recent = _Recent(name, clock)
+        self.changed: Final = threading.Event()
+
+    @property
+    def fault(self) -> str | None:
+        """What went wrong between ids and parts in the last minute."""
+        return self._recent.fault
+
+    def due(self) -> float | None:
+        """When `passed` has to be called next."""
+        with self._lock:
+            return self._naming.due
+
+    def began(self, part: Part) -> None:
+        """A part without an id has begun: it gets the one that was read for it."""
+        with self._lock:
+            reading = self._naming.began(part, part.received)
+            if reading is not None:
+                part.part_id = reading.part_id
+                part.trigger = replace(part.trigger, count=reading.count)
+            self._report()
+
+    def announced(self, announcement: Announcement) -> None:
+        """The source has read an id."""
+        with self._lock:
+            part = self._naming.read(announcement)
+            if part is not None:
+                if part.verdict is not None:
+                    self._recent.say(_TOO_LATE)
+                part.part_id = announcement.part_id
+            self._report()
+
+    def passed(self) -> None:
+        """Time has passed."""
+        with self._lock:
+            self._naming.passed(self._clock.now())
+            self._report()
+
+    def finish(self) -> None:
+        """No more parts are wanted."""
+
+    def _report(self) -> None:
+        if self._naming.fault is not None:
+            self._recent.say(self._naming.fault)
+            self._naming.fault = None
+        self.changed.set()
 
 
 class TriggerIntake:
@@ -68,14 +162,12 @@ class TriggerIntake:
         self._end = end
         self._clock = clock
         self._lock = threading.Lock()
-        self._reconciler = Reconciler(
-            Window(min_s=settings.min_ms / 1e3, max_s=settings.max_ms / 1e3)
-        )
+        self._reconciler = Reconciler(_window(settings))
         self._parts: OrderedDict[int, Part] = OrderedDict()
         self._names: Names | None = None
         self._is_connected = False
         self._is_over = False
-        self._fault: tuple[float, str] | None = None
+        self._recent = _Recent(name, clock)
         self.changed: Final = threading.Event()
         self.fire: Callable[[], None] = lambda: None
         self.unexpected = 0
@@ -84,9 +176,7 @@ class TriggerIntake:
     @property
     def fault(self) -> str | None:
         """What went wrong between trigger and camera in the last minute."""
-        fault = self._fault
-        is_recent = fault is not None and self._clock.now() - fault[0] < _FAULT_S
-        return fault[1] if fault is not None and is_recent else None
+        return self._recent.fault
 
     def due(self) -> float | None:
         """When `passed` has to be called next."""
@@ -150,7 +240,7 @@ class TriggerIntake:
         for action in actions:
             match action:
                 case Begun():
-                    self._begun(action.index, action.announcement)
+                    self._begun(action)
                 case Paired():
                     self._paired(action.index, action.frame)
                 case Ended():
@@ -160,15 +250,16 @@ class TriggerIntake:
                     self._named(action.index, action.part_id)
                 case Unexpected():
                     self.unexpected += 1
-                    self._say(f"a frame was given to no part: {action.reason}")
+                    self._recent.say(f"a frame was given to no part: {action.reason}")
                 case Unclaimed():
-                    self._say(f"a part id belongs to no part: {action.part_id!r}")
+                    self._recent.say(f"a part id belongs to no part: {action.part_id!r}")
         if self._reconciler.fault is not None:
-            self._say(self._reconciler.fault)
+            self._recent.say(self._reconciler.fault)
             self._reconciler.fault = None
         self.changed.set()
 
-    def _begun(self, index: int, announcement: Announcement) -> None:
+    def _begun(self, action: Begun) -> None:
+        announcement = action.announcement
         ago_s = self._clock.now() - announcement.at
         part = self._begin(
             self._name,
@@ -176,11 +267,12 @@ class TriggerIntake:
             triggered_ns=self._clock.utc_ns() - round(ago_s * 1e9),
             part_id=announcement.part_id,
             count=announcement.count,
+            is_dated=not action.is_unseen,
         )
         if part is None:
             self._is_over = True
             return
-        self._parts[index] = part
+        self._parts[action.index] = part
         if len(self._parts) > _REMEMBERED:
             self._parts.popitem(last=False)
 
@@ -198,13 +290,12 @@ class TriggerIntake:
         if part is None:
             return
         if part.verdict is not None:
-            self._say("part ids come after the verdicts, too late to be recorded")
+            self._recent.say(_TOO_LATE)
         part.part_id = part_id
 
-    def _say(self, fault: str) -> None:
-        if self.fault is None:
-            _LOG.warning("camera %s: %s", self._name, fault)
-        self._fault = (self._clock.now(), fault)
+
+def _window(settings: WindowSettings) -> Window:
+    return Window(min_s=settings.min_ms / 1e3, max_s=settings.max_ms / 1e3)
 
 
 def _begins(actions: list[Action]) -> bool:
@@ -214,7 +305,7 @@ def _begins(actions: list[Action]) -> bool:
 
 
 class Triggering:
-    """The threads of one trigger source; a context manager.
+    """The threads of one source of triggers or part ids; a context manager.
 
     A source that is not ready or goes away is said once and retried with exponential back-off. An
     error in these threads sets `stop`, and is raised when the context is left.
@@ -225,18 +316,21 @@ class Triggering:
         intake: Is told of every announcement, and of time.
         stop: Ends the reading; set on leaving.
         clock: Times windows and retries.
+        noun: What the source gives, for threads and messages.
     """
 
     def __init__(
         self,
         name: str,
         source: TriggerSource,
-        intake: TriggerIntake,
+        intake: Told,
         *,
         stop: threading.Event,
         clock: Clock,
+        noun: Literal["trigger", "part ids"] = "trigger",
     ) -> None:
         self._name = name
+        self._noun = noun
         self._source = source
         self._intake = intake
         self._stop = stop
@@ -250,7 +344,7 @@ class Triggering:
         self._threads = [
             threading.Thread(target=self._guarded, args=(work,), name=title, daemon=True)
             for work, title in (
-                (self._read, f"atac-trigger-{name}"),
+                (self._read, f"atac-{noun.replace(' ', '-')}-{name}"),
                 (self._reconcile, f"atac-reconciler-{name}"),
             )
         ]
@@ -297,18 +391,19 @@ class Triggering:
             except TriggerError as error:
                 if self._fault is None:
                     _LOG.warning(
-                        "trigger of camera %s: %s; trying again until it is back",
+                        "%s of camera %s: %s; trying again until it is back",
+                        self._noun,
                         self._name,
                         error,
                     )
-                self._fault = f"trigger: {error}"
+                self._fault = f"{self._noun}: {error}"
             self._connected_at = math.inf
             self._backoff.wait()
 
     def _is_well(self) -> None:
         self._backoff.reset()
         if self._fault is not None:
-            _LOG.warning("trigger of camera %s: is back", self._name)
+            _LOG.warning("%s of camera %s: back again", self._noun, self._name)
             self._fault = None
 
     def _reconcile(self) -> None:

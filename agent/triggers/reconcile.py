@@ -46,10 +46,14 @@ class Window:
 
 @dataclass(frozen=True, slots=True)
 class Begun:
-    """Trigger `index` is a part; indexes count from 0."""
+    """Trigger `index` is a part; indexes count from 0.
+
+    With `is_unseen` its announcement was missed, and the time is that of the next one.
+    """
 
     index: int
     announcement: Announcement
+    is_unseen: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -231,7 +235,7 @@ class Reconciler:
             number = count - unseen + missed if count is not None else None
             trigger = self._new(Announcement(at=announcement.at, count=number))
             trigger.is_unseen = True
-            yield Begun(trigger.index, Announcement(at=announcement.at, count=number))
+            yield Begun(trigger.index, Announcement(at=announcement.at, count=number), True)
             yield self._end(trigger, "its trigger was not seen")
         if self._base is not None and unseen:
             # Frames of triggers that were not seen have been taken for nobody's.

@@ -21,11 +21,12 @@ class WindowSettings(AnyTriggerSettings):
     """A source that announces parts before their frames.
 
     The frame of a part comes `min_ms` to `max_ms` after it was announced. Parts whose frame does
-    not end as NO_FRAME, and a frame that comes at another time is given to none.
+    not end as NO_FRAME, and a frame that comes at another time is given to none. Of a source of
+    `part_ids` it is the time from an id to its part; below 0 the part comes first.
     """
 
     type: str
-    min_ms: Annotated[float, Field(ge=0, le=86_400_000)] = 0.0
+    min_ms: Annotated[float, Field(ge=-86_400_000, le=86_400_000)] = 0.0
     max_ms: Milliseconds = 1000.0
 
     @model_validator(mode="after")
@@ -40,6 +41,11 @@ class SinkTriggerSettings(WindowSettings):
     """A source that is the receiver of a sink, by its name."""
 
     sink: Name
+
+
+@spec
+class NamingSettings(WindowSettings):
+    """A source that names parts and announces none: it stands as `part_ids` only."""
 
 
 TRIGGERS: Final = Kinds("agent.triggers", AnyTriggerSettings, noun="trigger")

@@ -84,7 +84,7 @@ class Line:
         )
         self.thread = threading.Thread(target=self._run)
 
-    def begin(self, camera, *, received, triggered_ns, part_id, source):
+    def begin(self, camera, *, received, triggered_ns, part_id, source, is_dated=True):
         self._sequence += 1
         trigger = Trigger(sequence=self._sequence, camera=camera, triggered_ns=triggered_ns)
         return Part(trigger=trigger, received=received, part_id=part_id, source=source)

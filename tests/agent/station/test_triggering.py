@@ -1,6 +1,8 @@
 """Parts that are announced before their frames, through the real station and its ledger."""
 
+import sqlite3
 import threading
+from contextlib import closing
 from dataclasses import replace
 
 import pytest
@@ -50,15 +52,15 @@ class Belt:
         self.frames += [lambda: self.clock.advance(after_s), *frames, seen.set]
         self.triggers.append(lambda: seen.wait(20))
 
-    def run(self, config, inspector=None, parts=None, **line):
-        settings = SoftwareSettings(min_ms=0, max_ms=50)
-        camera = replace(config.cameras[0], trigger=settings, line=LineSettings(**line))
+    def run(self, config, inspector=None, parts=None, gives="trigger", **line):
+        settings = {gives: SoftwareSettings(min_ms=0, max_ms=50)}
+        camera = replace(config.cameras[0], **settings, line=LineSettings(**line))
         self.source = Pushed(*self.triggers)
         self.statuses: list[Status] = []
         return run_station(
             replace(config, cameras=(camera,)),
             cameras=[ScriptedCamera(*self.frames)],
-            triggers={"main": self.source},
+            **{"triggers" if gives == "trigger" else gives: {"main": self.source}},
             inspector=inspector or BrightnessInspector(),
             model=Model(threshold=0.5),
             clock=self.clock,
@@ -135,6 +137,48 @@ def test_an_id_that_comes_after_its_frame_is_that_part_s(belt, config):
     belt.announce("a", count=1, is_trigger=False)
     belt.triggers.append(named.set)
     belt.run(config, BrightnessInspector(lambda _pixels: named.wait(20)))
+    assert [row[1:] for row in rows(config)] == [("a", "OK", "")]
+
+
+def test_frames_are_parts_and_another_source_names_them(belt, config):
+    """The second code was not read: that part has no id, and the third has its own."""
+    belt.announce("a", count=7)
+    belt.see(40, after_s=0.02)
+    belt.see(41, after_s=1.0)
+    belt.announce("c", after_s=1.0)
+    belt.see(42, after_s=0.02)
+    belt.run(config, gives="part_ids")
+    assert [row[1:] for row in rows(config)] == [
+        ("a", "OK", ""),
+        (None, "OK", "no part id came"),
+        ("c", "OK", ""),
+    ]
+    with closing(sqlite3.connect(config.ledger.path)) as ledger:
+        assert ledger.execute("SELECT count FROM triggers").fetchall() == [(7,), (None,), (None,)]
+
+
+def test_a_frame_that_was_lost_takes_no_other_part_s_id(belt, config):
+    belt.announce("a")
+    belt.see(40, after_s=0.02)
+    belt.announce("c", after_s=1.0)
+    belt.see(42, after_s=0.02)
+    belt.run(config, gives="part_ids")
+    assert [row[1:3] for row in rows(config)] == [("a", "OK"), (None, "NO_FRAME"), ("c", "OK")]
+
+
+def test_an_id_that_is_read_behind_the_camera_names_the_part_before(belt, config):
+    read = threading.Event()
+    belt.frames.append(40)
+    belt.triggers.append(lambda: inspecting.wait(20))
+    belt.announce("a")
+    belt.triggers.append(read.set)
+    inspecting = threading.Event()
+
+    def inspect(_pixels):
+        inspecting.set()
+        read.wait(20)
+
+    belt.run(config, BrightnessInspector(inspect), gives="part_ids")
     assert [row[1:] for row in rows(config)] == [("a", "OK", "")]
 
 
