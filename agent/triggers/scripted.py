@@ -1,6 +1,7 @@
-"""A trigger source that does what a script says; for tests, and no kind to be configured."""
+"""A trigger source and an input line that do what a script says; for tests, and no kinds."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from typing import Self
 
 from agent.ports import Announcement
@@ -33,3 +34,42 @@ class ScriptedTriggers:
         return self
 
     def __exit__(self, *_: object) -> None: ...
+
+
+@dataclass(frozen=True, slots=True)
+class ScriptedEdge:
+    """An edge at a time of the monotonic clock, with its number on its line."""
+
+    timestamp_ns: int
+    line_seqno: int
+
+
+class ScriptedLine:
+    """Gives edges as gpiod's line does, by a script: some at once, an error, or something to do."""
+
+    def __init__(self, *script: Sequence[ScriptedEdge] | Exception | Callable[[], object]) -> None:
+        self._script = list(script)
+        self.is_released = False
+
+    def wait_edge_events(self, _timeout: float) -> bool:
+        """Whether there are edges to be read."""
+        match self._script[0] if self._script else None:
+            case Exception() as error:
+                raise error
+            case None:
+                return False
+            case act if callable(act):
+                del self._script[0]
+                act()
+                return False
+        return True
+
+    def read_edge_events(self) -> Sequence[ScriptedEdge]:
+        """The next edges."""
+        edges = self._script.pop(0)
+        assert isinstance(edges, Sequence), "read without having waited"
+        return edges
+
+    def release(self) -> None:
+        """The line is left."""
+        self.is_released = True

@@ -22,7 +22,15 @@ from engine.errors import ConfigurationError
 from engine.registry import Kinds
 
 ROOT = Path(__file__).parents[2]
-USUAL = {"path": "parts", "host": "localhost", "id": "line-3", "what": "x", "topic": "part"}
+USUAL = {
+    "path": "parts",
+    "host": "localhost",
+    "id": "line-3",
+    "what": "x",
+    "topic": "part",
+    "device": "/dev/ttyACM0",
+    "chip": "/dev/gpiochip0",
+}
 EXTREMES: list[Any] = [
     *(0, -1, 1, 2**31, 2**63, 2**64, 10**400, -(10**400), 0.5, 1e10, 1e13, 1e-300, 1e308, -1e308),
     *(math.nan, math.inf, -math.inf, True, False, None, [], {}, [[]], ["x"], [None]),
