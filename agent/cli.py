@@ -36,6 +36,7 @@ COMMANDS: Final = (
     "compare",
     "promote",
     "rollback",
+    "trigger",
     "sign",
     "verify",
 )

@@ -7,7 +7,8 @@ function gives, or the `RequestError` that it raises. No request names a file, a
 import threading
 from collections.abc import Mapping
 from dataclasses import asdict
-from typing import Final, Literal, Protocol
+from types import MappingProxyType
+from typing import Final, Literal, Protocol, runtime_checkable
 
 from agent.record.annotations import Audited, Label
 from agent.record.rows import software
@@ -63,6 +64,13 @@ class Annotations(Protocol):
     def use_nonce(self, nonce: str, *, until_ns: int, now_ns: int) -> bool | None: ...
 
 
+@runtime_checkable
+class OnDemand(Protocol):
+    """A trigger source that announces a part when it is told to."""
+
+    def fire(self, part_id: str | None = None) -> None: ...
+
+
 class Requests:
     """Obeys requests; may be called by any thread.
 
@@ -74,6 +82,7 @@ class Requests:
         bundles: Puts another bundle in force; `None` where the bundle cannot change.
         checks: Golden samples; `None` where there is no line to show them to.
         drift: Counts labels of the audit.
+        sources: What `trigger` can fire, by the camera's name.
     """
 
     def __init__(
@@ -86,6 +95,7 @@ class Requests:
         bundles: Bundles | None = None,
         checks: Checks | None = None,
         drift: Drift | None = None,
+        sources: Mapping[str, OnDemand] = MappingProxyType({}),
     ) -> None:
         self._ledger = ledger
         self._agent_id: Final = agent_id
@@ -94,6 +104,7 @@ class Requests:
         self._bundles = bundles
         self._checks = checks
         self._drift = drift
+        self._sources = sources
 
     @property
     def epoch(self) -> str:
@@ -113,6 +124,19 @@ class Requests:
         """Inspect again."""
         self._paused.clear()
         return self.ping()
+
+    def trigger(self, camera: str | None, part_id: str | None) -> Mapping[str, object]:
+        """Announce a part at a camera whose trigger is `software`; `None`: at the only one."""
+        names = list(self._sources)
+        if not names:
+            raise RequestError("camera: none has trigger: {type: software}")
+        if camera is None and len(names) > 1:
+            raise RequestError(f"camera: is missing; write {' or '.join(names)}")
+        name = names[0] if camera is None else camera
+        if name not in self._sources:
+            raise RequestError(f"camera: write {' or '.join(names)}")
+        self._sources[name].fire(part_id)
+        return {"camera": name, "part_id": part_id}
 
     def thresholds(self) -> Mapping[str, object]:
         """The threshold above which a part is NG, and the calibrated one."""

@@ -37,11 +37,12 @@ COMMANDS = {
     "bench": "bench --bundle {folder}/bundle --seconds 1 --rounds 1",
     "build": "build --bundle {folder}/bundle",
     "replay": "replay 1 2 --config {folder}/agent.yaml",
+    "trigger": "trigger --config {folder}/agent.yaml",
     "sign": "sign --bundle {folder}/bundle --key {folder}/key.pem",
     "verify": "verify --bundle {folder}/bundle --key {folder}/key.pub.pem",
 }
 """All that there are, in an order in which each finds what it needs."""
-CODES = {"doctor": {1}, "build": {0, 1, 2}, "replay": {0, 2}}
+CODES = {"doctor": {1}, "build": {0, 1, 2}, "replay": {0, 2}, "trigger": {1}}
 """There is no broker here, most machines have no GPU, and only a run makes a ledger."""
 
 

@@ -13,7 +13,7 @@ from agent.ports import Camera, Clock, Sink, TriggerSource
 from agent.record.ledger import Ledger
 from agent.record.retention import Limits
 from agent.registry import open_camera, open_service, open_sink, open_trigger
-from agent.requests import Requests
+from agent.requests import OnDemand, Requests
 from agent.services.settings import AnyServiceSettings
 from agent.settings import Config
 from agent.sinks.delivery import Deliverer
@@ -131,6 +131,7 @@ def run_station(
                 bundles=bundles if may_promote else None,
                 checks=check,
                 drift=drift,
+                sources={name: one for name, one in triggers.items() if isinstance(one, OnDemand)},
             )
             outlets = [
                 delivering.enter_context(

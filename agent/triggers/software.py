@@ -1,4 +1,4 @@
-"""Parts announced by a call in this process, `SoftwareTriggers.fire`."""
+"""Parts announced on demand: `agent trigger`, a request, or a call of `fire` in this process."""
 
 import queue
 import threading
@@ -13,7 +13,7 @@ _LOOK_S: Final = 0.1
 
 @spec
 class SoftwareSettings(WindowSettings):
-    """A part is announced when somebody calls for it."""
+    """A part is announced when somebody asks for it."""
 
     type: Literal["software"] = "software"
 

@@ -29,6 +29,7 @@ from agent.mqtt.link import ANSWER_S, Acknowledged, Heard, Link, address
 from agent.mqtt.message import Message
 from agent.record.rows import utc
 from agent.requests import RequestError, Requests
+from agent.settings_values import Name, Text
 from agent.sinks.mqtt.messages import Topics, response
 from agent.sinks.mqtt.settings import Command, MqttSettings
 from engine.bundle import Sha256
@@ -64,6 +65,7 @@ Sequence = Annotated[int, Field(ge=1, lt=1 << 63)]
 Epoch = Annotated[str, StringConstraints(pattern=r"^[0-9a-f]{12}$")]
 By = Annotated[str, StringConstraints(min_length=1, max_length=100)]
 Why = Annotated[str, StringConstraints(max_length=500)]
+PartId = Annotated[Text, StringConstraints(max_length=128)]
 Replay = Callable[[str, int, int], int]
 
 
@@ -138,6 +140,17 @@ class RollbackRequest:
     why: Why = ""
 
 
+@spec
+class TriggerRequest:
+    """Announce a part; at the only camera with the trigger `software` unless one is named."""
+
+    command: Literal["trigger"]
+    nonce: Nonce
+    expires: Expiry
+    camera: Name | None = None
+    part_id: PartId | None = None
+
+
 Request = (
     PlainRequest
     | ReplayRequest
@@ -145,6 +158,7 @@ Request = (
     | ThresholdRequest
     | PromoteRequest
     | RollbackRequest
+    | TriggerRequest
 )
 _REQUEST: Final[TypeAdapter[Request]] = TypeAdapter(
     Annotated[Request, Field(discriminator="command")]
@@ -425,6 +439,8 @@ class MqttRequests:
                 )
             case RollbackRequest():
                 return asked.rollback(by=request.by, why=request.why, nonce=request.nonce)
+            case TriggerRequest():
+                return asked.trigger(request.camera, request.part_id)
             case PlainRequest(command="threshold"):
                 return asked.thresholds()
             case PlainRequest(command="pause"):

@@ -20,6 +20,7 @@ Command = Literal[
     "label",
     "promote",
     "rollback",
+    "trigger",
 ]
 TOPIC_TEMPLATE: Final = "atac/{agent}/{what}"
 

@@ -18,6 +18,7 @@ from paho.mqtt.properties import Properties
 
 import agent
 import agent.sinks.mqtt.requests
+from agent.clock import SystemClock
 from agent.mqtt.link import Heard, Link
 from agent.mqtt.message import Message
 from agent.part import State, is_alarm
@@ -39,6 +40,7 @@ from agent.sinks.mqtt.requests import (
 from agent.sinks.mqtt.settings import MqttSettings
 from agent.sinks.mqtt.sink import MqttSink
 from agent.station.threshold import Threshold
+from agent.triggers.software import SoftwareTriggers
 from engine.errors import BrokerError, ConfigurationError
 from tests.records import add, settle
 
@@ -70,12 +72,13 @@ def ledger(tmp_path):
         yield found
 
 
-def obeying(ledger):
+def obeying(ledger, **sources):
     return Requests(
         ledger,
         agent_id="line1",
         threshold=Threshold(ledger, calibrated=1.5, calibration_id="c1"),
         paused=threading.Event(),
+        sources=sources,
     )
 
 
@@ -615,3 +618,17 @@ def test_a_stopped_agent_sends_again_when_it_starts(tmp_path):
         assert ledger.waiting("mqtt") == 3
         found = ledger.waiting_for("mqtt", after=0, limit=99)
         assert [event.sequence for _, event in found] == [3, 4, 5]
+
+
+def test_a_part_is_announced_by_request():
+    stop = threading.Event()
+    left, right = SoftwareTriggers(stop, SystemClock()), SoftwareTriggers(stop, SystemClock())
+    asked = obeying(NoLedger(), left=left, right=right)
+    assert asked.trigger("left", "A-17") == {"camera": "left", "part_id": "A-17"}
+    assert left.read().part_id == "A-17"
+    for camera in (None, "middle"):
+        with pytest.raises(RequestError, match="write left or right"):
+            asked.trigger(camera, None)
+    assert obeying(NoLedger(), left=left).trigger(None, None)["camera"] == "left"
+    with pytest.raises(RequestError, match="none has trigger"):
+        obeying(NoLedger()).trigger(None, None)
