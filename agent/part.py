@@ -46,7 +46,9 @@ class Verdict:
     """The one state in which a trigger ended.
 
     `reason` says in one line why a state other than OK and NG. A TIMEOUT whose result was still
-    found has the state that came too late as `late_state`. `threshold` is NaN where none applied.
+    found has the state that came too late as `late_state`. `late_s` is by how much the verdict came
+    after the deadline; `None`: in time, or there is none. What is late is never OK, and no NG
+    either. `threshold` is NaN where none applied.
     It belongs to the bundle and the calibration of these ids; empty for those of the run's begin.
     """
 
@@ -55,8 +57,12 @@ class Verdict:
     threshold: float
     reason: str = ""
     late_state: State | None = None
+    late_s: float | None = None
     bundle_id: str = ""
     calibration_id: str = ""
+
+    def __post_init__(self) -> None:
+        assert self.late_s is None or self.state not in {State.OK, State.NG}, "late is no verdict"
 
 
 @dataclass(slots=True, kw_only=True, eq=False)

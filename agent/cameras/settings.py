@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Final
 
-from pydantic import AfterValidator
+from pydantic import AfterValidator, Field
 
 from agent.part import FailSafe
 from agent.settings_values import Milliseconds, Name, PartsPerMinute, Share
@@ -20,23 +20,41 @@ UNNAMED: Final = "main"
 class LineSettings:
     """What the line expects of a verdict.
 
-    A part whose verdict is not there `deadline_ms` after its frame ends as TIMEOUT; without it
-    `parts_per_minute` gives the deadline: the next part's time. `fail_safe` says what becomes of
+    A part whose verdict is not there `deadline_ms` after its trigger ends as TIMEOUT. Without it
+    `reject_distance_mm` and `belt_mm_per_s` give the deadline: the time that a part takes to the
+    rejector; without these `parts_per_minute`: the next part's time. `reject_lead_ms` is what the
+    rejector and the way to it need of that time. `fail_safe` says what becomes of
     a part without a frame, or that was not inspected in time or not at all (NO_FRAME, TIMEOUT,
     DROPPED): `reject` raises an alarm, `pass` does not; both are counted. When more than the share
     `max_dropped` of the parts of the last minute was DROPPED, the agent is degraded.
     """
 
     deadline_ms: Milliseconds | None = None
+    reject_distance_mm: Annotated[float, Field(ge=1, le=1_000_000)] | None = None
+    belt_mm_per_s: Annotated[float, Field(ge=0.1, le=100_000)] | None = None
     parts_per_minute: PartsPerMinute | None = None
+    reject_lead_ms: Annotated[float, Field(ge=0, le=60_000)] = 0.0
     fail_safe: FailSafe = "reject"
     max_dropped: Share = 0.01
 
+    def __post_init__(self) -> None:
+        if (self.reject_distance_mm is None) != (self.belt_mm_per_s is None):
+            raise ValueError("reject_distance_mm and belt_mm_per_s go together; write both")
+        due_s = self._due_s()
+        if self.reject_lead_ms and (due_s is None or due_s <= self.reject_lead_ms / 1e3):
+            raise ValueError("reject_lead_ms leaves no time for a verdict")
+
     @property
     def deadline_s(self) -> float | None:
-        """The time from frame to verdict that the line allows, in seconds."""
+        """The time from trigger to verdict that the line allows, in seconds."""
+        due_s = self._due_s()
+        return None if due_s is None else due_s - self.reject_lead_ms / 1e3
+
+    def _due_s(self) -> float | None:
         if self.deadline_ms is not None:
             return self.deadline_ms / 1e3
+        if self.reject_distance_mm is not None and self.belt_mm_per_s is not None:
+            return self.reject_distance_mm / self.belt_mm_per_s
         if self.parts_per_minute is not None:
             return 60 / self.parts_per_minute
         return None

@@ -49,6 +49,7 @@ class PartRow:
     decided_ns: int | None = None
     reason: str | None = None
     late_state: str | None = None
+    late_s: float | None = None
     threshold: float | None = None
     frame_number: int | None = None
     captured_ns: int | None = None
@@ -96,6 +97,7 @@ class Event:
     decided_ns: int
     reason: str
     late_state: State | None
+    late_s: float | None
     threshold: float | None
     frame_number: int | None
     captured_ns: int | None
@@ -170,6 +172,7 @@ def ended_row(part: Part, *, has_thumbnail: bool) -> PartRow:
         decided_ns=verdict.decided_ns,
         reason=clean(verdict.reason),
         late_state=None if verdict.late_state is None else verdict.late_state.value,
+        late_s=None if verdict.late_s is None else _finite(verdict.late_s),
         threshold=_finite(verdict.threshold),
         has_thumbnail=int(has_thumbnail),
     )
@@ -233,6 +236,7 @@ def event_of(row: Mapping[str, Any]) -> Event:
         decided_ns=row["decided_ns"],
         reason=row["reason"] or "",
         late_state=None if row["late_state"] is None else State(row["late_state"]),
+        late_s=row["late_s"],
         threshold=row["threshold"],
         frame_number=row["frame_number"],
         captured_ns=row["captured_ns"],

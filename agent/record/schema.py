@@ -61,6 +61,7 @@ CREATE TABLE triggers (         -- every part and how it ended
     decided_ns INTEGER,
     reason TEXT,
     late_state TEXT,            -- what a TIMEOUT would have been
+    late_s REAL,                -- by how much it was decided after the deadline
     threshold REAL,
     frame_number INTEGER,
     captured_ns INTEGER,

@@ -380,7 +380,7 @@ class Station:
         assert part.frame is not None
         if self._controls.paused.is_set():
             return State.DROPPED, _PAUSED
-        if self._late_s(part) > 0:
+        if self._late_s(part, self._clock.now()) > 0:
             return State.TIMEOUT, "its deadline passed before its inspection began"
         try:
             part.inspection = in_force.inspector.inspect(part.frame.pixels)
@@ -395,18 +395,18 @@ class Station:
 
     def _verdict(self, part: Part, state: State, reason: str, in_force: InForce) -> Verdict:
         """The verdict as it leaves; waiting for the parts before it may have made it late."""
-        late_s, late_state = self._late_s(part), None
+        now, late_state = self._clock.now(), None
+        late_s = self._late_s(part, now)
         if part.inspection is not None and late_s > 0:
             reason = f"{state} came {late_s * 1e3:.1f} ms after the deadline"
             state, late_state = State.TIMEOUT, state
-        # By the steady clock, so that deadline and latency hold when UTC is set meanwhile.
-        taken_ns = round((self._clock.now() - part.received) * 1e9)
         return Verdict(
             state=state,
-            decided_ns=part.trigger.triggered_ns + taken_ns,
+            decided_ns=_decided_ns(part, now),
             threshold=in_force.threshold,
             reason=reason or self._unnamed(part),
             late_state=late_state,
+            late_s=late_s if late_s > 0 else None,
             bundle_id=in_force.model.bundle_id,
             calibration_id=in_force.model.calibration_id,
         )
@@ -417,22 +417,25 @@ class Station:
         is_expected = part.camera in self._names or (announced is not None and announced.gives_ids)
         return "no part id came" if is_expected and part.part_id is None else ""
 
-    def _late_s(self, part: Part) -> float:
+    def _late_s(self, part: Part, now: float) -> float:
         """Seconds since the deadline, negative before it; by the steady clock, as UTC may jump."""
         trigger = part.trigger
         if trigger.deadline_ns is None:
             return -float("inf")
         allowed_s = (trigger.deadline_ns - trigger.triggered_ns) / 1e9
-        return self._clock.now() - part.received - allowed_s
+        return now - part.received - allowed_s
 
     def _end(self, part: Part, state: State, reason: str) -> None:
         """A part ends without inspection."""
+        now = self._clock.now()
+        late_s = self._late_s(part, now)
         with self._controls.held() as in_force:
             part.verdict = Verdict(
                 state=state,
-                decided_ns=max(self._clock.utc_ns(), part.trigger.triggered_ns),
+                decided_ns=_decided_ns(part, now),
                 threshold=in_force.threshold,
                 reason=reason,
+                late_s=late_s if late_s > 0 else None,
                 bundle_id=in_force.model.bundle_id,
                 calibration_id=in_force.model.calibration_id,
             )
@@ -558,6 +561,11 @@ class Station:
             parts_per_second=self._triggers / seconds if seconds else 0.0,
             latencies=self._timing.latencies(),
         )
+
+
+def _decided_ns(part: Part, now: float) -> int:
+    """By the steady clock, so that deadline and latency hold when UTC is set meanwhile."""
+    return part.trigger.triggered_ns + round(max(0.0, now - part.received) * 1e9)
 
 
 def _window(settings: AnyTriggerSettings | None) -> WindowSettings:

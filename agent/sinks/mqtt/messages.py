@@ -182,6 +182,7 @@ def _part(event: Event) -> dict[str, object]:
         "state": event.state.value,
         "reason": event.reason or None,
         "late_state": event.late_state,
+        "late_ms": None if event.late_s is None else round(event.late_s * 1e3, 3),
         "score": event.score,
         "deviation": event.deviation,
         "threshold": event.threshold,

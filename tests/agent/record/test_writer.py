@@ -121,9 +121,9 @@ def test_a_row_holds_all_that_was_found_and_gives_it_back(path):
     assert alarm == Event(
         agent_id="line1", epoch=ledger.epoch, sequence=1, position=1, camera="main",
         part_id="part 9", count=3, triggered_ns=1, deadline_ns=2, state=State.NG, decided_ns=3,
-        reason="", late_state=None, threshold=1.5, frame_number=7, captured_ns=11, frame_width=64,
-        frame_height=48, device_id="CAM1", block_id=70_007, device_ns=13, exposure_us=4000.0,
-        trigger_count=5, score=2.5, deviation=2.5, attention_s=1e-5,
+        reason="", late_state=None, late_s=None, threshold=1.5, frame_number=7, captured_ns=11,
+        frame_width=64, frame_height=48, device_id="CAM1", block_id=70_007, device_ns=13,
+        exposure_us=4000.0, trigger_count=5, score=2.5, deviation=2.5, attention_s=1e-5,
         passes=part.inspection.passes, bundle_id="b", calibration_id="c", software=software(),
         has_thumbnail=True,
     )  # fmt: skip

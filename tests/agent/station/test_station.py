@@ -176,8 +176,9 @@ def test_a_late_verdict_is_a_timeout_with_its_result_beside_it(config, tmp_path,
     assert rows(config)[1][3].startswith("NG came ")
     assert summary.alarms == alarms
     connection = sqlite3.connect(config.ledger.path)
-    ((score, late_state, deadline, decided),) = connection.execute(
-        "SELECT score, late_state, deadline_ns, decided_ns FROM triggers WHERE state = 'TIMEOUT'"
+    ((score, late_state, late_s, deadline, decided),) = connection.execute(
+        "SELECT score, late_state, late_s, deadline_ns, decided_ns FROM triggers"
+        " WHERE state = 'TIMEOUT'"
     ).fetchall()
     told = connection.execute(
         "SELECT triggers.state, late_state FROM triggers JOIN deliveries USING (epoch, sequence)"
@@ -192,6 +193,7 @@ def test_a_late_verdict_is_a_timeout_with_its_result_beside_it(config, tmp_path,
         ][:alarms]
     )
     assert late_state == "NG"
+    assert late_s == pytest.approx(0.05)
     assert score == pytest.approx(0.6)
     assert decided > deadline
 

@@ -6,6 +6,7 @@ from contextlib import closing
 from dataclasses import replace
 
 import pytest
+from pydantic import ValidationError
 
 from agent.cameras.scripted import ScriptedCamera, scripted_frame
 from agent.cameras.settings import LineSettings
@@ -272,3 +273,40 @@ def test_a_camera_s_trigger_is_configured(tmp_path):
     path.write_text(text + "{type: software, min_ms: 80, max_ms: 5}}\n")
     with pytest.raises(Exception, match="min_ms should be less than max_ms"):
         load_config(path)
+
+
+def test_a_decision_is_due_when_the_part_is_at_the_rejector(belt, config):
+    """60 mm at 500 mm/s, less 20 ms for the rejector: 100 ms after the trigger."""
+    belt.announce("a")
+    belt.see(40, after_s=0.04)
+    belt.announce("b", after_s=1.0)
+    belt.see(41, after_s=0.04)
+    takes = iter([0.05, 0.08])
+    inspector = BrightnessInspector(lambda _pixels: belt.clock.advance(next(takes)))
+    belt.run(config, inspector, reject_distance_mm=60, belt_mm_per_s=500, reject_lead_ms=20)
+    assert [row[1:3] for row in rows(config)] == [("a", "OK"), ("b", "TIMEOUT")]
+    with closing(sqlite3.connect(config.ledger.path)) as ledger:
+        told = ledger.execute("SELECT late_s, decided_ns - deadline_ns FROM triggers").fetchall()
+    assert told == [(None, -10_000_000), (pytest.approx(0.02), 20_000_000)]
+
+
+def test_a_part_without_a_frame_is_late_too(belt, config):
+    belt.announce("a")
+    belt.frames.append(lambda: belt.clock.advance(0.2))
+    belt.run(config, deadline_ms=100)
+    with closing(sqlite3.connect(config.ledger.path)) as ledger:
+        told = ledger.execute("SELECT state, late_s FROM triggers").fetchall()
+    assert told == [("NO_FRAME", pytest.approx(0.1))]
+
+
+@pytest.mark.parametrize(
+    ("keys", "said"),
+    [
+        ({"belt_mm_per_s": 500}, "go together; write both"),
+        ({"deadline_ms": 50, "reject_lead_ms": 50}, "leaves no time for a verdict"),
+        ({"reject_lead_ms": 50}, "leaves no time for a verdict"),
+    ],
+)
+def test_what_gives_no_deadline_is_refused(keys, said):
+    with pytest.raises(ValidationError, match=said):
+        LineSettings(**keys)

@@ -93,6 +93,7 @@ def event(state=State.NG, **changes):
         "decided_ns": NOON_NS + 1_999_999,
         "reason": "",
         "late_state": None,
+        "late_s": None,
         "threshold": 1.5,
         "bundle_id": "b" * 64,
         "calibration_id": "c" * 64,
@@ -140,6 +141,7 @@ def test_an_alarm_says_all_about_the_part():
         "state": "NG",
         "reason": None,
         "late_state": None,
+        "late_ms": None,
         "score": 2.5,
         "deviation": 2.25,
         "threshold": 1.5,
@@ -246,9 +248,10 @@ def test_an_ordinary_jpeg_has_no_comment():
 
 
 def test_a_timeout_says_what_came_too_late():
-    said = content(alarm(TOPICS, event(State.TIMEOUT, late_state=State.OK)))
+    said = content(alarm(TOPICS, event(State.TIMEOUT, late_state=State.OK, late_s=0.0125)))
     check("alarm", said)
     assert (said["state"], said["late_state"], said["score"]) == ("TIMEOUT", "OK", 2.5)
+    assert said["late_ms"] == 12.5
     said["state"] = "NG"
     with pytest.raises(ValidationError):
         check("alarm", said)
