@@ -30,6 +30,7 @@ _BLUR: Final = 2.0
 _ALIKE: Final = 0.998
 _ALIKE_BESIDE_AVERAGE: Final = 0.9
 _BLOCK: Final = 512
+_FEWEST: Final = 8
 
 
 def fingerprint(pixels: Pixels) -> Fingerprint:
@@ -37,6 +38,21 @@ def fingerprint(pixels: Pixels) -> Fingerprint:
     grey = pixels if pixels.ndim == 2 else cv2.cvtColor(pixels, cv2.COLOR_RGB2GRAY)
     small = cv2.resize(grey, (_SIDE, _SIDE), interpolation=cv2.INTER_AREA).astype(np.float32)
     return _unit((small - cv2.GaussianBlur(small, (0, 0), _BLUR)).reshape(1, -1)).ravel()
+
+
+def likeness(one: Fingerprint, others: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
+    """How much `one` looks like each of `others`, `(n, 4096)`: a cosine beside their average.
+
+    Of fewer than eight there is no average to speak of: then it is that of the fingerprints.
+    """
+    average = others.mean(axis=0) if len(others) >= _FEWEST else np.float32(0)
+    return np.asarray(_unit(others - average) @ _unit((one - average)[None])[0])
+
+
+def alike(one: Fingerprint, others: npt.NDArray[np.float32]) -> npt.NDArray[np.bool_]:
+    """Which of `others`, `(n, 4096)`, show the same part as `one`."""
+    beside = _ALIKE_BESIDE_AVERAGE if len(others) >= _FEWEST else _ALIKE
+    return (others @ one >= _ALIKE) | (likeness(one, others) >= beside)
 
 
 def look_alikes(fingerprints: Sequence[Fingerprint]) -> int:

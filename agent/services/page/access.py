@@ -163,7 +163,9 @@ class Access:
             self._hashing.release()
         if not is_right:
             raise Refused("login.wrong")
-        self._tries.pop(f"name {name}", None)
+        with self._lock:  # only what failed counts
+            for key in (*keys, ""):
+                self._tries.pop(key, None)
         token, now = secrets.token_urlsafe(32), self._now()
         with self._lock, self._file:
             self._file.execute(

@@ -23,6 +23,7 @@ from agent.services.child import RefusedError
 from agent.services.page.access import COOKIE, Refused, Role
 from agent.services.page.guard import Guard
 from agent.services.page.page import Page, local_time, score
+from agent.services.page.pictures import KINDS
 from agent.services.page.screens import Action, Form, Fragment, Problem, Screen, screens
 
 STATIC: Final = Path(__file__).parent / "static"
@@ -228,13 +229,9 @@ def _picture(page: Page) -> Callable[[Request], Any]:
         epoch, sequence, kind = values["epoch"], values["sequence"], values["kind"]
         if not _EPOCH.fullmatch(epoch) or sequence >= 1 << 63:
             raise HTTPException(404)
-        data = None
-        if kind in {"tile", "large"}:
-            data = getattr(page.pictures, kind)(epoch, sequence)
-        if data is None and kind in {"tile", "large", "plain"}:
-            row = page.history.part(epoch, sequence)
-            if row is not None:
-                data = page.pictures.plain(epoch, sequence, row.box)
+        page.history.flush()
+        row = page.history.part(epoch, sequence) if kind in KINDS else None
+        data = None if row is None else page.pictures.picture(kind, row)
         if data is None:
             raise HTTPException(404)
         return Response(data, media_type="image/jpeg", headers=_PICTURES)

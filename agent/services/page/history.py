@@ -337,6 +337,17 @@ class History:
         )
         return [_shown(row) for row in found]
 
+    def parts_where(self, condition: str, camera: str, limit: int) -> list[Row]:
+        """The newest parts for which `condition`, our own SQL, holds; of all cameras or of one."""
+        found = self.query(
+            f"SELECT {_ROW} FROM parts WHERE {condition} AND (? = '' OR camera = ?)"  # noqa: S608 (our own words)
+            " ORDER BY n DESC LIMIT ?",
+            camera,
+            camera,
+            limit,
+        )
+        return [_shown(row) for row in found]
+
     def part(self, epoch: str, sequence: int) -> Row | None:
         """One part."""
         found = self.query(

@@ -8,6 +8,7 @@ from agent.services.child import AgentEnd
 from agent.services.page.access import USERS, Access
 from agent.services.page.history import History
 from agent.services.page.labels import Labels
+from agent.services.page.looks import Looks
 from agent.services.page.now import Now
 from agent.services.page.page import Page, templates
 from agent.services.page.pictures import Pictures
@@ -31,6 +32,7 @@ def opened_page(agent: AgentEnd) -> Page:
         pictures=pictures,
         access=Access(folder / USERS, idle_s=setup["idle_s"]),
         labels=Labels(agent, history, pictures, Path(setup["labelled"])),
+        looks=Looks(history, pictures),
         now=Now(history, tuple(setup["shifts"])),
         texts=texts,
         templates=templates(texts),

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
 from typing import Any, Final
+from urllib.parse import urlencode
 
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from starlette.requests import Request
@@ -15,6 +16,7 @@ from agent.services.child import AgentEnd
 from agent.services.page.access import NOBODY, Access, Visitor
 from agent.services.page.history import History
 from agent.services.page.labels import Labels
+from agent.services.page.looks import Looks
 from agent.services.page.now import Now
 from agent.services.page.pictures import Pictures
 from agent.services.page.screens import Screen, screens
@@ -32,6 +34,7 @@ class Page:
     pictures: Pictures
     access: Access
     labels: Labels
+    looks: Looks
     now: Now
     texts: Texts
     templates: Environment
@@ -73,7 +76,13 @@ def templates(texts: Texts, clock: Callable[[], float] = time.time) -> Environme
         "menu": menu,
         "clock": clock,
     }
-    made.filters |= {"time": local_time, "day": local_day, "percent": percent, "score": score}
+    made.filters |= {
+        "addressed": urlencode,
+        "day": local_day,
+        "percent": percent,
+        "score": score,
+        "time": local_time,
+    }
     return made
 
 

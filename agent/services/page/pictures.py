@@ -8,11 +8,11 @@ import threading
 from collections import OrderedDict
 from typing import Any, Final
 
-import cv2
 import numpy as np
 
 from agent.record.evidence_files import EvidenceIndex
 from agent.services.child import AgentEnd, RefusedError
+from agent.services.page.history import Row
 from engine.errors import ImageError
 from engine.frame import Box, Inspection, Pass, Pixels
 from engine.image import decode_image
@@ -20,6 +20,8 @@ from engine.picture import annotated, framed, jpeg, reduced
 from engine.regular_file import read_regular
 
 Key = tuple[str, int]
+KINDS: Final = ("tile", "large", "plain", "bare", "bare_tile")
+"""Small and large, with all that is known; large with the box alone; large and small without."""
 _TILE: Final = 200
 _LIVE: Final = 640
 _LARGE: Final = 1280
@@ -90,13 +92,30 @@ class Pictures:
 
     # ---- parts
 
-    def tile(self, epoch: str, sequence: int) -> bytes | None:
-        """A small picture."""
-        return self._made("tile", (epoch, sequence), _TILE)
+    def has(self, row: Row) -> bool:
+        """Whether there is any picture of a part, as far as can be told without asking."""
+        if row.has_thumbnail or self.has_tile(row.epoch, row.sequence):
+            return True
+        with self._finding:
+            return self._evidence is not None and (
+                self._evidence.find(row.epoch, row.sequence) is not None
+            )
 
-    def large(self, epoch: str, sequence: int) -> bytes | None:
-        """A picture to judge a part by, with what was found."""
-        return self._made("large", (epoch, sequence), _LARGE)
+    def picture(self, kind: str, row: Row) -> bytes | None:
+        """A picture of a part, one of `KINDS`; `None` where there is none."""
+        key = (kind, (row.epoch, row.sequence))
+        if (known := self._known(key)) is not None:
+            return known
+        side = _TILE if kind in {"tile", "bare_tile"} else _LARGE
+        made = None
+        if kind in {"tile", "large"}:
+            made = self._from_thumbnail(row, side)
+        if made is None:
+            made = self._from_frame(row, side, has_box=not kind.startswith("bare"))
+        if made is not None:
+            with self._lock:
+                self._keep(key, made)
+        return made
 
     def frame(self, epoch: str, sequence: int) -> bytes | None:
         """The whole frame as it was inspected, as the file that evidence has."""
@@ -107,51 +126,37 @@ class Pictures:
         except OSError:
             return None
 
-    def plain(self, epoch: str, sequence: int, box: Any) -> bytes | None:
-        """The whole frame at a size to be shown, with its box alone."""
-        key = ("plain", (epoch, sequence))
-        if (known := self._known(key)) is not None:
-            return known
-        data = self.frame(epoch, sequence)
+    def _from_thumbnail(self, row: Row, side: int) -> bytes | None:
+        if not row.has_thumbnail:
+            return None
+        try:
+            _, blobs = self._agent.ask("thumbnail", epoch=row.epoch, sequence=row.sequence)
+        except RefusedError:
+            return None
+        if not blobs or side == _LARGE:
+            return bytes(blobs[0]) if blobs else None
+        try:
+            pixels = decode_image(blobs[0], source="thumbnail")
+        except ImageError:
+            return None
+        return jpeg(reduced(pixels, side), quality=75)
+
+    def _from_frame(self, row: Row, side: int, *, has_box: bool) -> bytes | None:
+        data = self.frame(row.epoch, row.sequence)
         if data is None:
             return None
         try:
             pixels = decode_image(data, source="evidence")
         except ImageError:
             return None
-        shown = framed(pixels, None if box is None else _box(box), max_side=_LARGE)
-        made = jpeg(shown, max_bytes=400_000)
-        self._keep_made(key, made)
-        return made
-
-    def _made(self, kind: str, key: Key, side: int) -> bytes | None:
-        if (known := self._known((kind, key))) is not None:
-            return known
-        try:
-            _, blobs = self._agent.ask("thumbnail", epoch=key[0], sequence=key[1])
-        except RefusedError:
-            return None
-        if not blobs:
-            return None
-        data = bytes(blobs[0])
-        if kind == "tile":
-            pixels = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_REDUCED_COLOR_2)
-            if pixels is None:
-                return None
-            rgb = np.ascontiguousarray(pixels[:, :, ::-1], dtype=np.uint8)
-            data = jpeg(reduced(rgb, side), quality=75)
-        self._keep_made((kind, key), data)
-        return data
+        box = _box(row.box) if has_box and row.box is not None else None
+        return jpeg(framed(pixels, box, max_side=side), max_bytes=400_000)
 
     def _known(self, key: tuple[str, Key]) -> bytes | None:
         with self._lock:
             if key in self._kept:
                 self._kept.move_to_end(key)
             return self._kept.get(key)
-
-    def _keep_made(self, key: tuple[str, Key], data: bytes) -> None:
-        with self._lock:
-            self._keep(key, data)
 
     def _keep(self, key: tuple[str, Key], data: bytes) -> None:
         self._bytes += len(data) - len(self._kept.pop(key, b""))

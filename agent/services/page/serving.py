@@ -27,6 +27,7 @@ _LOG: Final = logging.getLogger("atac_agent.page")
 _TICK_S: Final = 0.25
 _STATUS_S: Final = 0.5
 _LABELS_S: Final = 2.0
+_LOOKS: Final = 10
 _MOST_AT_ONCE: Final = 64
 
 
@@ -53,6 +54,7 @@ def serve(argument: str) -> None:
         log_level="warning",
         access_log=False,
         server_header=False,
+        proxy_headers=False,
         timeout_keep_alive=20,
         limit_concurrency=_MOST_AT_ONCE,
         ssl_certfile=agent.setup["certificate_file"],
@@ -96,4 +98,5 @@ def _pulse(page: Page) -> None:
 def _labels(page: Page) -> None:
     while True:
         page.labels.take()
+        page.looks.fill(_LOOKS)
         time.sleep(_LABELS_S)

@@ -92,7 +92,7 @@ class Strip {
       points: { show: true, size, fill: colour(name), stroke: colour(name) } });
     this.chart = new uPlot({
       width: place.clientWidth || 300, height: 180, legend: { show: false }, cursor: { show: false },
-      scales: { x: { time: false, range: [0, 200] } },
+      scales: { x: { time: false, range: [0, 204] } },
       axes: [{ ...axis, show: false }, { ...axis, size: 52 }],
       series: [{}, { ...dots("--ok", 5), label: place.dataset.score }, { ...dots("--ng", 10), label: "NG" },
         { label: place.dataset.threshold, stroke: colour("--ink"), width: 2, dash: [6, 4], points: { show: false } }],
@@ -102,10 +102,13 @@ class Strip {
   add(rows) {
     this.rows = this.rows.concat(rows.filter((row) => row[1] !== null)).slice(-200);
     const start = 200 - this.rows.length;
+    // Good parts stay apart from the threshold: what is far above it is drawn at the upper edge.
+    const threshold = Math.max(...this.rows.map((row) => Math.abs(row[2] ?? 0)));
+    const drawn = (row) => (threshold ? Math.min(row[1], 3 * threshold) : row[1]);
     this.chart.setData([
       this.rows.map((_, i) => start + i + 1),
-      this.rows.map((row) => (row[3] === "NG" ? null : row[1])),
-      this.rows.map((row) => (row[3] === "NG" ? row[1] : null)),
+      this.rows.map((row) => (row[3] === "NG" ? null : drawn(row))),
+      this.rows.map((row) => (row[3] === "NG" ? drawn(row) : null)),
       this.rows.map((row) => row[2]),
     ]);
   }
@@ -120,3 +123,129 @@ document.addEventListener("DOMContentLoaded", () => {
 });
 document.addEventListener("visibilitychange", () => cameras.forEach((camera) => camera.load()));
 matchMedia("(prefers-color-scheme: dark)").addEventListener("change", () => strip?.chart.redraw());
+
+// ---- the review: move, choose, label, undo
+class Review {
+  constructor(grid) {
+    this.grid = grid;
+    this.tiles = [...grid.querySelectorAll(".tile")];
+    this.form = document.getElementById("labelling");
+    this.undone = document.getElementById("undo");
+    this.past = [];
+    this.at = 0;
+    this.anchor = 0;
+    this.chosen = new Set();
+    grid.addEventListener("click", (event) => {
+      const index = this.tiles.indexOf(event.target.closest(".tile"));
+      if (index >= 0) this.choose(index, { range: event.shiftKey, one: event.ctrlKey || event.metaKey });
+    });
+    grid.addEventListener("dblclick", () => document.getElementById("detail").scrollIntoView());
+    document.addEventListener("keydown", (event) => this.key(event));
+    this.form?.addEventListener("click", (event) => {
+      const say = event.target.closest("[data-say]")?.dataset.say;
+      if (say) this.label(say);
+    });
+    this.undone?.addEventListener("click", () => this.undo());
+    document.getElementById("all")?.addEventListener("click", () => this.chooseAll());
+    this.choose(0, { quietly: true });
+  }
+  choose(index, { range = false, one = false, quietly = false } = {}) {
+    index = Math.max(0, Math.min(this.tiles.length - 1, index));
+    if (range) {
+      const [from, to] = [Math.min(this.anchor, index), Math.max(this.anchor, index)];
+      this.chosen = new Set(this.tiles.slice(from, to + 1));
+    } else if (one) {
+      const tile = this.tiles[index];
+      if (!this.chosen.delete(tile)) this.chosen.add(tile);
+      this.anchor = index;
+    } else {
+      this.chosen = new Set([this.tiles[index]]);
+      this.anchor = index;
+    }
+    this.tiles[this.at].tabIndex = -1;
+    this.at = index;
+    this.tiles[index].tabIndex = 0;
+    if (!quietly) this.tiles[index].focus({ preventScroll: false });
+    this.show();
+    clearTimeout(this.timer);
+    this.timer = setTimeout(() => this.detail(), 80);
+  }
+  chooseAll() {
+    this.chosen = new Set(this.tiles);
+    this.show();
+  }
+  show() {
+    for (const tile of this.tiles) tile.setAttribute("aria-selected", this.chosen.has(tile));
+    const place = document.getElementById("chosen");
+    if (!place) return;
+    const n = this.chosen.size;
+    place.textContent = (n === 1 ? place.dataset.one : place.dataset.many).replace("{n}", n);
+  }
+  detail() {
+    const id = this.tiles[this.at].dataset.id;
+    htmx.ajax("GET", `/review/part?id=${id}&blind=${this.grid.dataset.blind}`, { target: "#detail", swap: "innerHTML" });
+  }
+  badge(id) {
+    return document.getElementById("b" + id.replace("/", "-"));
+  }
+  label(word) {
+    const ids = [...this.chosen].map((tile) => tile.dataset.id);
+    if (!ids.length) return;
+    this.past.push(ids.map((id) => [id, this.badge(id).dataset.label || "withdrawn"]));
+    this.send(ids.map((id) => [id, word]));
+    const next = this.tiles.findIndex((tile, i) => i > this.at && !this.badge(tile.dataset.id).dataset.label);
+    this.choose(next < 0 ? this.at : next);
+  }
+  undo() {
+    const last = this.past.pop();
+    if (!last) return;
+    this.send(last);
+    this.choose(this.tiles.findIndex((tile) => tile.dataset.id === last[0][0]));
+  }
+  send(pairs) {
+    this.undone.disabled = !this.past.length;
+    this.form.elements.say.value = pairs.map(([id, word]) => `${id}=${word}`).join(" ");
+    this.form.requestSubmit();
+  }
+  columns() {
+    const top = this.tiles[0].offsetTop;
+    const next = this.tiles.findIndex((tile) => tile.offsetTop > top);
+    return next < 0 ? this.tiles.length : next;
+  }
+  key(event) {
+    if (event.altKey || event.target.matches("input, select, textarea") || event.defaultPrevented) return;
+    const range = event.shiftKey;
+    const moves = { ArrowLeft: -1, ArrowRight: 1, ArrowUp: -this.columns(), ArrowDown: this.columns() };
+    const says = { g: "good", d: "defective", u: "unsure" };
+    const key = event.key.length === 1 ? event.key.toLowerCase() : event.key;
+    if (key in moves) this.choose(this.at + moves[key], { range });
+    else if (key === " " && event.target.closest(".tile")) this.choose(this.at, { one: true });
+    else if (key === "Escape") this.choose(this.at);
+    else if (key === "v") document.querySelector("#detail .other")?.click();
+    else if (key === "a" && this.form) this.chooseAll();
+    else if ((event.ctrlKey || event.metaKey) && key !== "z") return;
+    else if (key in says && this.form) this.label(says[key]);
+    else if (key === "z" && this.form) this.undo();
+    else return;
+    event.preventDefault();
+  }
+}
+document.addEventListener("DOMContentLoaded", () => {
+  const grid = document.getElementById("grid");
+  if (grid) new Review(grid);
+});
+document.addEventListener("click", (event) => {
+  const image = event.target.closest(".other")?.closest("figure").querySelector("img");
+  if (!image) return;
+  const shown = image.getAttribute("src");
+  image.src = image.dataset.other;
+  image.dataset.other = shown;
+});
+// A picture that is not there any more is a word, not a broken sign.
+document.addEventListener("error", (event) => {
+  if (!event.target.matches?.(".tile img, .large img")) return;
+  const word = document.createElement("span");
+  word.className = "none";
+  word.textContent = words().none;
+  event.target.replaceWith(word);
+}, true);

@@ -142,7 +142,7 @@ class Line:
 
     def shown(self):
         """How many parts the page knows."""
-        page = self.get("/line/count")
+        page = self.get("/review/count")
         return int(page.text) if page.status == 200 else -1
 
     def ask(self, method, path, *, body=None, headers=None, cookie=None):
