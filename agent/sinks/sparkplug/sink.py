@@ -173,9 +173,10 @@ class SparkplugSink:
 
     def disconnect(self, *, is_stopping: bool) -> None:
         """Leave with a death; a broker that is not told publishes the will."""
-        link, self._link, self._born = self._link, None, None
+        link, self._link = self._link, None
         if link is not None:
-            link.close(says_farewell=is_stopping and self._has_said_death(link))
+            link.close(says_farewell=is_stopping and self._has_died(link))
+        self._born = None
 
     # ---- births, data, death
 
@@ -235,7 +236,10 @@ class SparkplugSink:
         number = Metric(name="bdSeq", datatype=DataType.INT64, value=self._bd_seq, time_ms=now)
         return _message(self._topic("NDEATH"), encoded((number,), time_ms=now, seq=None), qos=1)
 
-    def _has_said_death(self, link: Link) -> bool:
+    def _has_died(self, link: Link) -> bool:
+        """Say that the devices go, and the node; whether the broker has heard it."""
+        for device in sorted(self._born or ()):
+            self._say(link, "DDEATH", device, ())
         mid, until = link.publish(self._death()), time.monotonic() + _FAREWELL_S
         while (left := until - time.monotonic()) > 0:
             for event in link.acknowledged(left):
@@ -303,7 +307,7 @@ class SparkplugSink:
             if (online := self._is_online(heard)) is not None:
                 if not online:
                     self._lost = self._host_is_away()
-                    link.close(says_farewell=self._has_said_death(link))
+                    link.close(says_farewell=self._has_died(link))
                     self._link = None
                     raise self._lost
                 continue

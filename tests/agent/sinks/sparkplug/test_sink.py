@@ -16,10 +16,12 @@ from agent.part import State, is_alarm
 from agent.record.ledger import Ledger
 from agent.requests import Requests
 from agent.sinks.delivery import Deliverer
+from agent.sinks.mqtt.settings import TlsSettings
 from agent.sinks.sparkplug import SparkplugSettings
 from agent.sinks.sparkplug.sink import SparkplugSink
 from agent.station.status import SinkStatus
 from tests.agent.parts import ended
+from tests.agent.sinks.mqtt.test_sink import leaves_a_socket
 from tests.agent.sinks.sparkplug.schema import command, decoded
 from tests.agent.sinks.sparkplug.test_payload import decoded_by_javascript
 from tests.agent.statuses import camera_status, status
@@ -164,6 +166,8 @@ def test_a_session_from_its_birth_to_its_death(broker, host, ledger, deliver, ev
     # tck-id-payloads-dbirth-order, -ndata-order, -ddata-order; -birth-certificates-order
     assert host.kinds()[:3] == ["NBIRTH", "DBIRTH", "DBIRTH"]
     assert host.kinds()[-1] == "NDEATH"
+    # tck-id-topics-ddeath-seq-num, tck-id-operational-behavior-device-ddeath
+    assert host.kinds()[-3:-1] == ["DDEATH", "DDEATH"]
     # tck-id-topics-nbirth-bdseq-included, -bdseq-matching; tck-id-topics-ndeath-seq
     assert metrics_of(nbirth)["bdSeq"].long_value == metrics_of(ndeath)["bdSeq"].long_value == 0
     assert metrics_of(nbirth)["bdSeq"].datatype == 4
@@ -318,6 +322,30 @@ def test_a_new_camera_is_born_and_a_part_of_an_unknown_one_is_refused(
         assert "there is no camera main now" in delivering.status().fault
         delivering.report(told())
         eventually(lambda: len(host.payloads("NBIRTH")) == 2)
+
+
+@leaves_a_socket
+def test_a_broker_whose_certificate_is_another_s_hears_nothing(
+    start_broker, certify, ledger, deliver, eventually
+):
+    broker = start_broker(tls=certify("localhost"))
+    settings = settings_of(broker, tls=TlsSettings(ca_file=certify("localhost").ca_file))
+    with deliver(settings) as delivering:  # 127.0.0.1 is not in it
+        end(ledger, State.NG)
+        eventually(lambda: "certificate" in (delivering.status().fault or ""))
+    assert ledger.waiting("sparkplug") == 1
+
+
+def test_a_broker_that_reads_nothing_holds_up_nobody(broker, ledger, deliver, eventually):
+    with deliver(settings_of(broker)) as delivering:
+        delivering.report(told())
+        eventually(lambda: delivering.status().is_connected)
+        broker.pause()
+        began = time.monotonic()
+        end(ledger, *[State.NG] * 2000)
+        assert time.monotonic() - began < 10
+        broker.kill()
+    assert ledger.waiting("sparkplug") + delivering.status().delivered == 2000
 
 
 @pytest.mark.parametrize("version", ["3.1.1", "5"])
