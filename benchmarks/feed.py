@@ -110,13 +110,13 @@ def main() -> None:
     result = {
         "machine": described(),
         "command": f"python -m benchmarks.feed --turns {options.turns}",
-        "parts_per_second_without": round(_rate(without), 1),
+        "parts_per_second_without": round(rate(without), 1),
         "readers": {
             kind: {
-                **_compared("ratio", "between", found, _rate),
-                **_compared("cpu_ratio", "cpu_between", found, _cpu_rate),
+                **compared("ratio", "between", found, rate),
+                **compared("cpu_ratio", "cpu_between", found, cpu_rate),
                 "turns": [
-                    [round(_rate([one.without]), 1), round(_rate([one.beside]), 1)] for one in found
+                    [round(rate([one.without]), 1), round(rate([one.beside]), 1)] for one in found
                 ],
             }
             for kind, found in turns.items()
@@ -233,11 +233,11 @@ def started(kind: str) -> Iterator[tuple[socket.socket, Callable[[Ledger], None]
         process.stdout.close()
 
 
-def _compared(
-    name: str, between: str, turns: Sequence[Turn], rate: Callable[[Sequence[Spent]], float]
+def compared(
+    name: str, between: str, turns: Sequence[Turn], speed: Callable[[Sequence[Spent]], float]
 ) -> dict[str, object]:
     def ratio(some: Sequence[Turn]) -> float:
-        return rate([one.beside for one in some]) / rate([one.without for one in some])
+        return speed([one.beside for one in some]) / speed([one.without for one in some])
 
     draw = random.Random(0)
     drawn = sorted(ratio(draw.choices(turns, k=len(turns))) for _ in range(_RESAMPLINGS))
@@ -245,11 +245,11 @@ def _compared(
     return {name: round(ratio(turns), 4), between: [round(low, 4), round(high, 4)]}
 
 
-def _rate(spent: Sequence[Spent]) -> float:
+def rate(spent: Sequence[Spent]) -> float:
     return sum(one.parts for one in spent) / sum(one.wall_s for one in spent)
 
 
-def _cpu_rate(spent: Sequence[Spent]) -> float:
+def cpu_rate(spent: Sequence[Spent]) -> float:
     return sum(one.parts for one in spent) / sum(one.cpu_s for one in spent)
 
 
