@@ -15,14 +15,13 @@ from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Final, Literal
+from typing import TYPE_CHECKING, Final, Literal
 
 from pydantic import TypeAdapter
 
 from agent.part import State
 from agent.record.evidence_files import local, safe
 from agent.record.rows import software, utc
-from agent.settings import Config
 from engine.bundle import replace_file, sha256
 from engine.errors import ConfigurationError
 from engine.frame import Pixels
@@ -30,6 +29,9 @@ from engine.picture import jpeg, reduced
 from engine.regular_file import read_regular
 from engine.signature import is_signed, make_key, sign
 from engine.spec import spec
+
+if TYPE_CHECKING:
+    from agent.settings import Config
 
 _SIDE: Final = 320
 _PROTOCOL_MAX_BYTES: Final = 50_000_000
@@ -112,7 +114,7 @@ class Kept:
     is_signed: bool
 
 
-def basis_of(config: Config, bundle_id: str, calibration_id: str, threshold: float) -> Basis:
+def basis_of(config: "Config", bundle_id: str, calibration_id: str, threshold: float) -> Basis:
     """What a check of now holds for."""
     cameras = json.dumps([asdict(camera) for camera in config.cameras], default=str)
     return Basis(

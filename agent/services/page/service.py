@@ -124,6 +124,7 @@ class PageService:
             "audit": evidence.audit,
             "evidence": evidence.folder,
             "keep_days": config.ledger.keep_days,
+            "checks": config.check.folder,
         }
 
     # ---- answers, by the threads of the child

@@ -10,7 +10,10 @@ from dataclasses import replace
 from pathlib import Path
 from urllib.parse import urlencode
 
+import numpy as np
+
 from agent.cameras.conveyor import ConveyorSettings
+from agent.inference.child import ChildInspector, Setup
 from agent.services.page.access import COOKIE, USERS, Access, Role
 from agent.services.page.service import PageService
 from agent.services.page.settings import PageSettings
@@ -25,6 +28,8 @@ from agent.sinks.mqtt.settings import MqttSettings
 from agent.station.run import run_station
 from agent.station.station import Model
 from agent.synthetic.flange import part
+from calibration.record import read_calibration
+from engine.bundle import open_bundle
 from engine.frame import Frame
 from engine.scripted_inspector import BrightnessInspector
 
@@ -41,8 +46,12 @@ class ShownParts:
         self._stop, self._shown, self._ids, self._number = stop, queue.Queue(), {}, 0
 
     def show(self, score, part_id=None):
-        pixels = part(7, self._number, 0.0).pixels[::2, ::2].copy()
-        pixels[0, 0] = round(100 * score)
+        """A part with this score, or these pixels."""
+        if isinstance(score, np.ndarray):
+            pixels = score
+        else:
+            pixels = part(7, self._number, 0.0).pixels[::2, ::2].copy()
+            pixels[0, 0] = round(100 * score)
         self._ids[self._number] = part_id
         frame = Frame(pixels=pixels, number=self._number, captured_ns=time.time_ns())
         self._number += 1
@@ -74,8 +83,11 @@ class ShownParts:
 class Line:
     """The line and its page; a context manager. `url` is the page's address."""
 
-    def __init__(self, folder: Path, *, names=("main",), users=True, settings=None, **evidence):
-        self.folder = folder
+    def __init__(
+        self, folder: Path, *, names=("main",), users=True, settings=None, bundle=None, **evidence
+    ):
+        """With a calibrated `bundle` this inspects, and others may be promoted."""
+        self.folder, self.bundle = folder, bundle
         self.stop = threading.Event()
         self.cameras = {name: ShownParts(self.stop) for name in names}
         self.settings = replace(PageSettings(listen="127.0.0.1:0"), **(settings or {}))
@@ -85,7 +97,7 @@ class Line:
                 access.add_user(role.name.lower(), PASSWORD, role)
         self.config = Config(
             agent=AgentSettings(id="line-3"),
-            bundle=BundleSettings(path=folder),
+            bundle=BundleSettings(path=bundle or folder),
             cameras=tuple(ConveyorSettings(name=name) for name in names),
             sinks=(MqttSettings(host="127.0.0.1", port=1, drain_s=0),),
             ledger=LedgerSettings(path=folder / "ledger.sqlite"),
@@ -96,13 +108,21 @@ class Line:
         self._thread = threading.Thread(target=self._run)
 
     def _run(self):
-        run_station(
-            self.config,
-            cameras=list(self.cameras.values()),
-            inspector=BrightnessInspector(),
-            model=Model(threshold=THRESHOLD),
-            stop=self.stop,
-        )
+        inspector, model = BrightnessInspector(), Model(threshold=THRESHOLD)
+        with ExitStack() as stack:
+            if self.bundle is not None:
+                opened = open_bundle(self.bundle)
+                setup = Setup(bundle=opened.path, bundle_id=opened.id)
+                inspector = stack.enter_context(ChildInspector(setup))
+                model = Model.of(read_calibration(opened)).on(inspector)
+            run_station(
+                self.config,
+                cameras=list(self.cameras.values()),
+                inspector=inspector,
+                model=model,
+                stop=self.stop,
+                may_promote=True,
+            )
 
     def __enter__(self):
         made = []

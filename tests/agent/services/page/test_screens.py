@@ -1,0 +1,127 @@
+"""The engineer's screens on a running line: what they show, what they do, and who may."""
+
+import re
+import time
+from urllib.parse import quote
+
+import pytest
+
+from agent.golden import protocols
+from agent.services.page.access import Role
+from tests.agent.services.page.line import Line, until
+from tests.calibrations import calibrated
+from tests.tiny_bundle import defective_part, good_part, tiny_bundle
+
+
+@pytest.fixture(scope="module")
+def line(tmp_path_factory):
+    """Six good parts and two defective ones have passed."""
+    folder = tmp_path_factory.mktemp("line")
+    bundle = tiny_bundle(folder / "bundle")
+    calibrated(bundle, 3.0, [0.9 + n / 1000 for n in range(100)])
+    with Line(folder, bundle=bundle.path, audit=1.0) as running:
+        for number in range(8):
+            pixels = defective_part(number) if number in {3, 6} else good_part(number)
+            running.cameras["main"].show(pixels, f"A-{number}")
+        cookie = running.log_in(Role.ENGINEER)
+        until(lambda: "8 parts" in running.get("/report", cookie=cookie).text)
+        yield running
+
+
+@pytest.fixture(scope="module")
+def engineer(line):
+    return line.log_in(Role.ENGINEER)
+
+
+@pytest.mark.parametrize(
+    ("screen", "least"),
+    [("threshold", Role.ENGINEER), ("history", Role.ENGINEER), ("golden", Role.OPERATOR)],
+)
+def test_each_screen_is_for_its_role(line, screen, least):
+    below = line.log_in(Role(least - 1))
+    assert line.get(f"/{screen}", cookie=below).status == 403
+    assert line.get(f"/{screen}", cookie=line.log_in(least)).status == 200
+    assert line.get(f"/{screen}").status == 303
+
+
+def test_a_threshold_is_tried_before_it_is_set(line, engineer):
+    html = line.get("/threshold?threshold=100", cookie=engineer).text
+    assert "2 NG parts of the last 7 days would be OK" in html
+    assert "0 OK parts of the last 7 days would be NG" in html
+    assert "0 of the calibration&#39;s 101 good parts are above it" in html
+    html = line.get("/threshold?threshold=0,01", cookie=engineer).text
+    assert "6 OK parts of the last 7 days would be NG" in html
+    for wrong in ("", "nan", "x", "1e999"):
+        assert line.get(f"/threshold?threshold={wrong}", cookie=engineer).status == 200
+
+
+def test_a_threshold_needs_a_reason_and_goes_on_record(line, engineer):
+    no_reason = line.post("/threshold/set", {"threshold": "2.5", "why": " "}, cookie=engineer)
+    assert (no_reason.status, "Write the reason" in no_reason.text) == (400, True)
+    outside = line.post("/threshold/set", {"threshold": "-5", "why": "x"}, cookie=engineer)
+    assert (outside.status, "lies outside the scores" in outside.text) == (409, True)
+    operator = line.log_in(Role.OPERATOR)
+    form = {"threshold": "2.5", "why": "<b>too many</b>"}
+    assert line.post("/threshold/set", form, cookie=operator).status == 403
+    assert line.post("/threshold/set", form, cookie=engineer).headers["hx-redirect"] == "/threshold"
+    html = line.get("/threshold", cookie=engineer).text
+    assert "Use the calibrated 3 again" in html
+    back = line.post("/threshold/set", {"back": "yes", "why": "done"}, cookie=engineer)
+    assert back.status == 200
+    report = line.get("/report", cookie=engineer).text
+    assert report.count("<td>engineer</td>") == 2
+    assert "&lt;b&gt;too many&lt;/b&gt;" in report
+
+
+def test_golden_samples_are_the_next_parts_and_leave_a_protocol(line, engineer):
+    cookie = line.log_in(Role.OPERATOR)
+    assert line.post("/golden/begin", {"camera": "no"}, cookie=cookie).status == 409
+    form = {"camera": "main", "why": "shift"}
+    assert line.post("/golden/begin", form, cookie=cookie).status == 200
+    assert "Show a GOOD sample" in line.get("/golden/status?was=yes", cookie=cookie).text
+    for pixels in (good_part(1), good_part(2), defective_part(3)):
+        line.cameras["main"].show(pixels)
+    until(lambda: "3 of 4" in line.get("/golden/status", cookie=cookie).text)
+    assert "Show a DEFECTIVE sample" in line.get("/golden", cookie=cookie).text
+    line.cameras["main"].show(defective_part(4))
+    until(lambda: protocols(line.config.check.folder))
+    until(lambda: "hx-redirect" in line.get("/golden/status?was=yes", cookie=cookie).headers)
+    html = line.get("/golden", cookie=cookie).text
+    assert "passed: 4 of 4 golden samples" in html
+    assert line.get("/golden/picture?n=0&sample=3", cookie=cookie).body[:2] == b"\xff\xd8"
+    for wrong in ("n=9&sample=0", "n=0&sample=../x", "n=-1e9", ""):
+        assert line.get(f"/golden/picture?{wrong}", cookie=cookie).status == 404
+    assert "passed: 4 of 4" in line.get("/report", cookie=engineer).text
+
+
+def test_a_check_may_be_cancelled(line):
+    cookie = line.log_in(Role.OPERATOR)
+    assert line.post("/golden/begin", {"camera": "main"}, cookie=cookie).status == 200
+    assert line.post("/golden/cancel", cookie=cookie).status == 200
+    assert "Begin: the next parts" in line.get("/golden", cookie=cookie).text
+
+
+def test_a_report_is_a_screen_a_table_and_a_page_to_keep(line, engineer):
+    day = time.strftime("%Y-%m-%d")
+    table = line.get(f"/report/table?from={day}", cookie=engineer)
+    assert table.headers["content-disposition"].endswith(f'line-3_{day}.csv"')
+    assert sum(int(row.split(",")[2]) for row in table.text.splitlines()[1:]) >= 6
+    page = line.get(f"/report/file?from={quote(day + ' 00:00')}&to={day}", cookie=engineer)
+    assert page.headers["content-type"].startswith("text/html")
+    assert page.text.count("data:image/jpeg") >= 2
+    for wrong in ("from=yesterday", f"from={day}&to=2001-01-01", "from=0001-01-01"):
+        assert line.get(f"/report?{wrong}", cookie=engineer).status in {200, 400}
+
+
+def test_history_says_how_the_line_stands_to_its_calibration(line, engineer):
+    html = line.get("/history?span=week&camera=main", cookie=engineer).text
+    assert re.search(r"\d+ OK parts of this run were compared", html)
+    assert "No good part of the audit is labelled yet" in html
+    assert "59 labelled good parts of the audit would be as many" in html
+    parts = re.findall(r'data-id="([0-9a-f]{12}/\d+)"', line.get("/review?queue=audit").text)
+    say = " ".join(f"{each}=good" for each in parts)
+    form = {"say": say, "queue": "audit"}
+    assert line.post("/review/label", form, cookie=engineer).status == 200
+    html = line.get("/history", cookie=engineer).text
+    assert re.search(r"\d+ of \d+ good parts were above the calibrated threshold", html)
+    assert line.get("/history?span=x&camera=%3Cscript%3E", cookie=engineer).status == 200
