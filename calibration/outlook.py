@@ -20,7 +20,7 @@ from calibration.record import Calibration, calibrate
 from calibration.scores import Exhibit, Scores, with_cross_fitted
 from calibration.threshold import best_promise, is_carried
 from engine.bundle import Bundle
-from engine.cross_fitted import cross_fitted_of
+from engine.cross_fitted import cross_fitted_of, pictures_in
 from engine.frame import Pixels
 from engine.pages.outlook import Outlook, PriceRow, Suspect, TypeRow
 from engine.pages.text import counted, percent, short
@@ -209,8 +209,9 @@ def training_outlook(bundle: Bundle) -> Outlook | None:
     cross_fitted = cross_fitted_of(bundle)
     if cross_fitted is None:
         return None
-    good = with_cross_fitted(None, cross_fitted, label="good")
-    defective = with_cross_fitted(None, cross_fitted, label="defective")
+    pictures = pictures_in(bundle, cross_fitted)
+    good = with_cross_fitted(None, cross_fitted, pictures, label="good")
+    defective = with_cross_fitted(None, cross_fitted, pictures, label="defective")
     rate = best_promise(len(good.values), confidence=_CONFIDENCE)
     if not is_carried(len(good.values), max_false_reject=rate, confidence=_CONFIDENCE):
         return None
@@ -300,8 +301,10 @@ def _steps(calibration: Calibration, costs: Costs) -> Iterator[str]:
             f"instead of {found} (--max-false-reject {100 * price.max_false_reject:g}%)."
         )
     if 0 < of < _FEW_DEFECTS:
+        say = "says" if of == 1 else "say"
         yield (
-            f"{counted(of, 'defect')} say little. Bring {_FEW_DEFECTS} or more, several of a type."
+            f"{counted(of, 'defect')} {say} little. Bring {_FEW_DEFECTS} or more, several of a "
+            "type."
         )
     if not calibration.is_proved:
         needed = good_parts_needed(

@@ -53,7 +53,7 @@ class Calibration:
     `cross_fitted` good parts and `cross_fitted_defective` ones were scored by models that had left
     the part out, not by the bundle's own. With any good part among
     them the promise is no proof, and `guaranteed_false_reject` is what as many unseen parts would
-    exclude.
+    exclude. `good_sha256` are the hashes of the good parts' pixels, sorted.
     """
 
     schema_version: int
@@ -77,6 +77,7 @@ class Calibration:
     unreadable: Count
     cross_fitted: Count = 0
     cross_fitted_defective: Count = 0
+    good_sha256: tuple[Sha256, ...] = ()
     good_scores: tuple[float, ...]
     defective_scores: tuple[float, ...]
     versions: dict[str, str]
@@ -172,6 +173,7 @@ def calibrate(
         unreadable=sum(len(scores.unreadable) for scores in parts),
         cross_fitted=good.cross_fitted,
         cross_fitted_defective=0 if defective is None else defective.cross_fitted,
+        good_sha256=tuple(sorted(good.hashes)),
         good_scores=tuple(sorted(good.values)),
         defective_scores=tuple(sorted(defective_scores)),
         versions=_versions(),

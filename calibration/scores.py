@@ -2,7 +2,7 @@
 
 import base64
 import heapq
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Final, Literal
@@ -128,21 +128,29 @@ def score_pictures(
     )
 
 
-def with_cross_fitted(scores: Scores | None, cross_fitted: CrossFitted, *, label: Label) -> Scores:
+def with_cross_fitted(
+    scores: Scores | None, cross_fitted: CrossFitted, pictures: Mapping[str, str], *, label: Label
+) -> Scores:
     """`scores`, and the cross-fitted ones of the parts that are not among them.
 
     Args:
         scores: Of parts that training has not seen, if there are any.
         cross_fitted: Of parts that trained, and of those held out.
+        pictures: Of some of these parts, as `engine.cross_fitted.pictures_in` gives them.
         label: Which of them; as in `score_pictures`.
     """
     if scores is None:
         scores = Scores(values=(), names=(), hashes=frozenset())
     parts = [part for part in getattr(cross_fitted, label) if part.sha256 not in scores.hashes]
     exhibits = [
-        Exhibit(name=part.path, score=part.score, pixels=_decoded(part.picture), inspection=None)
+        Exhibit(
+            name=part.path,
+            score=part.score,
+            pixels=_decoded(pictures[part.path]),
+            inspection=None,
+        )
         for part in parts
-        if part.picture is not None
+        if part.path in pictures
     ]
     exhibits = sorted(
         (*scores.exhibits, *exhibits), key=lambda one: _SIGN[label] * one.score, reverse=True

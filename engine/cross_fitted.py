@@ -8,7 +8,6 @@ Pictures of the most doubtful parts lie in a file of their own, which the manife
 a bundle's pages, it can be removed from one that is given to others.
 """
 
-from dataclasses import replace
 from typing import Annotated, Final, Literal
 
 from pydantic import Field, TypeAdapter, ValidationError
@@ -29,7 +28,7 @@ class CrossFittedPart:
     """One image and its score, on the scale of the deployed fp32 network's.
 
     `path`, `sha256` and `kind` are those of the split. `box` is where in the frame the score comes
-    from. `picture` is a JPEG in base64, of a part that a person should look at; no recipe gives it.
+    from.
     """
 
     path: str
@@ -37,7 +36,6 @@ class CrossFittedPart:
     kind: str
     score: float
     box: Box | None = None
-    picture: str | None = None
 
 
 @spec
@@ -61,30 +59,25 @@ class CrossFitted:
 
 CROSS_FITTED_JSON: Final = TypeAdapter(CrossFitted)
 PICTURES_JSON: Final = TypeAdapter(dict[str, str])
-"""Pictures by the path of their part."""
+"""JPEG files in base64, of parts that a person should look at, by the path of the part."""
 
 
 def cross_fitted_of(bundle: Bundle) -> CrossFitted | None:
-    """The cross-fitted scores in `bundle`, with pictures if they are there; None without scores."""
+    """The cross-fitted scores in `bundle`; None where it has none."""
     if CROSS_FITTED not in bundle.manifest.files:
         return None
     try:
-        found = CROSS_FITTED_JSON.validate_json(bundle.read(CROSS_FITTED))
+        return CROSS_FITTED_JSON.validate_json(bundle.read(CROSS_FITTED))
     except ValidationError as error:
         first = error.errors()[0]
         place = ".".join(str(part) for part in first["loc"])
         raise BundleError(
             str(bundle.path / CROSS_FITTED), f"holds no scores ({place}: {first['msg']})"
         ) from error
-    pictures = _pictures(bundle, found)
-
-    def pictured(parts: tuple[CrossFittedPart, ...]) -> tuple[CrossFittedPart, ...]:
-        return tuple(replace(part, picture=pictures.get(part.path)) for part in parts)
-
-    return replace(found, good=pictured(found.good), defective=pictured(found.defective))
 
 
-def _pictures(bundle: Bundle, scores: CrossFitted) -> dict[str, str]:
+def pictures_in(bundle: Bundle, scores: CrossFitted) -> dict[str, str]:
+    """The pictures beside the `scores` of `bundle`, as in `PICTURES_JSON`; they may be gone."""
     file = bundle.path / PICTURES
     try:
         data = read_regular(file, limit=_MAX_BYTES)

@@ -28,6 +28,7 @@ class Scored:
     """One image of the test and its raw score; `zoomed` says whether pass 2 looked closer."""
 
     path: str
+    sha256: str
     kind: str
     score: float
     zoomed: bool
@@ -87,7 +88,13 @@ def scored(
         pixels = read_listed(source, item)
         inspection = inspector.inspect(pixels)
         found.append(
-            Scored(path=item.path, kind=item.kind, score=inspection.score, zoomed=inspection.zoomed)
+            Scored(
+                path=item.path,
+                sha256=item.sha256,
+                kind=item.kind,
+                score=inspection.score,
+                zoomed=inspection.zoomed,
+            )
         )
         # A map of one patch shows no place; nor is there one where nobody drew it.
         if inspection.score_map.size > 1 and (item.mask or not item.defective):

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from agent.ports import Camera
     from agent.settings import BundleSettings
     from calibration.scores import Picture, Scores
-    from engine.backends.base import BackendChoice, PrecisionChoice, Runtime
+    from engine.backends.base import BackendChoice, PrecisionChoice
     from engine.bundle import Bundle
     from engine.inspector import Inspector
 
@@ -80,19 +80,23 @@ def calibrate(
     backend and the precision that scored the parts; `agent run` uses the same. Too few good parts
     for the promise are an error that says how many are needed: 299 for 1 % at 95 %, 59 for 5 %.
     """
+    from calibration.evidence import Asked, lent_by_training, precision_for, require_enough_with
     from calibration.outlook import costs_of, outlook_of
     from calibration.record import calibrate as calibrated
     from calibration.record import read_calibration, write_calibration
     from calibration.report import REPORT, report_text, warnings, write_report
     from calibration.scores import with_cross_fitted
-    from calibration.threshold import best_promise, is_carried, require_enough
     from engine.backends.choice import fastest
     from engine.backends.opening import open_inspector
     from engine.bundle import open_bundle
-    from engine.cross_fitted import cross_fitted_of
+    from engine.cross_fitted import cross_fitted_of, pictures_in
 
-    asked = None if max_false_reject is None else share("--max-false-reject", max_false_reject)
-    sure = share("--confidence", confidence)
+    asked = Asked(
+        max_false_reject=(
+            None if max_false_reject is None else share("--max-false-reject", max_false_reject)
+        ),
+        confidence=share("--confidence", confidence),
+    )
     settings, given = _source(bundle, good, config, frames, backend, precision, bits)
     defective_parts = None if defective is None else _folder("--defective", defective, bits)
     opened = open_bundle(settings.path, signed_by=settings.require_signature)
@@ -102,31 +106,15 @@ def calibrate(
             "--good", None, "is not given; name it, or use --config agent.yaml --frames N"
         )
     good_parts = given or _Parts(count=0, pictures=())
-
-    def rate(parts: int) -> float:
-        return asked or best_promise(parts, confidence=sure)
-
-    def is_enough(parts: int) -> bool:
-        return is_carried(parts, max_false_reject=rate(parts), confidence=sure)
-
-    wanted = settings.precision
-    if cross_fitted is not None and wanted == "auto" and not is_enough(good_parts.count):
-        wanted = "fp32"
     # Not what an earlier threshold was set with: this one takes its place.
-    runtime = fastest(opened, backend=settings.backend, precision=wanted)
-    if cross_fitted is not None and not _gives_scores_of_training(runtime):
-        if given is None:
-            raise ConfigurationError(
-                "--good",
-                None,
-                f"is not given, and training has scored its parts in fp32 on a CPU, not in "
-                f"{runtime.precision} by {runtime.backend}; name it, or let auto choose",
-            )
-        cross_fitted = None
+    runtime = fastest(
+        opened,
+        backend=settings.backend,
+        precision=precision_for(settings.precision, good_parts.count, cross_fitted, asked),
+    )
+    lent = lent_by_training(cross_fitted, runtime, has_parts=given is not None)
     # Fewer pictures than it takes need not be scored.
-    of_training = 0 if cross_fitted is None else len(cross_fitted.good)
-    most = good_parts.count + of_training
-    require_enough(most, max_false_reject=rate(most), confidence=sure, of_training=of_training)
+    require_enough_with(asked, good_parts.count, lent)
     options.require_writable("--bundle" if config is None else "bundle.path", opened.path)
     with (
         Progress() as progress,
@@ -145,19 +133,22 @@ def calibrate(
             else _scored(inspector, opened, "defective", defective_parts, progress)
         )
         name = inspector.name
-    if cross_fitted is not None:
-        if not is_enough(len(good_scores.values)):
-            good_scores = with_cross_fitted(good_scores, cross_fitted, label="good")
-        if cross_fitted.defective:
-            defective_scores = with_cross_fitted(defective_scores, cross_fitted, label="defective")
+    if lent is not None:
+        pictures = pictures_in(opened, lent)
+        if not asked.is_carried_by(len(good_scores.values)):
+            good_scores = with_cross_fitted(good_scores, lent, pictures, label="good")
+        if lent.defective:
+            defective_scores = with_cross_fitted(
+                defective_scores, lent, pictures, label="defective"
+            )
     calibration = calibrated(
         opened,
         good_scores,
         defective_scores,
         precision=runtime.precision,
         backend=name,
-        max_false_reject=rate(len(good_scores.values)),
-        confidence=sure,
+        max_false_reject=asked.rate(len(good_scores.values)),
+        confidence=asked.confidence,
     )
     costs = costs_of(calibration, good_scores)
     report = settings.path / REPORT
@@ -243,13 +234,6 @@ def _source(
     loaded = load_config(config)
     parts = _Parts(count=frames, pictures=_filmed(loaded.cameras, frames))
     return loaded.bundle, parts
-
-
-def _gives_scores_of_training(runtime: "Runtime") -> bool:
-    """Whether scores that training has written are those that `runtime` would give."""
-    from engine.backends.base import BACKENDS
-
-    return runtime.precision == "fp32" and BACKENDS.find(runtime.backend).settings.on_cpu
 
 
 def _folder(option: str, folder: Path, bits: int | None) -> _Parts:

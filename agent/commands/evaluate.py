@@ -2,9 +2,9 @@
 
 import json
 import sys
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Final, Literal
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
@@ -14,16 +14,11 @@ from engine.errors import CalibrationError, ConfigurationError
 from engine.pages.text import counted, percent
 
 if TYPE_CHECKING:
-    from calibration.price import AtPromise
+    from calibration.evidence import FoundAtPromise
     from calibration.record import CalibrationRecord
     from engine.backends.base import PrecisionChoice
     from engine.bundle import Bundle, Precision
     from train.evaluate import Evaluation, Ranking
-
-_LIMITS: Final = (0.03, 0.01)
-_CONFIDENCE: Final = 0.95
-_FEWEST: Final = 2
-"""Good parts that a threshold needs; of one alone there is no other to judge."""
 
 
 def evaluate(
@@ -65,6 +60,7 @@ def evaluate(
     recall (FPR@95), and where masks are, pixel AUROC and AUPRO.
     """
     from agent.runtime import bundle_runtime, warn_of_another_runtime
+    from calibration.evidence import found_at_promises, threshold_scores
     from engine.backends.opening import open_backend
     from engine.bundle import open_bundle
     from engine.methods import open_method
@@ -96,7 +92,14 @@ def evaluate(
             threshold=None if record is None else record.calibration.threshold,
             pixels=pixels,
         )
-    promises = _promises(found, _threshold_scores(opened, record, runtime.precision))
+    setting = threshold_scores(opened, record, runtime.precision)
+    promises = found_at_promises(
+        setting,
+        # A part that sets the threshold too is judged by no test.
+        [one.score for one in images if not one.defective and one.sha256 not in setting.sha256],
+        [one.score for one in images if one.defective],
+        {kind: [one.score for one in images if one.kind == kind] for kind in found.by_kind},
+    )
     if record is not None and record.calibration.backend != found.backend:
         warn_of_another_runtime(record.calibration.backend, found.backend, runtime.precision)
     if as_json:
@@ -128,80 +131,7 @@ def _record(
     return record
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class _ThresholdScores:
-    """Scores that set a threshold, and of whose good parts; none: the test's own do."""
-
-    of: str
-    values: tuple[float, ...]
-    is_proved: bool
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class _Promise:
-    """What is found at one limit on false rejects, overall (`all`) and by type of defect."""
-
-    scores_of: str
-    is_proved: bool
-    by_kind: "dict[str, AtPromise]"
-
-    @property
-    def overall(self) -> "AtPromise":
-        return self.by_kind["all"]
-
-
-def _threshold_scores(
-    bundle: "Bundle", record: "CalibrationRecord | None", precision: "Precision"
-) -> "_ThresholdScores":
-    """Scores of good parts that neither training nor test saw, or none."""
-    from engine.cross_fitted import cross_fitted_of
-
-    if record is not None:
-        found = record.calibration
-        return _ThresholdScores(
-            of="the calibration", values=found.good_scores, is_proved=found.is_proved
-        )
-    cross_fitted = cross_fitted_of(bundle)
-    if cross_fitted is not None and precision == "fp32":
-        return _ThresholdScores(
-            of="training, each scored without itself",
-            values=tuple(part.score for part in cross_fitted.good),
-            is_proved=False,
-        )
-    return _ThresholdScores(of="the test, parted in all ways", values=(), is_proved=True)
-
-
-def _promises(found: "Evaluation", scores: "_ThresholdScores") -> "list[_Promise]":
-    """What each limit on false rejects finds; one where the parts carry no lower one."""
-    from calibration.price import at_promise, over_all_partings
-
-    given = scores.values
-    used = set(given)  # a part of the test that the calibration has too is judged by no test
-    good = [one.score for one in found.images if not one.defective and one.score not in used]
-    kinds = {
-        "all": [one.score for one in found.images if one.defective],
-        **{kind: [one.score for one in found.images if one.kind == kind] for kind in found.by_kind},
-    }
-    if not kinds["all"] or len(given or good) < _FEWEST:
-        return []
-    promises = [
-        _Promise(
-            scores_of=scores.of,
-            is_proved=scores.is_proved,
-            by_kind={
-                kind: at_promise(given, good, bad, max_false_reject=rate, confidence=_CONFIDENCE)
-                if given
-                else over_all_partings(good, bad, max_false_reject=rate, confidence=_CONFIDENCE)
-                for kind, bad in kinds.items()
-            },
-        )
-        for rate in _LIMITS
-    ]
-    least = promises[-1].overall.promised
-    return [one for one in promises if one.overall.promised > least] + promises[-1:]
-
-
-def _print(found: "Evaluation", promises: "list[_Promise]") -> None:
+def _print(found: "Evaluation", promises: "list[FoundAtPromise]") -> None:
     typer.echo(_statement(found))
     for promise in promises:
         typer.echo(_said(promise))
@@ -220,7 +150,7 @@ def _print(found: "Evaluation", promises: "list[_Promise]") -> None:
             typer.echo(f"missed: {path}")
 
 
-def _said(promise: _Promise) -> str:
+def _said(promise: "FoundAtPromise") -> str:
     at = promise.overall
     rejected = (
         ""
@@ -230,8 +160,8 @@ def _said(promise: _Promise) -> str:
     bound = "with" if promise.is_proved else "estimated with the bound of"
     return (
         f"Where at most {percent(at.promised, digits=2)} of good parts are rejected, {bound} "
-        f"{percent(_CONFIDENCE)} confidence, {percent(at.found, digits=3)} of the defects are "
-        f"found (threshold by {at.parts} good parts of {promise.scores_of}).{rejected}"
+        f"{percent(promise.confidence)} confidence, {percent(at.found, digits=3)} of the defects "
+        f"are found (threshold by {at.parts} good parts of {promise.scores_of}).{rejected}"
     )
 
 

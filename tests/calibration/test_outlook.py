@@ -33,7 +33,7 @@ def bundle(tmp_path: Path) -> Bundle:
 
 def scores(values: tuple[float, ...], digest: str) -> Scores:
     names = tuple(f"parts/good/{place:03}.jpg" for place in range(len(values)))
-    return Scores(values=values, names=names, hashes=frozenset({digest}))
+    return Scores(values=values, names=names, hashes=frozenset({digest * 64}))
 
 
 def made(bundle: Bundle, good: Scores, defective: Scores | None) -> Calibration:
@@ -49,13 +49,8 @@ def made(bundle: Bundle, good: Scores, defective: Scores | None) -> Calibration:
 
 
 def part(place: int, score: float, kind: str = "good") -> CrossFittedPart:
-    picture = data_uri(good_part(place)).partition(",")[2] if place < 3 else None
     return CrossFittedPart(
-        path=f"train/{kind}/{place:03}.png",
-        sha256=f"{place:064x}",
-        kind=kind,
-        score=score,
-        picture=picture,
+        path=f"train/{kind}/{place:03}.png", sha256=f"{place:064x}", kind=kind, score=score
     )
 
 
@@ -127,8 +122,14 @@ def test_cross_fitted_scores_are_an_estimate_and_no_proof(bundle: Bundle) -> Non
         defective=tuple(part(i, 1.5 + i, "scratch") for i in range(5)),
         look_alikes=7,
     )
-    good = with_cross_fitted(None, cross, label="good")
-    defective = replace(with_cross_fitted(None, cross, label="defective"), hashes=frozenset({"b"}))
+    shown = {
+        one.path: data_uri(good_part(place)).partition(",")[2]
+        for parts in (cross.good, cross.defective)
+        for place, one in enumerate(parts[:3])
+    }
+    good = with_cross_fitted(None, cross, shown, label="good")
+    defective = with_cross_fitted(None, cross, shown, label="defective")
+    defective = replace(defective, hashes=frozenset({"b" * 64}))
     assert (good.cross_fitted, good.look_alikes, defective.look_alikes) == (100, 7, 0)
     assert [one.name for one in good.exhibits] == [f"train/good/{i:03}.png" for i in range(3)]
     assert [one.score for one in defective.exhibits] == [1.5, 2.5, 3.5]
@@ -149,7 +150,7 @@ def test_cross_fitted_scores_are_an_estimate_and_no_proof(bundle: Bundle) -> Non
 def test_parts_that_are_new_to_the_network_take_the_place_of_their_cross_fitted_scores() -> None:
     cross = CrossFitted(way="folds", folds=5, good=tuple(part(i, 1.0) for i in range(20)))
     unseen = replace(scores((2.0, 3.0), "a"), hashes=frozenset({f"{3:064x}", f"{99:064x}"}))
-    found = with_cross_fitted(unseen, cross, label="good")
+    found = with_cross_fitted(unseen, cross, {}, label="good")
     assert found.values == (2.0, 3.0, *[1.0] * 19)
     assert (found.cross_fitted, len(found.names), len(found.hashes)) == (19, 21, 21)
     assert len(found.exhibits) <= KEPT

@@ -25,7 +25,7 @@ from tests.tiny_bundle import tiny_bundle
 GOOD = Scores(
     values=tuple(1 + (i * 37 % 100) / 100 for i in range(100)),
     names=tuple(f"{i}.png" for i in range(100)),
-    hashes=frozenset({"a", "b"}),
+    hashes=frozenset({"a" * 64, "b" * 64}),
     training=("t1.png",),
     duplicates=("d1.png", "d2.png"),
     unreadable=("u.png: is damaged",),
@@ -36,7 +36,7 @@ DEFECTIVE = replace(
     GOOD,
     values=(0.5, 1.5, *[5.0] * 18),
     names=tuple(f"{i}.png" for i in range(20)),
-    hashes=frozenset({"c"}),
+    hashes=frozenset({"c" * 64}),
     training=(),
     duplicates=(),
     unreadable=(),
@@ -112,7 +112,7 @@ def test_too_few_parts_say_what_was_set_aside(bundle: Bundle) -> None:
 
 def test_a_picture_in_both_folders_is_refused(bundle: Bundle) -> None:
     with pytest.raises(CalibrationError, match="1 pictures are among the good and the defective"):
-        made(bundle, replace(DEFECTIVE, hashes=frozenset({"b", "c"})))
+        made(bundle, replace(DEFECTIVE, hashes=frozenset({"b" * 64, "c" * 64})))
 
 
 @pytest.mark.parametrize(

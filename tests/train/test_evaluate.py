@@ -69,7 +69,7 @@ def test_known_values():
 
 
 def image(kind, score):
-    return Scored(path=f"{kind}-{score}", kind=kind, score=score, zoomed=False)
+    return Scored(path=f"{kind}-{score}", sha256="0" * 64, kind=kind, score=score, zoomed=False)
 
 
 def test_an_evaluation_ranks_each_kind_against_all_good_images():

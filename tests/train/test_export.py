@@ -21,6 +21,7 @@ from engine.cross_fitted import (
     CrossFitted,
     CrossFittedPart,
     cross_fitted_of,
+    pictures_in,
 )
 from engine.errors import BackendError, BundleError
 from engine.methods import open_method
@@ -100,8 +101,9 @@ def test_cross_fitted_scores_go_into_the_bundle_with_pictures_of_the_doubtful(
     )
     scores_of = [one.score for one in found.good]
     assert scores_of == sorted(scores_of, reverse=True)
-    assert [one.picture is not None for one in found.good] == [True] * 12 + [False] * 12
-    assert base64.b64decode(found.good[0].picture).startswith(b"\xff\xd8")
+    shown = pictures_in(written, found)
+    assert [one.path in shown for one in found.good] == [True] * 12 + [False] * 12
+    assert base64.b64decode(shown[found.good[0].path]).startswith(b"\xff\xd8")
     assert [one.score for one in found.defective] == [6.0, 7.0, 8.0, 9.0]
     assert cross_fitted_of(bundle) is None
 
@@ -109,11 +111,10 @@ def test_cross_fitted_scores_go_into_the_bundle_with_pictures_of_the_doubtful(
     pictures = written.path / PICTURES
     other = pictures.read_bytes().replace(b"train/good", b"train/evil", 1)
     pictures.unlink()
-    found = cross_fitted_of(open_bundle(written.path))
-    assert not any(one.picture for one in found.good)
+    assert pictures_in(open_bundle(written.path), found) == {}
     pictures.write_bytes(other)
     with pytest.raises(BundleError, match="is not the file that training wrote"):
-        cross_fitted_of(open_bundle(written.path))
+        pictures_in(open_bundle(written.path), found)
 
 
 def test_onnx_and_torch_decide_alike(bundle, source):
