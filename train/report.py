@@ -15,10 +15,12 @@ import cv2
 import numpy as np
 from markupsafe import Markup
 
+from engine.backends.onnxruntime import OnnxRuntimeBackend
 from engine.bundle import TrainingRecord, replace_file
 from engine.errors import AtacError, TrainingError
 from engine.frame import Inspection, Pixels
 from engine.likeness import fingerprint, look_alikes
+from engine.methods import open_method
 from engine.pages.charts import Curve, curves_svg, histogram_svg
 from engine.pages.outlook import Outlook
 from engine.pages.rendering import render
@@ -31,6 +33,7 @@ from train.evaluate import auroc
 from train.export.gate import shown_good
 from train.recipes import RecipeSettings
 from train.run import Finished
+from train.spots import CONTRAST, FOUND, Spots, spots_found
 
 REPORT: Final = "training.html"
 """The page's name, beside `manifest.json` in the bundle's folder."""
@@ -40,6 +43,8 @@ _CONFIDENCE: Final = 0.95
 _FAR: Final = 3.0
 """A score this many interquartile ranges above the upper quartile is far out (Tukey 1977)."""
 _LEAST_FOR_QUARTERS: Final = 12
+_SPOTTED: Final = 12
+"""Good images on which spots are put."""
 _DOUBTFUL: Final = 6
 _CLEAR: Final = 2
 _SIDE: Final = 480
@@ -154,8 +159,20 @@ def advice(outcome: Outcome, outlook: Outlook | None = None) -> list[str]:
     ]
 
 
+def small_defects(finished: Finished, threshold: float) -> Spots:
+    """Which sizes of spots the bundle's network finds on good images that may judge it."""
+    bundle = finished.written.bundle
+    frames = (finished.images.pixels(item) for item in shown_good(finished.split)[:_SPOTTED])
+    with open_method(bundle.manifest.method, OnnxRuntimeBackend(bundle)) as inspector:
+        return spots_found(inspector, frames, threshold=threshold)
+
+
 def write_report(
-    path: Path, outcome: Outcome, images: Images, outlook: Outlook | None = None
+    path: Path,
+    outcome: Outcome,
+    images: Images,
+    outlook: Outlook | None = None,
+    spots: Spots | None = None,
 ) -> None:
     """Write the page as one HTML file that needs no other file, atomically.
 
@@ -166,6 +183,7 @@ def write_report(
         outcome: What the training came to.
         images: Those of the split.
         outlook: What will be found and rejected, where the recipe's scores can say it.
+        spots: How small a defect may be.
 
     Raises:
         TrainingError: The file cannot be written.
@@ -180,16 +198,44 @@ def write_report(
         warnings=list(_warnings(outcome) if outlook is None else ()),
         advice=advice(outcome, outlook),
         histogram=_histogram(outcome, outlook),
+        spots=None if spots is None else {"said": about_spots(spots), "curve": _spots(spots)},
         rows=_rows(outcome),
         looks_closer=outcome.settings.looks_closer,
         galleries=_galleries(outcome, images, outlook),
-        curves=_curves(outcome),
+        curves=_curves(outcome) if outcome.settings.descends else "",
         facts=_facts(outcome),
     )
     try:
         replace_file(path, html)
     except OSError as error:
         raise TrainingError(f"{path}: cannot be written ({error.strerror})") from error
+
+
+def about_spots(spots: Spots) -> str:
+    """The smallest defect that is found, in words."""
+    those = f"spots that differ by {CONTRAST} grey levels from what they cover"
+    if spots.smallest is None:
+        largest = max(spots.found)
+        return (
+            f"Not even {those} are found reliably: of those {largest} pixels wide "
+            f"{percent(spots.found[largest], digits=2)}."
+        )
+    share = percent(spots.smallest / spots.width, digits=2)
+    return (
+        f"The smallest defect found: of {those}, {percent(FOUND)} or more are found from "
+        f"{spots.smallest} pixels on ({share} of the width of {spots.width} pixels)."
+    )
+
+
+def _spots(spots: Spots) -> Markup:
+    points = [(float(size), 100 * share) for size, share in sorted(spots.found.items())]
+    mark = None if spots.smallest is None else (float(spots.smallest), f"{spots.smallest} pixels")
+    return curves_svg(
+        [Curve(label="found, %", points=points, dots=True)],
+        end=points[-1][0],
+        axis="width of the spot in pixels",
+        mark=mark,
+    )
 
 
 def _about_overlap(outcome: Outcome) -> Iterator[str]:
@@ -353,16 +399,19 @@ def _facts(outcome: Outcome) -> dict[str, str]:
         if not math.isnan(epoch.separation)
     ]
     separation = outcome.separation
+    epochs = {
+        "AUROC seen on the way (epochs)": ", ".join(watched) or "–",
+        "Last loss": f"{record.final_loss:.3g}",
+        "Epochs": f"{record.epochs}",
+    }
     return {
         "Learnt from": f"{record.good} good, {record.defective} defective",
         "Held out": f"{len(split.held_out_good)} good",
         "AUROC on this page": "–" if separation is None else f"{separation:.4f}",
-        "AUROC seen on the way (epochs)": ", ".join(watched) or "–",
-        "Last loss": f"{record.final_loss:.3g}",
+        **(epochs if outcome.settings.descends else {}),
         "Time": _duration(record.seconds),
         "Recipe": record.recipe,
         "Seed": f"{record.seed}",
-        "Epochs": f"{record.epochs}",
         "Backbone": record.backbone,
         **outcome.settings.facts,
         "Pretrained": record.pretrained,

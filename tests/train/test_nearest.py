@@ -11,6 +11,7 @@ from engine.backends.onnxruntime import OnnxRuntimeBackend
 from engine.bundle import open_bundle
 from engine.cross_fitted import cross_fitted_of
 from engine.errors import ConfigurationError
+from engine.frame import Box
 from engine.methods import open_method
 from engine.methods.atac import atac_of
 from engine.parity import bundle_parity
@@ -51,6 +52,10 @@ def test_scores_of_its_own_parts_are_of_banks_without_them(bundle, source, split
     assert (found.way, found.folds) == ("leave_one_out", len(split.train_good))
     assert len(found.good) == len(split.train_good) + len(split.held_out_good)
     without = {part.path: part.score for part in found.good}
+    boxes = {part.path: part.box for part in found.good}
+    frame = Box.around(read_listed(source, split.train_good[0]))
+    for item in split.train_good:
+        assert boxes[item.path].width == pytest.approx(frame.width / 2, abs=2)
     deployed = [one.score for one in inspected(bundle, source, split.train_good)]
     assert np.mean(deployed) < np.mean([without[item.path] for item in split.train_good])
     defective = [one.score for one in inspected(bundle, source, split.train_defective)]

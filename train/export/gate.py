@@ -139,7 +139,7 @@ def write_bundle(
             RECIPE: RECIPE_JSON.dump_json(settings, indent=2),
         }
         if trained.cross_fitted is not None:
-            cross_fitted = _completed(trained.cross_fitted, images, split, scores)
+            cross_fitted = _completed(trained.cross_fitted, images, split, expected)
             pictures = PICTURES_JSON.dump_json(_pictures(cross_fitted, images, split))
             cross_fitted = replace(cross_fitted, pictures_sha256=sha256(pictures))
             files[CROSS_FITTED] = CROSS_FITTED_JSON.dump_json(cross_fitted, indent=1)
@@ -305,7 +305,7 @@ def _inspections(
 
 
 def _completed(
-    scores: CrossFitted, images: Images, split: Split, held_out: Sequence[float]
+    scores: CrossFitted, images: Images, split: Split, held_out: Sequence[Inspection]
 ) -> CrossFitted:
     """`scores` with the good parts that were held out, the most doubtful parts first.
 
@@ -313,13 +313,19 @@ def _completed(
         scores: Of the images that were learnt from, as the recipe gives them.
         images: Those of the split.
         split: Who trained, who was held out.
-        held_out: The deployed network's scores of the good images that were held out, first.
+        held_out: By the deployed network; first the good images that were held out.
     """
     good = [
         *scores.good,
         *(
-            CrossFittedPart(path=item.path, sha256=item.sha256, kind=item.kind, score=score)
-            for item, score in zip(split.held_out_good, held_out, strict=False)
+            CrossFittedPart(
+                path=item.path,
+                sha256=item.sha256,
+                kind=item.kind,
+                score=found.score,
+                box=found.box if found.zoomed else None,
+            )
+            for item, found in zip(split.held_out_good, held_out, strict=False)
         ),
     ]
     seen = (*split.train_good, *split.held_out_good)

@@ -35,9 +35,14 @@ class RecipeSettings:
 
     A subclass has `type: Literal[...]`, the name of its module, and defaults for all its settings.
     `learns_defects` is False where known defects teach nothing, `looks_closer` where there is
-    never a pass 2.
+    never a pass 2, `descends` where no loss falls over epochs. `leaves_out` is True where each
+    image that is learnt from is also scored by a model that left it out. `stage` says what the
+    training does.
     """
 
+    stage: ClassVar[str] = "training"
+    descends: ClassVar[bool] = True
+    leaves_out: ClassVar[bool] = False
     learns_defects: ClassVar[bool] = True
     looks_closer: ClassVar[bool] = True
     type: str = ""
@@ -54,6 +59,10 @@ class RecipeSettings:
     def lasting(self, epochs: int) -> Self:
         """The same over another number of epochs."""
         return replace(self, epochs=epochs)
+
+    def with_side(self, side: int) -> Self:
+        """The same with views of another side; of recipes that score images without themselves."""
+        raise NotImplementedError
 
     @property
     def facts(self) -> dict[str, str]:

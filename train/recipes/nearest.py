@@ -5,8 +5,9 @@ is not needed. docs/adr/0018-line-v2.md has what was measured.
 """
 
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from functools import partial
-from typing import Annotated, Final, Literal, NamedTuple, Self
+from typing import Annotated, ClassVar, Final, Literal, NamedTuple, Self
 
 import numpy as np
 import torch
@@ -46,6 +47,9 @@ class Nearest(RecipeSettings):
     share `closer` of good parts has one; 0: there is no pass 2, 1: every part has one.
     """
 
+    stage: ClassVar = "computing features of the good parts, and filling the memory bank"
+    descends: ClassVar = False
+    leaves_out: ClassVar = True
     type: Literal["nearest"] = "nearest"
 
     view: ViewSpec = ViewSpec(
@@ -65,6 +69,10 @@ class Nearest(RecipeSettings):
         if epochs == 1:
             return self
         raise ConfigurationError("--epochs", str(epochs), "is not for the recipe nearest")
+
+    def with_side(self, side: int) -> Self:
+        """The same with views of another side."""
+        return replace(self, view=replace(self.view, side=side))
 
     @property
     def facts(self) -> dict[str, str]:
@@ -202,13 +210,15 @@ class Parts:
             if first.peak >= method.crop.gate and first.box != method.view.box:
                 maps = self._maps(index, self.closer(index, first.box))
                 score = (score + top_k_mean(maps.score_map.numpy(), method.score.top_k)) / 2
-            good.append(_part(item, score))
+            frame = Box.around(self.images.frame(index))
+            good.append(_part(item, score, first.box.scaled(of=method.view.box, to=frame)))
         with TorchBackend(self._network) as backend:
             inspector = open_method(method, backend)
-            defective = [
-                _part(item, inspector.inspect(self.images.images.pixels(item)).score)
-                for item in split.train_defective
-            ]
+            found = [inspector.inspect(self.images.images.pixels(i)) for i in split.train_defective]
+        defective = [
+            _part(item, one.score, one.box if one.zoomed else None)
+            for item, one in zip(split.train_defective, found, strict=True)
+        ]
         return CrossFitted(
             way="leave_one_out", folds=len(good), good=tuple(good), defective=tuple(defective)
         )
@@ -285,8 +295,8 @@ def _remember(
     bank.hold(compared, torch.cat(origin).to(compared.device), seed=seed)
 
 
-def _part(item: Listed, score: float) -> CrossFittedPart:
-    return CrossFittedPart(path=item.path, sha256=item.sha256, kind=item.kind, score=score)
+def _part(item: Listed, score: float, box: Box | None) -> CrossFittedPart:
+    return CrossFittedPart(path=item.path, sha256=item.sha256, kind=item.kind, score=score, box=box)
 
 
 def _nbytes(features: Tensor) -> int:
