@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from agent.commands import options
+from agent.commands.budget import best_within, milliseconds, require_evidence
 from agent.commands.progress import Progress
 from engine.errors import AtacError, ConfigurationError, KindError
 from engine.extras import install
@@ -82,6 +83,13 @@ def train(
     accept_flips: Annotated[
         bool, typer.Option(help="Write the bundle even if the ONNX network changes verdicts.")
     ] = False,
+    budget: Annotated[
+        str | None,
+        typer.Option(
+            help="What one part may take on this machine, as 40ms: the views that find most in "
+            "this time are chosen. For --recipe nearest; takes several trainings."
+        ),
+    ] = None,
     bits: Annotated[int | None, options.BITS] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print the result as JSON.")] = False,
     profile: Annotated[str | None, typer.Option(hidden=True)] = None,
@@ -110,22 +118,35 @@ def train(
     for line in unused:
         typer.echo(line, err=True)
     settings = _settings(recipe, backbone, stage, hold_out, epochs)
+    budget_ms = None if budget is None else milliseconds(budget)
+    if budget_ms is not None:
+        require_evidence(settings)
+        if resume:
+            raise ConfigurationError("--resume", None, "does not go with --budget; start again")
     weights = _weights(backbone_weights, settings)
     with Progress() as progress:
-        progress.stage("reading the images, looking for copies")
-        try:
-            finished = train_bundle(
+
+        def train_into(folder: Path, settings: "RecipeSettings") -> "Finished":
+            progress.stage("reading the images, looking for copies")
+            return train_bundle(
                 source,
-                out,
+                folder,
                 settings,
                 weights=weights,
                 defects=defects,
                 seed=seed,
                 resume=resume,
                 accept_flips=accept_flips,
-                on_split=partial(_say_split, progress, settings.epochs),
-                on_epoch=partial(_say_epoch, progress),
+                on_split=partial(_say_split, progress, settings),
+                on_epoch=partial(_say_epoch, progress, settings),
                 on_warning=lambda warning: progress.say(f"WARNING: {warning}."),
+            )
+
+        try:
+            finished = (
+                train_into(out, settings)
+                if budget_ms is None
+                else best_within(budget_ms, settings, out, train_into, progress.say)
             )
         except KeyboardInterrupt:
             progress.say("\nTo continue, repeat the command with --resume.")
@@ -164,13 +185,22 @@ def _report(finished: "Finished") -> tuple[str, Path | None]:
     Returns what the training came to, in words, and the page, if it could be written.
     """
     from calibration.outlook import training_outlook
-    from train.report import REPORT, examine, summary, write_report
+    from train.report import (
+        REPORT,
+        about_spots,
+        examine,
+        small_defects,
+        summary,
+        write_report,
+    )
 
     path = finished.written.bundle.path / REPORT
     try:
         outcome = examine(finished)
         outlook = training_outlook(finished.written.bundle)
-        write_report(path, outcome, finished.images, outlook)
+        threshold = outcome.threshold if outlook is None else outlook.threshold
+        spots = small_defects(finished, threshold)
+        write_report(path, outcome, finished.images, outlook, spots)
     except AtacError as error:
         sys.stderr.write(f"WARNING: no {REPORT}, but the bundle is complete: {error}\n")
         record = finished.written.bundle.manifest.training
@@ -178,7 +208,7 @@ def _report(finished: "Finished") -> tuple[str, Path | None]:
     said = summary(outcome, outlook)
     if outlook is not None:
         said = " ".join(filter(None, (outlook.look_first, outlook.headline, said)))
-    return said, path
+    return f"{said} {about_spots(spots)}", path
 
 
 def require_training_packages(command: str) -> None:
@@ -235,7 +265,7 @@ def _weights(given: str, settings: "RecipeSettings") -> "Weights | None":
     return read_weights(Path(given))
 
 
-def _say_split(progress: Progress, epochs: int, split: "Split") -> None:
+def _say_split(progress: Progress, settings: "RecipeSettings", split: "Split") -> None:
     for dropped in split.dropped:
         progress.say(f"{dropped.path} shows the same as {dropped.same_as}: left out")
     defective = sum(item.defective for item in split.test)
@@ -246,16 +276,16 @@ def _say_split(progress: Progress, epochs: int, split: "Split") -> None:
         f"{len(split.held_out_good)} good held out, "
         f"{len(split.test) - defective} good and {defective} defective to test."
     )
-    progress.stage("training", epochs, "epochs")
+    epochs = settings.epochs if settings.descends else 0
+    progress.stage(settings.stage, epochs, "epochs")
 
 
-def _say_epoch(progress: Progress, epoch: "Epoch") -> None:
-    separation = (
-        ""
-        if math.isnan(epoch.separation)
-        else f", held-out good against known defects: AUROC {epoch.separation:.3f}"
-    )
+def _say_epoch(progress: Progress, settings: "RecipeSettings", epoch: "Epoch") -> None:
+    said = [f"epoch {epoch.number}/{epoch.of}: loss {epoch.loss:.3f}"] if settings.descends else []
+    if not math.isnan(epoch.separation):
+        said.append(f"held-out good against known defects: AUROC {epoch.separation:.3f}")
     progress.step(epoch.number)
-    progress.say(f"epoch {epoch.number}/{epoch.of}: loss {epoch.loss:.3f}{separation}")
+    if said:
+        progress.say(", ".join(said))
     if epoch.number == epoch.of:
         progress.stage("writing the bundle, comparing its network with the trained one")

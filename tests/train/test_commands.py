@@ -1,8 +1,11 @@
+import io
 import json
+import math
 import re
 import shutil
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -14,13 +17,16 @@ from typer.testing import CliRunner
 from agent.commands.calibrate import calibrate
 from agent.commands.evaluate import evaluate
 from agent.commands.export import export
-from agent.commands.train import train
+from agent.commands.progress import Progress
+from agent.commands.train import _say_epoch, _say_split, train
 from calibration.record import read_calibration
 from engine.bundle import open_bundle
 from engine.errors import ConfigurationError, TrainingError
 from tests.tiny_bundle import cross_fitted
 from train.backbones.resnet import ResNet, ResNetBackbone
+from train.checkpoint import Epoch
 from train.datasets import find_source, unseen_images
+from train.recipes.nearest import Nearest
 
 
 @pytest.fixture(scope="session")
@@ -168,6 +174,19 @@ def test_every_image_used_in_training_is_refused_for_evaluation(trained, agent, 
     out, _ = trained
     with pytest.raises(ConfigurationError, match="no image that training has not seen"):
         agent("evaluate", "--bundle", out, "--good", parts / "train/good")
+
+
+def test_a_recipe_without_epochs_says_what_it_does_instead(split):
+    said = io.StringIO()
+    with Progress(said) as progress:
+        _say_split(progress, Nearest(), split)
+        epoch = Epoch(number=1, of=1, loss=0.0, learning_rate=0.0, separation=0.9, seconds=1.0)
+        _say_epoch(progress, Nearest(), epoch)
+        _say_epoch(progress, Nearest(), replace(epoch, separation=math.nan))
+    assert "epoch" not in said.getvalue()
+    assert "loss" not in said.getvalue()
+    assert Nearest.stage in said.getvalue()
+    assert "\nheld-out good against known defects: AUROC 0.900\n" in said.getvalue()
 
 
 def test_weights_must_be_chosen(agent, parts, tmp_path):

@@ -1,0 +1,200 @@
+"""`agent train --budget 40ms`: the views that this machine has time for, and what each would find.
+
+Larger views show smaller defects and take longer. Each side is trained and measured here, from the
+smallest on, and judged by scores of models that left the part out (docs/calibration.md). The one
+that finds most within the budget is kept, and what twice the time would find is said.
+"""
+
+import re
+import shutil
+import tempfile
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
+from pathlib import Path
+from statistics import median
+from time import perf_counter
+from typing import TYPE_CHECKING, Final
+
+from engine.errors import ConfigurationError, TrainingError
+
+if TYPE_CHECKING:
+    from train.recipes import RecipeSettings
+    from train.run import Finished
+
+SIDES: Final = (160, 224, 320, 448)
+_MEASURED: Final = 24
+"""Images that are inspected to measure the time of one."""
+_LIMIT: Final = 0.03
+_CONFIDENCE: Final = 0.95
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Tried:
+    """One side of views: what a part takes here, and the share of the known defects found.
+
+    `found` is at the lowest usual limit on false rejects that the good parts carry, up to
+    `promised`; both are None without known defects.
+    """
+
+    side: int
+    ms: float
+    found: float | None
+    promised: float | None
+    finished: "Finished"
+
+
+def milliseconds(text: str) -> float:
+    """What `--budget` means: `40ms`, `40` and `0.04s` are the same."""
+    written = re.fullmatch(r"\s*(\d+\.?\d*|\.\d+)\s*(ms|s)?\s*", text, flags=re.ASCII)
+    value = float(written[1]) * (1000 if written[2] == "s" else 1) if written else 0.0
+    if not 0 < value <= 60_000:
+        raise ConfigurationError("--budget", text, "write the time of one part, as 40ms or 0.04s")
+    return value
+
+
+def require_evidence(settings: "RecipeSettings") -> None:
+    """Raise `ConfigurationError` for a recipe that does not score images without themselves."""
+    if not settings.leaves_out:
+        raise ConfigurationError(
+            "--budget",
+            settings.type,
+            "is no recipe that scores each image without it, so nothing says which views find "
+            "more; use --recipe nearest",
+        )
+
+
+def best_within(
+    budget_ms: float,
+    settings: "RecipeSettings",
+    out: Path,
+    train: "Callable[[Path, RecipeSettings], Finished]",
+    say: Callable[[str], None],
+) -> "Finished":
+    """Train with views of several sides, and keep in `out` what finds most in time.
+
+    Args:
+        budget_ms: What one part may take on this machine, looked at twice.
+        settings: Of the recipe.
+        out: The folder for the bundle.
+        train: Trains with such settings into a folder.
+        say: Hears, in a sentence, of each side and of the choice.
+
+    Raises:
+        ConfigurationError: Not even the smallest views are in time.
+        TrainingError: The bundle cannot be moved to `out`.
+    """
+    from engine.bundle import open_bundle
+
+    out.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(prefix=f".{out.name}.", dir=out.parent) as folder:
+        tried: list[Tried] = []
+        for side in SIDES:
+            if tried and _expected_ms(tried[-1], side) > 2 * budget_ms:
+                break
+            one = _tried(side, train(Path(folder) / str(side), settings.with_side(side)))
+            say(_said(one))
+            tried.append(one)
+            if len(tried) == 1 and one.ms > budget_ms:
+                raise ConfigurationError(
+                    "--budget",
+                    f"{budget_ms:g}ms",
+                    f"is too short: with the smallest views, {side} pixels, a part takes "
+                    f"{one.ms:.0f} ms on this machine",
+                )
+        best = chosen([one for one in tried if one.ms <= budget_ms])
+        say(f"Taken: views of {best.side} pixels. {_of_twice_the_time(best, tried, budget_ms)}")
+        try:
+            if out.exists():
+                out.rmdir()  # it is empty, or training had refused it
+            shutil.move(best.finished.written.bundle.path, out)
+        except OSError as error:
+            raise TrainingError(f"{out}: cannot be made ({error.strerror})") from error
+    written = replace(best.finished.written, bundle=open_bundle(out))
+    return replace(best.finished, written=written)
+
+
+def chosen(tried: list[Tried]) -> Tried:
+    """What finds most; of those that find as much, the fastest. Without defects, the largest."""
+    return max(
+        tried, key=lambda one: (one.side, 0.0) if one.found is None else (one.found, -one.ms)
+    )
+
+
+def _tried(side: int, finished: "Finished") -> Tried:
+    from calibration.evidence import Asked
+    from calibration.price import at_promise
+    from engine.cross_fitted import cross_fitted_of
+
+    scores = cross_fitted_of(finished.written.bundle)
+    good = [] if scores is None else [part.score for part in scores.good]
+    defective = [] if scores is None else [part.score for part in scores.defective]
+    at = None
+    if good and defective:
+        rate = Asked(max_false_reject=None, confidence=_CONFIDENCE).rate(len(good))
+        at = at_promise(
+            good, (), defective, max_false_reject=max(rate, _LIMIT), confidence=_CONFIDENCE
+        )
+    return Tried(
+        side=side,
+        ms=median(_times_ms(finished)),
+        found=None if at is None else at.found,
+        promised=None if at is None else at.promised,
+        finished=finished,
+    )
+
+
+def _times_ms(finished: "Finished") -> Iterator[float]:
+    """What parts take that are looked at twice; where none is, what all take."""
+    from engine.backends.choice import fastest
+    from engine.backends.opening import open_inspector
+
+    bundle, split = finished.written.bundle, finished.split
+    runtime = fastest(bundle)
+    items = (*split.train_defective, *split.held_out_good, *split.train_good)[:_MEASURED]
+    with open_inspector(
+        bundle,
+        backend=runtime.backend,
+        precision=runtime.precision,
+        fallback=None,
+        max_pixels=max(finished.images.pixels(item)[..., 0].size for item in items),
+    ) as inspector:
+        inspector.warm_up()
+        times: dict[bool, list[float]] = {True: [], False: []}
+        for item in items:
+            pixels = finished.images.pixels(item)
+            began = perf_counter()
+            found = inspector.inspect(pixels)
+            times[found.zoomed].append(1e3 * (perf_counter() - began))
+    return iter(times[True] or times[False])
+
+
+def _expected_ms(one: Tried, side: int) -> float:
+    return one.ms * (side / one.side) ** 2
+
+
+def _said(one: Tried) -> str:
+    return f"Views of {one.side} pixels: {one.ms:.0f} ms a part on this machine{_finds(one)}."
+
+
+def _finds(one: Tried) -> str:
+    if one.found is None or one.promised is None:
+        return ""
+    return (
+        f", {100 * one.found:.0f} of 100 known defects found where at most "
+        f"{100 * one.promised:.2g} % of good parts are rejected (estimated)"
+    )
+
+
+def _of_twice_the_time(best: Tried, tried: list[Tried], budget_ms: float) -> str:
+    slower = [one for one in tried if budget_ms < one.ms <= 2 * budget_ms]
+    if not slower:
+        return "With twice the time nothing larger was in reach."
+    other = chosen(slower)
+    if best.found is None or other.found is None:
+        return f"With twice the time, views of {other.side} pixels would be in reach."
+    if other.found <= best.found:
+        return "Twice the time would find no more of the known defects."
+    return (
+        f"With twice the time, views of {other.side} pixels would find {100 * other.found:.0f} of "
+        f"100 instead of {100 * best.found:.0f}."
+    )
