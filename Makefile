@@ -31,10 +31,11 @@ demo: $(VENV)/installed-run
 
 install: $(VENV)/installed-train
 
-# The tests' tensors are small: threads would wait for each other longer than they work.
+# The tests' tensors are small: threads would wait for each other longer than they work. Each core
+# takes whole files, so that what a file prepares is made once.
 test: export OMP_NUM_THREADS := 1
 test: $(VENV)/installed-all mosquitto
-	$(BIN)/pytest
+	$(BIN)/pytest --numprocesses auto --maxprocesses 4 --dist loadfile
 
 builders: $(VENV)/installed-all
 	@echo "Installing TensorRT-RTX and nvcc into $(VENV)"

@@ -38,12 +38,27 @@ COMMANDS = {
     "build": "build --bundle {folder}/bundle",
     "replay": "replay 1 2 --config {folder}/agent.yaml",
     "trigger": "trigger --config {folder}/agent.yaml",
+    "check": "check --config {folder}/agent.yaml",
+    "report": "report --config {folder}/agent.yaml --html {folder}/report.html",
+    "compare": "compare --config {folder}/agent.yaml --threshold 1 --report {folder}/compared.html",
+    "promote": "promote {folder}/bundle --config {folder}/agent.yaml --why test",
+    "rollback": "rollback --config {folder}/agent.yaml --why test",
     "sign": "sign --bundle {folder}/bundle --key {folder}/key.pem",
     "verify": "verify --bundle {folder}/bundle --key {folder}/key.pub.pem",
 }
 """All that there are, in an order in which each finds what it needs."""
-CODES = {"doctor": {1}, "build": {0, 1, 2}, "replay": {0, 2}, "trigger": {1}}
-"""There is no broker here, most machines have no GPU, and only a run makes a ledger."""
+CODES = {
+    "doctor": {1},
+    "build": {0, 1, 2},
+    "replay": {0, 2},
+    "trigger": {1},
+    "check": {1},
+    "compare": {2},
+    "promote": {1},
+    "rollback": {1},
+}
+"""There is no broker here, most machines have no GPU, and only a run makes a ledger; no
+evidence is kept, and the only bundle is in force."""
 
 
 @pytest.fixture(scope="module")
@@ -69,7 +84,7 @@ def folder(tmp_path_factory):
     (folder / "key.pem").write_bytes(private)
     (folder / "key.pub.pem").write_bytes(public)
     text = (ROOT / "agent.yaml").read_text()
-    (folder / "agent.yaml").write_text(text.replace("agent/demo_bundle", str(BUNDLE)))
+    (folder / "agent.yaml").write_text(text.replace("agent/demo_bundle", "bundle"))
     return folder
 
 
