@@ -17,9 +17,14 @@ from agent.record.annotations import threshold_in_file
 from agent.record.schema import check_place, damage
 from agent.registry import ROOMS, open_camera
 from agent.runtime import bundle_runtime
+from agent.services.metrics import MetricsSettings
+from agent.services.metrics.server import check_settings as check_metrics
+from agent.services.metrics.server import listening
 from agent.settings import Config, load_config
 from agent.sinks.mqtt.probe import probe
 from agent.sinks.mqtt.settings import MqttSettings
+from agent.sinks.sparkplug.probe import probe as probe_node
+from agent.sinks.sparkplug.settings import SparkplugSettings
 from agent.station.evidence import check_folder
 from calibration.record import read_calibration
 from engine.backends.base import BACKENDS
@@ -85,6 +90,11 @@ def examine(path: Path) -> Iterator[Finding]:
     for sink in config.sinks:
         if isinstance(sink, MqttSettings):
             yield _checked("broker", partial(_broker, sink, config.agent.id))
+        if isinstance(sink, SparkplugSettings):
+            yield _checked("sparkplug", partial(_node, sink, config.agent.id))
+    for service in config.services:
+        if isinstance(service, MetricsSettings):
+            yield _checked("metrics", partial(_metrics, service))
 
 
 def _checked(check: str, look: Callable[[], Finding]) -> Finding:
@@ -221,6 +231,21 @@ def _broker(settings: MqttSettings, agent_id: str) -> Finding:
     level: Level = "fail" if found.refused else "warn" if found.missing else "ok"
     message = "; ".join((found.answer, *found.refused, *found.missing))
     return Finding(check="broker", level=level, message=message)
+
+
+def _node(settings: SparkplugSettings, agent_id: str) -> Finding:
+    return _ok("sparkplug", probe_node(settings, agent_id))
+
+
+def _metrics(settings: MetricsSettings) -> Finding:
+    check_metrics(settings)
+    where = f"{settings.address}:{settings.port}"
+    try:
+        listening(settings).close()
+    except OSError as error:
+        message = f"{error.strerror}; does the agent run already?"
+        return Finding(check="metrics", level="warn", message=message)
+    return _ok("metrics", f"{where} is free")
 
 
 def _evidence(folder: Path) -> Finding:

@@ -339,6 +339,30 @@ def test_the_doctor_tries_to_write_evidence(place):
     assert not list((place / "new/evidence").iterdir())
 
 
+def test_the_doctor_looks_at_the_plant_s_side(place):
+    path = place / "agent.yaml"
+    text = path.read_text()
+    assert "\nmqtt: {" in text
+    path.write_text(
+        text.replace(
+            "\nmqtt: {", "\nsinks: [{type: sparkplug, group: a, host: 127.0.0.1, port: 1}]\n#"
+        )
+        + "services: [{type: metrics, address: 0.0.0.0}]\n"
+    )
+    _, out, _ = agent("doctor", "--config", path, "--json")
+    found = {each["check"]: each for each in json.loads(out)}
+    assert "Connection refused" in found["sparkplug"]["message"]
+    assert found["metrics"]["level"] == "fail"
+    assert found["metrics"]["message"].startswith("metrics.token_file: is missing")
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = taken.getsockname()[1]
+        path.write_text(f"{text}\nservices: [{{type: metrics, port: {port}}}]\n")
+        _, out, _ = agent("doctor", "--config", path, "--json")
+        (found,) = [each for each in json.loads(out) if each["check"] == "metrics"]
+        assert found["level"] == "warn"
+        assert found["message"].endswith("does the agent run already?")
+
+
 def test_the_doctor_stops_at_a_configuration_that_it_cannot_read(place):
     (place / "agent.yaml").write_text("agent: [")
     code, out, _ = agent("doctor", "--config", place / "agent.yaml")

@@ -57,13 +57,10 @@ class MetricsServer:
     def __init__(self, settings: MetricsSettings, watched: Watched) -> None:
         self._settings = settings
         self._watched = watched
-        self._tls = None if settings.tls is None else _tls_context(settings.tls)
+        self._tls = check_settings(settings)
         self._answered = 0
         self._refused = 0
         self._said: set[str] = set()
-        if self._token() is None and not _is_local(settings.address):
-            remedy = f"is missing where others may ask ({settings.address}); name a file"
-            raise ConfigurationError("metrics.token_file", None, remedy)
         self._exposition = Exposition(
             lambda: (watched.status(), watched.age_s()), lambda: (self._answered, self._refused)
         )
@@ -84,17 +81,10 @@ class MetricsServer:
             self._listener.close()
 
     def _listen(self) -> bool:
-        settings = self._settings
         try:
-            self._listener = socket.create_server(
-                (settings.address, settings.port),
-                family=socket.AF_INET6 if ":" in settings.address else socket.AF_INET,
-                backlog=_MOST,
-            )
+            self._listener = listening(self._settings)
         except OSError as error:
-            is_plain = error.errno is not None and error.errno > 0
-            reason = os.strerror(error.errno or 0) if is_plain else error.strerror
-            self._say(f"cannot listen at {settings.address}:{settings.port} ({reason}); retries")
+            self._say(f"{error.strerror}; retries")
             return False
         self._listener.setblocking(False)
         return True
@@ -106,10 +96,7 @@ class MetricsServer:
 
     def _token(self) -> str | None:
         """Read again for each request, so that it can change while the agent runs."""
-        settings = self._settings
-        return read_secret(
-            "metrics.token", file=settings.token_file, variable=settings.token_variable
-        )
+        return _token(self._settings)
 
     # ---- everything below runs in the thread
 
@@ -205,6 +192,32 @@ class MetricsServer:
             return True
         scheme, _, given = fields.get("authorization", "").partition(" ")
         return scheme.lower() == "bearer" and hmac.compare_digest(given.encode(), token.encode())
+
+
+def check_settings(settings: MetricsSettings) -> ssl.SSLContext | None:
+    """What TLS is spoken with; raises `ConfigurationError` for settings that cannot work."""
+    context = None if settings.tls is None else _tls_context(settings.tls)
+    if _token(settings) is None and not _is_local(settings.address):
+        remedy = f"is missing where others may ask ({settings.address}); name a file"
+        raise ConfigurationError("metrics.token_file", None, remedy)
+    return context
+
+
+def listening(settings: MetricsSettings) -> socket.socket:
+    """A socket that listens there; raises `OSError` that says in words why there is none."""
+    place = (settings.address, settings.port)
+    family = socket.AF_INET6 if ":" in settings.address else socket.AF_INET
+    try:
+        return socket.create_server(place, family=family, backlog=_MOST)
+    except OSError as error:
+        number = error.errno or 0
+        reason = os.strerror(number) if number > 0 else error.strerror
+        words = f"cannot listen at {settings.address}:{settings.port} ({reason})"
+        raise OSError(number, words) from None
+
+
+def _token(settings: MetricsSettings) -> str | None:
+    return read_secret("metrics.token", file=settings.token_file, variable=settings.token_variable)
 
 
 def _fields(lines: list[str]) -> Iterator[tuple[str, str]]:

@@ -12,14 +12,16 @@ import paho.mqtt.client as paho
 import pytest
 
 import agent.sinks.sparkplug.sink as module
+from agent.mqtt.settings import TlsSettings
 from agent.part import State, is_alarm
 from agent.record.ledger import Ledger
 from agent.requests import Requests
 from agent.sinks.delivery import Deliverer
-from agent.sinks.mqtt.settings import TlsSettings
 from agent.sinks.sparkplug import SparkplugSettings
+from agent.sinks.sparkplug.probe import probe
 from agent.sinks.sparkplug.sink import SparkplugSink
 from agent.station.status import SinkStatus
+from engine.errors import BrokerError
 from tests.agent.parts import ended
 from tests.agent.sinks.mqtt.test_sink import leaves_a_socket
 from tests.agent.sinks.sparkplug.schema import command, decoded
@@ -356,3 +358,11 @@ def test_both_versions_of_mqtt_do(broker, host, ledger, deliver, eventually, ver
         end(ledger, State.OK)
         eventually(host.parts)
     eventually(lambda: "NDEATH" in host.kinds())
+
+
+def test_a_broker_is_asked_before_the_line_needs_it(start_broker, certify):
+    broker = start_broker(users={"a": "b"}, acl="user a\ntopic read #\n")
+    with pytest.raises(BrokerError, match="Not authori"):
+        probe(settings_of(broker), "line1")
+    plain = start_broker()
+    assert probe(settings_of(plain), "line1").endswith("commands can be read")
