@@ -3,6 +3,7 @@
 import os
 import re
 from collections.abc import Hashable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Final
@@ -157,6 +158,81 @@ def read_yaml(path: Path) -> Written:
     written = Written(path=path, data=known, lines=lines, variables=variables)
     _check_values(written, (), known)
     return written
+
+
+def written_key(path: Path, location: Sequence[int | str]) -> Sequence[int | str]:
+    """Where in the file at `path` stands what stands at `location` in its list form."""
+    return read_yaml(path).key(location)
+
+
+def edit(path: Path, at: Sequence[int | str], values: Mapping[str, float]) -> list[str]:
+    """Write numbers into the mapping at key `at`, and leave all else as it stands.
+
+    Args:
+        path: The file; it is replaced at once, or not at all.
+        at: A key whose value is a mapping with at least one key.
+        values: Keys of this mapping and their new values.
+
+    Returns:
+        What was written, such as `min_ms: 20`.
+
+    Raises:
+        ConfigurationError: The file cannot be read or written.
+    """
+    path = path.resolve()
+    text = before = read_text(path, key="--config")
+    written = {key: f"{value:.10g}" for key, value in values.items()}
+    lines = [f"{key}: {value}" for key, value in written.items()]
+    for key, value in reversed(written.items()):
+        text = _with(text, _mapping(yaml.compose(text, Loader=yaml.SafeLoader), at), key, value)
+    wanted, found = (yaml.safe_load(each) for each in (before, text))
+    _mapping_in(wanted, at).update({key: yaml.safe_load(value) for key, value in written.items()})
+    unfinished = path.with_name(f".{path.name}.new")
+    try:
+        if found != wanted:
+            raise OSError("its form is an unusual one")  # noqa: TRY301 - the same remedy
+        with unfinished.open("w", encoding="utf-8", newline="") as file:
+            os.fchmod(file.fileno(), path.stat().st_mode & 0o777)
+            file.write(text)
+            file.flush()
+            os.fsync(file.fileno())
+        unfinished.replace(path)
+    except OSError as error:
+        with suppress(OSError):
+            unfinished.unlink(missing_ok=True)
+        remedy = f"cannot be written ({error.strerror or error}); write {', '.join(lines)} yourself"
+        raise ConfigurationError("--config", str(path), remedy) from None
+    return lines
+
+
+def _mapping(node: Any, at: Sequence[int | str]) -> yaml.MappingNode:
+    for step in at:
+        node = next(value for name, _, value in _below(node) if name == str(step))
+    assert isinstance(node, yaml.MappingNode)
+    return node
+
+
+def _mapping_in(data: Any, at: Sequence[int | str]) -> dict[str, Any]:
+    for step in at:
+        data = data[step]
+    assert isinstance(data, dict)
+    return data
+
+
+def _with(text: str, mapping: yaml.MappingNode, key: str, value: str) -> str:
+    """`text` with `key` in `mapping`: its value replaced, or beside another key."""
+    for name, old in mapping.value:
+        if name.value == key:
+            return text[: old.start_mark.index] + value + text[old.end_mark.index :]
+    name, beside = next(one for one in mapping.value if isinstance(one[1], yaml.ScalarNode))
+    end = beside.end_mark.index
+    if mapping.flow_style:
+        return f"{text[:end]}, {key}: {value}{text[end:]}"
+    line_end = text.find("\n", end)
+    end = len(text) if line_end < 0 else line_end
+    before = text[:end].removesuffix("\r")
+    new_line = "\r\n" if before != text[:end] else "\n"
+    return f"{before}{new_line}{' ' * name.start_mark.column}{key}: {value}{text[len(before) :]}"
 
 
 class _Shown(str):

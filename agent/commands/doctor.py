@@ -17,6 +17,10 @@ if TYPE_CHECKING:
 def doctor(
     *,
     config: Annotated[Path, typer.Option(help="The configuration.")] = Path("agent.yaml"),
+    learn_triggers: Annotated[
+        int | None,
+        typer.Option(min=2, max=10_000, help="Measure the windows of triggers from this many."),
+    ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print the findings as JSON.")] = False,
 ) -> None:
     """Check Python, packages, configuration, bundle, calibration, camera, ledger and broker.
@@ -24,13 +28,16 @@ def doctor(
     Example: agent doctor --config agent.yaml
 
     One line for each, with what to do about it; the last line says whether the agent is ready. Exit
-    code 1 if something would stop the line.
+    code 1 if something would stop the line. With --learn-triggers 50, while the line runs and the
+    agent does not, it measures min_ms and max_ms of each camera's trigger and part_ids instead, and
+    writes them into the configuration.
     """
     from agent.doctor import examine
+    from agent.learning import learn
 
     findings = []
     colours = {"ok": typer.colors.GREEN, "warn": typer.colors.YELLOW, "fail": typer.colors.RED}
-    for finding in examine(config):
+    for finding in examine(config) if learn_triggers is None else learn(config, learn_triggers):
         findings.append(finding)
         if not as_json:
             level = typer.style(f"{finding.level:<4}", fg=colours[finding.level])
@@ -38,7 +45,7 @@ def doctor(
     if as_json:
         typer.echo(json.dumps([asdict(finding) for finding in findings], indent=2))
     failed = any(finding.level == "fail" for finding in findings)
-    if not as_json:
+    if not as_json and learn_triggers is None:
         typer.echo(_verdict(findings, config))
     if failed:
         sys.exit(1)
