@@ -16,6 +16,7 @@ from agent.ports import Announcement, Clock
 from agent.settings_values import AnyPath, Name
 from agent.triggers.settings import WindowSettings
 from engine.errors import ConfigurationError, TriggerError
+from engine.extras import install
 from engine.spec import spec
 
 _LOOK_S: Final = 0.1
@@ -60,7 +61,7 @@ def open(settings: GpioSettings, stop: threading.Event, clock: Clock) -> "GpioTr
     try:
         from gpiod import request_lines  # noqa: F401, PLC0415 - an optional package
     except ImportError:  # also of a gpiod 1, which knows no request_lines
-        remedy = "needs gpiod 2; install it with: pip install 'atac-agent[gpio]'"
+        remedy = f"needs gpiod 2; install it with: {install('gpio')}"
         raise ConfigurationError("trigger.type", settings.type, remedy) from None
     return GpioTriggers(settings, stop, clock, request=_request)
 

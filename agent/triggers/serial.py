@@ -16,6 +16,7 @@ from agent.settings_values import AnyPath, Name
 from agent.triggers.part_id import PART_ID_MAX, as_part_id
 from agent.triggers.settings import NamingSettings
 from engine.errors import ConfigurationError, TriggerError
+from engine.extras import install
 from engine.spec import spec
 
 if TYPE_CHECKING:
@@ -46,7 +47,7 @@ def open(settings: SerialSettings, stop: threading.Event, clock: Clock) -> "Seri
     try:
         import serial  # noqa: F401, PLC0415 - an optional package
     except ImportError:
-        remedy = "needs pyserial; install it with: pip install 'atac-agent[serial]'"
+        remedy = f"needs pyserial; install it with: {install('serial')}"
         raise ConfigurationError("part_ids.type", settings.type, remedy) from None
     return SerialIds(settings, stop, clock)
 
