@@ -39,6 +39,12 @@ class ChildCamera(PacedCamera):
         self._doing: Message = {}
 
     @property
+    def child_pid(self) -> int | None:
+        """The child's process id; `None` while there is none."""
+        child = self._child
+        return None if child is None else child.pid
+
+    @property
     def silence_s(self) -> float | None:
         """Nobody else needs to watch a read: a child that hangs is noticed here."""
         return None

@@ -29,6 +29,8 @@ _HEARTBEAT_MS: Final = 2500
 Aravis gives one a second."""
 _SILENT_S: Final = 2.0
 """A camera that runs freely is away after so long without a frame, and three exposures."""
+_STALE_S: Final = 0.2
+"""A frame that comes so soon after the start is of a trigger before it."""
 _HEARTBEAT_REGISTER: Final = 0x0938
 _SMALL_PACKET: Final = 1500
 _OVERHEAD: Final = 28 + 8
@@ -211,6 +213,7 @@ class _Camera:
             self._buffers.append(buffer)
             self._stream.push_buffer(buffer)
         self._camera.start_acquisition()
+        self._drain()
         self._newest = monotonic()
         packet_size = self._packet_size()
         return stream.opened(
@@ -226,6 +229,15 @@ class _Camera:
             packet_size=packet_size,
             notes=list(self._notes(packet_size)),
         )
+
+    def _drain(self) -> None:
+        """Leave out the frames of triggers that came before this connection."""
+        if self._is_free_running:
+            return
+        until = monotonic() + _STALE_S
+        while (left := until - monotonic()) > 0:
+            if (stale := self._stream.timeout_pop_buffer(round(left * 1e6))) is not None:
+                self._stream.push_buffer(stale)
 
     def _address(self) -> str:
         if not self._camera.is_gv_device():

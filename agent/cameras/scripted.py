@@ -13,7 +13,8 @@ class ScriptedCamera:
     """Gives frames by a script: a frame number, a frame, an error to raise, or something to do.
 
     Frames given by number are 8×10 RGB, and their number is their brightness. After the script the
-    source has ended. `entered` counts the connections.
+    source has ended. `entered` counts the connections, `fired` how often it was told to expose,
+    which it waits for where it `fires`.
     """
 
     silence_s = None
@@ -21,11 +22,15 @@ class ScriptedCamera:
     fault: str | None = None
 
     def __init__(
-        self, *script: int | Frame | Exception | Callable[[], object], triggered: bool = True
+        self,
+        *script: int | Frame | Exception | Callable[[], object],
+        triggered: bool = True,
+        fires: bool = False,
     ) -> None:
         self._script = list(script)
         self.triggered = triggered
-        self.entered = 0
+        self.fires = fires
+        self.entered = self.fired = 0
 
     def __enter__(self) -> Self:
         self.entered += 1
@@ -46,6 +51,10 @@ class ScriptedCamera:
                 case act:
                     act()
         return None
+
+    def fire(self) -> None:
+        """Only counted."""
+        self.fired += 1
 
     def renewed(self) -> Self:
         """Itself: what hangs in a script is the script's business."""

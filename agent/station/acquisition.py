@@ -203,6 +203,7 @@ class Acquisition:
         self._backoff = Backoff(clock, stop)
         self._before: Pixels | None = None
         self._bad_since: float | None = None
+        self._is_receiving = False
 
         self._lock = threading.Lock()
         self._reading = _Reading(clock)
@@ -218,11 +219,13 @@ class Acquisition:
             return "has not answered for a while"
         return self._fault or self._camera.fault
 
-    def fire(self) -> None:
-        """Have a camera that waits for the agent expose now."""
+    def fire(self) -> bool:
+        """Have a camera that waits for the agent expose now; `False` where it is away."""
         camera = self._camera
-        if isinstance(camera, Fired) and camera.fires:
-            camera.fire()
+        if not self._is_receiving or not isinstance(camera, Fired):
+            return False
+        camera.fire()
+        return True
 
     def __enter__(self) -> Self:
         self._ended = self._thread.submit(self._watch)
@@ -305,6 +308,7 @@ class Acquisition:
                     try:
                         self._receive(reading, camera)
                     finally:
+                        self._is_receiving = False
                         reading.begin(_CONNECT_S)
                 return
             except CameraError as error:
@@ -314,6 +318,8 @@ class Acquisition:
 
     def _receive(self, reading: "_Reading", camera: Camera) -> None:
         self._intake.connected()
+        # Only now: what was fired before would count as owed by a camera that has lost it.
+        self._is_receiving = True
         while not self._stop.is_set():
             reading.begin(camera.silence_s)
             try:

@@ -19,7 +19,7 @@ from typing import Final, Protocol
 
 from agent.cameras.settings import LineSettings
 from agent.part import Part, State, Trigger, Verdict, decide, is_alarm
-from agent.ports import Camera, Clock, HasFault, Service, TriggerSource, Watched
+from agent.ports import Camera, Clock, Fired, HasFault, Service, TriggerSource, Watched
 from agent.record.feed import Feed
 from agent.record.retention import AgeClock
 from agent.requests import Requests
@@ -291,8 +291,8 @@ class Station:
             waits=camera.triggered,
         )
         found = Acquisition(name, camera, intake, self._queue, stop=self._stop, clock=self._clock)
-        if name in self._announced:
-            self._announced[name].fire = found.fire
+        if name in self._announced and isinstance(camera, Fired) and camera.fires:
+            self._announced[name].fire_by(found.fire)
         return found
 
     def run(self) -> Summary:

@@ -25,6 +25,7 @@ from agent.station.queue import PartQueue
 from agent.station.retry import Backoff
 from agent.triggers.naming import Naming
 from agent.triggers.reconcile import (
+    LATEST_S,
     Action,
     Begun,
     Ended,
@@ -142,8 +143,7 @@ class TriggerIntake:
     """Gives each announced part its frame and its id; called by several threads.
 
     `unexpected` counts the frames that were given to no part; `gives_ids` says whether the source
-    has ever named a part. `fire` is called for each part that is announced, so that a camera that
-    waits for the agent exposes; it must not wait.
+    has ever named a part.
     """
 
     def __init__(
@@ -163,13 +163,16 @@ class TriggerIntake:
         self._clock = clock
         self._lock = threading.Lock()
         self._reconciler = Reconciler(_window(settings))
+        self._latest_s = max(LATEST_S, 3 * settings.max_ms / 1e3)
         self._parts: OrderedDict[int, Part] = OrderedDict()
         self._names: Names | None = None
         self._is_connected = False
         self._is_over = False
         self._recent = _Recent(name, clock)
         self.changed: Final = threading.Event()
-        self.fire: Callable[[], None] = lambda: None
+        self._fire: Callable[[], bool] | None = None
+        self._owed_since: float | None = None
+        self._answered = -float("inf")
         self.unexpected = 0
         self.gives_ids = False
 
@@ -177,6 +180,15 @@ class TriggerIntake:
     def fault(self) -> str | None:
         """What went wrong between trigger and camera in the last minute."""
         return self._recent.fault
+
+    def fire_by(self, fire: Callable[[], bool]) -> None:
+        """The camera exposes when `fire` is called, once for each part; it says whether it will.
+
+        Only one frame is owed at a time. While the frame of an earlier part may still come, a part
+        ends without one, since a late frame would be taken for its own.
+        """
+        self._fire = fire
+        self._reconciler.uses_counts = False
 
     def due(self) -> float | None:
         """When `passed` has to be called next."""
@@ -191,9 +203,11 @@ class TriggerIntake:
         with self._lock:
             if self._is_over:
                 return
-            actions = self._reconciler.announced(announcement)
-            if _begins(actions):
-                self.fire()
+            is_owed = announcement.is_trigger and self._was_owed(announcement.at)
+            refusal = "the camera still owes the frame of an earlier part" if is_owed else ""
+            actions = self._reconciler.announced(announcement, refusal=refusal)
+            if self._fire is not None and _begins(actions) and self._fire():
+                self._owed_since = self._clock.now()
             self._do(actions)
 
     def passed(self) -> None:
@@ -212,6 +226,7 @@ class TriggerIntake:
     def connected(self) -> None:
         """The camera is connected, perhaps once more: what it owed does not come any more."""
         with self._lock:
+            self._answer(self._clock.now())
             if self._is_connected:
                 self._do(self._reconciler.restarted())
             self._is_connected = True
@@ -220,6 +235,10 @@ class TriggerIntake:
         """A frame has arrived; the trigger source alone knows part ids."""
         with self._lock:
             self._names = names
+            if self._fire is not None and self._owed_since is None:
+                self._do([Unexpected("the camera was not told to expose")])
+                return True
+            self._answer(received)
             self._do(self._reconciler.seen(frame, received))
         return True
 
@@ -232,9 +251,24 @@ class TriggerIntake:
         number = None if frame is None else frame.number
         count = None if frame is None else frame.trigger_count
         with self._lock:
-            self._do(self._reconciler.spoilt(number, count, self._clock.now(), why))
+            now = self._clock.now()
+            self._answer(now)
+            self._do(self._reconciler.spoilt(number, count, now, why))
 
     # ---- with the lock
+
+    def _was_owed(self, at: float) -> bool:
+        """Whether the camera owed a frame at that time, or still does: its frame could be taken."""
+        since = self._owed_since
+        return at <= self._answered or (
+            since is not None and self._clock.now() - since < self._latest_s
+        )
+
+    def _answer(self, at: float) -> None:
+        """The camera has given what it owed."""
+        self._owed_since = None
+        if self._fire is not None:
+            self._answered = at
 
     def _do(self, actions: list[Action]) -> None:
         for action in actions:

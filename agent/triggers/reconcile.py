@@ -30,7 +30,7 @@ _WRAP: Final = 65_535
 """The largest count of a 16-bit register; 0 or 1 follows."""
 _REMEMBERED: Final = 1000
 """Triggers that late part ids may still belong to."""
-_LATEST_S: Final = 1.0
+LATEST_S: Final = 1.0
 """A frame that is later than this, or than three windows, is lost; so is an id that comes so long
 before its trigger, or after the trigger's count was restarted. Where no other trigger waits
 within it, a trigger is alone, and the camera's count can be tied to it again."""
@@ -135,6 +135,8 @@ class Reconciler:
     window: Window
     fault: str | None = None
     """What is wrong between trigger source and camera, in one line."""
+    uses_counts: bool = True
+    """Whether the camera counts the triggers that are announced, where it counts at all."""
     _open: deque[_Trigger] = field(default_factory=deque)
     _recent: deque[_Trigger] = field(default_factory=lambda: deque(maxlen=_REMEMBERED))
     _by_count: dict[int, _Trigger] = field(default_factory=dict)
@@ -156,11 +158,11 @@ class Reconciler:
 
     # ---- what happens
 
-    def announced(self, announcement: Announcement) -> list[Action]:
-        """A trigger, or the id of an earlier part."""
+    def announced(self, announcement: Announcement, *, refusal: str = "") -> list[Action]:
+        """A trigger, or the id of an earlier part; with a `refusal` it cannot have a frame."""
         actions: list[Action] = [*self._expired(announcement.at)]
         if announcement.is_trigger:
-            actions += self._begin(announcement)
+            actions += self._begin(announcement, refusal)
         elif announcement.part_id is not None:
             actions += self._name(announcement, announcement.part_id)
         return [*actions, *self._resolved(announcement.at)]
@@ -168,7 +170,12 @@ class Reconciler:
     def seen(self, frame: Frame, at: float) -> list[Action]:
         """A frame has arrived."""
         return self._arrived(
-            _Seen(at=at, number=frame.number, trigger_count=frame.trigger_count, frame=frame)
+            _Seen(
+                at=at,
+                number=frame.number,
+                trigger_count=frame.trigger_count if self.uses_counts else None,
+                frame=frame,
+            )
         )
 
     def spoilt(
@@ -177,8 +184,9 @@ class Reconciler:
         """A frame has arrived that cannot be used; `None`: the number after the last one."""
         if number is None:
             number = 0 if self._number is None else self._number + 1
+        count = trigger_count if self.uses_counts else None
         return self._arrived(
-            _Seen(at=at, number=number, trigger_count=trigger_count, frame=None, problem=why)
+            _Seen(at=at, number=number, trigger_count=count, frame=None, problem=why)
         )
 
     def restarted(self) -> list[Action]:
@@ -211,7 +219,7 @@ class Reconciler:
 
     # ---- triggers
 
-    def _begin(self, announcement: Announcement) -> Iterator[Action]:
+    def _begin(self, announcement: Announcement, refusal: str) -> Iterator[Action]:
         count, before = announcement.count, self._count
         unseen = 0
         if count is not None:
@@ -226,7 +234,7 @@ class Reconciler:
                     self.fault = f"the trigger's count went from {before} to {count}"
                     self._by_count.clear()
                     self._early_ids.clear()
-                    self._ids_from = announcement.at + _LATEST_S
+                    self._ids_from = announcement.at + LATEST_S
                 elif step > 1:
                     unseen = step - 1
                     self.fault = f"{unseen} triggers were not seen before count {count}"
@@ -244,10 +252,13 @@ class Reconciler:
         part_id = announcement.part_id
         if count is not None:
             told_at, early = self._early_ids.pop(count, (0.0, None))
-            if part_id is None and announcement.at - told_at < _LATEST_S:
+            if part_id is None and announcement.at - told_at < LATEST_S:
                 part_id = early
         trigger = self._new(announcement, part_id)
         yield Begun(trigger.index, Announcement(at=announcement.at, part_id=part_id, count=count))
+        if refusal:
+            trigger.is_settled = True
+            yield self._end(trigger, refusal)
 
     def _new(self, announcement: Announcement, part_id: str | None = None) -> _Trigger:
         trigger = _Trigger(self._next, announcement.at, announcement.count, part_id)
@@ -419,7 +430,7 @@ class Reconciler:
         return [Unexpected("it came too late for its trigger")]
 
     def _is_alone(self, seen: _Seen, trigger: _Trigger) -> bool:
-        earliest = seen.at - max(_LATEST_S, 3 * self.window.max_s)
+        earliest = seen.at - max(LATEST_S, 3 * self.window.max_s)
         for other in reversed(self._recent):
             if other.at < earliest:
                 return True

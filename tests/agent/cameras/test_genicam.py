@@ -142,7 +142,7 @@ def test_a_child_that_is_killed_or_hangs_is_replaced(opened):
     for number in (signal.SIGKILL, signal.SIGSEGV, signal.SIGSTOP):
         with camera:
             first = camera.read()
-            os.kill(camera._child.pid, number)
+            os.kill(camera.child_pid, number)
             with pytest.raises(CameraError, match="the process that reads it"):
                 read_on(camera)
         frame, took_s = back(camera)

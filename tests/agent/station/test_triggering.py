@@ -53,14 +53,15 @@ class Belt:
         self.frames += [lambda: self.clock.advance(after_s), *frames, seen.set]
         self.triggers.append(lambda: seen.wait(20))
 
-    def run(self, config, inspector=None, parts=None, gives="trigger", **line):
+    def run(self, config, inspector=None, parts=None, gives="trigger", *, fires=False, **line):
         settings = {gives: SoftwareSettings(min_ms=0, max_ms=50)}
         camera = replace(config.cameras[0], **settings, line=LineSettings(**line))
         self.source = Pushed(*self.triggers)
+        self.camera = ScriptedCamera(*self.frames, fires=fires)
         self.statuses: list[Status] = []
         return run_station(
             replace(config, cameras=(camera,)),
-            cameras=[ScriptedCamera(*self.frames)],
+            cameras=[self.camera],
             **{"triggers" if gives == "trigger" else gives: {"main": self.source}},
             inspector=inspector or BrightnessInspector(),
             model=Model(threshold=0.5),
@@ -120,6 +121,42 @@ def test_the_deadline_counts_from_the_trigger(belt, config):
     ((_, part, state, reason),) = rows(config)
     assert (part, state) == ("a", "TIMEOUT")
     assert "after the deadline" in reason
+
+
+def test_a_camera_that_waits_for_the_agent_owes_one_frame_at_a_time(belt, config):
+    belt.see(39)  # connected; nobody has asked for this one
+    belt.announce("a", after_s=1.0)
+    belt.announce("b", after_s=0.1)
+    belt.see(40)  # of a, too late for it, in time for b
+    belt.announce("c", after_s=0.1)
+    belt.see(41)
+    belt.run(config, fires=True)
+    assert belt.camera.fired == 2
+    assert sorted(row[1:] for row in rows(config)) == [
+        ("a", "NO_FRAME", "no frame came within 50 ms of its trigger"),
+        ("b", "NO_FRAME", "the camera still owes the frame of an earlier part"),
+        ("c", "OK", ""),
+    ]
+    assert belt.statuses[-1].cameras["main"].unexpected_frames == 2
+
+
+def test_a_part_that_was_announced_before_a_late_frame_came_does_not_get_it(belt, config):
+    belt.see(39)
+    belt.announce("a", after_s=1.0)
+    late = threading.Event()
+
+    def announced_earlier():
+        at = belt.clock.now()
+        late.wait(20)
+        belt.source.push(Announcement(at=at, part_id="b"))
+
+    belt.triggers += [lambda: belt.clock.advance(0.1), announced_earlier]
+    belt.frames += [lambda: belt.clock.advance(0.2), 40, late.set]
+    belt.announce("c", after_s=0.1)
+    belt.see(41)
+    belt.run(config, fires=True)
+    states = {row[1]: row[2] for row in rows(config)}
+    assert states == {"a": "NO_FRAME", "b": "NO_FRAME", "c": "OK"}
 
 
 def test_a_frame_that_cannot_be_used_ends_its_part_as_error(belt, config):
