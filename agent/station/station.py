@@ -501,6 +501,7 @@ class Station:
             is_paused=self._controls.paused.is_set(),
             in_hand_s=self._progress.in_hand_s(),
             ended_threads=tuple(ended),
+            watches={name: watch.fault for name, watch in self._watches.items()},
         )
 
     def _camera_fault(self, name: str) -> str | None:

@@ -124,6 +124,8 @@ class Status:
     """For how long the oldest part has been in a worker's hand."""
     ended_threads: tuple[str, ...] = ()
     """Threads that have ended although the agent runs, by their names."""
+    watches: Mapping[str, str | None] = field(default_factory=dict)
+    """What watches the parts over time, such as `drift`, and the fault that it has found."""
 
     @property
     def is_degraded(self) -> bool:

@@ -88,6 +88,14 @@ def _agent(status: Status, age_s: float) -> Iterator[Metric]:
     yield _gauge(
         "atac_oldest_part_seconds", "For how long a part has been inspected", status.in_hand_s
     )
+    watches = GaugeMetricFamily(
+        "atac_watch_fault",
+        "1 while the promise is broken (drift), or a required check is missing (check)",
+        labels=["watch"],
+    )
+    for name, fault in status.watches.items():
+        watches.add_metric([name], fault is not None)
+    yield watches
     threshold = GaugeMetricFamily(
         "atac_threshold",
         "The score above which a part is NG: in force, and as it was calibrated",

@@ -61,6 +61,7 @@ class MetricsServer:
         self._answered = 0
         self._refused = 0
         self._said: set[str] = set()
+        self.fault: str | None = None
         self._exposition = Exposition(
             lambda: (watched.status(), watched.age_s()), lambda: (self._answered, self._refused)
         )
@@ -84,8 +85,10 @@ class MetricsServer:
         try:
             self._listener = listening(self._settings)
         except OSError as error:
+            self.fault = f"metrics: {error.strerror}: nothing is scraped; set another port"
             self._say(f"{error.strerror}; retries")
             return False
+        self.fault = None
         self._listener.setblocking(False)
         return True
 

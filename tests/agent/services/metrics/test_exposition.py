@@ -21,6 +21,7 @@ BUSY = status(
     threshold=2.5,
     faults=("camera side: part-17 is gone",),
     is_paused=True,
+    watches={"drift": "scores have changed", "check": None},
 )
 
 
@@ -47,6 +48,8 @@ def test_a_scrape_holds_the_status():
     assert seen["atac_threshold", ("kind", "calibrated")] == 2.0
     assert seen["atac_faults",] == seen["atac_paused",] == 1
     assert seen["atac_status_age_seconds",] == 0.5
+    assert seen["atac_watch_fault", ("watch", "drift")] == 1
+    assert seen["atac_watch_fault", ("watch", "check")] == 0
     assert seen["atac_stage_seconds_count", ("stage", "wait")] == 8
     assert seen["atac_scrapes_total", ("outcome", "refused")] == 1
 
@@ -64,7 +67,7 @@ def test_the_latencies_of_several_agents_can_be_added_up():
 def test_there_are_few_series_and_each_camera_and_sink_adds_a_known_number():
     one = status(cameras={"a": camera_status(OK=1)}, sinks={"mqtt": SinkStatus(is_connected=False)})
     two = status(cameras={"a": camera_status(OK=1), "b": camera_status(OK=1)}, sinks=one.sinks)
-    assert len(scraped(one)) <= 60
+    assert len(scraped(one)) + 2 <= 60  # and two watches
     assert len(scraped(two)) - len(scraped(one)) == 9  # and a deadline, where there is one
     assert len(scraped(status(sinks={}))) == len(scraped(one)) - 6
 
@@ -73,6 +76,6 @@ def test_neither_parts_nor_reasons_are_labels():
     labels = {name for sample in scraped(BUSY) for name, _ in sample[1:]}
     assert labels == {
         *("agent", "backend", "bundle", "calibration", "software"),
-        *("camera", "state", "sink", "kind", "stage", "outcome", "le"),
+        *("camera", "state", "sink", "kind", "stage", "outcome", "le", "watch"),
     }
     assert not [sample for sample in scraped(BUSY) if "part-17" in str(sample)]

@@ -153,14 +153,14 @@ def test_what_is_no_scrape_is_refused_and_counted(serve, port, get, request_, an
 def test_who_says_nothing_or_reads_nothing_is_left_after_a_while(
     serve, port, get, monkeypatch, eventually
 ):
-    monkeypatch.setattr(module, "_PATIENCE_S", 0.1)
+    monkeypatch.setattr(module, "_PATIENCE_S", 1.0)
     service = serve()
     with ExitStack() as stack:
         for start in (b"", b"GET /met"):
             peer = stack.enter_context(socket.create_connection(("127.0.0.1", port)))
             peer.sendall(start)
         assert get()[0] == 200  # while they are there
-        eventually(lambda: service._refused == 2)
+        eventually(lambda: service._refused >= 2)
 
 
 def test_a_thousand_connections_do_not_keep_others_out(serve, port, get, monkeypatch, eventually):
@@ -185,8 +185,9 @@ def test_an_address_in_use_is_said_once_and_tried_again(port, get, monkeypatch, 
     with ExitStack() as both:
         with metrics.open(settings, Newest(status())):
             both.enter_context(second)
+            assert second.fault.startswith(f"metrics: cannot listen at 127.0.0.1:{port} (Address")
             assert "atac_uptime_seconds 60.0" in get()[1]
-        eventually(lambda: second._listener is not None)
+        eventually(lambda: second.fault is None)
         assert "atac_uptime_seconds 7.0" in get()[1]
     assert caplog.messages == [
         f"metrics: cannot listen at 127.0.0.1:{port} (Address already in use); retries"
