@@ -32,6 +32,7 @@ COMMANDS: Final = (
     "doctor",
     "check",
     "report",
+    "support",
     "replay",
     "compare",
     "promote",

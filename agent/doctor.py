@@ -62,12 +62,12 @@ class Finding:
     message: str
 
 
-def examine(path: Path) -> Iterator[Finding]:
+def examine(path: Path, *, is_running: bool = False) -> Iterator[Finding]:
     """Every finding about this machine and the configuration in `path`, as it is made.
 
     Reads each camera's next frame and does at the broker what the agent will do, where nobody
     listens; changes nothing but that folders are made. What depends on something that failed is
-    left out.
+    left out. While the agent `is_running`, its cameras and what inspects are left alone.
     """
     yield _ok("python", f"{sys.version.split()[0]} in {sys.prefix}")
     owners = packages_distributions()
@@ -80,8 +80,8 @@ def examine(path: Path) -> Iterator[Finding]:
         yield Finding(check="configuration", level="fail", message=str(error))
         return
     yield _ok("configuration", f"{path} is complete")
-    yield from _model(config)
-    for camera in config.cameras:
+    yield from _model(config, is_running=is_running)
+    for camera in () if is_running else config.cameras:
         found = _checked("camera", partial(_camera, camera))
         yield replace(found, message=f"{camera.name}: {found.message}")
     yield _checked("ledger", lambda: _ledger(config))
@@ -160,7 +160,7 @@ def _home(package: str) -> str:
     return str(Path(found.origin).parents[1]) if found and found.origin else "nowhere"
 
 
-def _model(config: Config) -> Iterator[Finding]:
+def _model(config: Config, *, is_running: bool) -> Iterator[Finding]:
     try:
         bundle = open_bundle(config.bundle.path, signed_by=config.bundle.require_signature)
     except AtacError as error:
@@ -168,7 +168,8 @@ def _model(config: Config) -> Iterator[Finding]:
         return
     yield _ok("bundle", f"{bundle.path} ({bundle.id[:12]}), every hash is right")
     yield _checked("calibration", lambda: _calibration(config, bundle))
-    yield _checked("backend", lambda: _backend(config, bundle))
+    if not is_running:
+        yield _checked("backend", lambda: _backend(config, bundle))
 
 
 def _calibration(config: Config, bundle: Bundle) -> Finding:

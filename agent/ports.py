@@ -18,6 +18,8 @@ from agent.clock import SystemClock
 from engine.frame import Frame
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
     from agent.part import Part
     from agent.record.feed import Feed
     from agent.record.rows import Delivery, Event
@@ -261,6 +263,7 @@ class Watched(Protocol):
     feed: "Feed"
     live: "Live"
     config: "Config"
+    config_file: "Path | None"
     requests: "Requests | None"
 
     def status(self) -> "Status":

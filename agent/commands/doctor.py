@@ -21,6 +21,9 @@ def doctor(
         int | None,
         typer.Option(min=2, max=10_000, help="Measure the windows of triggers from this many."),
     ] = None,
+    is_running: Annotated[
+        bool, typer.Option("--running", help="The agent runs: leave its cameras alone.")
+    ] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print the findings as JSON.")] = False,
 ) -> None:
     """Check Python, packages, configuration, bundle, calibration, camera, ledger and broker.
@@ -37,7 +40,12 @@ def doctor(
 
     findings = []
     colours = {"ok": typer.colors.GREEN, "warn": typer.colors.YELLOW, "fail": typer.colors.RED}
-    for finding in examine(config) if learn_triggers is None else learn(config, learn_triggers):
+    found = (
+        examine(config, is_running=is_running)
+        if learn_triggers is None
+        else learn(config, learn_triggers)
+    )
+    for finding in found:
         findings.append(finding)
         if not as_json:
             level = typer.style(f"{finding.level:<4}", fg=colours[finding.level])

@@ -102,6 +102,7 @@ def run(
             started=started,
             services=(TerminalSettings(), HeartbeatSettings()),
             may_promote=True,
+            config_file=config.absolute(),
         )
     typer.echo(
         json.dumps(asdict(summary), indent=2) if as_json else describe(summary, verbose=verbose)

@@ -6,6 +6,7 @@ from collections import deque
 from collections.abc import Callable, Iterable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
+from pathlib import Path
 from typing import Final, Self
 
 from agent.part import State
@@ -32,6 +33,7 @@ class Monitor:
         make: Makes a status of what is counted just now.
         feed: The ledger's, for those who read the monitor.
         config: The configuration, for the same.
+        config_file: Where it was read from; `None`: from no file.
         live: The newest frames, for the same.
         requests: Obeyed by the agent, for the same.
         clock: Times the looks.
@@ -45,6 +47,7 @@ class Monitor:
         *,
         feed: Feed,
         config: Config,
+        config_file: Path | None = None,
         live: Live,
         requests: Requests | None,
         clock: Clock,
@@ -53,6 +56,7 @@ class Monitor:
         self._make = make
         self.feed = feed
         self.config = config
+        self.config_file = config_file
         self.live = live
         self.requests = requests
         self._clock = clock

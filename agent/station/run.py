@@ -5,6 +5,7 @@ from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import replace
 from functools import partial
+from pathlib import Path
 from types import MappingProxyType
 
 from agent.clock import SystemClock
@@ -47,6 +48,7 @@ def run_station(
     part_ids: Mapping[str, TriggerSource] = MappingProxyType({}),
     clock: Clock | None = None,
     may_promote: bool = False,
+    config_file: Path | None = None,
 ) -> Summary:
     """Run until all cameras' sources end, `parts` triggers have begun or `stop` is set.
 
@@ -68,6 +70,7 @@ def run_station(
         part_ids: Sources of part ids, likewise.
         clock: The time; the machine's unless a test drives it.
         may_promote: Whether requests may put another bundle in force.
+        config_file: Where `config` was read from.
 
     Raises:
         ConfigurationError: The broker's settings or the ledger cannot be used; a camera or a
@@ -164,6 +167,7 @@ def run_station(
                 part_ids=part_ids,
                 services=[partial(open_service, one) for one in (*config.services, *services)],
                 requests=requests,
+                config_file=config_file,
             )
             drift.recount()
             summary = station.run()

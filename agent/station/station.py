@@ -14,6 +14,7 @@ import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, ExitStack, contextmanager
 from dataclasses import dataclass, replace
+from pathlib import Path
 from types import FrameType, MappingProxyType
 from typing import Final, Protocol
 
@@ -159,6 +160,7 @@ class Station:
         services: Make the services that read the status.
         requests: What services may ask of the agent.
         readers: Are told of each status, in the thread that makes it: they must not wait.
+        config_file: Where `config` was read from.
         watches: Hear of each recorded part and may find a fault, by the name that it has then.
     """
 
@@ -183,6 +185,7 @@ class Station:
         requests: Requests | None = None,
         readers: Sequence[Callable[[Status], None]] = (),
         watches: Mapping[str, Watch] = MappingProxyType({}),
+        config_file: Path | None = None,
     ) -> None:
         self._config = config
         self._workers = model.workers
@@ -247,6 +250,7 @@ class Station:
             self._status,
             feed=record.feed,
             config=config,
+            config_file=config_file,
             live=live,
             requests=requests,
             clock=clock,

@@ -6,6 +6,7 @@ from typing import Final
 from agent.record.evidence_files import EvidenceIndex
 from agent.services.child import AgentEnd
 from agent.services.page.access import USERS, Access
+from agent.services.page.doctor import Doctor
 from agent.services.page.history import History
 from agent.services.page.labels import Labels
 from agent.services.page.looks import Looks
@@ -31,6 +32,7 @@ def opened_page(agent: AgentEnd) -> Page:
         history=history,
         pictures=pictures,
         access=Access(folder / USERS, idle_s=setup["idle_s"]),
+        doctor=Doctor(None if (file := setup["config_file"]) is None else Path(file)),
         labels=Labels(agent, history, pictures, Path(setup["labelled"])),
         looks=Looks(history, pictures),
         now=Now(history, tuple(setup["shifts"])),

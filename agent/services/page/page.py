@@ -14,6 +14,7 @@ from starlette.responses import HTMLResponse
 
 from agent.services.child import AgentEnd
 from agent.services.page.access import NOBODY, Access, Visitor
+from agent.services.page.doctor import Doctor
 from agent.services.page.history import History
 from agent.services.page.labels import Labels
 from agent.services.page.looks import Looks
@@ -34,6 +35,7 @@ class Page:
     pictures: Pictures
     access: Access
     labels: Labels
+    doctor: Doctor
     looks: Looks
     now: Now
     texts: Texts

@@ -2,6 +2,7 @@
 
 import socket
 import threading
+import time
 from collections.abc import Mapping
 from contextlib import ExitStack, suppress
 from dataclasses import asdict
@@ -125,6 +126,8 @@ class PageService:
             "evidence": evidence.folder,
             "keep_days": config.ledger.keep_days,
             "checks": config.check.folder,
+            "config_file": self._watched.config_file,
+            "started": time.time(),
         }
 
     # ---- answers, by the threads of the child

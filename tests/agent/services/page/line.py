@@ -87,7 +87,7 @@ class Line:
         self, folder: Path, *, names=("main",), users=True, settings=None, bundle=None, **evidence
     ):
         """With a calibrated `bundle` this inspects, and others may be promoted."""
-        self.folder, self.bundle = folder, bundle
+        self.folder, self.bundle, self.config_file = folder, bundle, None
         self.stop = threading.Event()
         self.cameras = {name: ShownParts(self.stop) for name in names}
         self.settings = replace(PageSettings(listen="127.0.0.1:0"), **(settings or {}))
@@ -122,6 +122,7 @@ class Line:
                 model=model,
                 stop=self.stop,
                 may_promote=True,
+                config_file=self.config_file,
             )
 
     def __enter__(self):

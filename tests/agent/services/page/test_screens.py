@@ -1,7 +1,10 @@
 """The engineer's screens on a running line: what they show, what they do, and who may."""
 
+import io
+import json
 import re
 import time
+import zipfile
 from urllib.parse import quote
 
 import pytest
@@ -12,6 +15,18 @@ from tests.agent.services.page.line import Line, until
 from tests.calibrations import calibrated
 from tests.tiny_bundle import defective_part, good_part, tiny_bundle
 
+CONFIG = """\
+agent: {id: line-3}
+bundle: {path: bundle}
+camera: {type: conveyor}
+mqtt:
+  host: 127.0.0.1
+  port: 1
+  user: <agent>
+  # password_file: /run/secret
+  # password: "a secret of old"
+"""
+
 
 @pytest.fixture(scope="module")
 def line(tmp_path_factory):
@@ -19,7 +34,10 @@ def line(tmp_path_factory):
     folder = tmp_path_factory.mktemp("line")
     bundle = tiny_bundle(folder / "bundle")
     calibrated(bundle, 3.0, [0.9 + n / 1000 for n in range(100)])
-    with Line(folder, bundle=bundle.path, audit=1.0) as running:
+    made = Line(folder, bundle=bundle.path, audit=1.0)
+    made.config_file = folder / "agent.yaml"
+    made.config_file.write_text(CONFIG)
+    with made as running:
         for number in range(8):
             pixels = defective_part(number) if number in {3, 6} else good_part(number)
             running.cameras["main"].show(pixels, f"A-{number}")
@@ -125,3 +143,57 @@ def test_history_says_how_the_line_stands_to_its_calibration(line, engineer):
     html = line.get("/history", cookie=engineer).text
     assert re.search(r"\d+ of \d+ good parts were above the calibrated threshold", html)
     assert line.get("/history?span=x&camera=%3Cscript%3E", cookie=engineer).status == 200
+
+
+def test_the_system_shows_the_configuration_and_what_doctor_says(line, engineer):
+    html = line.get("/system", cookie=engineer).text
+    assert "user: &lt;agent&gt;" in html
+    assert "password_file: /run/secret" in html
+    assert "a secret of old" not in html
+    assert "Add, or change password" not in html  # for administrators
+    line.config_file.write_text(CONFIG.replace("port: 1", "port: many"))
+    told = examined(line, engineer)
+    assert re.search(r'class="finding fail"><b>✕ configuration</b> [^<]*line 6', told)
+    assert '<code class="wrong">  port: many</code>' in told
+    line.config_file.write_text(CONFIG)
+
+
+def examined(line, cookie):
+    assert "is being examined" in line.post("/system/doctor", cookie=cookie).text
+    told = []
+    until(
+        lambda: (
+            "is being examined"
+            not in (told.append(line.get("/system/found", cookie=cookie).text) or told[-1])
+        ),
+        120,
+    )
+    return told[-1]
+
+
+def test_users_are_added_and_removed_by_an_administrator_and_it_is_logged(line, engineer):
+    admin = line.log_in(Role.ADMIN)
+    form = {"name": "<new>", "password": "a long password", "role": "OPERATOR"}
+    assert line.post("/system/add-user", form, cookie=engineer).status == 403
+    assert line.post("/system/add-user", form | {"password": "short"}, cookie=admin).status == 400
+    assert line.post("/system/add-user", form | {"role": "GOD"}, cookie=admin).status == 400
+    assert line.post("/system/add-user", form, cookie=admin).status == 200
+    assert "<td>&lt;new&gt;</td><td>operator</td>" in line.get("/system", cookie=admin).text
+    assert line.post("/system/remove-user", {"name": "admin"}, cookie=admin).status == 400
+    assert line.post("/system/remove-user", {"name": "<new>"}, cookie=admin).status == 200
+    html = line.get("/system", cookie=admin).text
+    assert "<td>&lt;new&gt;</td><td>operator</td>" not in html
+    assert "<td>remove user</td><td>&lt;new&gt;</td>" in html
+
+
+def test_the_support_archive_has_no_secret(line, engineer):
+    assert line.get("/system/archive", cookie=engineer).status == 403
+    answer = line.get("/system/archive", cookie=line.log_in(Role.ADMIN))
+    with zipfile.ZipFile(io.BytesIO(answer.body)) as packed:
+        content = {name: packed.read(name).decode() for name in packed.namelist()}
+    assert {*content} == {
+        "agent.yaml", "versions.txt", "status.json", "doctor.json", "drift.json", "log.json",
+        "days.json",
+    }  # fmt: skip
+    assert json.loads(content["status.json"])["agent_id"] == "line-3"
+    assert all("a secret of old" not in text for text in content.values())
