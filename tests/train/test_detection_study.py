@@ -1,9 +1,12 @@
 """The pure functions of benchmarks/detection_study, on generated data."""
 
+from pathlib import Path
+
 import numpy as np
 import pytest
 import torch
 
+from benchmarks.detection_study import curves
 from benchmarks.detection_study.bank import Memory, k_centre, top_mean
 from benchmarks.detection_study.closer import closer_box, gated
 from benchmarks.detection_study.features import Features, view_spec
@@ -113,3 +116,10 @@ def test_an_exact_threshold_in_the_resampling_realises_what_order_statistics_say
         assert one.rate == pytest.approx(one.exact_rate, abs=0.02)
         assert one.beyond < 0.1
         assert one.found == 0.5
+
+
+def test_the_curves_in_the_documents_are_those_of_the_kept_scores(tmp_path):
+    picture = tmp_path / "goals.svg"
+    curves.main([str(picture)])
+    shown = Path(__file__).parents[2] / "docs" / "pictures" / "detection-goals.svg"
+    assert picture.read_text() == shown.read_text()
