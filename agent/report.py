@@ -1,5 +1,6 @@
 """The demo's page: what the line saw, where it looked closer, and how sure it was."""
 
+import math
 from pathlib import Path
 from typing import Final
 
@@ -20,20 +21,39 @@ _HEADINGS: Final = {
     "passed": "Good parts that passed",
 }
 _WRONG: Final = {"missed", "false_alarm"}
+NEXT_STEPS: Final = (
+    ("Train on your own images", "agent train --data parts --out model --backbone-weights FILE"),
+    ("Set the threshold with good parts", "agent calibrate --bundle model --good later/good"),
+    ("Inspect what your camera sees", "agent run --config agent.yaml"),
+)
+"""What comes after the demo: words, and the command."""
 
 
 def write_demo_report(path: Path, summary: DemoSummary, comparison: Comparison) -> None:
     """Write one HTML file that needs no other; makes its folder."""
     good, defective = list(comparison.good_scores), list(comparison.defective_scores)
+    threshold = summary.threshold
+    # One scale for all bars, so that they compare; the threshold is its middle.
+    farthest = max(
+        [2.0, *(abs(math.log(score / threshold)) for score in (*good, *defective) if score > 0)]
+    )
     html = render(
         "demo.html.j2",
         title="ATAC Agent: demo",
         statement=_statement(summary),
         figures=_figures(summary),
-        histogram=histogram_svg(good, defective, summary.threshold) if good else None,
-        threshold=summary.threshold,
-        # One scale for all bars, so that they compare.
-        full=max([2 * summary.threshold, *good, *defective]),
+        histogram=(
+            histogram_svg(
+                good,
+                defective,
+                threshold,
+                logarithmic=min(threshold, *good, *defective) > 0,
+            )
+            if good
+            else None
+        ),
+        threshold=threshold,
+        next_steps=NEXT_STEPS,
         sections=[
             {
                 "heading": heading,
@@ -42,7 +62,11 @@ def write_demo_report(path: Path, summary: DemoSummary, comparison: Comparison) 
                 "parts": parts,
             }
             for outcome, heading in _HEADINGS.items()
-            if (parts := [_part(one) for one in comparison.shown if one.outcome == outcome])
+            if (
+                parts := [
+                    _part(one, farthest) for one in comparison.shown if one.outcome == outcome
+                ]
+            )
         ],
     )
     try:
@@ -77,7 +101,7 @@ def _figures(summary: DemoSummary) -> dict[str, str]:
     return figures
 
 
-def _part(part: Shown) -> dict[str, object]:
+def _part(part: Shown, farthest: float) -> dict[str, object]:
     frame, found, verdict = part.part.frame, part.part.inspection, part.part.ended
     assert frame is not None
     assert found is not None
@@ -88,9 +112,16 @@ def _part(part: Shown) -> dict[str, object]:
         "state": verdict.state,
         "truth": "good" if part.truth == "good" else f"defective: {part.truth.replace('_', ' ')}",
         "score": found.score,
+        "place": _place(found.score, threshold, farthest),
         "pictures": {
             "the frame": boxed(frame.pixels, found, threshold, max_side=_SIDE),
             "the box": reduced(crop, _SIDE),
             "score map": annotated(frame.pixels, found, threshold, max_side=_SIDE),
         },
     }
+
+
+def _place(score: float, threshold: float, farthest: float) -> float:
+    """How long the bar of a score is, 0 to 1: the threshold is at a half, ratios are lengths."""
+    ratio = math.log(score / threshold) if score > 0 else -farthest
+    return min(1.0, max(0.0, 0.5 + ratio / (2 * farthest)))

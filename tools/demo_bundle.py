@@ -44,8 +44,8 @@ SETTINGS = replace(
 
 
 def main(parts: Path, out: Path) -> None:
-    write_parts(parts / "training", seed=1, good=240, defective=480)
-    write_parts(parts / "calibration", seed=2, good=600, defective=120)
+    write_parts(parts / "training", seed=1, good=240, defective=480, test_good=480)
+    write_parts(parts / "calibration", seed=2, good=600, defective=120, test_good=120)
     bundle = train_bundle(
         find_source(parts / "training", None, None),
         out,

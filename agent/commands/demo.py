@@ -46,7 +46,7 @@ def demo(
     if importlib.util.find_spec("amqtt") is None:
         raise ConfigurationError("agent demo", "amqtt", f"not installed; {install('demo')}")
     from agent.demo import run_demo
-    from agent.report import write_demo_report
+    from agent.report import NEXT_STEPS, write_demo_report
     from agent.station.station import stopping_on_signals
 
     logging.basicConfig(format="agent: %(message)s", level=logging.WARNING)
@@ -54,7 +54,8 @@ def demo(
     def ready(command: str) -> None:
         if not as_json:
             typer.echo(
-                f"Alarms come over MQTT. In another terminal this shows the same:\n{command}"
+                "Alarms come over MQTT. While this runs, another terminal shows the same:\n"
+                f"{command}"
             )
 
     def page(address: str, password: str) -> None:
@@ -82,7 +83,9 @@ def demo(
         typer.echo(json.dumps(asdict(summary) | {"report": str(report)}, indent=2))
     else:
         typer.echo(describe(summary))
-        typer.echo(f"Pictures: {report}")
+        typer.echo(f"Pictures: {report}\n\nNext:")
+        for words, command in NEXT_STEPS:
+            typer.echo(f"  {command:<66} {words}")
     if summary.alarms_received != summary.alarms_sent:
         sys.exit(1)
 

@@ -21,6 +21,14 @@ WIDTH: Final = 640
 HEIGHT: Final = 480
 DEFECTS: Final = ("scratch", "chip", "dent", "stain", "missing_hole", "print_smear")
 GOOD: Final = "good"
+VISIBLE: Final = 300.0
+"""How much `visibility` a person needs: that of 10 × 10 pixels which differ by 30 grey levels.
+
+A speck of dust, which a good part may have, comes to 400 at most, a smudge to 0.
+"""
+
+_SHADED_BELT: Final = 22.0  # grey level of the belt beside a part
+_NOTICEABLE: Final = 12.0  # grey levels; grooves and smudges of good parts differ by as much
 
 _SIDE: Final = 384  # of the square sprite that a part is drawn on, in pixels
 _CENTRE: Final = _SIDE / 2
@@ -63,23 +71,33 @@ def truth(seed: int, number: int, defect_rate: float) -> str:
     return _fate(np.random.default_rng([seed, number]), defect_rate) or GOOD
 
 
-def write_parts(folder: Path, *, seed: int, good: int, defective: int) -> None:
+def made(seed: int, number: int, defect: str | None) -> GeneratedPart:
+    """A good part, or one with a `defect` of `DEFECTS`; those that `write_parts` would write."""
+    group = 0 if defect is None else 2
+    return _pictured(np.random.default_rng([seed, group, number]), defect)
+
+
+def write_parts(folder: Path, *, seed: int, good: int, defective: int, test_good: int) -> None:
     """Write parts as PNG files in MVTec's layout, to train and test on.
 
-    `train/good` gets `good` parts; `test/good` gets `defective` good ones; `defective` parts,
-    each kind in turn, go to `test/<defect>` with masks as `ground_truth/<defect>/NNN_mask.png`.
+    Args:
+        folder: Where to.
+        seed: Of all parts.
+        good: How many good ones go to `train/good`.
+        defective: How many defective ones, each kind in turn, go to `test/<defect>`, with masks as
+            `ground_truth/<defect>/NNN_mask.png`.
+        test_good: How many good ones go to `test/good`.
     """
     for number in range(good):
-        made = _pictured(np.random.default_rng([seed, 0, number]), None)
-        _write(folder / "train" / GOOD / f"{number:03d}.png", made.pixels)
+        _write(folder / "train" / GOOD / f"{number:03d}.png", made(seed, number, None).pixels)
+    for number in range(test_good):
+        other = _pictured(np.random.default_rng([seed, 1, number]), None)
+        _write(folder / "test" / GOOD / f"{number:03d}.png", other.pixels)
     for number in range(defective):
-        made = _pictured(np.random.default_rng([seed, 1, number]), None)
-        _write(folder / "test" / GOOD / f"{number:03d}.png", made.pixels)
-        kind = DEFECTS[number % len(DEFECTS)]
-        made = _pictured(np.random.default_rng([seed, 2, number]), kind)
-        index = number // len(DEFECTS)
-        _write(folder / "test" / kind / f"{index:03d}.png", made.pixels)
-        _write(folder / "ground_truth" / kind / f"{index:03d}_mask.png", made.mask)
+        kind, index = DEFECTS[number % len(DEFECTS)], number // len(DEFECTS)
+        faulty = made(seed, number, kind)
+        _write(folder / "test" / kind / f"{index:03d}.png", faulty.pixels)
+        _write(folder / "ground_truth" / kind / f"{index:03d}_mask.png", faulty.mask)
 
 
 def _fate(rng: Generator, defect_rate: float) -> str | None:
@@ -97,11 +115,10 @@ def _write(path: Path, pixels: Pixels) -> None:
 
 def _pictured(rng: Generator, defect: str | None) -> GeneratedPart:
     scene = _scene()
-    rgba = scene.part.copy()
-    mask = np.zeros((_SIDE, _SIDE), np.uint8)
+    rgba, mask = scene.part.copy(), np.zeros((_SIDE, _SIDE), np.uint8)
     _soil(rng, rgba)
     if defect is not None:
-        _DRAW[defect](rng, rgba, mask)
+        rgba, mask = _spoilt(rng, rgba, defect)
 
     angle, size = rng.uniform(-8, 8), rng.uniform(0.985, 1.015)
     turn = np.array(cv2.getRotationMatrix2D((_CENTRE, _CENTRE), angle, size), dtype=np.float64)
@@ -130,6 +147,31 @@ def _pictured(rng: Generator, defect: str | None) -> GeneratedPart:
     full = np.zeros((HEIGHT, WIDTH), np.uint8)
     full[top : top + _SIDE, left : left + _SIDE] = laid_mask
     return GeneratedPart(pixels=pixels, defect=defect, mask=full)
+
+
+def _spoilt(rng: Generator, good: Rgba, kind: str) -> tuple[Rgba, Pixels]:
+    """The sprite with a defect, and its mask; one that nobody would see is drawn again."""
+    while True:
+        rgba, mask = good.copy(), np.zeros((_SIDE, _SIDE), np.uint8)
+        _DRAW[kind](rng, rgba, mask)
+        if visibility(good, rgba) >= VISIBLE:
+            return rgba, mask
+
+
+def visibility(before: Rgba, after: Rgba) -> float:
+    """How plainly a person sees that a sprite has changed: contrast × √area.
+
+    That is what decides whether the eye finds a patch in noise (Rose 1948); grey levels × pixels.
+    Changes below `_NOTICEABLE` do not count, however large they are.
+    """
+    change = np.abs(_grey_on_belt(after) - _grey_on_belt(before))
+    return float(np.sqrt((change[change >= _NOTICEABLE] ** 2).sum()))
+
+
+def _grey_on_belt(rgba: Rgba) -> Map:
+    share = _share(rgba[..., 3])
+    grey = cv2.cvtColor(rgba[..., :3], cv2.COLOR_RGB2GRAY)
+    return np.asarray(grey * share + _SHADED_BELT * (1 - share), dtype=np.float32)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)

@@ -1,7 +1,7 @@
 """Charts of the pages, as `<svg>` elements whose colours are those of `colours.css`."""
 
 import math
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -41,6 +41,7 @@ def histogram_svg(
     *,
     learnt: Sequence[float] = (),
     about: int = 48,
+    logarithmic: bool = False,
 ) -> Markup:
     """Scores of good parts above those of defective ones, on one axis, cut by the threshold.
 
@@ -53,12 +54,19 @@ def histogram_svg(
         threshold: Where verdicts change.
         learnt: Scores of defective parts that training learnt from; they have the last row.
         about: Roughly how many bins the axis has.
+        logarithmic: Whether the axis is; all scores are then above 0.
     """
-    edges = bins([*good, *defective, *learnt], threshold, about=about)
+    on_axis: Callable[[float], float] = math.log10 if logarithmic else float
     rows = [("good", good), ("defective", defective), ("defective, learnt from", learnt)]
-    rows = [(label, values) for label, values in rows if values or label == "good"]
+    rows = [
+        (label, [on_axis(score) for score in values])
+        for label, values in rows
+        if values or label == "good"
+    ]
+    at = on_axis(threshold)
+    edges = bins([score for _, values in rows for score in values], at, about=about)
     bottom = _TOP + len(rows) * (_ROW + _GAP) - _GAP
-    cut = _x(threshold, edges)
+    cut = _x(at, edges)
     # Words go where the line is not.
     anchor, aside = ("start", "end") if cut < (_LEFT + _RIGHT) / 2 else ("end", "start")
     beside = _RIGHT if aside == "end" else _LEFT
@@ -66,7 +74,7 @@ def histogram_svg(
     for row, (label, values) in enumerate(rows):
         base = _TOP + row * (_ROW + _GAP) + _ROW
         found = counts(values, edges)
-        parts += _bars(label, found, edges, threshold, base)
+        parts += _bars(label, found, edges, at, base, logarithmic=logarithmic)
         parts += (
             _line(_LEFT, base, _RIGHT, base, "--faint"),
             _text(_LEFT - 8, base, "0", "end"),
@@ -77,11 +85,11 @@ def histogram_svg(
         _line(cut, 30, cut, bottom, "--ink", 'stroke-width="1.5" stroke-dasharray="5 3"'),
         _text(cut, 22, f"threshold {threshold:.4g}", anchor, bold=True),
     )
-    for tick in _ticks(edges[0], edges[-1]):
-        at = _x(tick, edges)
+    for place, score in _log_ticks(edges) if logarithmic else _plain_ticks(edges):
+        x = _x(place, edges)
         parts += (
-            _line(at, bottom, at, bottom + 6, "--faint"),
-            _text(at, bottom + 26, f"{tick:g}", "middle"),
+            _line(x, bottom, x, bottom + 6, "--faint"),
+            _text(x, bottom + 26, f"{score:g}", "middle"),
         )
     parts.append(_text((_LEFT + _RIGHT) / 2, bottom + 54, "score", "middle"))
     return _svg(parts, bottom + 62)
@@ -157,7 +165,13 @@ def _svg(parts: Iterable[str], height: int) -> Markup:
 
 
 def _bars(
-    label: str, found: Sequence[int], edges: Sequence[float], threshold: float, base: int
+    label: str,
+    found: Sequence[int],
+    edges: Sequence[float],
+    threshold: float,
+    base: int,
+    *,
+    logarithmic: bool,
 ) -> Iterator[str]:
     for count, start, stop in zip(found, edges, edges[1:], strict=False):
         if count:
@@ -165,11 +179,12 @@ def _bars(
             left, right = _x(start, edges), _x(stop, edges)
             kind = "good" if label == "good" else "defective"
             wrong = (start >= threshold) == (kind == "good")
+            low, high = (10**start, 10**stop) if logarithmic else (start, stop)
             yield (
                 f'<rect x="{left + 0.5:.1f}" y="{base - height:.1f}" '
                 f'width="{max(1.0, right - left - 1):.1f}" height="{height:.1f}" '
                 f'fill="var({"--wrong" if wrong else f"--{kind}"})">'
-                f"<title>{count} {label}, score {start:.4g} to {stop:.4g}</title></rect>"
+                f"<title>{count} {label}, score {low:.4g} to {high:.4g}</title></rect>"
             )
 
 
@@ -185,6 +200,22 @@ def _line(x1: float, y1: float, x2: float, y2: float, colour: str, extra: str = 
 def _text(x: float, y: float, text: str, anchor: str, *, bold: bool = False) -> str:
     weight = ' font-weight="600"' if bold else ""
     return f'<text x="{x:.1f}" y="{y:.1f}" text-anchor="{anchor}"{weight}>{escape(text)}</text>'
+
+
+def _plain_ticks(edges: Sequence[float]) -> list[tuple[float, float]]:
+    return [(tick, tick) for tick in _ticks(edges[0], edges[-1])]
+
+
+def _log_ticks(edges: Sequence[float]) -> list[tuple[float, float]]:
+    """Places and scores of 1, 2 and 5 times the powers of ten; of the powers alone where many."""
+    low, high = edges[0], edges[-1]
+    factors = (1, 2, 5) if high - low < 3 else (1,)
+    scores = (
+        factor * 10.0**power
+        for power in range(math.floor(low), math.ceil(high) + 1)
+        for factor in factors
+    )
+    return [(math.log10(score), score) for score in scores if low <= math.log10(score) <= high]
 
 
 def _ticks(low: float, high: float) -> list[float]:

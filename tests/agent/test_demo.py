@@ -13,7 +13,7 @@ import pytest
 
 from agent.commands.demo import describe, describe_alarm
 from agent.demo import BUNDLE, Alarm, Listener, run_demo
-from agent.report import write_demo_report
+from agent.report import NEXT_STEPS, _place, write_demo_report
 from agent.sinks.mqtt.broker import EmbeddedBroker
 from engine.errors import ConfigurationError
 
@@ -72,6 +72,14 @@ def test_the_page_shows_pictures_and_needs_nothing_else(ended, tmp_path):
     assert path.stat().st_size < 8_000_000
     for part in comparison.shown:
         assert part.part.part_id in html
+    for _, command in NEXT_STEPS:
+        assert command in html
+
+
+def test_the_threshold_is_in_the_middle_of_the_bars():
+    assert _place(0.2, 0.2, 5.0) == 0.5
+    assert 0 == _place(0.0, 0.2, 5.0) < _place(0.02, 0.2, 5.0) < 0.5
+    assert 0.5 < _place(2.0, 0.2, 5.0) < _place(1e9, 0.2, 5.0) == 1
 
 
 @pytest.mark.parametrize("hostile", ["<script>alert(1)</script>", '"><iframe src=x>'])

@@ -39,6 +39,24 @@ def test_every_histogram_is_xml_inside_its_frame(
         assert 0 <= top <= top + float(bar.attrib["height"]) <= height
 
 
+@given(
+    good=st.lists(st.floats(1e-6, 1e6), min_size=1, max_size=30),
+    defective=st.lists(st.floats(1e-6, 1e6), max_size=30),
+    threshold=st.floats(1e-6, 1e6),
+)
+def test_a_logarithmic_histogram_says_scores_and_not_logarithms(
+    good: list[float], defective: list[float], threshold: float
+) -> None:
+    svg = ET.fromstring(histogram_svg(good, defective, threshold, logarithmic=True))
+    _, _, width, height = map(float, svg.attrib["viewBox"].split())
+    highest = max([*good, *defective, threshold])
+    for bar in svg.iter("rect"):
+        assert 0 <= float(bar.attrib["x"]) <= width
+        assert 0 <= float(bar.attrib["y"]) <= height
+        low, _, _ = bar[0].text.rpartition("score ")[2].partition(" to ")
+        assert float(low) <= highest * 1.001
+
+
 def test_mistakes_have_their_own_colour() -> None:
     svg = ET.fromstring(histogram_svg([1, 1, 1, 5], [0.5, 6, 7], 2.0))
     bars = sorted((bar[0].text.split(",")[0], bar.attrib["fill"]) for bar in svg.iter("rect"))

@@ -2,7 +2,7 @@
 
 import numpy as np
 
-from agent.synthetic.flange import DEFECTS, part, truth, write_parts
+from agent.synthetic.flange import DEFECTS, VISIBLE, part, truth, visibility, write_parts
 from engine.image import read_image
 
 
@@ -30,8 +30,22 @@ def test_every_kind_of_defect_changes_the_picture_where_its_mask_says():
         assert 0.00005 < share < 0.03
 
 
+def test_visibility_is_contrast_times_the_root_of_the_area():
+    before = np.full((384, 384, 4), 100, np.uint8)
+    before[..., 3] = 255
+    after = before.copy()
+    after[:10, :10, :3] += 30
+    assert visibility(before, after) == VISIBLE == 300
+    after[:] = before
+    after[..., :3] += 11  # everywhere, but no more than grooves differ
+    assert visibility(before, after) == 0
+    after[:] = before
+    after[:10, :10, 3] = 0  # where a piece is gone the belt is seen
+    assert visibility(before, after) > VISIBLE
+
+
 def test_parts_are_written_in_the_layout_of_mvtec(tmp_path):
-    write_parts(tmp_path, seed=1, good=3, defective=7)
+    write_parts(tmp_path, seed=1, good=3, defective=7, test_good=2)
     count = {
         path.relative_to(tmp_path).as_posix(): len(list(path.glob("*.png")))
         for path in sorted(tmp_path.rglob("*"))
@@ -39,7 +53,7 @@ def test_parts_are_written_in_the_layout_of_mvtec(tmp_path):
     }
     kinds = {kind: 2 if kind == DEFECTS[0] else 1 for kind in DEFECTS}
     assert count == (
-        {"train/good": 3, "test/good": 7}
+        {"train/good": 3, "test/good": 2}
         | {f"test/{kind}": n for kind, n in kinds.items()}
         | {f"ground_truth/{kind}": n for kind, n in kinds.items()}
     )
