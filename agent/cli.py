@@ -30,6 +30,7 @@ COMMANDS: Final = (
     "run",
     "bench",
     "doctor",
+    "page",
     "check",
     "report",
     "support",

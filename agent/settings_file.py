@@ -128,6 +128,28 @@ class Written:
         return value
 
 
+def read_block(path: Path, key: str) -> tuple[bool, Any]:
+    """Whether a file has this key of its own, and what it says, where the rest cannot be read.
+
+    `None` stands for what cannot be read either.
+    """
+    try:
+        lines = read_text(path, key="--config").splitlines()
+    except ConfigurationError:
+        return False, None
+    start = next((n for n, line in enumerate(lines) if re.match(rf"{key}\s*:", line)), None)
+    if start is None:
+        return False, None
+    rest = lines[start + 1 :]
+    end = next((n for n, line in enumerate(rest) if line[:1].strip() not in {"", "#"}), len(rest))
+    text = "\n".join([lines[start], *rest[:end]])
+    try:
+        _check_shape(text)
+        return True, yaml.load(text, Loader=_Loader)[key]  # noqa: S506 - ours, a SafeLoader
+    except (yaml.YAMLError, ValueError, KeyError, TypeError):
+        return True, None
+
+
 def read_yaml(path: Path) -> Written:
     """Read a configuration's text; raises `ConfigurationError` for what is no plain YAML."""
     where = str(path)

@@ -68,7 +68,7 @@ def test_complete_examples_in_documents_load(example, tmp_path, monkeypatch):
         ("amqtt", {"agent/sinks/mqtt/broker.py"}),
         ("prometheus_client", {"agent/services/metrics/exposition.py"}),
         ("argon2", {"agent/services/page/access.py"}),
-        ("uvicorn", {"agent/services/page/serving.py"}),
+        ("uvicorn", {"agent/services/page/server.py"}),
         ("pickle", set()),
     ],
 )

@@ -38,6 +38,7 @@ COMMANDS = {
     "build": "build --bundle {folder}/bundle",
     "replay": "replay 1 2 --config {folder}/agent.yaml",
     "trigger": "trigger --config {folder}/agent.yaml",
+    "page": "page users --config {folder}/agent.yaml",
     "check": "check --config {folder}/agent.yaml",
     "report": "report --config {folder}/agent.yaml --html {folder}/report.html",
     "compare": "compare --config {folder}/agent.yaml --threshold 1 --report {folder}/compared.html",

@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from collections.abc import Mapping
 
     from agent.part import State
+    from agent.settings import Config
     from agent.station.summary import Summary
 
 
@@ -48,10 +49,13 @@ def run(
     from agent.settings import load_config
     from calibration.record import calibrated_runtime, read_calibration
     from engine.bundle import open_bundle
-    from engine.errors import LedgerError
+    from engine.errors import ConfigurationError, LedgerError
 
     write_logs(log)
-    settings = load_config(config)
+    try:
+        settings = load_config(config)
+    except ConfigurationError:
+        settings = _mended(config)
     bundle = open_bundle(settings.bundle.path, signed_by=settings.bundle.require_signature)
     record = read_calibration(bundle, precision=settings.bundle.precision)
     runtime = calibrated_runtime(
@@ -109,6 +113,17 @@ def run(
     )
     if summary.lost:
         raise LedgerError(f"{summary.lost} parts could not be recorded")
+
+
+def _mended(config: Path) -> "Config":
+    """The configuration, once it can be read; meanwhile its page shows why it cannot."""
+    from agent.services.page.safe import loaded_or_shown
+    from agent.settings import load_config
+    from agent.station.station import stopping_on_signals
+
+    stop = threading.Event()
+    with stopping_on_signals(stop):
+        return loaded_or_shown(config, load_config, stop)
 
 
 def describe(summary: "Summary", *, verbose: bool) -> str:

@@ -75,16 +75,22 @@ class Heartbeat:
         return status.makes_progress(age_s=age_s, limit_s=self._allowed_s / 2)
 
     def _tell(self, line: str) -> None:
-        if not self._address:
-            return
-        # A leading @ stands for the null byte of an abstract address.
-        address = "\0" + self._address[1:] if self._address[0] == "@" else self._address
-        try:
-            with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as notify:
-                notify.settimeout(1.0)
-                notify.sendto(line.encode(), address)
-        except OSError as error:
-            _LOG.warning("systemd cannot be notified of %s: %s", line, error)
+        notify(line, self._address)
+
+
+def notify(line: str, address: str | None = None) -> None:
+    """Tell systemd, at the address that the environment gives, if it does."""
+    address = os.environ.get("NOTIFY_SOCKET", "") if address is None else address
+    if not address:
+        return
+    # A leading @ stands for the null byte of an abstract address.
+    address = "\0" + address[1:] if address[0] == "@" else address
+    try:
+        with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as told:
+            told.settimeout(1.0)
+            told.sendto(line.encode(), address)
+    except OSError as error:
+        _LOG.warning("systemd cannot be notified of %s: %s", line, error)
 
 
 def _allowed_s(environment: Mapping[str, str]) -> float:

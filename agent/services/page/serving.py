@@ -10,32 +10,23 @@ import logging
 import os
 import threading
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from typing import Final
 
 import cv2
-import uvicorn
 
 from agent.record.feed import follow
 from agent.services.child import AgentEnd
 from agent.services.page.app import application
 from agent.services.page.opening import opened_page
 from agent.services.page.page import Page
+from agent.services.page.server import Server
 
 _LOG: Final = logging.getLogger("atac_agent.page")
 _TICK_S: Final = 0.25
 _STATUS_S: Final = 0.5
 _LABELS_S: Final = 2.0
 _LOOKS: Final = 10
-_MOST_AT_ONCE: Final = 64
-
-
-class _Server(uvicorn.Server):
-    @contextmanager
-    def capture_signals(self) -> Iterator[None]:
-        """None: the agent ends this process."""
-        yield
 
 
 def serve(argument: str) -> None:
@@ -46,21 +37,8 @@ def serve(argument: str) -> None:
     page = opened_page(agent)
     for name, work in {"follow": _follow, "pulse": _pulse, "labels": _labels}.items():
         threading.Thread(target=_ended_with, args=(work, page), name=f"page-{name}").start()
-    config = uvicorn.Config(
-        application(page),
-        http="h11",
-        loop="asyncio",
-        lifespan="on",
-        log_level="warning",
-        access_log=False,
-        server_header=False,
-        proxy_headers=False,
-        timeout_keep_alive=20,
-        limit_concurrency=_MOST_AT_ONCE,
-        ssl_certfile=agent.setup["certificate_file"],
-        ssl_keyfile=agent.setup["key_file"],
-    )
-    _Server(config).run(sockets=listening)
+    certificate, key = (agent.setup[name] for name in ("certificate_file", "key_file"))
+    Server(application(page), certificate, key).run(sockets=listening)
     os._exit(1)
 
 

@@ -1,0 +1,71 @@
+"""`agent page`: who may log in to the operator's page."""
+
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Literal
+
+import typer
+
+from engine.errors import ConfigurationError
+
+if TYPE_CHECKING:
+    from agent.services.page.settings import PageSettings
+
+
+def page(
+    *,
+    action: Annotated[
+        Literal["add-user", "remove-user", "users"], typer.Argument(help="What to do.")
+    ],
+    name: Annotated[str, typer.Argument(help="The user.")] = "",
+    role: Annotated[
+        Literal["viewer", "operator", "engineer", "admin"],
+        typer.Option(help="What the user may do."),
+    ] = "operator",
+    config: Annotated[Path, typer.Option(help="The configuration.")] = Path("agent.yaml"),
+) -> None:
+    """Add a user of the operator's page, give one another password or role, or remove one.
+
+    Example: agent page add-user ada --role engineer
+
+    Asks for the password, or reads it from the first line of its input. The agent may be running.
+    A viewer looks, an operator labels parts, an engineer changes threshold and bundle, an
+    administrator manages users.
+    """
+    from agent.services.page.access import USERS, Access, Role
+    from agent.settings import load_config
+
+    settings = load_config(config)
+    place = _page(settings.services, config).place(settings.ledger.path)
+    with Access(place / USERS, idle_s=0) as access:
+        if action == "users":
+            for known, theirs in access.users():
+                typer.echo(f"{known}  {theirs.name.lower()}")
+        elif not name:
+            raise ConfigurationError(f"agent page {action}", None, "name the user")
+        elif action == "remove-user":
+            if not access.remove_user(name):
+                raise ConfigurationError("agent page remove-user", name, "there is no such user")
+            typer.echo(f"{name} is removed, and logged out")
+        else:
+            try:
+                access.add_user(name, _password(), Role[role.upper()])
+            except ValueError as error:
+                raise ConfigurationError("agent page add-user", name, str(error)) from None
+            typer.echo(f"{name} may log in as {role}")
+
+
+def _page(services: tuple[object, ...], config: Path) -> "PageSettings":
+    from agent.services.page.settings import PageSettings
+
+    found = [one for one in services if isinstance(one, PageSettings)]
+    if not found:
+        raise ConfigurationError("page", None, f"is missing in {config}; write page: {{}}")
+    return found[0]
+
+
+def _password() -> str:
+    if sys.stdin.isatty():
+        typed: str = typer.prompt("Password", hide_input=True, confirmation_prompt=True)
+        return typed
+    return sys.stdin.readline().rstrip("\n")
