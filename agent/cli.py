@@ -29,6 +29,7 @@ COMMANDS: Final = (
     "calibrate",
     "run",
     "bench",
+    "cameras",
     "doctor",
     "page",
     "check",

@@ -12,7 +12,10 @@ from pathlib import Path
 from time import perf_counter
 from typing import Final, Literal
 
+import cv2
+
 from agent.cameras.settings import AnyCameraSettings
+from agent.ports import Described, Fired
 from agent.record.annotations import threshold_in_file
 from agent.record.schema import check_place, damage
 from agent.registry import ROOMS, open_camera
@@ -31,6 +34,8 @@ from engine.backends.base import BACKENDS
 from engine.backends.opening import open_inspector
 from engine.bundle import Bundle, open_bundle
 from engine.errors import AtacError, BackendError, ImageError, KindError
+from engine.frame import Pixels
+from engine.image import visible
 from engine.methods import METHODS
 
 DISTRIBUTION: Final = "atac-agent"
@@ -210,6 +215,10 @@ def _camera(settings: AnyCameraSettings) -> Finding:
     patience.start()
     try:
         with open_camera(settings, stop) as camera:
+            device = f"; {camera.description}" if isinstance(camera, Described) else ""
+            notes = camera.notes if isinstance(camera, Described) else ()
+            if isinstance(camera, Fired) and camera.fires:
+                camera.fire()
             frame = camera.read()
             if camera.fault is not None:
                 return Finding(check="camera", level="warn", message=camera.fault)
@@ -220,11 +229,28 @@ def _camera(settings: AnyCameraSettings) -> Finding:
     if frame is None:
         where = f"{settings.folder} can be read, but no new image came"
         seen = "no frame came" if settings.folder is None else where
-        message = f"{settings.type}: {seen} within {_FRAME_S:.0f} s; is anything in view?"
+        message = f"{settings.type}: {seen} within {_FRAME_S:.0f} s; is anything in view?{device}"
         return Finding(check="camera", level="warn", message=message)
-    height, width = frame.pixels.shape[:2]
-    kind = "mono" if frame.pixels.ndim == 2 else "colour"
-    return _ok("camera", f"{settings.type} gives {width}×{height} {kind} frames")
+    if frame.problem is not None:
+        return Finding(check="camera", level="warn", message=f"{frame.problem}{device}")
+    message = f"{settings.type} gives {_picture(visible(frame))}{device}"
+    if notes:
+        return Finding(check="camera", level="warn", message="; ".join((message, *notes)))
+    return _ok("camera", message)
+
+
+def _picture(pixels: Pixels) -> str:
+    """Size, exposure and sharpness of a frame."""
+    height, width = pixels.shape[:2]
+    kind = "mono" if pixels.ndim == 2 else "colour"
+    grey = pixels if pixels.ndim == 2 else cv2.cvtColor(pixels, cv2.COLOR_RGB2GRAY)
+    white = (pixels == 255).mean()
+    black = (pixels == 0).mean()
+    sharpness = cv2.Laplacian(grey, cv2.CV_32F).var()
+    return (
+        f"{width}×{height} {kind} frames; of one {white:.1%} is white, {black:.1%} black, "
+        f"sharpness {sharpness:.0f}"
+    )
 
 
 def _broker(settings: MqttSettings, agent_id: str) -> Finding:

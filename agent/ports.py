@@ -132,6 +132,21 @@ class Fired(Protocol):
         ...
 
 
+@runtime_checkable
+class Described(Protocol):
+    """A camera that says what device it is; asked while it is open."""
+
+    @property
+    def description(self) -> str:
+        """Maker, model, serial number and settings in one line."""
+        ...
+
+    @property
+    def notes(self) -> Sequence[str]:
+        """What should be better about it, in one sentence each with the remedy."""
+        ...
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Announcement:
     """What a trigger source has heard.

@@ -114,7 +114,7 @@ def unplug(gige: FakeGigeCamera, _camera: ChildCamera) -> None:
 def run(
     parts: int, rate: float, *, fault: Fault | None = None, faults: int = 0, lost: float = 0.0
 ) -> dict[str, Any]:
-    """One row: so many parts at this rate, with so many faults among them."""
+    """One row: parts at this rate, with faults among them."""
     seen, fired = Seen(), []
     with (
         tempfile.TemporaryDirectory(prefix="atac-campaign-") as name,

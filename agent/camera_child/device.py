@@ -5,20 +5,25 @@ settings and a class derived from `DeviceCamera`, and a module of this package w
 code; both have the kind's name.
 """
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
+from time import monotonic
 from typing import Any, Final
 
 import numpy as np
 
 from agent.camera_child.camera import ChildCamera
+from agent.camera_child.process import CameraChild
 from agent.camera_child.wire import Message
 from agent.cameras.pixel_formats import PIXEL_FORMATS, picture
 from agent.ports import CameraContext
-from engine.errors import ConfigurationError, ImageError
+from engine.errors import CameraError, ConfigurationError, ImageError
 from engine.frame import Frame, Pixels
 
 _OPENING_S: Final = 10.0
 _FROZEN_S: Final = 2.0
+_FINDING_S: Final = 30.0
+_LOOK_S: Final = 0.25
 _LARGEST_ID: Final = 65_535
 """Of GigE Vision's 16-bit block ids; 1 follows, as 0 is none."""
 _LARGEST_STEP: Final = 10_000
@@ -30,7 +35,8 @@ class Opened:
     """What a camera says of itself once it is open; what a kind does not know is empty.
 
     `id` names the device in every event. `features` are those of the configuration, as the camera
-    has them; `notes` say in one sentence each what should be better, such as a small packet size.
+    has them, and `before` has those that were different until they were written; `notes` say in one
+    sentence each what should be better, such as a small packet size.
     """
 
     slot_bytes: int
@@ -42,6 +48,7 @@ class Opened:
     firmware: str = ""
     address: str = ""
     features: dict[str, Any] = field(default_factory=dict)
+    before: dict[str, Any] = field(default_factory=dict)
     packet_size: int | None = None
     notes: tuple[str, ...] = ()
 
@@ -70,6 +77,31 @@ class BlockIds:
             step %= _LARGEST_ID
         self._number += max(1, step)  # a count that stands still or falls tells nothing
         return self._number
+
+
+def found(kind: str, settings: Mapping[str, Any], python: str | None) -> list[dict[str, Any]]:
+    """The devices that a child of this kind finds; raises `CameraError` when it cannot look.
+
+    Args:
+        kind: The module of `agent/camera_child`.
+        settings: What the child is told, from which it knows that it shall look.
+        python: As for `CameraChild`.
+    """
+    child = CameraChild(kind, settings, python=python)
+    try:
+        child.tell({"do": "find"})
+        until = monotonic() + _FINDING_S
+        while monotonic() < until:
+            if (told := child.hear(_LOOK_S)) is None or "doing" in told:
+                continue
+            if "found" in told:
+                return list(told["found"])
+            raise CameraError(f"{kind} {told.get('gone', 'cannot be looked for')}")
+        raise CameraError(f"{kind} has not answered for {_FINDING_S:g} s")
+    except ConnectionError as error:
+        raise CameraError(f"{kind}: the process that looks {error}") from None
+    finally:
+        child.close(grace_s=1.0)
 
 
 class DeviceCamera(ChildCamera):
@@ -111,6 +143,27 @@ class DeviceCamera(ChildCamera):
         self._first: int | None = None
         self._base = 0
         self._was_open = False
+
+    @property
+    def description(self) -> str:
+        if (opened := self.opened) is None:
+            return ""
+        named = {
+            "": f"{opened.vendor} {opened.model}".strip(),
+            "serial ": opened.serial,
+            "firmware ": opened.firmware,
+            "at ": opened.address,
+            "packets of ": f"{opened.packet_size} bytes" if opened.packet_size else "",
+        }
+        features = [
+            f"{name} {value}" + (f" (was {opened.before[name]})" if name in opened.before else "")
+            for name, value in opened.features.items()
+        ]
+        return ", ".join([*(what + text for what, text in named.items() if text), *features])
+
+    @property
+    def notes(self) -> tuple[str, ...]:
+        return () if self.opened is None else self.opened.notes
 
     def connect(self) -> None:
         self.opened, self.fault = None, None

@@ -83,7 +83,7 @@ class FakeGigeCamera:
         self._process: subprocess.Popen[bytes] | None = None
 
     def start(self, lost_per_thousand: float = 0.0) -> Self:
-        """Plug it in; it loses so many of its packets."""
+        """Plug it in; it loses this many of a thousand packets."""
         enter = ["ip", "netns", "exec", self.cable.namespace]
         self._process = subprocess.Popen(  # noqa: S603 - a program of the system
             [*enter, _CAMERA, "-i", self.address, "-s", self.serial, "-r", str(lost_per_thousand)],

@@ -59,7 +59,11 @@ def serve(
     """Give the camera's frames, or, where no camera is named, tell which there are."""
     if features is None:
         receive(connection)
-        send(connection, {"found": list(_found())})
+        try:
+            told: Message = {"found": [_looked_at(each) for each in _found()]}
+        except GoneError as error:
+            told = {"gone": str(error)}
+        send(connection, told)
         return
     camera = _Camera(
         memory,
@@ -111,6 +115,7 @@ class _Camera:
         self._is_lost = threading.Event()
         self._format = 0
         self._end: str | None = None
+        self._before: dict[str, Value] = {}
         self._newest = 0.0
         self._lent: set[int] = set()
         self._patience_s = _SILENT_S
@@ -145,15 +150,18 @@ class _Camera:
         sign()
         there = ", ".join(each["serial"] or each["id"] for each in found)
         if self._name is not None:
-            raise GoneError(
-                f"was not found; the network and USB have {there or 'no camera'}: check power, "
-                "cable and address, or write device: with one of these"
-            )
-        if len(found) != 1:
+            names = ("id", "serial", "address")
+            found = [each for each in found if self._name in (each[name] for name in names)]
+            if not found:
+                raise GoneError(
+                    f"was not found; the network and USB have {there or 'no camera'}: check power, "
+                    "cable and address, or write device: with one of these"
+                )
+        if not found:
+            raise GoneError("was not found: no camera answers; check power, cable and address")
+        if len(found) > 1:
             raise GoneError(
                 f"cannot be chosen among {len(found)} cameras: write device: with one of {there}"
-                if found
-                else "was not found: no camera answers; check power, cable, network and address"
             )
         return self._aravis.Camera.new(found[0]["id"])
 
@@ -226,6 +234,7 @@ class _Camera:
             firmware=str(self._read("DeviceFirmwareVersion") or self._read("DeviceVersion") or ""),
             address=self._address(),
             features={name: self._read(name) for name in (*written, *_SHOWN) if self._has(name)},
+            before=self._before,
             packet_size=packet_size,
             notes=list(self._notes(packet_size)),
         )
@@ -285,6 +294,19 @@ class _Camera:
 
     # ---- features
 
+    def settings(self) -> dict[str, Value]:
+        """What a configuration would say of the camera as it is now; nothing where it is away."""
+        try:
+            self._camera = self._aravis.Camera.new(self._name)
+            self._device = self._camera.get_device()
+            found = {name: self._read(name) for name in (*_SHOWN, "TriggerMode", "TriggerSource")}
+        except self._error:
+            return {}
+        if found["TriggerMode"] != "On":
+            del found["TriggerSource"]
+        self.close()
+        return {name: value for name, value in found.items() if value is not None}
+
     def _has(self, name: str) -> bool:
         try:
             return bool(self._camera.is_feature_available(name))
@@ -328,6 +350,9 @@ class _Camera:
             raise RefusedError(key, value, allowed)
         if isinstance(node, aravis.GcEnumeration):
             value = _on_off(value)
+        before = self._read(name)
+        if before is not None and not _is_same(value, before):
+            self._before[name] = before
         try:
             self._write(name, node, value)
         except self._error as error:
@@ -488,8 +513,9 @@ class _Camera:
     def close(self) -> None:
         if self._camera is None:
             return
-        with suppress(self._error):
-            self._camera.stop_acquisition()
+        if self._stream is not None:
+            with suppress(self._error):
+                self._camera.stop_acquisition()
         self._stream = None
         if self._camera.is_gv_device():
             with suppress(self._error):
@@ -509,6 +535,12 @@ def _found() -> Iterator[dict[str, str]]:
             "address": aravis.get_device_address(index) or "",
             "protocol": aravis.get_device_protocol(index) or "",
         }
+
+
+def _looked_at(found: dict[str, str]) -> Message:
+    """A camera with its settings, where they can be read."""
+    camera = _Camera(-1, found["id"], (), is_free_running=True, trigger_count_chunk=None)
+    return found | {"features": camera.settings()}
 
 
 def _on_off(value: Value) -> Value:

@@ -9,8 +9,9 @@ from typing import Annotated, Any, Final, Literal
 from pydantic import Field
 
 from agent.camera_child.device import DeviceCamera
+from agent.camera_child.device import found as looked_for
 from agent.cameras.features import FeatureName, Features, feature, is_on
-from agent.cameras.settings import AnyCameraSettings
+from agent.cameras.settings import AnyCameraSettings, Found
 from agent.ports import CameraContext
 from agent.settings_values import Text
 from engine.spec import spec
@@ -56,6 +57,35 @@ class GenicamSettings(AnyCameraSettings):
 def open(settings: GenicamSettings, context: CameraContext) -> "GenicamCamera":
     """The camera that `settings` describe, not entered yet."""
     return GenicamCamera(settings, context)
+
+
+def found() -> list[Found]:
+    """The cameras on network and USB; raises `CameraError` when nobody can look."""
+    looking = {
+        "max_memory": _MEMORY,
+        "device": None,
+        "features": None,
+        "is_free_running": True,
+        "trigger_count_chunk": None,
+    }
+    return [
+        Found(
+            title=", ".join(
+                filter(
+                    None,
+                    (
+                        f"{each['vendor']} {each['model']}",
+                        each["serial"] and f"serial {each['serial']}",
+                        each["address"],
+                        each["protocol"],
+                    ),
+                )
+            ),
+            settings={"type": "genicam", "device": each["serial"] or each["id"]},
+            features=each["features"],
+        )
+        for each in looked_for("genicam", looking, _PYTHON)
+    ]
 
 
 class GenicamCamera(DeviceCamera):

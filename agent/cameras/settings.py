@@ -1,6 +1,7 @@
 """What all kinds of cameras have in their settings."""
 
 from collections.abc import Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated, Final
 
@@ -102,6 +103,19 @@ class AnyCameraSettings:
     def written_to(self) -> Mapping[str, Path]:
         """Where the camera writes to, by key."""
         return {}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Found:
+    """A device that is there: what it is, and what a configuration has to say to use it.
+
+    A kind whose devices can be looked for has a function `found` beside its `open`; it gives a list
+    of these, and raises `CameraError` when it cannot look.
+    """
+
+    title: str
+    settings: Mapping[str, str | int | float]
+    features: Mapping[str, str | int | float | bool] = field(default_factory=dict)
 
 
 CAMERAS: Final = Kinds("agent.cameras", AnyCameraSettings, noun="camera")

@@ -8,10 +8,15 @@ import time
 import cv2
 import pytest
 from pydantic import ValidationError
+from typer import Typer
+from typer.testing import CliRunner
 
 from agent.camera_child.device import BlockIds
 from agent.cameras.genicam import GenicamCamera, GenicamSettings
+from agent.commands.cameras import cameras
+from agent.doctor import examine
 from agent.ports import CameraContext
+from agent.registry import open_camera
 from agent.settings import load_config
 from agent.triggers.software import SoftwareSettings
 from engine.errors import CameraError, ConfigurationError
@@ -39,6 +44,12 @@ def opened(gige, context):
         return GenicamCamera(settings, context)
 
     return camera
+
+
+def application():
+    application = Typer()
+    application.command()(cameras)
+    return application
 
 
 def read_on(camera):
@@ -203,6 +214,40 @@ def test_packets_larger_than_the_network_takes_are_named_with_the_remedy(opened,
     assert remedy in note
     assert "packets of 8000 bytes do not pass" in problem
     assert remedy in problem
+
+
+def test_cameras_are_listed_with_lines_that_use_them(gige, tmp_path):
+    shown = CliRunner().invoke(application(), [])
+    mine = next(part for part in shown.output.split("\n\n") if gige.serial in part)
+    title, _, lines = mine.partition("\n")
+    assert title == f"Aravis Fake, serial {gige.serial}, {gige.address}, GigEVision"
+    path = tmp_path / "agent.yaml"
+    path.write_text(f"agent: {{id: a}}\nbundle: {{path: b}}\nmqtt: {{host: h}}\n{lines}\n")
+    (camera,) = load_config(path).cameras
+    with open_camera(camera) as opened:
+        assert opened.read().pixels.shape == (512, 512)
+
+
+def test_doctor_shows_the_device_what_it_changed_and_one_frame(gige, tmp_path):
+    text = (
+        "agent: {id: a}\nbundle: {path: b}\nmqtt: {host: 127.0.0.1, port: 1}\n"
+        f"camera: {{type: genicam, device: {gige.serial},\n"
+        "  features: {ExposureTimeAbs: 4000, GevSCPSPacketSize: 8000}}\n"
+    )
+    path = tmp_path / "agent.yaml"
+    path.write_text(text)
+    (found,) = (each for each in examine(path) if each.check == "camera")
+    assert found.level == "ok"
+    for said in ("512×512 mono frames", "is white", "sharpness", f"serial {gige.serial}",
+                 "firmware 0.8", "packets of 8000 bytes", "ExposureTimeAbs 4000.0 (was 10000.0)",
+                 "PixelFormat Mono8"):  # fmt: skip
+        assert said in found.message
+    path.write_text(text.replace(", GevSCPSPacketSize: 8000", ""))
+    gige.stop()
+    gige.start()
+    (found,) = (each for each in examine(path) if each.check == "camera")
+    assert found.level == "warn"
+    assert "write GevSCPSPacketSize: 8000 below features" in found.message
 
 
 def test_ids_are_unwrapped_and_a_count_that_falls_is_one_frame():
