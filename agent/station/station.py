@@ -210,9 +210,9 @@ class Station:
         self._announced: dict[str, TriggerIntake] = {}
         self._readers: dict[str, Triggering] = {}
         self._names: dict[str, NameIntake] = {}
-        for camera in config.cameras:
+        for camera, opened in zip(config.cameras, cameras, strict=True):
             if (source := triggers.get(camera.name)) is not None:
-                self._announce_by(camera.name, source, camera.trigger)
+                self._announce_by(camera.name, source, camera.trigger, opened)
             if (source := part_ids.get(camera.name)) is not None:
                 self._name_by(camera.name, source, camera.part_ids)
         self._acquisitions = {
@@ -259,7 +259,7 @@ class Station:
         self._services += [make(self.monitor) for make in services]
 
     def _announce_by(
-        self, name: str, source: TriggerSource, settings: AnyTriggerSettings | None
+        self, name: str, source: TriggerSource, settings: AnyTriggerSettings | None, camera: Camera
     ) -> None:
         """The parts of camera `name` are announced by `source`, before their frames."""
         intake = TriggerIntake(
@@ -269,6 +269,7 @@ class Station:
             begin=self._announce,
             end=self._end,
             clock=self._clock,
+            runs_freely=not camera.triggered,
         )
         self._announced[name] = intake
         self._triggerings[name] = Triggering(

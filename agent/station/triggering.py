@@ -143,7 +143,8 @@ class TriggerIntake:
     """Gives each announced part its frame and its id; called by several threads.
 
     `unexpected` counts the frames that were given to no part; `gives_ids` says whether the source
-    has ever named a part.
+    has ever named a part. Of a camera that `runs_freely` the first frame in a part's window is the
+    part's, and nobody expects the others.
     """
 
     def __init__(
@@ -155,9 +156,11 @@ class TriggerIntake:
         begin: Begin,
         end: End,
         clock: Clock,
+        runs_freely: bool = False,
     ) -> None:
         self._name = name
         self._queue = queue
+        self._runs_freely = runs_freely
         self._begin = begin
         self._end = end
         self._clock = clock
@@ -282,6 +285,8 @@ class TriggerIntake:
                         self._end(part, action.state, action.reason)
                 case Named():
                     self._named(action.index, action.part_id)
+                case Unexpected(is_spare=True) if self._runs_freely:
+                    pass
                 case Unexpected():
                     self.unexpected += 1
                     self._recent.say(f"a frame was given to no part: {action.reason}")

@@ -84,9 +84,10 @@ class Named:
 
 @dataclass(frozen=True, slots=True)
 class Unexpected:
-    """A frame that is given to no part."""
+    """A frame that is given to no part; `is_spare`: because none waits for one just now."""
 
     reason: str
+    is_spare: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -391,7 +392,7 @@ class Reconciler:
         if fitting:
             self.fault = f"{len(fitting)} triggers fit one frame: make the window narrower"
             return [Unexpected(f"{len(fitting)} triggers fit")]
-        return [Unexpected("no trigger fits")] if is_final else None
+        return [Unexpected("no trigger fits", is_spare=True)] if is_final else None
 
     def _anchored(
         self, seen: _Seen, fitting: list[_Trigger], *, is_final: bool

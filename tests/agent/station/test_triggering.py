@@ -53,11 +53,21 @@ class Belt:
         self.frames += [lambda: self.clock.advance(after_s), *frames, seen.set]
         self.triggers.append(lambda: seen.wait(20))
 
-    def run(self, config, inspector=None, parts=None, gives="trigger", *, fires=False, **line):
+    def run(
+        self,
+        config,
+        inspector=None,
+        parts=None,
+        gives="trigger",
+        *,
+        fires=False,
+        triggered=True,
+        **line,
+    ):
         settings = {gives: SoftwareSettings(min_ms=0, max_ms=50)}
         camera = replace(config.cameras[0], **settings, line=LineSettings(**line))
         self.source = Pushed(*self.triggers)
-        self.camera = ScriptedCamera(*self.frames, fires=fires)
+        self.camera = ScriptedCamera(*self.frames, fires=fires, triggered=triggered)
         self.statuses: list[Status] = []
         return run_station(
             replace(config, cameras=(camera,)),
@@ -112,6 +122,21 @@ def test_a_part_without_a_frame_ends_and_what_comes_later_is_nobody_s(belt, conf
     last = belt.statuses[-1]
     assert last.cameras["main"].unexpected_frames == 1
     assert last.cameras["main"].counts[State.NO_FRAME] == 1
+
+
+def test_of_a_camera_that_runs_freely_the_first_frame_in_the_window_is_the_part_s(belt, config):
+    """Five frames, one part: nobody expects the others."""
+    belt.see(40, 41, after_s=1.0)
+    belt.announce("a", after_s=1.0)
+    belt.see(42, 43, after_s=0.04)
+    belt.see(44, after_s=1.0)
+    belt.run(config, triggered=False)
+    assert [row[1:3] for row in rows(config)] == [("a", "OK")]
+    with closing(sqlite3.connect(config.ledger.path)) as ledger:
+        assert ledger.execute("SELECT frame_number FROM triggers").fetchall() == [(42,)]
+    last = belt.statuses[-1]
+    assert last.cameras["main"].unexpected_frames == 0
+    assert not any("given to no part" in why for why in last.faults)
 
 
 def test_the_deadline_counts_from_the_trigger(belt, config):
