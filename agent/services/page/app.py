@@ -19,7 +19,7 @@ from starlette.responses import RedirectResponse, Response, StreamingResponse
 from starlette.routing import Mount, Route
 from starlette.staticfiles import StaticFiles
 
-from agent.services.child import RefusedError
+from agent.child import RefusedError
 from agent.services.page.access import COOKIE, Refused, Role
 from agent.services.page.guard import Guard
 from agent.services.page.page import Page, local_time, score

@@ -11,10 +11,10 @@ from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any, Final
 
+from agent.child import AgentEnd, RefusedError
 from agent.part import State
 from agent.production import Hourly, Worst
 from agent.record.annotations import Audited
-from agent.services.child import AgentEnd, RefusedError
 from agent.services.page.history import BINS, HOUR_NS, Filters, History, Row, score_bin
 from agent.station.status import BOUNDS_S
 from engine.errors import ImageError

@@ -16,8 +16,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Final
 
+from agent.child import AgentEnd, RefusedError
 from agent.record.rows import part_id, utc
-from agent.services.child import AgentEnd, RefusedError
 from agent.services.page.access import Visitor
 from agent.services.page.history import History
 from agent.services.page.pictures import Pictures

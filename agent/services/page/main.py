@@ -1,4 +1,4 @@
-"""The page's process: `python -m agent.services.page.main FILES`; see `agent/services/child.py`."""
+"""The page's process: `python -m agent.services.page.main FILES`; see `agent/child.py`."""
 
 import ctypes
 import importlib

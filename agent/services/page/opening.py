@@ -3,8 +3,8 @@
 from pathlib import Path
 from typing import Final
 
+from agent.child import AgentEnd
 from agent.record.evidence_files import EvidenceIndex
-from agent.services.child import AgentEnd
 from agent.services.page.access import USERS, Access
 from agent.services.page.doctor import Doctor
 from agent.services.page.history import History

@@ -12,7 +12,7 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from starlette.requests import Request
 from starlette.responses import HTMLResponse
 
-from agent.services.child import AgentEnd
+from agent.child import AgentEnd
 from agent.services.page.access import NOBODY, Access, Visitor
 from agent.services.page.doctor import Doctor
 from agent.services.page.history import History

@@ -10,8 +10,8 @@ from typing import Any, Final
 
 import numpy as np
 
+from agent.child import AgentEnd, RefusedError
 from agent.record.evidence_files import EvidenceIndex
-from agent.services.child import AgentEnd, RefusedError
 from agent.services.page.history import Row
 from engine.errors import ImageError
 from engine.frame import Box, Inspection, Pass, Pixels

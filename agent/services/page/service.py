@@ -10,10 +10,10 @@ from typing import Any, Final, Self
 
 import numpy as np
 
+from agent.child import Answer, RefusedError, ServiceChild
 from agent.part import Part
 from agent.ports import Watched
 from agent.requests import RequestError
-from agent.services.child import Answer, RefusedError, ServiceChild
 from agent.services.page.settings import PageSettings
 from agent.station.status import Status
 from engine.frame import Pixels

@@ -15,8 +15,8 @@ from typing import Final
 
 import cv2
 
+from agent.child import AgentEnd
 from agent.record.feed import follow
-from agent.services.child import AgentEnd
 from agent.services.page.app import application
 from agent.services.page.opening import opened_page
 from agent.services.page.page import Page

@@ -13,8 +13,8 @@ from urllib.parse import urlencode
 from starlette.requests import Request
 from starlette.responses import PlainTextResponse
 
+from agent.child import RefusedError
 from agent.part import State
-from agent.services.child import RefusedError
 from agent.services.page.access import Role
 from agent.services.page.history import QUEUES, Filters
 from agent.services.page.labels import LABELS, WITHDRAWN

@@ -6,13 +6,13 @@ from pathlib import Path
 
 import pytest
 
+from agent.child import RefusedError, ServiceChild
 from agent.record.feed import Feed
-from agent.services.child import RefusedError, ServiceChild
 
 NO_FEED = Feed(rows_after=lambda _cursor, _limit: [], thumbnail=lambda _epoch, _sequence: None)
 MODULE = """
 import sys, time
-from agent.services.child import AgentEnd, RefusedError
+from agent.child import AgentEnd, RefusedError
 agent, _ = AgentEnd.taken(sys.argv[1])
 if agent.setup["fails"]:
     sys.exit(3)

@@ -1,4 +1,4 @@
-"""A service in a process of its own: one that hangs or dies costs the line nothing.
+"""A process beside the agent, for a service, a sink or a trigger: one that hangs costs no part.
 
     agent: atac-NAME      ◀── questions: one each second at least ──  child: its pulse
            atac-NAME-ask  ◀── questions that may wait for a disk ───         its requests
@@ -54,7 +54,7 @@ class ServiceChild:
         name: Names threads and log lines.
         module: What the child runs: `python -m MODULE`, with `main()` that calls `AgentEnd.taken`.
         setup: What the child is told first, as JSON.
-        feed: What it reads parts from.
+        feed: What it reads parts from; `None`: it reads none.
         answer: Answers the question of this name with these values; any `RefusedError` goes back.
             It is called by two threads: questions of the pulse must not wait.
         listening: Sockets that the child serves.
@@ -66,7 +66,7 @@ class ServiceChild:
         module: str,
         *,
         setup: Mapping[str, Any],
-        feed: Feed,
+        feed: Feed | None,
         answer: Callable[[str, dict[str, Any]], Answer],
         listening: Sequence[socket.socket] = (),
     ) -> None:
@@ -129,7 +129,8 @@ class ServiceChild:
             self.pid, self.starts = process.pid, self.starts + 1
             pulse, asking = (Connection(ours.detach()) for ours, _ in pairs[:2])
             stack.callback(pulse.close)
-            stack.enter_context(self._feed.serve(pairs[2][0]))
+            if self._feed is not None:
+                stack.enter_context(self._feed.serve(pairs[2][0]))
             thread = threading.Thread(
                 target=self._serve, args=(asking,), name=f"atac-{self._name}-ask", daemon=True
             )

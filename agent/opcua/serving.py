@@ -1,0 +1,86 @@
+"""The process of the OPC UA server: what the agent says goes into nodes, calls of clients go out.
+
+agent ── status ──▶ pulse thread ──┐
+      ── feed ────▶ feed thread ───┴▶ asyncio: nodes, events ──▶ clients
+      ◀─ pause, resume, trigger, rows ── methods ◀──────────────┘
+"""
+
+import asyncio
+import logging
+import os
+import threading
+from collections import deque
+from pathlib import Path
+from time import monotonic
+from typing import Any, Final
+
+from agent.child import AgentEnd
+from agent.opcua.identity import Identity
+from agent.opcua.vision import VisionServer
+from agent.record.feed import follow
+from agent.record.rows import Event
+
+_LOG: Final = logging.getLogger("atac_agent.opcua")
+_PULSE_S: Final = 0.5
+_START_S: Final = 300.0
+_STILL_S: Final = 10.0
+"""A loop that does not turn for so long hangs: the agent hears no pulse, and starts another."""
+_ROOM: Final = 10_000
+_ENDED: Final = 3
+
+
+def serve(argument: str) -> None:
+    """Serve until the agent has gone."""
+    logging.basicConfig(format="agent: %(message)s", level=logging.WARNING)
+    logging.getLogger("asyncua").setLevel(logging.CRITICAL)  # strangers write no log
+    agent, _ = AgentEnd.taken(argument)
+    Serving(agent).run()
+
+
+class Serving:
+    """Brings status, parts and calls to the loop in which the server lives."""
+
+    def __init__(self, agent: AgentEnd) -> None:
+        self._agent = agent
+        self._turned = monotonic() + _START_S
+        self._status: dict[str, Any] = {}
+        self._events: deque[Event] = deque(maxlen=_ROOM)
+
+    def run(self) -> None:
+        """Serve; ends the process when the agent has gone."""
+        threading.Thread(target=self._beat, name="atac-opcua-pulse", daemon=True).start()
+        threading.Thread(target=self._follow, name="atac-opcua-feed", daemon=True).start()
+        asyncio.run(self._serve())
+
+    def _beat(self) -> None:
+        try:
+            while monotonic() - self._turned < _STILL_S:
+                said, _ = self._agent.pulse("status")
+                assert isinstance(said, dict)
+                self._status = said
+                threading.Event().wait(_PULSE_S)
+        except ConnectionError:
+            os._exit(0)  # the agent has gone; nothing here is kept
+        os._exit(_ENDED)
+
+    def _follow(self) -> None:
+        for event in follow(self._agent.feed):
+            self._events.append(event)
+
+    async def _serve(self) -> None:
+        setup = self._agent.setup
+        identity = Identity(Path(setup["folder"]), setup["uri"])
+        identity.prepare()
+        server = VisionServer(identity, setup, self._asked)
+        async with server:
+            while True:
+                self._turned = monotonic()
+                await server.show(self._status)
+                for _ in range(min(len(self._events), 100)):
+                    await server.tell(self._events.popleft())
+                await asyncio.sleep(0.0 if self._events else 0.02)
+
+    async def _asked(self, question: str, **values: object) -> Any:
+        """Ask the agent without holding up the loop; raises `RefusedError` or `ConnectionError`."""
+        said, _ = await asyncio.to_thread(self._agent.ask, question, **values)
+        return said

@@ -1,0 +1,132 @@
+"""An OPC UA server beside the line, in a process of its own; see docs/opcua.md."""
+
+import importlib.util
+import socket
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, Final, Literal, Self
+
+from agent.child import Answer, RefusedError, ServiceChild
+from agent.part import State
+from agent.ports import Watched
+from agent.record.feed import to_json
+from agent.requests import RequestError
+from agent.services.settings import AnyServiceSettings
+from agent.settings_values import AnyPath, HostName, Port
+from agent.station.status import Status
+from engine.errors import ConfigurationError
+from engine.spec import spec
+
+_INFERENCE: Final = "inference:"
+
+
+@spec
+class OpcuaSettings(AnyServiceSettings):
+    """Where the server listens, and the `folder` of its certificates.
+
+    Without `folder` it is `opcua` beside the ledger.
+    """
+
+    type: Literal["opcua"] = "opcua"
+    listen: HostName = "0.0.0.0"  # noqa: S104 - clients need a certificate that we know
+    port: Port = 4840
+    folder: AnyPath | None = None
+
+    @property
+    def written_to(self) -> Mapping[str, Path]:
+        """The certificates' folder, where it is named."""
+        return {} if self.folder is None else {"folder": self.folder}
+
+
+def open(settings: OpcuaSettings, watched: Watched) -> "OpcuaService":
+    """The server of the agent that is `watched`, not entered yet."""
+    if importlib.util.find_spec("asyncua") is None:
+        remedy = "needs a package that is not installed: pip install 'atac-agent[opcua]'"
+        raise ConfigurationError("services.type", "opcua", remedy)
+    return OpcuaService(settings, watched)
+
+
+class OpcuaService:
+    """Runs the server's process, and answers its questions; a context manager."""
+
+    def __init__(self, settings: OpcuaSettings, watched: Watched) -> None:
+        self._watched = watched
+        config = watched.config
+        folder = settings.folder or config.ledger.path.with_name("opcua")
+        self._child = ServiceChild(
+            "opcua",
+            "agent.opcua.main",
+            setup={
+                "host": settings.listen,
+                "port": settings.port,
+                "folder": folder,
+                "agent_id": config.agent.id,
+                "uri": f"urn:{socket.gethostname()}:atac:{config.agent.id}",
+            },
+            feed=watched.feed,
+            answer=self._answer,
+        )
+
+    @property
+    def fault(self) -> str | None:
+        """What is wrong with the server."""
+        fault = self._child.fault
+        return None if fault is None else f"opcua: {fault}"
+
+    @property
+    def pid(self) -> int | None:
+        """The process id of the server; `None` while there is none."""
+        return self._child.pid
+
+    def __enter__(self) -> Self:
+        self._child.__enter__()
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self._child.__exit__(*error)
+
+    def _answer(self, question: str, values: dict[str, Any]) -> Answer:
+        match question:
+            case "status":
+                return _told(self._watched.status()), ()
+            case "rows_after":
+                cursor = str(values["epoch"]), int(values["sequence"])
+                rows = self._watched.feed.rows_after(cursor, int(values["limit"]))
+                if rows is None:
+                    raise RefusedError("the ledger cannot be read")
+                return [to_json(row) for row in rows], ()
+            case "reset":
+                if not _is_able(self._watched.status()):
+                    raise RefusedError("; ".join(self._watched.status().faults))
+                return None, ()
+            case "pause" | "resume" if self._watched.requests is not None:
+                try:
+                    return getattr(self._watched.requests, question)(), ()
+                except RequestError as error:
+                    raise RefusedError(str(error)) from None
+        raise RefusedError(f"this agent does not obey {question}")
+
+
+def _told(status: Status) -> dict[str, object]:
+    counts = dict.fromkeys((state.value for state in State), 0)
+    for camera in status.cameras.values():
+        for state, count in camera.counts.items():
+            counts[state.value] += count
+    return {
+        "is_last": status.is_last,
+        "is_able": _is_able(status),
+        "is_paused": status.is_paused,
+        "faults": status.faults,
+        "threshold": status.threshold,
+        "bundle_id": status.bundle_id,
+        "backend": status.backend,
+        "epoch": status.epoch,
+        "counts": counts,
+    }
+
+
+def _is_able(status: Status) -> bool:
+    """Whether parts are inspected, whatever else is wrong."""
+    cameras = [camera for camera in status.cameras.values() if not camera.is_removed]
+    is_faulty = any(fault.startswith(_INFERENCE) for fault in status.faults)
+    return not is_faulty and all(camera.gives_frames for camera in cameras)

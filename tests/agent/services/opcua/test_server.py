@@ -1,0 +1,329 @@
+"""The OPC UA server as its clients see it, those of another make too."""
+
+import asyncio
+import contextlib
+import json
+import logging
+import os
+import shutil
+import signal
+import socket
+import subprocess
+from dataclasses import replace
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+
+pytest.importorskip("asyncua", reason="needs the extra opcua")
+
+from asyncua import Client, ua
+from asyncua.crypto.security_policies import SecurityPolicyBasic256Sha256
+
+from agent.opcua.identity import Identity
+from agent.part import State
+from agent.record.ledger import Ledger
+from agent.services.opcua import OpcuaService, OpcuaSettings
+from tests.agent.statuses import WELL
+from tests.records import Wants, begin, end, inspected
+
+NODE = Path(__file__).parents[3] / "node"
+URI = "urn:tests:client"
+
+
+class Requests:
+    """Notes what was asked."""
+
+    def __init__(self):
+        self.asked = []
+
+    def pause(self):
+        self.asked.append("pause")
+
+    def resume(self):
+        self.asked.append("resume")
+
+
+class Agent:
+    """An agent that is watched by an OPC UA server, with certificates of three clients."""
+
+    def __init__(self, folder, ledger):
+        with socket.socket() as probe:
+            probe.bind(("127.0.0.1", 0))
+            self.port = probe.getsockname()[1]
+        self.folder, self.ledger, self.requests = folder, ledger, Requests()
+        self.latest = replace(WELL, bundle_id="b" * 64)
+        self.url = f"opc.tcp://127.0.0.1:{self.port}/atac"
+        self.clients = {}
+        for role in ("operators", "trusted", "strangers"):
+            identity = Identity(folder / f"client-{role}", URI)
+            identity.prepare()
+            self.clients[role] = identity
+            if role != "strangers":
+                (folder / "opcua" / role).mkdir(parents=True)
+                shutil.copy(identity.certificate_file, folder / "opcua" / role / "client.der")
+        watched = SimpleNamespace(
+            feed=ledger.feed,
+            requests=self.requests,
+            status=lambda: self.latest,
+            config=SimpleNamespace(
+                agent=SimpleNamespace(id="line-3"),
+                ledger=SimpleNamespace(path=folder / "ledger.sqlite"),
+            ),
+        )
+        settings = OpcuaSettings(listen="127.0.0.1", port=self.port)
+        self.service = OpcuaService(settings, watched)
+
+    def part(self, part_id, state=State.OK, score=1.0):
+        part = inspected(begin(self.ledger, part_id, triggered_ns=1), score)
+        end(self.ledger, part, state)
+        self.ledger.flush()
+
+    @contextlib.asynccontextmanager
+    async def client(self, role="trusted"):
+        client = Client(self.url, timeout=20)
+        client.application_uri = URI
+        mine = self.clients[role]
+        await client.set_security(
+            SecurityPolicyBasic256Sha256,
+            certificate=mine.certificate_file,
+            private_key=mine.key_file,
+            server_certificate=self.folder / "opcua" / "own" / "certificate.der",
+        )
+        async with client:
+            yield client
+
+
+@pytest.fixture(scope="module")
+def agent(tmp_path_factory):
+    logging.getLogger("asyncua").setLevel(logging.CRITICAL)
+    folder = tmp_path_factory.mktemp("opcua")
+    with Ledger(folder / "ledger.sqlite", agent_id="line-3", sinks=[Wants()]) as ledger:
+        made = Agent(folder, ledger)
+        with made.service:
+            asyncio.run(reached(made))
+            yield made
+
+
+async def reached(agent):
+    for _ in range(1200):
+        with contextlib.suppress(OSError):
+            socket.create_connection(("127.0.0.1", agent.port), 1).close()
+            return
+        await asyncio.sleep(0.2)
+    raise AssertionError("the server does not listen")
+
+
+async def value(client, *path):
+    ours = await client.get_namespace_index("urn:atac:agent")
+    node = await client.nodes.objects.get_child([f"{ours}:{name}" for name in path])
+    return await node.read_value()
+
+
+async def becomes(read, wanted):
+    for _ in range(200):
+        if (found := await read()) == wanted:
+            return
+        await asyncio.sleep(0.05)
+    assert found == wanted
+
+
+def test_flat_variables_show_the_newest_part(agent):
+    async def look():
+        agent.part("p-17", State.NG, 2.5)
+        async with agent.client() as client:
+            await becomes(lambda: value(client, "Agent", "Last", "PartId"), "p-17")
+            assert await value(client, "Agent", "Last", "State") == "NG"
+            assert not await value(client, "Agent", "Last", "IsOk")
+            assert await value(client, "Agent", "Last", "Score") == 2.5
+            await becomes(lambda: value(client, "Agent", "Status", "BundleId"), "b" * 64)
+
+    asyncio.run(look())
+
+
+class Heard:
+    """What a subscription has brought."""
+
+    def __init__(self):
+        self.events = []
+
+    def event_notification(self, event):
+        self.events.append(event)
+
+
+def test_each_result_is_an_event_with_its_figures(agent):
+    async def look():
+        async with agent.client() as client:
+            vision = await client.get_namespace_index("http://opcfoundation.org/UA/MachineVision")
+            ours = await client.get_namespace_index("urn:atac:agent")
+            system = await client.nodes.objects.get_child([f"{ours}:VisionSystem"])
+            ready = client.get_node(ua.NodeId(1024, vision))
+            (kind,) = await ready.get_children(refs=ua.ObjectIds.HasSubtype)
+            heard = Heard()
+            subscription = await client.create_subscription(50, heard)
+            await subscription.subscribe_events(system, kind)
+            for number in range(5):
+                agent.part(f"e-{number}", State.NG if number == 3 else State.OK, number / 2)
+            await becomes(lambda: done(len(heard.events)), 5)
+        assert [event.Message.Text for event in heard.events] == [
+            *("e-0 OK", "e-1 OK", "e-2 OK", "e-3 NG", "e-4 OK")
+        ]
+        assert [event.Score for event in heard.events] == [0.0, 0.5, 1.0, 1.5, 2.0]
+        assert [event.ResultState for event in heard.events] == [1] * 5
+
+    asyncio.run(look())
+
+
+async def done(value):
+    return value
+
+
+def test_the_last_hundred_results_can_be_read_and_what_was_missed_comes_from_the_ledger(agent):
+    async def look():
+        agent.part("before")
+        async with agent.client() as client:
+            await becomes(lambda: value(client, "Agent", "Last", "PartId"), "before")
+            after = [await value(client, "Agent", "Last", each) for each in ("Epoch", "Sequence")]
+        for number in range(1000):
+            end(agent.ledger, inspected(begin(agent.ledger, f"m-{number}"), 1.0), State.OK)
+        agent.ledger.flush()
+        async with agent.client() as client:
+            ours = await client.get_namespace_index("urn:atac:agent")
+            node = await client.nodes.objects.get_child([f"{ours}:Agent"])
+            found = []
+            while True:
+                arguments = [
+                    ua.Variant(after[0], ua.VariantType.String),
+                    ua.Variant(after[1], ua.VariantType.UInt64),
+                    ua.Variant(500, ua.VariantType.UInt32),
+                ]
+                rows = await node.call_method(f"{ours}:ResultsAfter", *arguments)
+                rows = [json.loads(row) for row in rows or ()]
+                if not rows:
+                    break
+                found += [row["part_id"] for row in rows]
+                after = [rows[-1]["epoch"], rows[-1]["sequence"]]
+            assert found == [f"m-{number}" for number in range(1000)]
+            await becomes(lambda: value(client, "Agent", "Last", "PartId"), "m-999")
+            vision = await client.get_namespace_index("http://opcfoundation.org/UA/MachineVision")
+            folder = await client.nodes.objects.get_child(
+                [f"{ours}:VisionSystem", f"{vision}:ResultManagement", f"{vision}:Results"]
+            )
+            assert len(await folder.get_variables()) == 100
+
+    asyncio.run(look())
+
+
+def test_operators_stop_and_start_inspection_and_the_state_machine_follows(agent):
+    async def look():
+        async with agent.client("operators") as client:
+            vision, machine, automatic = await machines(client)
+            state = automatic.get_child(["0:CurrentState"])
+            state = await state
+            await becomes(lambda: text(state), "ContinuousExecution")
+            nothing = ua.Variant(0, ua.VariantType.Int32), ua.Variant("", ua.VariantType.String)
+            assert await automatic.call_method(f"{vision}:Stop", *nothing) == 0
+            agent.latest = replace(agent.latest, is_paused=True)
+            await becomes(lambda: text(state), "Ready")
+            agent.latest = replace(agent.latest, is_paused=False, faults=("inference: hangs",))
+            of_machine = await machine.get_child(["0:CurrentState"])
+            await becomes(lambda: text(of_machine), "Error")
+            assert await machine.call_method(f"{vision}:Reset", *nothing) == -1
+            agent.latest = replace(agent.latest, faults=())
+            await becomes(lambda: text(of_machine), "Operational")
+        assert agent.requests.asked == ["pause"]
+
+    asyncio.run(look())
+
+
+async def machines(client):
+    vision = await client.get_namespace_index("http://opcfoundation.org/UA/MachineVision")
+    ours = await client.get_namespace_index("urn:atac:agent")
+    machine = await client.nodes.objects.get_child(
+        [f"{ours}:VisionSystem", f"{vision}:VisionStateMachine"]
+    )
+    return vision, machine, await machine.get_child([f"{vision}:AutomaticModeStateMachine"])
+
+
+async def text(node):
+    return (await node.read_value()).Text
+
+
+def test_readers_may_neither_call_nor_write(agent):
+    async def look():
+        async with agent.client() as client:
+            vision, machine, _ = await machines(client)
+            with pytest.raises(ua.UaStatusCodeError):
+                await machine.call_method(f"{vision}:Reset", 0, "")
+        for role in ("trusted", "operators"):
+            async with agent.client(role) as client:
+                ours = await client.get_namespace_index("urn:atac:agent")
+                node = client.get_node(ua.NodeId("Last.PartId", ours))
+                with pytest.raises(ua.UaStatusCodeError):
+                    await node.write_value("forged")
+
+    asyncio.run(look())
+
+
+def test_strangers_and_those_without_encryption_are_turned_away(agent):
+    async def look():
+        with pytest.raises((ua.UaStatusCodeError, ConnectionError, TimeoutError)):
+            async with agent.client("strangers"):
+                pass
+        with pytest.raises((ua.UaError, ConnectionError, TimeoutError)):
+            async with Client(agent.url, timeout=5):
+                pass
+
+    asyncio.run(look())
+    (kept,) = (agent.folder / "opcua" / "rejected").iterdir()
+    assert kept.read_bytes() == agent.clients["strangers"].certificate_file.read_bytes()
+
+
+def test_floods_and_garbage_leave_the_clients_alone(agent):
+    async def look():
+        async with agent.client() as client:
+            with contextlib.ExitStack() as many:
+                for _ in range(200):
+                    flood = many.enter_context(socket.socket())
+                    flood.setblocking(False)
+                    flood.connect_ex(("127.0.0.1", agent.port))
+                bad = many.enter_context(socket.create_connection(("127.0.0.1", agent.port), 10))
+                with contextlib.suppress(OSError):
+                    bad.sendall(os.urandom(10_000))
+                agent.part("calm")
+                await becomes(lambda: value(client, "Agent", "Last", "PartId"), "calm")
+
+    asyncio.run(look())
+
+
+def test_a_client_of_another_make_sees_the_same(agent):
+    node = shutil.which("node")
+    if node is None or not (NODE / "node_modules" / "node-opcua-client").is_dir():
+        pytest.skip("needs node and: npm install --prefix tests/node --no-package-lock")
+    mine = agent.clients["trusted"]
+    pem = agent.folder / "client.pem"
+    pem.write_bytes(mine.pem())
+    with subprocess.Popen(
+        [node, NODE / "opcua.js", agent.url, pem, mine.key_file, URI, agent.folder / "pki"],
+        stdout=subprocess.PIPE,
+        text=True,
+    ) as client:
+        # Its libraries say things there, too.
+        said = (line for line in client.stdout if line.startswith(("ready", "{")))
+        assert next(said) == "ready\n"
+        agent.part("n-1", State.NG, 3.5)
+        heard = json.loads(next(said))
+    assert heard == {"message": "n-1 NG", "score": 3.5, "part": "n-1", "last": "n-1"}
+
+
+def test_a_server_that_is_killed_comes_back(agent):
+    async def look():
+        killed = agent.service.pid
+        os.kill(killed, signal.SIGKILL)
+        await becomes(lambda: done(agent.service.pid != killed), True)
+        await reached(agent)
+        agent.part("after")
+        async with agent.client() as client:
+            await becomes(lambda: value(client, "Agent", "Last", "PartId"), "after")
+
+    asyncio.run(look())
