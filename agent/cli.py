@@ -23,6 +23,7 @@ from engine.privacy import keep_private
 COMMANDS: Final = (
     "demo",
     "train",
+    "retrain",
     "evaluate",
     "export",
     "build",

@@ -36,6 +36,10 @@ class Bundles(Protocol):
     def change(
         self, kind: Literal["promote", "rollback"], bundle_id: str, *, by: str, why: str, nonce: str
     ) -> Mapping[str, object]: ...
+    def begin(
+        self, kind: Literal["promote", "rollback"], bundle_id: str, *, by: str, why: str, nonce: str
+    ) -> Mapping[str, object]: ...
+    def told(self) -> Mapping[str, object]: ...
 
 
 class Checks(Protocol):
@@ -196,6 +200,31 @@ class Requests:
         if self._bundles is None:
             raise RequestError("the bundle of this run cannot change")
         return self._bundles.change(kind, bundle_id, by=by, why=why, nonce=nonce)
+
+    def promotion(
+        self, kind: Literal["promote", "rollback"], bundle_id: str, *, by: str, why: str, nonce: str
+    ) -> Mapping[str, object]:
+        """Begin what `promote` and `rollback` do, and do not wait for its end.
+
+        Args:
+            kind: Which of them.
+            bundle_id: The id of the bundle to be promoted; empty for a rollback.
+            by: Who asks.
+            why: The reason, for the record.
+            nonce: The request's.
+
+        Returns:
+            As `promotion_status`.
+        """
+        if self._bundles is None or kind not in {"promote", "rollback"}:
+            raise RequestError("the bundle of this run cannot change")
+        return self._bundles.begin(kind, bundle_id, by=by, why=why, nonce=nonce)
+
+    def promotion_status(self) -> Mapping[str, object]:
+        """Whether a change of bundles is `running`, and what the last one came to."""
+        if self._bundles is None:
+            return {"running": False, "error": None, "done": None}
+        return self._bundles.told()
 
     def check(self, camera: str, *, by: str, why: str) -> Mapping[str, object]:
         """Take the next parts of a camera for golden samples; the answer is `check_status`'s."""

@@ -43,6 +43,8 @@ COMMANDS = {
     "check": "check --config {folder}/agent.yaml",
     "report": "report --config {folder}/agent.yaml --html {folder}/report.html",
     "compare": "compare --config {folder}/agent.yaml --threshold 1 --report {folder}/compared.html",
+    "support": "support --config {folder}/agent.yaml --out {folder}/support.zip",
+    "retrain": "retrain --config {folder}/agent.yaml --out {folder}/again",
     "promote": "promote {folder}/bundle --config {folder}/agent.yaml --why test",
     "rollback": "rollback --config {folder}/agent.yaml --why test",
     "sign": "sign --bundle {folder}/bundle --key {folder}/key.pem",
@@ -56,6 +58,7 @@ CODES = {
     "trigger": {1},
     "check": {1},
     "compare": {2},
+    "retrain": {2},
     "promote": {1},
     "rollback": {1},
 }

@@ -58,6 +58,7 @@ class Promotion:
         self._deadline_s = deadline_s
         self._changing = threading.Lock()
         self._opened: ChildInspector | None = None
+        self._told: Mapping[str, object] = {"running": False, "error": None, "done": None}
 
     def __enter__(self) -> Self:
         return self
@@ -84,6 +85,29 @@ class Promotion:
             raise error from None
         finally:
             self._changing.release()
+
+    def begin(
+        self, kind: Kind, bundle_id: str, *, by: str, why: str, nonce: str
+    ) -> Mapping[str, object]:
+        """As `change`, in a thread of its own; `told` says what came of it."""
+        if self._told["running"]:
+            raise RequestError("another bundle is coming into force just now; ask again later")
+        self._told = {"running": True, "error": None, "done": None}
+
+        def change() -> None:
+            error, done = None, None
+            try:
+                done = self.change(kind, bundle_id, by=by, why=why, nonce=nonce)
+            except Exception as failure:  # noqa: BLE001 - told to whoever has asked
+                error = str(failure)
+            self._told = {"running": False, "error": error, "done": done}
+
+        threading.Thread(target=change, name="atac-promotion", daemon=True).start()
+        return self._told
+
+    def told(self) -> Mapping[str, object]:
+        """Whether a change that was begun is `running`, and what it came to: `error`, or `done`."""
+        return self._told
 
     def _change(
         self, kind: Kind, place: Path, bundle_id: str, *, by: str, why: str, nonce: str

@@ -8,6 +8,7 @@ from agent.record.evidence_files import EvidenceIndex
 from agent.services.page.access import USERS, Access
 from agent.services.page.doctor import Doctor
 from agent.services.page.history import History
+from agent.services.page.jobs import Jobs
 from agent.services.page.labels import Labels
 from agent.services.page.looks import Looks
 from agent.services.page.now import Now
@@ -33,6 +34,7 @@ def opened_page(agent: AgentEnd) -> Page:
         pictures=pictures,
         access=Access(folder / USERS, idle_s=setup["idle_s"]),
         doctor=Doctor(None if (file := setup["config_file"]) is None else Path(file)),
+        jobs=Jobs(folder / "retrain"),
         labels=Labels(agent, history, pictures, Path(setup["labelled"])),
         looks=Looks(history, pictures),
         now=Now(history, tuple(setup["shifts"])),

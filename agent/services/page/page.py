@@ -16,6 +16,7 @@ from agent.child import AgentEnd
 from agent.services.page.access import NOBODY, Access, Visitor
 from agent.services.page.doctor import Doctor
 from agent.services.page.history import History
+from agent.services.page.jobs import Jobs
 from agent.services.page.labels import Labels
 from agent.services.page.looks import Looks
 from agent.services.page.now import Now
@@ -36,6 +37,7 @@ class Page:
     access: Access
     labels: Labels
     doctor: Doctor
+    jobs: Jobs
     looks: Looks
     now: Now
     texts: Texts

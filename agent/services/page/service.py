@@ -29,8 +29,8 @@ REQUESTS: Final = (
     "resume",
     "drift",
     "changes",
-    "promote",
-    "rollback",
+    "promotion",
+    "promotion_status",
     "check",
     "check_status",
     "check_cancel",
@@ -128,6 +128,9 @@ class PageService:
             "checks": config.check.folder,
             "config_file": self._watched.config_file,
             "started": time.time(),
+            "bundle": config.bundle.path,
+            "training": self._settings.training,
+            "backbone_weights": self._settings.backbone_weights,
         }
 
     # ---- answers, by the threads of the child

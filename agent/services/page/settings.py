@@ -36,14 +36,17 @@ class PageSettings(AnyServiceSettings):
     `listen` is address and port; other addresses than this machine's own want `certificate_file`
     and `key_file`, or a proxy on this machine. `folder` has the page's users, its history, which
     may be deleted at any time, and, unless `dataset` names another folder, the labelled frames in
-    `labelled`; without it: `page` beside the ledger. After `idle_minutes` without a click a user
-    may only look. `shifts` begin at these times of day.
+    `labelled`; without it: `page` beside the ledger. `training` has the images of the first
+    training, and `backbone_weights` is the file of pretrained weights: both are for the next one.
+    After `idle_minutes` without a click a user may only look. `shifts` begin at these times of day.
     """
 
     type: Literal["page"] = "page"
     listen: Annotated[Text, AfterValidator(_place)] = "127.0.0.1:8080"
     folder: AnyPath | None = None
     dataset: AnyPath | None = None
+    training: AnyPath | None = None
+    backbone_weights: AnyPath | None = None
     certificate_file: AnyPath | None = None
     key_file: AnyPath | None = None
     idle_minutes: Annotated[float, Field(ge=0.05, le=1440)] = 15.0

@@ -11,6 +11,7 @@ import pytest
 
 from agent.golden import protocols
 from agent.services.page.access import Role
+from engine.bundle import open_bundle
 from tests.agent.services.page.line import Line, until
 from tests.calibrations import calibrated
 from tests.tiny_bundle import defective_part, good_part, tiny_bundle
@@ -197,3 +198,46 @@ def test_the_support_archive_has_no_secret(line, engineer):
     }  # fmt: skip
     assert json.loads(content["status.json"])["agent_id"] == "line-3"
     assert all("a secret of old" not in text for text in content.values())
+
+
+def test_a_trained_bundle_is_put_in_force_and_taken_back(line, engineer):
+    first = open_bundle(line.bundle).id
+    out = line.folder / "page" / "retrain" / "20260101-000000" / "out"
+    second = tiny_bundle(out / "bundle", gain=60.0)
+    calibrated(second, 4.0)
+    result = {
+        "bundle_id": second.id, "threshold": 4.0, "max_false_reject": 0.05, "proved": True,
+        "counts": {"good": 1, "defective": 2, "calibration": 3},
+    }  # fmt: skip
+    (out / "result.json").write_text(json.dumps(result))
+    (out / "comparison.html").write_text("<p>pictures")
+    html = line.get("/retrain", cookie=engineer).text
+    assert "Learnt from 1 good and 2 defective images" in html
+    assert line.get("/retrain/page?page=comparison.html", cookie=engineer).text == "<p>pictures"
+    for wrong in ("../job.json", "result.json", ""):
+        assert line.get(f"/retrain/page?page={wrong}", cookie=engineer).status == 404
+    assert line.post("/retrain/promote", {"why": ""}, cookie=engineer).status == 400
+    assert line.post("/retrain/promote", {"why": "better"}, cookie=engineer).status == 200
+    until(lambda: "hx-redirect" in line.get("/retrain/job", cookie=engineer).headers, 60)
+    until(lambda: "This bundle is in force" in line.get("/retrain", cookie=engineer).text)
+    assert open_bundle(line.bundle).id == second.id
+    assert line.post("/retrain/rollback", {"why": "worse"}, cookie=engineer).status == 200
+    until(lambda: "hx-redirect" in line.get("/retrain/job", cookie=engineer).headers, 60)
+    until(lambda: open_bundle(line.bundle).id == first)
+    report = line.get("/report", cookie=engineer).text
+    assert "<td>new bundle</td>" in report
+    assert "<td>old bundle back</td>" in report
+
+
+def test_training_begins_only_while_the_line_stands_and_says_why_it_failed(line, engineer):
+    assert line.post("/retrain/begin", cookie=engineer).status == 409
+    assert line.post("/retrain/pause", {"pause": "yes"}, cookie=engineer).status == 200
+    until(lambda: "Let the line inspect again" in line.get("/retrain", cookie=engineer).text)
+    line.config_file.write_text("agent: {}\n")
+    assert line.post("/retrain/begin", cookie=engineer).status == 200
+    until(lambda: "hx-redirect" in line.get("/retrain/job", cookie=engineer).headers, 120)
+    html = line.get("/retrain", cookie=engineer).text
+    assert "It has not come to its end" in html
+    assert "agent.id: is missing" in html
+    line.config_file.write_text(CONFIG)
+    assert line.post("/retrain/pause", {"pause": "no"}, cookie=engineer).status == 200

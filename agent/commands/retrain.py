@@ -1,0 +1,96 @@
+"""`agent retrain`: from labels to a calibrated bundle, and what it would change."""
+
+import json
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from agent.commands import options
+
+
+def retrain(
+    *,
+    out: Annotated[Path, typer.Option(help="Folder for everything; must be new.")],
+    config: Annotated[Path, typer.Option(help="The configuration.")] = Path("agent.yaml"),
+    labelled: Annotated[
+        Path | None, typer.Option(help="The labelled frames; default: page/labelled by the ledger.")
+    ] = None,
+    base: Annotated[
+        Path | None, typer.Option(help="The images of the first training: good/ and defective/.")
+    ] = None,
+    recipe: Annotated[
+        str | None, typer.Option(help="As for agent train; default: that of the bundle in force.")
+    ] = None,
+    backbone: Annotated[str | None, typer.Option(help="As for agent train.")] = None,
+    stage: Annotated[str | None, typer.Option(help="As for agent train.")] = None,
+    backbone_weights: Annotated[str, typer.Option(help="As for agent train.")] = "",
+    epochs: Annotated[int | None, typer.Option(min=1, help="As for agent train.")] = None,
+    seed: Annotated[int, typer.Option(min=0, help="As for agent train.")] = 0,
+    bits: Annotated[int | None, options.BITS] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print the result as JSON.")] = False,
+) -> None:
+    """Train again with what was labelled on the page, calibrate, and compare on kept frames.
+
+    Example: agent retrain --config agent.yaml --base parts --out runs/second
+    --backbone-weights resnet50-0676ba61.pth
+
+    Good parts of the audit set the threshold, all others are learnt from. Nothing of the agent
+    changes: agent promote OUT/bundle does that.
+    """
+    from agent.commands.calibrate import calibrate
+    from agent.commands.compare import compare
+    from agent.commands.train import train
+    from agent.labelled import gather, read_labelled
+    from agent.settings import load_config
+    from calibration.record import read_calibration
+    from engine.bundle import open_bundle
+    from engine.errors import ConfigurationError
+
+    settings = load_config(config)
+    folder = labelled or settings.ledger.path.parent / "page" / "labelled"
+    found = read_labelled(folder)
+    if not found.parts:
+        raise ConfigurationError("--labelled", str(folder), "has no labelled part with its frame")
+    old = open_bundle(settings.bundle.path, signed_by=settings.bundle.require_signature)
+    counts = gather(found, base, out / "data")
+    typer.echo(
+        f"{counts['good']} good and {counts['defective']} defective images to learn from, "
+        f"{counts['calibration']} good parts of the audit for the threshold",
+        err=True,
+    )
+    bundle = out / "bundle"
+    train(
+        out=bundle,
+        good=out / "data" / "good",
+        defective=out / "data" / "defective" if counts["defective"] else None,
+        recipe=recipe or old.manifest.training.recipe,
+        backbone=backbone,
+        stage=stage,
+        backbone_weights=backbone_weights,
+        defects=counts["defective"] or None,
+        epochs=epochs,
+        seed=seed,
+        bits=bits,
+    )
+    calibrate(bundle=bundle, good=out / "data" / "calibration" if counts["calibration"] else None)
+    new = read_calibration(open_bundle(bundle)).calibration
+    report = out / "comparison.html"
+    changed = None
+    if settings.evidence.folder is not None:
+        compare(config=config, bundle=bundle, report=report)
+        changed = str(report)
+    answer = {
+        "bundle": str(bundle),
+        "bundle_id": new.bundle_id,
+        "threshold": new.threshold,
+        "max_false_reject": new.max_false_reject,
+        "proved": new.is_proved,
+        "counts": counts,
+        "comparison": changed,
+    }
+    (out / "result.json").write_text(json.dumps(answer, indent=2))
+    if as_json:
+        typer.echo(json.dumps(answer, indent=2))
+    else:
+        typer.echo(f"To use it: agent promote {bundle} --config {config}")
