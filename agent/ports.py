@@ -57,7 +57,7 @@ class CameraContext:
     stop: threading.Event = field(default_factory=threading.Event)
     clock: Clock = field(default_factory=SystemClock)
     recorded: Callable[[Collection[str]], Collection[str]] | None = None
-    takes_bayer: bool = False
+    takes_bayer: Callable[[], bool] = lambda: False
 
 
 class Camera(Protocol):

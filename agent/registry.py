@@ -28,6 +28,7 @@ def open_camera(
     *,
     clock: Clock | None = None,
     recorded: Callable[[Collection[str]], Collection[str]] | None = None,
+    takes_bayer: Callable[[], bool] = lambda: False,
 ) -> Camera:
     """The camera that `settings` describe, not entered yet.
 
@@ -36,12 +37,16 @@ def open_camera(
         stop: Ends its waits.
         clock: Paces it; without one the system's.
         recorded: Which of some sources have a part in the ledger; without it nothing is known.
+        takes_bayer: Whether what inspects its frames takes raw colour pixels.
 
     Returns:
         The camera, which has touched nothing.
     """
     context = CameraContext(
-        stop=stop or threading.Event(), clock=clock or SystemClock(), recorded=recorded
+        stop=stop or threading.Event(),
+        clock=clock or SystemClock(),
+        recorded=recorded,
+        takes_bayer=takes_bayer,
     )
     camera: Camera = CAMERAS.of(settings).open(settings, context)
     return camera

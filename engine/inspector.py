@@ -1,14 +1,25 @@
 """What everything that inspects has in common; the methods are in `engine/methods/`."""
 
-from typing import Protocol, Self
+from typing import Protocol, Self, runtime_checkable
 
-from engine.frame import Inspection, Pixels
+from engine.frame import Bayer, Inspection, Pixels
 
 
 class Inspector(Protocol):
     """Anything that turns a frame's pixels into an inspection."""
 
     def inspect(self, pixels: Pixels) -> Inspection: ...
+
+
+@runtime_checkable
+class TakesBayer(Protocol):
+    """An inspector of raw colour pixels too; `takes_bayer` says whether that saves anything."""
+
+    takes_bayer: bool
+
+    def inspect(self, pixels: Pixels, bayer: Bayer | None = None) -> Inspection:
+        """As `Inspector.inspect`; with `bayer` the pixels are raw ones of that pattern."""
+        ...
 
 
 class OpenInspector(Inspector, Protocol):

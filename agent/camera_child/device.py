@@ -216,7 +216,7 @@ class DeviceCamera(ChildCamera):
                     height=told["height"],
                     stride=told["stride"],
                     bits=self._bits,
-                    keeps_bayer=self.context.takes_bayer,
+                    keeps_bayer=self.context.takes_bayer(),
                 )
         except ValueError as error:
             self.number += 1

@@ -32,11 +32,15 @@ from agent.inference.start import StartingChild
 from engine.backends.base import MAX_PIXELS, BackendName, FallbackName
 from engine.bundle import Precision, Sha256
 from engine.errors import BackendError, InspectionError, NoAnswerError
-from engine.frame import Box, Inspection, Map, Pass, Pixels
+from engine.frame import Bayer, Box, Inspection, Map, Pass, Pixels
+from engine.image import demosaiced
 from engine.spec import spec
 
 REQUEST: Final = struct.Struct("<QIII")
 """Bytes of shared memory, then the frame's height, width and channels; 0 channels for mono."""
+BAYER: Final[tuple[Bayer, ...]] = ("bayer_rggb", "bayer_grbg", "bayer_gbrg", "bayer_bggr")
+FIRST_BAYER: Final = 16
+"""As channels: raw pixels of the first of these patterns."""
 PACKET: Final = 65_536
 _ALIGNMENT: Final = 64
 _LOG: Final = logging.getLogger("atac_agent.inference")
@@ -114,6 +118,7 @@ class ChildInspector:
         self._changing = threading.RLock()
         self.workers = 1
         self.backend = ""
+        self.takes_bayer = False
         self._retry_s = _FIRST_RETRY_S
         self._retry_at = 0.0
         self._has_answered = True
@@ -147,18 +152,21 @@ class ChildInspector:
             self._close()
             raise BackendError(f"inference was not ready after {_START_S:g} s")
         self.workers, self.backend = self._child.workers, self._child.backend
+        self.takes_bayer = self._child.takes_bayer
         return self
 
     def __exit__(self, *_: object) -> None:
         self._close()
 
-    def inspect(self, pixels: Pixels) -> Inspection:
-        """As an `OpenInspector` does, by the child."""
+    def inspect(self, pixels: Pixels, bayer: Bayer | None = None) -> Inspection:
+        """As an `OpenInspector` does, by the child; raw pixels become RGB where it wants that."""
         child = self._ready_child()
+        if bayer is not None and not child.takes_bayer:
+            pixels, bayer = demosaiced(pixels, bayer), None
         limit_s = max(_TIMEOUT_S, child.slow_s, self._deadline_s or 0.0)
         self._asked[threading.get_ident()] = monotonic()
         try:
-            inspection = child.inspect(pixels, limit_s)
+            inspection = child.inspect(pixels, bayer, limit_s)
         except NoAnswerError as error:
             self._lose(child, str(error))
             raise
@@ -169,7 +177,7 @@ class ChildInspector:
         finally:
             del self._asked[threading.get_ident()]
         if inspection is None:  # the child ended because of another thread's part
-            return self.inspect(pixels)
+            return self.inspect(pixels, bayer)
         self._has_answered = True
         self._retry_s = _FIRST_RETRY_S
         if self._failure is not None:
@@ -254,6 +262,7 @@ class _Child:
         self.slow_s = _SLOW_S
         self.workers = 1
         self.backend = ""
+        self.takes_bayer = False
         if starting is None:
             starting = StartingChild()
             starting.give(_packed(setup))
@@ -290,6 +299,7 @@ class _Child:
         self._start_s = answer["start_s"]
         self.slow_s = max(_SLOW_S, _PASSES * answer["pass_s"])
         self.workers, self.backend = answer["workers"], answer["backend"]
+        self.takes_bayer = answer["takes_bayer"]
         for number, connection in enumerate(self._connections):
             if number < self.workers:
                 self._free.put(connection)
@@ -297,7 +307,7 @@ class _Child:
                 connection.close()
         return True
 
-    def inspect(self, pixels: Pixels, within_s: float) -> Inspection:
+    def inspect(self, pixels: Pixels, bayer: Bayer | None, within_s: float) -> Inspection:
         """Inspect; any thread may call, more than `workers` of them wait for each other."""
         connection = self._free.get()
         if connection.frame_shape != pixels.shape:
@@ -305,7 +315,7 @@ class _Child:
             connection.frame_shape = pixels.shape
             within_s = max(within_s, self._start_s)
         try:
-            return connection.inspect(pixels, within_s, self.pid)
+            return connection.inspect(pixels, bayer, within_s, self.pid)
         except ConnectionError as error:
             raise self._ended() from error
         finally:
@@ -349,12 +359,14 @@ class _Connection:
         self.memory = Memory(memory)
         self.frame_shape: tuple[int, ...] = ()  # the last frame's
 
-    def inspect(self, pixels: Pixels, within_s: float, pid: int) -> Inspection:
+    def inspect(self, pixels: Pixels, bayer: Bayer | None, within_s: float, pid: int) -> Inspection:
         """Raises `ConnectionError` if the child has ended, `BackendError` if its runtime failed."""
         height, width = pixels.shape[:2]
         self.memory.hold(pixels.nbytes)
         np.copyto(self.memory.pixels(pixels.shape), pixels)
         channels = pixels.shape[2] if pixels.ndim == 3 else 0
+        if bayer is not None:
+            channels = FIRST_BAYER + BAYER.index(bayer)
         with suppress(ConnectionError):  # it has just died; the next line notices
             self._socket.send(REQUEST.pack(self.memory.size, height, width, channels))
         answer = self._extended_hear(within_s, pid)

@@ -19,13 +19,13 @@ from typing import Final
 import numpy as np
 from pydantic import TypeAdapter
 
-from agent.inference.child import PACKET, REQUEST, Memory, Setup
+from agent.inference.child import BAYER, FIRST_BAYER, PACKET, REQUEST, Memory, Setup
 from agent.process import prepare_process
 from engine.backends.opening import open_inspector
 from engine.bundle import open_bundle
 from engine.errors import AtacError, BackendError
 from engine.frame import Box, Inspection
-from engine.inspector import Inspector, OpenInspector
+from engine.inspector import Inspector, OpenInspector, TakesBayer
 from engine.view import ViewSpec, view
 
 _LOG: Final = logging.getLogger("atac_agent.inference")
@@ -69,6 +69,7 @@ def main(connections: Sequence[tuple[socket.socket, Memory]]) -> None:
                 "pass_s": perf_counter() - ready,
                 "workers": len(served),
                 "backend": inspector.name,
+                "takes_bayer": isinstance(inspector, TakesBayer),
             },
         )
         with ThreadPoolExecutor(len(served), thread_name_prefix="atac-inference") as pool:
@@ -87,10 +88,14 @@ def _serve(inspector: OpenInspector, connection: socket.socket, memory: Memory) 
 def _answer(inspector: Inspector, memory: Memory, request: bytes) -> dict[str, object]:
     size, height, width, channels = REQUEST.unpack(request)
     memory.map(size)
-    frame_shape = (height, width, channels) if channels else (height, width)
+    is_raw = channels >= FIRST_BAYER
+    frame_shape = (height, width, channels) if channels and not is_raw else (height, width)
     pixels = memory.pixels(frame_shape)
     try:
-        found = inspector.inspect(pixels)
+        if is_raw and isinstance(inspector, TakesBayer):
+            found = inspector.inspect(pixels, BAYER[channels - FIRST_BAYER])
+        else:
+            found = inspector.inspect(pixels)
     except BackendError as error:
         # Later answers of a runtime or device that has failed cannot be trusted: the parent ends
         # this process, which frees everything in any state.

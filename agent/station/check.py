@@ -18,6 +18,7 @@ from agent.requests import RequestError
 from agent.settings import Config
 from agent.station.controls import Controls
 from engine.errors import AtacError
+from engine.image import visible
 
 _LOG: Final = logging.getLogger("atac_agent.line")
 _GIVEN_UP_S: Final = 900.0
@@ -120,7 +121,7 @@ class GoldenCheck:
         with self._lock:
             if not self._is_running():
                 return
-            found, pixels = part.inspection, None if part.frame is None else part.frame.pixels
+            found, pixels = part.inspection, None if part.frame is None else visible(part.frame)
             self._samples.append(
                 Sample(
                     truth=self._waiting.pop(0),

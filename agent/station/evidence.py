@@ -28,6 +28,7 @@ from agent.record.retention import AgeClock
 from agent.settings import EvidenceSettings
 from engine.bundle import replace_file
 from engine.errors import ImageError
+from engine.image import visible
 from engine.picture import jpeg, with_comment
 
 _LOG: Final = logging.getLogger("atac_agent.line")
@@ -204,7 +205,7 @@ class Evidence:
         if not self._may_leave(sequence, _COMMIT_S):
             # Another part could get the number after a crash.
             raise OSError(errno.EIO, "the ledger cannot be written")
-        picture = jpeg(part.frame.pixels, max_bytes=_LARGEST_BYTES, quality=_QUALITY)
+        picture = jpeg(visible(part.frame), max_bytes=_LARGEST_BYTES, quality=_QUALITY)
         data = with_comment(picture, f"{self._agent_id}:{self._epoch}:{sequence}")
         name, now_ns = file_name(part), self._ages.now_ns()
         if (folder / name).exists():

@@ -14,6 +14,7 @@ from agent.part import Part, State
 from agent.record.evidence_files import local
 from agent.record.rows import THUMBNAIL_MAX_BYTES
 from engine.errors import ImageError
+from engine.image import visible
 from engine.picture import annotated, captioned, jpeg, reduced
 
 _LOG: Final = logging.getLogger("atac_agent.line")
@@ -89,7 +90,7 @@ class Recorder:
 def _thumbnail(part: Part) -> bytes | None:
     if part.frame is None or part.ended.state is State.DROPPED:
         return None
-    pixels, found = part.frame.pixels, part.inspection
+    pixels, found = visible(part.frame), part.inspection
     try:
         shown = (
             reduced(pixels, _SIDE)

@@ -28,7 +28,7 @@ from agent.station.status import Status
 from agent.station.summary import Summary
 from agent.station.threshold import Threshold
 from agent.triggers.settings import AnyTriggerSettings
-from engine.inspector import Inspector
+from engine.inspector import Inspector, TakesBayer
 
 
 def run_station(
@@ -105,7 +105,14 @@ def run_station(
     )
     if cameras is None:
         cameras = [
-            open_camera(one, stop, clock=clock, recorded=ledger.recorded) for one in config.cameras
+            open_camera(
+                one,
+                stop,
+                clock=clock,
+                recorded=ledger.recorded,
+                takes_bayer=lambda: isinstance(inspector, TakesBayer) and inspector.takes_bayer,
+            )
+            for one in config.cameras
         ]
     if served is not None:
         model = served()

@@ -41,7 +41,9 @@ from agent.station.workers import Progress, run_workers
 from agent.triggers.settings import AnyTriggerSettings, WindowSettings
 from calibration.record import Calibration, CalibrationRecord
 from engine.errors import AtacError, NoAnswerError
-from engine.inspector import Inspector
+from engine.frame import Frame, Inspection
+from engine.image import visible
+from engine.inspector import Inspector, TakesBayer
 
 _LOG: Final = logging.getLogger("atac_agent.line")
 _PAUSED: Final = "inspection is paused by request"
@@ -388,7 +390,7 @@ class Station:
         if self._late_s(part, self._clock.now()) > 0:
             return State.TIMEOUT, "its deadline passed before its inspection began"
         try:
-            part.inspection = in_force.inspector.inspect(part.frame.pixels)
+            part.inspection = _found(in_force.inspector, part.frame)
             return decide(part.inspection, in_force.threshold), ""
         except NoAnswerError as error:
             return State.TIMEOUT, str(error)
@@ -576,6 +578,13 @@ def _decided_ns(part: Part, now: float) -> int:
 
 def _window(settings: AnyTriggerSettings | None) -> WindowSettings:
     return settings if isinstance(settings, WindowSettings) else WindowSettings(type="")
+
+
+def _found(inspector: Inspector, frame: Frame) -> Inspection:
+    """What is found in a frame, whose raw pixels stay as they are where that is wanted."""
+    if frame.bayer is not None and isinstance(inspector, TakesBayer):
+        return inspector.inspect(frame.pixels, frame.bayer)
+    return inspector.inspect(visible(frame))
 
 
 _NONE_YET: Final = CameraStatus(triggers=0, counts=dict.fromkeys(State, 0))

@@ -22,7 +22,7 @@ import numpy.typing as npt
 
 from engine.backends.base import MAX_PIXELS
 from engine.errors import BackendError, InspectionError
-from engine.frame import Box, Inspection, Pass, Pixels
+from engine.frame import Bayer, Box, Inspection, Pass, Pixels
 from engine.gpu.compiler import compile_kernels
 from engine.gpu.context import CudaContext
 from engine.gpu.device import (
@@ -66,6 +66,8 @@ class DeviceInspector:
         network: The tensors of the network.
         max_pixels: Larger frames are refused, since their memory is kept.
     """
+
+    takes_bayer = True
 
     def __init__(
         self,
@@ -133,9 +135,9 @@ class DeviceInspector:
         if memory is not None and self._gpu.lock(memory):
             self._lent = memory
 
-    def inspect(self, pixels: Pixels) -> Inspection:
+    def inspect(self, pixels: Pixels, bayer: Bayer | None = None) -> Inspection:
         """As `TwoPassInspector.inspect`; all of its time is under `pass_1`."""
-        return self.inspect_all([pixels])[0]
+        return self.inspect_all([pixels], None if bayer is None else [bayer])[0]
 
     def inspect_all(
         self, frames: Sequence[Pixels], forms: Sequence[Form] | None = None

@@ -17,6 +17,7 @@ from agent.requests import RequestError
 from agent.services.page.settings import PageSettings
 from agent.station.status import Status
 from engine.frame import Pixels
+from engine.image import visible
 
 _BIND_S: Final = 2.0
 _BACKLOG: Final = 64
@@ -175,7 +176,7 @@ class PageService:
 def _shown(part: Part, key: tuple[str, int]) -> Answer:
     """A part with its frame, not larger than can be shown, and its score map."""
     assert part.frame is not None
-    pixels, found = part.frame.pixels, part.inspection
+    pixels, found = visible(part.frame), part.inspection
     small = _thinned(pixels)
     blobs = [np.ascontiguousarray(small).tobytes()]
     said: dict[str, object] = {

@@ -99,7 +99,7 @@ def test_frames_carry_what_the_camera_says_of_them_over_the_wrap_of_its_ids(open
     ],
 )
 def test_each_pixel_format_of_the_camera_arrives(opened, context, pixel_format, code):
-    raw = CameraContext(stop=context.stop, takes_bayer=True)
+    raw = CameraContext(stop=context.stop, takes_bayer=lambda: True)
     with opened(context=raw, TriggerMode="Off", PixelFormat=pixel_format) as camera:
         frame = camera.read()
     is_colour = pixel_format == "RGB8"

@@ -17,6 +17,7 @@ from agent.inference.child import ChildInspector, Memory, Setup, _queued_ns
 from agent.inference.start import StartingChild
 from engine.backends.onnxruntime import OnnxRuntimeBackend
 from engine.errors import BackendError, InspectionError, NoAnswerError
+from engine.image import demosaiced
 from engine.methods import open_method
 from tests.tiny_bundle import defective_part, good_part, tiny_bundle
 
@@ -69,6 +70,15 @@ def test_a_child_answers_what_the_agent_itself_would(bundle, child):
             assert other.seconds > 0
     assert child.fault is None
     assert child.restarts == 0
+
+
+def test_raw_colour_is_converted_for_a_network_that_wants_rgb(child):
+    raw = defective_part(2)[..., 1]
+    raw = np.ascontiguousarray(raw[: raw.shape[0] // 2 * 2, : raw.shape[1] // 2 * 2])
+    assert not child.takes_bayer
+    assert (
+        child.inspect(raw, "bayer_gbrg").score == child.inspect(demosaiced(raw, "bayer_gbrg")).score
+    )
 
 
 def test_lanes_share_the_child_and_get_their_own_answers(bundle, child):

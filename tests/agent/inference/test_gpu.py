@@ -20,6 +20,7 @@ from engine.backends.onnxruntime import OnnxRuntimeBackend
 from engine.backends.tensorrt.plans import ensure_plan
 from engine.errors import BackendError, InspectionError, NoAnswerError
 from engine.gpu.verdicts import cache_folder
+from engine.image import demosaiced
 from engine.methods import open_method
 from engine.view import ViewSpec
 from tests.agent.inference.gpu_child import SITE
@@ -98,6 +99,14 @@ def test_the_gpu_of_the_child_inspects_frames_of_any_size(bundle, child):
             np.testing.assert_allclose(other.attention, one.attention, atol=1e-4)
         colour = defective_part(5)
         assert child.inspect(colour).box == host.inspect(colour).box
+
+
+def test_raw_colour_goes_up_as_it_is(bundle, child):
+    assert child.takes_bayer
+    raw = grey(defective_part(1, width=150, height=120))
+    for pattern in ("bayer_rggb", "bayer_bggr"):
+        converted = demosaiced(raw, pattern)
+        assert child.inspect(raw, pattern).score == child.inspect(converted).score
     assert (child.restarts, child.fault) == (0, None)
 
 
