@@ -92,7 +92,8 @@ def gather(found: DataSet, base: Path | None, out: Path) -> dict[Use, int]:
 
     Args:
         found: What was labelled.
-        base: The images of the first training: `good` and `defective`, or `train/good`.
+        base: The images of the first training: `good` or `train/good`, `defective`, and in
+            `calibration` good parts that training has not seen.
         out: The folder; it must be new.
 
     Returns:
@@ -111,8 +112,10 @@ def gather(found: DataSet, base: Path | None, out: Path) -> dict[Use, int]:
                 "--base", str(base), "has neither good nor train/good below it"
             )
         wanted["good"] += find_images(good).files
-        if (base / "defective").is_dir():
-            wanted["defective"] += find_images(base / "defective").files
+        others: tuple[Use, ...] = ("defective", "calibration")
+        for use in others:
+            if (base / use).is_dir():
+                wanted[use] += find_images(base / use).files
     try:
         out.mkdir(parents=True)
         for use, files in wanted.items():

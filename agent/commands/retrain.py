@@ -17,7 +17,8 @@ def retrain(
         Path | None, typer.Option(help="The labelled frames; default: page/labelled by the ledger.")
     ] = None,
     base: Annotated[
-        Path | None, typer.Option(help="The images of the first training: good/ and defective/.")
+        Path | None,
+        typer.Option(help="The images of the first training: good/, defective/ and calibration/."),
     ] = None,
     recipe: Annotated[
         str | None, typer.Option(help="As for agent train; default: that of the bundle in force.")

@@ -37,7 +37,8 @@ class PageSettings(AnyServiceSettings):
     and `key_file`, or a proxy on this machine. `folder` has the page's users, its history, which
     may be deleted at any time, and, unless `dataset` names another folder, the labelled frames in
     `labelled`; without it: `page` beside the ledger. `training` has the images of the first
-    training, and `backbone_weights` is the file of pretrained weights: both are for the next one.
+    training in `good`, `defective` and `calibration`, and `backbone_weights` is the file of
+    pretrained weights: both are for the next training.
     After `idle_minutes` without a click a user may only look. `shifts` begin at these times of day.
     """
 

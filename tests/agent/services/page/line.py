@@ -20,6 +20,7 @@ from agent.services.page.settings import PageSettings
 from agent.settings import (
     AgentSettings,
     BundleSettings,
+    CheckSettings,
     Config,
     EvidenceSettings,
     LedgerSettings,
@@ -102,6 +103,7 @@ class Line:
             sinks=(MqttSettings(host="127.0.0.1", port=1, drain_s=0),),
             ledger=LedgerSettings(path=folder / "ledger.sqlite"),
             evidence=EvidenceSettings(folder=folder / "evidence", **evidence),
+            check=CheckSettings(folder=folder / "checks"),
             services=(self.settings,),
         )
         self.page: PageService
