@@ -7,12 +7,12 @@ ARG BASE=docker.io/library/debian:bookworm-slim
 FROM ${BASE} AS python
 RUN apt-get update \
     && apt-get install --yes --no-install-recommends python3 \
-    && rm -rf /var/lib/apt/lists/* /var/cache/debconf/* /usr/share/doc/*
+    && rm -rf /var/lib/apt/lists/* /var/cache/apt/* /var/cache/debconf/* /usr/share/doc/*
 
 FROM python AS build
 RUN apt-get update \
     && apt-get install --yes --no-install-recommends python3-venv \
-    && rm -rf /var/lib/apt/lists/*
+    && rm -rf /var/lib/apt/lists/* /var/cache/apt/*
 # CPU=no leaves OpenVINO out: for thresholds that were calibrated with ONNX Runtime.
 ARG CPU=yes
 WORKDIR /source
@@ -32,7 +32,8 @@ RUN /opt/atac/bin/pip install --no-deps --no-build-isolation --no-compile . \
 
 FROM python
 RUN useradd --system --uid 10001 --home-dir /var/lib/atac atac \
-    && install -d -o atac -g atac /var/lib/atac
+    && install -d -o atac -g atac /var/lib/atac \
+    && install -d /etc/atac
 COPY --from=build /opt/atac /opt/atac
 ENV PATH=/opt/atac/bin:/usr/bin:/bin \
     PYTHONDONTWRITEBYTECODE=1 \
