@@ -155,7 +155,7 @@ class SparkplugSink:
                     self._lost = link.error(lost)
         if self._lost is None:
             self._obey(link)
-        elif not receipts:
+        if self._lost is not None and not receipts:
             raise self._lost
         return receipts
 
@@ -309,7 +309,7 @@ class SparkplugSink:
                     self._lost = self._host_is_away()
                     link.close(says_farewell=self._has_died(link))
                     self._link = None
-                    raise self._lost
+                    return
                 continue
             if heard.topic == self._host_topic:
                 continue
