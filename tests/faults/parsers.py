@@ -10,6 +10,7 @@ import tempfile
 import threading
 from collections.abc import Callable
 from dataclasses import dataclass
+from http import HTTPStatus
 from pathlib import Path
 
 import numpy as np
@@ -17,14 +18,19 @@ from PIL import Image
 
 from agent.mqtt.link import Heard
 from agent.requests import Requests
+from agent.services.metrics import MetricsSettings
+from agent.services.metrics.server import MetricsServer
 from agent.settings import Config, load_config
 from agent.sinks.mqtt.messages import Topics
 from agent.sinks.mqtt.requests import COMMANDS, MqttRequests, request_json
 from agent.sinks.mqtt.settings import MqttSettings
+from agent.sinks.sparkplug.payload import booleans
 from agent.station.threshold import Threshold
 from engine.bundle import open_bundle
 from engine.errors import BundleError, ConfigurationError, ImageError
 from engine.image import decode_image
+from tests.agent.sinks.sparkplug.schema import command
+from tests.agent.statuses import Newest, status
 
 ROOT = Path(__file__).parents[2]
 RESPONSE = "atac/a/response"
@@ -110,6 +116,22 @@ def _command(data: bytes) -> bool:
     return bool(told["ok"])
 
 
+def _sparkplug(data: bytes) -> bool:
+    try:
+        found = booleans(data)
+    except ValueError:
+        return False
+    return all(isinstance(value, bool) for value in found.values())
+
+
+def _scrape(data: bytes) -> bool:
+    try:
+        answer, _ = _METRICS._found(data)
+    except ValueError:
+        return False
+    return answer is HTTPStatus.OK
+
+
 def _images() -> tuple[bytes, ...]:
     rng = np.random.default_rng(0)
     found = []
@@ -157,11 +179,18 @@ _FILE = _FOLDER / "agent.yaml"
 _BUNDLE = _FOLDER / "bundle"
 _BUNDLE.mkdir()
 
+_METRICS = MetricsServer(MetricsSettings(), Newest(status()))
+
 PARSERS = {
     "frame": Parser(accepts=_image, seeds=_images()),
     "configuration": Parser(accepts=_configuration, seeds=(_all_keys(),)),
     "command": Parser(accepts=_command, seeds=_commands()),
     "manifest": Parser(
         accepts=_manifest, seeds=((ROOT / "agent/demo_bundle/manifest.json").read_bytes(),)
+    ),
+    "sparkplug": Parser(accepts=_sparkplug, seeds=(command(), command(value=False))),
+    "scrape": Parser(
+        accepts=_scrape,
+        seeds=(b"GET /metrics HTTP/1.1\r\nHost: a:9464\r\nAuthorization: Bearer x\r\n\r\n",),
     ),
 }
