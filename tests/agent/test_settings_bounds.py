@@ -31,6 +31,7 @@ USUAL = {
     "device": "/dev/ttyACM0",
     "chip": "/dev/gpiochip0",
     "url": "rtsp://camera/1",
+    "producer": "a.cti",
 }
 EXTREMES: list[Any] = [
     *(0, -1, 1, 2**31, 2**63, 2**64, 10**400, -(10**400), 0.5, 1e10, 1e13, 1e-300, 1e308, -1e308),
