@@ -5,6 +5,7 @@
 # make builders      TensorRT-RTX and nvcc for the tests that want them; no GPU (700 MB)
 # make faults        the figures of docs/delivery.md at full length (hours; parts of it as root)
 # make triggers      a million parts against a known truth (2 minutes)
+# make handshake     100 000 parts between a PLC and the agent, in simulated time (6 minutes)
 # make demo-bundle   the demo's model, trained again on generated parts (minutes)
 # make lock          requirements.txt: what a device installs, with hashes (5 minutes)
 #
@@ -24,7 +25,7 @@ INSTALL = $(BIN)/python -m pip install --quiet --constraint constraints.txt
 INSTALL_PRODUCT = $(INSTALL) setuptools && $(INSTALL) --no-build-isolation --editable
 
 .DELETE_ON_ERROR:
-.PHONY: demo install test builders faults triggers check lint format demo-bundle lock clean mosquitto
+.PHONY: demo install test builders faults triggers handshake check lint format demo-bundle lock clean mosquitto
 
 demo: $(VENV)/installed-run
 	$(BIN)/agent demo --parts 120 --rate 600 --report runs/demo.html
@@ -47,6 +48,9 @@ faults: $(VENV)/installed-all mosquitto
 
 triggers: $(VENV)/installed-all
 	$(BIN)/python -m tests.agent.triggers.simulation 1000000 > benchmarks/results/reconcile.json
+
+handshake: $(VENV)/installed-all
+	$(BIN)/python -m tests.agent.plc.simulation 100000 > benchmarks/results/plc_handshake.json
 
 check: lint
 	$(MAKE) test

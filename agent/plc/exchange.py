@@ -192,6 +192,7 @@ def _result(event: Event) -> Result:
         code=_CODES[event.state],
         score=thousandths(event.score),
         threshold=thousandths(event.threshold),
+        late_s=event.late_s or 0.0,
     )
 
 

@@ -40,11 +40,12 @@ ENDED: Final = "the PLC's session ended before it had read the result"
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Result:
-    """How a part ended, as the PLC is told."""
+    """How a part ended, as the PLC is told; `late_s` after its deadline."""
 
     code: ResultCode
     score: int
     threshold: int
+    late_s: float = 0.0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -264,7 +265,7 @@ def _data(block: AgentBlock) -> tuple[object, ...]:
 
 
 def _laid(part: _Part, result: Result, now: float) -> AgentBlock:
-    late_s = now - part.due
+    late_s = max(now - part.due, result.late_s)
     is_late = late_s > 0 or result.code is ResultCode.LATE
     return AgentBlock(
         ok=result.code is ResultCode.OK and not is_late,

@@ -1,4 +1,4 @@
-"""The figures G1 to G11 of docs/delivery.md: short by default, complete with `--faults-full`.
+"""The figures G1 to G12 of docs/delivery.md: short by default, complete with `--faults-full`.
 
 A complete run keeps what it saw in `benchmarks/results/faults_<figure>.json`, with the machine's
 description; a short one does the same below `build/faults/`.

@@ -31,6 +31,7 @@ from agent.plc.blocks import (
 )
 from agent.plc.handshake import ENDED, Announced, Handshake, Result, Settled
 from agent.plc.simulated import Ended, PlcProgram
+from benchmarks.machine import described
 
 SCAN_S = 0.010
 POLL_S = 0.010
@@ -297,7 +298,13 @@ def simulated(parts: int, seed: int, *, kind: str) -> Seen:
 
 def main() -> None:
     parts = int(sys.argv[1])
-    result: dict[str, object] = {"parts": parts, "rates": RATES, "scan_s": SCAN_S, "due_s": DUE_S}
+    result: dict[str, object] = {
+        "machine": described(),
+        "parts": parts,
+        "rates": RATES,
+        "scan_s": SCAN_S,
+        "due_s": DUE_S,
+    }
     found = {}
     for kind in ("server", "client"):
         began = time.perf_counter()

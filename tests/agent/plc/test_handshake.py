@@ -178,6 +178,13 @@ def test_a_good_result_that_the_plc_can_only_read_late_is_ng():
     assert block.late_ms > 400
 
 
+def test_a_verdict_that_came_after_its_deadline_is_late(pair):
+    pair.trigger(1)
+    pair.offer(1, replace(GOOD, code=ResultCode.TIMEOUT, late_s=0.25))
+    block = pair.read()
+    assert (block.ng, block.error, block.late, block.late_ms) == (True, True, True, 250)
+
+
 @pytest.mark.parametrize("unready", [Condition.PAUSED, Condition.FAULT])
 def test_ready_falls_with_the_agent_s_trouble_and_a_trigger_is_missed(pair, unready):
     pair.handshake.unready = unready

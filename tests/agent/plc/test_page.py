@@ -8,7 +8,7 @@ from tools.plc_page import PAGE, PICTURE, page, svg
 
 
 def test_the_example_is_a_configuration(tmp_path):
-    (example,) = re.findall(r"```yaml\n(.*?)```", PAGE.read_text(), re.DOTALL)
+    example, _ = re.findall(r"```yaml\n(.*?)```", PAGE.read_text(), re.DOTALL)
     path = tmp_path / "agent.yaml"
     path.write_text(example)
     config = load_config(path)

@@ -1,0 +1,209 @@
+"""A PLC whose OPC UA server the agent speaks to: the handshake, and the trigger that subscribes."""
+
+import asyncio
+import logging
+import shutil
+import threading
+import time
+from dataclasses import fields
+
+import pytest
+
+pytest.importorskip("asyncua", reason="needs the extra opcua")
+
+from asyncua import Server, ua
+
+from agent.clock import SystemClock
+from agent.opcua.client import node_name
+from agent.opcua.identity import Identity
+from agent.opcua.settings import PlcServerSettings
+from agent.plc.blocks import AgentBlock, PlcBlock, ResultCode
+from agent.plc.simulated import PlcProgram
+from agent.registry import open_trigger
+from agent.triggers.opcua import OpcuaSettings
+from engine.errors import ConfigurationError, TriggerError
+from tests.agent.plc.line import Told, score
+from tests.agent.plc.test_line import Line, configured
+
+KINDS = {bool: ua.VariantType.Boolean, str: ua.VariantType.String}
+NODES = "ns=2;s=Atac.{side}.{name}"
+
+
+class Plc:
+    """A PLC with an OPC UA server, in a thread; `parts` go through its program."""
+
+    def __enter__(self):
+        self.loop = asyncio.new_event_loop()
+        self.ready, self.number, self.parts = threading.Event(), 0, 0
+        self.told, self.shown, self.ended, self.show = Told(), 0, set(), None
+        self.thread = threading.Thread(target=self.run, daemon=True)
+        self.thread.start()
+        assert self.ready.wait(60)
+        return self
+
+    def __exit__(self, *_: object):
+        self.loop.call_soon_threadsafe(self.left.set)
+        self.thread.join(30)
+
+    def run(self):
+        asyncio.set_event_loop(self.loop)
+        self.loop.run_until_complete(self.serve())
+        self.loop.close()
+
+    async def serve(self):
+        self.left = asyncio.Event()
+        server = self.server = Server()
+        await server.init()
+        await server.set_application_uri("urn:plc")
+        server.set_endpoint("opc.tcp://127.0.0.1:0/plc")
+        await server.load_certificate(self.identity.certificate_file)
+        await server.load_private_key(self.identity.key_file)
+        kinds = ua.SecurityPolicyType
+        server.set_security_policy([kinds.NoSecurity, kinds.Basic256Sha256_SignAndEncrypt])
+        assert await server.register_namespace("urn:plc:line") == 2
+        self.nodes = {}
+        for side, block in (("Agent", AgentBlock()), ("Plc", PlcBlock())):
+            for each in fields(block):
+                value = getattr(block, each.name)
+                kind = KINDS.get(type(value), ua.VariantType.Int32)
+                name = NODES.format(side=side, name=node_name(each.name))
+                node = await server.nodes.objects.add_variable(
+                    ua.NodeId.from_string(name),
+                    ua.QualifiedName(name, 2),
+                    ua.Variant(value if kind in KINDS.values() else int(value), kind),
+                )
+                await node.set_writable()
+                self.nodes[side, each.name] = node
+        async with server:
+            self.url = f"opc.tcp://127.0.0.1:{server.bserver.port}/plc"
+            self.program = PlcProgram(arrive=self.arrive, ended=self.end)
+            self.ready.set()
+            while not self.left.is_set():
+                if self.number or self.parts:
+                    await self.scan()
+                await asyncio.sleep(0.01)
+
+    async def scan(self):
+        found = {
+            each.name: await self.nodes["Agent", each.name].read_value()
+            for each in fields(AgentBlock)
+        }
+        found["code"] = ResultCode(found["code"])
+        block = self.program.scan(AgentBlock(**found), time.monotonic())
+        for each in fields(block):
+            await self.write("Plc", each.name, getattr(block, each.name))
+        if block.trigger and self.shown < self.number:
+            self.shown = self.number
+            self.show(self.number, block.count)
+
+    async def write(self, side, name, value):
+        kind = KINDS.get(type(value), ua.VariantType.Int32)
+        await self.nodes[side, name].write_value(ua.Variant(value, kind))
+
+    def set(self, **values):
+        """Write some of the PLC's variables, one after the other."""
+        for name, value in values.items():
+            asyncio.run_coroutine_threadsafe(self.write("Plc", name, value), self.loop).result(20)
+
+    def arrive(self):
+        if self.number == self.parts:
+            return None
+        self.number += 1
+        return self.number, f"part-{self.number}"
+
+    def end(self, ended):
+        self.told.twice += ended.number in self.ended
+        self.ended.add(ended.number)
+        self.told.ends[ended.reason or ended.code.name] += 1
+        self.told.wrong += not ended.reason and ended.score != score(ended.number)
+
+
+@pytest.fixture(scope="module")
+def plc(tmp_path_factory):
+    logging.getLogger("asyncua").setLevel(logging.CRITICAL)
+    made = Plc()
+    made.identity = Identity(tmp_path_factory.mktemp("plc"), "urn:plc")
+    made.identity.prepare()
+    with made:
+        yield made
+
+
+def test_a_count_that_grows_is_a_part_with_its_id(plc, tmp_path, eventually):
+    plc.set(part_id="", count=5)
+    settings = OpcuaSettings(
+        server=PlcServerSettings(
+            url=plc.url, certificate_file=plc.identity.certificate_file, folder=tmp_path
+        ),
+        count_node=NODES.format(side="Plc", name="Count"),
+        id_node=NODES.format(side="Plc", name="PartId"),
+    )
+    with open_trigger(settings, threading.Event(), SystemClock()) as source:
+        eventually(lambda: source._count == 5, 60)
+        plc.set(part_id="a", count=6)
+        first = source.read()
+        plc.set(part_id="", count=9)
+        second = source.read()
+    assert (first.count, first.part_id) == (6, "a")
+    assert (second.count, second.part_id) == (9, None)
+
+
+def test_every_part_gets_its_own_result_over_opc_ua(plc, tmp_path, eventually):
+    sink = (
+        f"{{type: opcua, server: {{url: '{plc.url}', security: none}}, "
+        f"agent_nodes: '{NODES.replace('{side}', 'Agent')}', "
+        f"plc_nodes: '{NODES.replace('{side}', 'Plc')}'}}"
+    )
+    with Line(configured(tmp_path, sink)) as line:
+        plc.show, plc.parts = line.camera.show, 20
+        eventually(lambda: len(plc.ended) == 20, 60)
+        plc.number = plc.parts = 0
+    told = plc.told
+    assert told.wrong == told.twice == 0
+    missed = told.ends.pop("missed", 0)
+    assert told.ends.keys() == {"OK", "NG"}
+    assert line.summary.delivered == 20 - missed > 10
+
+
+def test_a_plc_that_is_away_is_said(tmp_path):
+    source = open_trigger(
+        OpcuaSettings(
+            server=PlcServerSettings(url="opc.tcp://127.0.0.1:1", security="none"),
+            count_node="ns=2;s=Count",
+        ),
+        threading.Event(),
+        SystemClock(),
+    )
+    with source, pytest.raises(TriggerError, match="Connect call failed"):
+        source.read()
+
+
+@pytest.mark.parametrize(
+    ("server", "words"),
+    [
+        ("{url: http://plc}", "opc.tcp"),
+        ("{url: 'opc.tcp://plc:4840'}", "certificate_file"),
+        ("{url: 'opc.tcp://plc:4840', security: none}", "{name}"),
+    ],
+)
+def test_what_cannot_work_is_refused_in_one_line(tmp_path, server, words):
+    sink = f"{{type: opcua, server: {server}, agent_nodes: 'ns=2;s=a', plc_nodes: 'ns=2;s=b'}}"
+    with pytest.raises(ConfigurationError, match=words):
+        configured(tmp_path, sink)
+
+
+def test_strangers_certificates_are_not_taken(plc, tmp_path):
+    """A server with another certificate than the one that is configured is not spoken to."""
+    other = Identity(tmp_path / "other", "urn:plc")
+    other.prepare()
+    shutil.copy(other.certificate_file, tmp_path / "wrong.der")
+    settings = OpcuaSettings(
+        server=PlcServerSettings(
+            url=plc.url, certificate_file=tmp_path / "wrong.der", folder=tmp_path
+        ),
+        count_node=NODES.format(side="Plc", name="Count"),
+    )
+    with (
+        open_trigger(settings, threading.Event(), SystemClock()) as source,
+        pytest.raises(TriggerError, match="127"),
+    ):
+        source.read()
