@@ -394,6 +394,19 @@ class History:
             counts[row["state"]] += row["parts"]
         return counts
 
+    def begins_after(self, time_ns: int) -> bool:
+        """Whether there is one epoch, from its first part on, and none of it is older."""
+        (found,) = self.query(
+            "SELECT (SELECT min(epoch) FROM parts) AS first,"
+            " (SELECT max(epoch) FROM parts) AS last,"
+            " (SELECT min(triggered_ns) FROM parts) AS oldest_ns,"
+            " (SELECT sequence FROM parts ORDER BY epoch, sequence LIMIT 1) AS sequence"
+        )
+        if found["first"] is None:
+            return True
+        is_whole = found["first"] == found["last"] and found["sequence"] == 1
+        return is_whole and found["oldest_ns"] >= time_ns
+
     def cameras(self) -> list[str]:
         """The names of all cameras that had a part."""
         return [

@@ -68,6 +68,9 @@ class Now:
         self._arrived: float | None = None
         self._shift_ns = 0
         self._shift: Counter[str] = Counter()
+
+        self._later: deque[Event] = deque(maxlen=1000)
+        """Parts that the newest status does not count yet."""
         self.status: dict[str, Any] | None = None
         self.version = 0
         self.watchers = 0
@@ -89,6 +92,8 @@ class Now:
             )
             self.status = status
             self.version += has_changed
+            while self._later and self._later[0].decided_ns <= status["time_ns"]:
+                self._later.popleft()
 
     def add(self, event: Event) -> None:
         """A part that was recorded."""
@@ -97,6 +102,7 @@ class Now:
             self._arrived = self._steady()
             if event.triggered_ns >= self._shift_ns > 0:
                 self._shift[event.state.value] += 1
+                self._later.append(event)
             self.version += 1
 
     def newest(self, count: int, *, after: int = 0) -> list[Seen]:
@@ -123,16 +129,30 @@ class Now:
                 return max(0.0, self._clock() - self._newest[-1].triggered_ns / 1e9)
             return None
 
+    def counts(self) -> Counter[str]:
+        """The parts of this ledger's epoch that have ended, by state, as the status has them."""
+        counts: Counter[str] = Counter()
+        for camera in (self.status or {"cameras": {}})["cameras"].values():
+            counts.update(camera["counts"])
+        return counts
+
     def shift(self) -> tuple[int, Counter[str]]:
-        """When this shift began, and its parts by state."""
+        """When this shift began, and its parts by state, those that the status counts.
+
+        Where all parts of the ledger are of this shift, they are the status's own.
+        """
         began_ns = shift_began_ns(self._clock(), self._shifts)
         if began_ns != self._shift_ns:
             self._history.flush()
             counts = self._history.counts_since(began_ns)
             with self._lock:
                 self._shift_ns, self._shift = began_ns, counts
+                self._later.clear()
+        is_young = self._history.begins_after(began_ns)
         with self._lock:
-            return self._shift_ns, Counter(self._shift)
+            if is_young and self.status is not None:
+                return self._shift_ns, self.counts()
+            return self._shift_ns, self._shift - Counter(each.state.value for each in self._later)
 
     def _keep(self, part: Event | Row, state: str) -> None:
         seen = self._seen(part, state)

@@ -20,10 +20,8 @@ def panel(page: Page) -> Mapping[str, object]:
     """Everything but the live pictures and the strip of scores."""
     status = page.now.status or {"cameras": {}, "faults": [], "is_paused": False}
     cameras = status["cameras"].values()
-    counts = {
-        state.value: sum(camera["counts"].get(state.value, 0) for camera in cameras)
-        for state in State
-    }
+    ended = page.now.counts()
+    counts = {state.value: ended[state.value] for state in State}
     triggers = sum(camera["triggers"] for camera in cameras)
     began_ns, shift = page.now.shift()
     in_shift = sum(shift.values())
