@@ -33,6 +33,7 @@ _TICK_S: Final = 0.2
 _PANEL_S: Final = 0.5
 _BEAT_S: Final = 5.0
 _PICTURES: Final = {"cache-control": "private, max-age=604800, immutable"}
+_NAMES: Final = ("kind", "epoch", "sequence")
 _EPOCH: Final = re.compile("[0-9a-f]{12}")
 _QUIET: Final = ("/events", "/live/", "/picture/", "/static/", "/version")
 
@@ -222,21 +223,25 @@ def _local_path(path: str) -> str:
 
 
 def _picture(page: Page) -> Callable[[Request], Any]:
-    def picture(request: Request) -> Response:
+    def made(kind: str, epoch: str, sequence: int) -> bytes | None:
+        page.history.flush()
+        row = page.history.part(epoch, sequence)
+        return None if row is None else page.pictures.picture(kind, row)
+
+    async def picture(request: Request) -> Response:
         if (refusal := _refused(page, request, Role.VIEWER)) is not None:
             return refusal
-        values = request.path_params
-        epoch, sequence, kind = values["epoch"], values["sequence"], values["kind"]
-        if not _EPOCH.fullmatch(epoch) or sequence >= 1 << 63:
+        kind, epoch, sequence = (request.path_params[name] for name in _NAMES)
+        if kind not in KINDS or not _EPOCH.fullmatch(epoch) or sequence >= 1 << 63:
             raise HTTPException(404)
-        page.history.flush()
-        row = page.history.part(epoch, sequence) if kind in KINDS else None
-        data = None if row is None else page.pictures.picture(kind, row)
+        data = page.pictures.known(kind, epoch, sequence)
+        if data is None:
+            data = await run_in_threadpool(made, kind, epoch, sequence)
         if data is None:
             raise HTTPException(404)
         return Response(data, media_type="image/jpeg", headers=_PICTURES)
 
-    return _in_thread(picture)
+    return picture
 
 
 def _live(page: Page) -> Callable[[Request], Any]:

@@ -405,7 +405,7 @@ class History:
         if found["first"] is None:
             return True
         is_whole = found["first"] == found["last"] and found["sequence"] == 1
-        return is_whole and found["oldest_ns"] >= time_ns
+        return is_whole and int(found["oldest_ns"]) >= time_ns
 
     def cameras(self) -> list[str]:
         """The names of all cameras that had a part."""
