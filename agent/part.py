@@ -30,7 +30,8 @@ class Trigger:
     """A part has arrived at a camera, which is known by its name.
 
     `sequence` counts the triggers of this ledger, of all cameras, from 1 and without gaps. `count`
-    is the trigger source's own count, where it has one. Times are UTC in nanoseconds since 1970;
+    is the trigger source's own count, where it has one; `number` counts this camera's triggers of
+    this run. Times are UTC in nanoseconds since 1970;
     `deadline_ns` is `None` on lines without a deadline.
     """
 
@@ -39,6 +40,7 @@ class Trigger:
     triggered_ns: int
     deadline_ns: int | None = None
     count: int | None = None
+    number: int = 0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

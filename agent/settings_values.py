@@ -14,6 +14,7 @@ _PATH_MAX_BYTES: Final = 4096
 _NAME_MAX_BYTES: Final = 255
 _ADDRESS: Final = re.compile(r"\w[\w+.-]+:/|.*://|(//)?[^\s/]+:[^\s/]*@|\\\\", re.ASCII)
 """`rtsp://…`, what becomes of it as a path, `user:password@host`, `\\\\host\\share`."""
+_TIME: Final = re.compile(r"([01]\d|2[0-3]):[0-5]\d", re.ASCII)
 _DAY_MS: Final = 86_400_000
 
 
@@ -22,6 +23,12 @@ def _printable(text: str) -> str:
         raise ValueError("has characters that cannot be printed; write others")
     if text != text.strip():
         raise ValueError("has spaces around it; remove them")
+    return text
+
+
+def _time(text: str) -> str:
+    if not _TIME.fullmatch(text):
+        raise ValueError("should be a time in quotes, such as '06:00'")
     return text
 
 
@@ -68,3 +75,7 @@ SecondsOrNone = Annotated[float, Field(ge=0, le=3600)]
 Days = Annotated[float, Field(ge=0.01, le=36_500)]
 Megabytes = Annotated[int, Field(ge=1, le=1_000_000)]
 PartsPerMinute = Annotated[float, Field(ge=0.01, le=60_000)]
+Shifts = Annotated[
+    tuple[Annotated[Text, AfterValidator(_time)], ...], Field(min_length=1, max_length=24)
+]
+"""The local times of day at which shifts begin."""

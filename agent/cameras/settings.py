@@ -8,7 +8,7 @@ from typing import Annotated, Final
 from pydantic import AfterValidator, Field
 
 from agent.part import FailSafe
-from agent.settings_values import Milliseconds, Name, PartsPerMinute, Share
+from agent.settings_values import Milliseconds, Name, PartsPerMinute, Share, Shifts
 from agent.triggers.settings import TRIGGERS, AnyTriggerSettings, NamingSettings, WindowSettings
 from engine.registry import Kinds
 from engine.spec import spec
@@ -27,7 +27,8 @@ class LineSettings:
     rejector and the way to it need of that time. `fail_safe` says what becomes of
     a part without a frame, or that was not inspected in time or not at all (NO_FRAME, TIMEOUT,
     DROPPED): `reject` raises an alarm, `pass` does not; both are counted. When more than the share
-    `max_dropped` of the parts of the last minute was DROPPED, the agent is degraded.
+    `max_dropped` of the parts of the last minute was DROPPED, the agent is degraded. At the end of
+    each of the `shifts` the counts of trigger source, camera and agent are compared.
     """
 
     deadline_ms: Milliseconds | None = None
@@ -37,6 +38,7 @@ class LineSettings:
     reject_lead_ms: Annotated[float, Field(ge=0, le=60_000)] = 0.0
     fail_safe: FailSafe = "reject"
     max_dropped: Share = 0.01
+    shifts: Shifts = ("06:00", "14:00", "22:00")
 
     def __post_init__(self) -> None:
         if (self.reject_distance_mm is None) != (self.belt_mm_per_s is None):

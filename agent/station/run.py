@@ -20,6 +20,7 @@ from agent.settings import Config
 from agent.sinks.delivery import Deliverer
 from agent.station.check import GoldenCheck
 from agent.station.controls import Controls
+from agent.station.counts import CountWatch
 from agent.station.drift import DriftWatch
 from agent.station.promotion import Promotion
 from agent.station.recorder import Observer
@@ -169,7 +170,11 @@ def run_station(
                 started=started,
                 observers=observers,
                 readers=readers,
-                watches={"drift": drift, "check": check},
+                watches={
+                    "drift": drift,
+                    "check": check,
+                    "counts": CountWatch(config.lines, clock.utc_ns),
+                },
                 triggers=triggers,
                 part_ids=part_ids,
                 services=[partial(open_service, one) for one in (*config.services, *services)],

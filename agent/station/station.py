@@ -11,6 +11,7 @@ parts of each camera, the recorder eight.
 import logging
 import signal
 import threading
+from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, ExitStack, contextmanager
 from dataclasses import dataclass, replace
@@ -202,6 +203,7 @@ class Station:
         self._lines: dict[str, LineSettings] = config.lines
         self._announcing = threading.Lock()
         self._triggers = 0
+        self._numbers: Counter[str] = Counter()
         self._first: float | None = None
         self._last = self._started
         self._alarms = 0
@@ -340,6 +342,8 @@ class Station:
             if self._triggers == self._parts:
                 return None
             self._triggers += 1
+            self._numbers[camera] += 1
+            number = self._numbers[camera]
             if self._first is None:
                 self._first = received
             # An announced part still needs its frame.
@@ -353,6 +357,7 @@ class Station:
             triggered_ns=triggered_ns,
             deadline_ns=None if deadline_s is None else triggered_ns + round(deadline_s * 1e9),
             count=count,
+            number=number,
         )
         part = Part(
             trigger=trigger,

@@ -11,11 +11,11 @@ import time
 from collections import Counter, deque
 from collections.abc import Callable
 from dataclasses import dataclass
-from datetime import datetime, timedelta
 from typing import Any, Final
 
 from agent.record.rows import Event
 from agent.services.page.history import Filters, History, Row
+from agent.shifts import shift_began_ns
 
 STRIP: Final = 200
 """Scores on the line's screen."""
@@ -179,14 +179,3 @@ class Now:
 
 _CLOCKS: Final = {"time_ns", "uptime_s", "age_s", "in_hand_s", "latencies"}
 """What changes from one status to the next although nothing has happened."""
-
-
-def shift_began_ns(now: float, shifts: tuple[str, ...]) -> int:
-    """When the shift of `now` began, by the local times of day at which shifts begin."""
-    today = datetime.fromtimestamp(now).astimezone()
-    starts = []
-    for day in (today - timedelta(days=1), today):
-        for shift in shifts:
-            hour, minute = map(int, shift.split(":"))
-            starts.append(day.replace(hour=hour, minute=minute, second=0, microsecond=0))
-    return round(max(start for start in starts if start <= today).timestamp() * 1e9)

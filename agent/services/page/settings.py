@@ -9,23 +9,16 @@ from typing import Annotated, Final, Literal
 from pydantic import AfterValidator, Field
 
 from agent.services.settings import AnyServiceSettings
-from agent.settings_values import AnyPath, Text
+from agent.settings_values import AnyPath, Shifts, Text
 from engine.spec import spec
 
 _LISTEN: Final = re.compile(r"(?P<host>\[[0-9a-fA-F:.]+\]|[\w.-]+):(?P<port>\d{1,5})", re.ASCII)
-_TIME: Final = re.compile(r"([01]\d|2[0-3]):[0-5]\d", re.ASCII)
 
 
 def _place(text: str) -> str:
     found = _LISTEN.fullmatch(text)
     if found is None or int(found["port"]) > 65_535:
         raise ValueError("should be an address and a port, such as 127.0.0.1:8080")
-    return text
-
-
-def _time(text: str) -> str:
-    if not _TIME.fullmatch(text):
-        raise ValueError("should be a time in quotes, such as '06:00'")
     return text
 
 
@@ -51,9 +44,7 @@ class PageSettings(AnyServiceSettings):
     certificate_file: AnyPath | None = None
     key_file: AnyPath | None = None
     idle_minutes: Annotated[float, Field(ge=0.05, le=1440)] = 15.0
-    shifts: Annotated[
-        tuple[Annotated[Text, AfterValidator(_time)], ...], Field(min_length=1, max_length=24)
-    ] = ("06:00", "14:00", "22:00")
+    shifts: Shifts = ("06:00", "14:00", "22:00")
 
     def __post_init__(self) -> None:
         if (self.certificate_file is None) != (self.key_file is None):
