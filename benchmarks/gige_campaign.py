@@ -2,13 +2,13 @@
 
     python -m benchmarks.gige_campaign --out benchmarks/results/gige_campaign.json
 
-A program announces parts with their ids, the agent has Aravis' fake camera expose for each
-(software trigger), and every part is recorded. Rows: nothing happens; the camera's child process is
-killed; it is frozen; the camera is unplugged and plugged in again, so that its 16-bit ids wrap each
-time; and packets are lost. A second camera runs beside it all the time.
+A program announces parts with their ids over MQTT, the agent has Aravis' fake camera expose for
+each (software trigger), and every part is recorded. Rows: nothing happens; the camera's child
+process is killed; it is frozen; the camera is unplugged and plugged in again, so that its 16-bit
+ids wrap each time; and packets are lost. A second camera runs beside it all the time.
 
-The truth is independent of the agent: the fake camera's clock is this machine's, and a frame
-belongs to the part that was announced last before it was made.
+The truth comes from the camera: its clock is this machine's, and a frame was made after its part
+was published, and before the agent had heard of the next one.
 """
 
 import argparse
@@ -27,16 +27,15 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import paho.mqtt.client as paho
 
 from agent.camera_child.camera import ChildCamera
 from agent.camera_child.fake_gige import Cable, FakeGigeCamera, missing
-from agent.clock import SystemClock
 from agent.part import Part, State
 from agent.registry import open_camera
 from agent.settings import load_config
 from agent.station.run import run_station
 from agent.station.station import Model
-from agent.triggers.software import SoftwareTriggers
 from benchmarks.broker import mosquitto
 from benchmarks.machine import described, write_result
 from engine.scripted_inspector import BrightnessInspector
@@ -52,9 +51,12 @@ cameras:
     device: {address}
     features: {{Width: 640, Height: 480, TriggerMode: On, TriggerSource: Software,
                AcquisitionFrameRate: 200.0, GevSCPSPacketSize: 8000}}
-    trigger: {{type: software, min_ms: 0, max_ms: {window_ms:.0f}}}
+    trigger: {{type: mqtt, host: 127.0.0.1, port: {port}, topic: parts, payload: json,
+              min_ms: 0, max_ms: {window_ms:.0f}}}
   - {{name: other, type: conveyor, parts_per_minute: 300}}
 """
+_KEPT = 0.99
+"""A rate is kept when this share of the parts has a frame."""
 _SETTLED_S = 6.0
 _FAULT_S = 6.0
 """Between two faults, so that the camera is back before the next one."""
@@ -66,6 +68,7 @@ class Seen:
 
     states: dict[str, State] = field(default_factory=dict)
     device_ns: dict[str, int] = field(default_factory=dict)
+    heard_ns: dict[str, int] = field(default_factory=dict)
     blocks: list[int] = field(default_factory=list)
     frame_ms: list[float] = field(default_factory=list)
     verdict_ms: list[float] = field(default_factory=list)
@@ -79,6 +82,7 @@ class Seen:
             return
         assert part.part_id is not None
         self.states[part.part_id] = part.ended.state
+        self.heard_ns[part.part_id] = part.trigger.triggered_ns
         if part.frame is None:
             return
         assert part.frame.device_ns is not None
@@ -128,18 +132,22 @@ def run(
         path = Path(name) / "agent.yaml"
         path.write_text(text, encoding="utf-8")
         config, stop = load_config(path), threading.Event()
-        source = SoftwareTriggers(stop, SystemClock())
+        publisher = paho.Client(paho.CallbackAPIVersion.VERSION2, "belt", protocol=paho.MQTTv5)
+        publisher.connect("127.0.0.1", port)
+        publisher.loop_start()
         cameras = [open_camera(each, stop) for each in config.cameras]
         camera = cameras[0]
         assert isinstance(camera, ChildCamera)
 
         def announce() -> None:
             _until(lambda: camera.child_pid is not None and getattr(camera, "opened", None))
+            time.sleep(1.0)  # the trigger has subscribed
             begun = time.monotonic()
             for number in range(parts):
                 time.sleep(max(0.0, begun + number / rate - time.monotonic()))
+                said = {"part_id": f"part-{number}", "count": number + 1}
                 fired.append((f"part-{number}", time.time_ns()))
-                source.fire(f"part-{number}")
+                publisher.publish("parts", json.dumps(said), qos=1)
             time.sleep(_SETTLED_S)
             stop.set()
 
@@ -160,7 +168,6 @@ def run(
         run_station(
             config,
             cameras=cameras,
-            triggers={"gige": source},
             inspector=BrightnessInspector(),
             model=Model(threshold=1e9),
             stop=stop,
@@ -169,6 +176,7 @@ def run(
         for each in threads:
             each.join()
         gige.stop()
+        publisher.loop_stop()
         recorded = sqlite3.connect(config.ledger.path).execute(
             "SELECT count(*), count(DISTINCT part_id), count(state) FROM triggers "
             "WHERE camera = 'gige'"
@@ -181,9 +189,9 @@ def judged(
 ) -> dict[str, Any]:
     """What came of a row, by the camera's own clock."""
     wrong = {}
-    for (part_id, at), (_, following) in pairwise([*fired, ("", 1 << 62)]):
+    for (part_id, at), (following, _) in pairwise([*fired, ("", 0)]):
         made = seen.device_ns.get(part_id)
-        if made is not None and not at <= made < following:
+        if made is not None and not at <= made < seen.heard_ns.get(following, 1 << 62):
             wrong[part_id] = (made - at) / 1e6
     wraps = sum(before <= 65_535 < after for before, after in pairwise(seen.blocks))
     counts = Counter(seen.states.values())
@@ -225,14 +233,16 @@ def main() -> None:
     if (why := missing()) is not None:
         parser.error(why)
     tried = [run(round(10 * rate), rate) for rate in options.rates]
-    kept = [each["rate_per_s"] for each in tried if each["states"].get("OK", 0) == each["parts"]]
+    kept = [
+        each["rate_per_s"] for each in tried if each["states"].get("OK", 0) >= _KEPT * each["parts"]
+    ]
     rate = max(kept, default=options.rates[0])
     short = round((options.faults + 1) * (_FAULT_S + 4) * rate)
     rows = {
         "undisturbed": run(options.parts, rate),
         "killed": run(short, rate, fault=kill, faults=options.faults),
         "frozen": run(short, rate, fault=freeze, faults=options.faults),
-        "unplugged": run(round(50 * rate), rate, fault=unplug, faults=5),
+        "unplugged": run(round(100 * rate), rate, fault=unplug, faults=5),
         "packets lost": run(round(20 * rate), rate, lost=5.0),
     }
     found = {"machine": described(), "rates_tried": tried, "rows": rows}
