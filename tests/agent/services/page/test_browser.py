@@ -109,7 +109,7 @@ def test_what_happens_on_the_line_is_seen_without_a_click(fresh, line):
 
     def adds_up():
         script = (
-            "return Object.fromEntries([...document.querySelectorAll('td[data-state]')]"
+            "return Object.fromEntries([...document.querySelectorAll('dd[data-state]')]"
             ".map((e) => [e.dataset.state, Number(e.textContent)]))"
         )
         counts = fresh.execute_script(script)
