@@ -106,6 +106,7 @@ class ScoreTest:
         reference: The scores of the calibration's good parts.
         threshold: The calibrated one.
         parts_between: The mean number of parts between two false alarms is at least this.
+        pool: Among how many earlier scores a rank is taken, at most.
         seed: Of the numbers that break ties.
     """
 
@@ -115,12 +116,14 @@ class ScoreTest:
         *,
         threshold: float,
         parts_between: float = PARTS_BETWEEN,
+        pool: int = POOL,
         seed: int = 0,
     ) -> None:
         self._reference = sorted(score for score in reference if score <= threshold)
         self._pool = list(self._reference)
         self._threshold = threshold
         self._limit = parts_between
+        self._most = pool
         self._random = random.Random(seed)
         self._sums = [0.0] * (4 * len(_STAKES))
         self.parts = 0
@@ -143,7 +146,7 @@ class ScoreTest:
         below, upto = bisect_left(pool, score), bisect_right(pool, score)
         rank = below + self._random.random() * (upto - below + 1)
         self.bet(rank / (len(pool) + 1))
-        if len(pool) < POOL:
+        if len(pool) < self._most:
             insort(pool, score)
         if self.evidence < self._limit:
             return False
