@@ -22,9 +22,10 @@ from agent.part import State
 from agent.record.feed import START, Cursor
 from agent.record.rows import Event
 from agent.station.status import BOUNDS_S
+from engine.frame import Box
 
 _LOG: Final = logging.getLogger("atac_agent.page")
-VERSION: Final = 1
+VERSION: Final = 2
 HOUR_NS: Final = 3_600_000_000_000
 BINS: Final = 40
 """Of a score histogram, from 0 to twice the threshold where that is positive; see `score_bin`."""
@@ -43,7 +44,8 @@ CREATE TABLE runs (run INTEGER PRIMARY KEY, bundle_id TEXT, calibration_id TEXT,
 CREATE TABLE parts (n INTEGER PRIMARY KEY, epoch TEXT NOT NULL, sequence INTEGER NOT NULL,
     run INTEGER NOT NULL, camera TEXT NOT NULL, part_id TEXT, triggered_ns INTEGER NOT NULL,
     decided_ns INTEGER NOT NULL, state TEXT NOT NULL, late_state TEXT, reason TEXT NOT NULL,
-    score REAL, threshold REAL, box TEXT, audit REAL, has_thumbnail INTEGER NOT NULL,
+    score REAL, threshold REAL, box TEXT, across REAL,
+    down REAL, audit REAL, has_thumbnail INTEGER NOT NULL,
     queues INTEGER NOT NULL, label TEXT, UNIQUE (epoch, sequence));
 CREATE INDEX by_part_id ON parts (part_id);
 CREATE INDEX by_time ON parts (triggered_ns);
@@ -272,6 +274,7 @@ class History:
             "score": event.score,
             "threshold": event.threshold,
             "box": box and json.dumps((box.left, box.top, box.right, box.bottom)),
+            **_centre(event, box),
             "audit": event.audit,
             "has_thumbnail": event.has_thumbnail,
             "queues": queues_of(event, self._near),
@@ -423,6 +426,17 @@ class History:
 def _check_version(version: int) -> None:
     if version not in {0, VERSION}:
         raise sqlite3.DatabaseError(f"is of version {version}")
+
+
+def _centre(event: Event, box: Box | None) -> dict[str, float | None]:
+    """Where the box has its centre in the frame, from 0 to 1."""
+    width, height = event.frame_width, event.frame_height
+    if box is None or not width or not height:
+        return {"across": None, "down": None}
+    return {
+        "across": (box.left + box.right) / 2 / width,
+        "down": (box.top + box.bottom) / 2 / height,
+    }
 
 
 def queues_of(event: Event, near: float) -> int:

@@ -125,6 +125,8 @@ def test_a_report_is_a_screen_a_table_and_a_page_to_keep(line, engineer):
     table = line.get(f"/report/table?from={day}", cookie=engineer)
     assert table.headers["content-disposition"].endswith(f'line-3_{day}.csv"')
     assert sum(int(row.split(",")[2]) for row in table.text.splitlines()[1:]) >= 6
+    shown = line.get("/report", cookie=engineer).text
+    assert "Where NG parts of main were inspected closer" in shown
     page = line.get(f"/report/file?from={quote(day + ' 00:00')}&to={day}", cookie=engineer)
     assert page.headers["content-type"].startswith("text/html")
     assert page.text.count("data:image/jpeg") >= 2
