@@ -121,7 +121,7 @@ class DeviceCamera(ChildCamera):
     """
 
     is_live = True
-    grace_s = 1.0
+    grace_s = 2.0
 
     def __init__(
         self,

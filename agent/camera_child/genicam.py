@@ -456,16 +456,16 @@ class _Camera:
     def _problem(self, buffer: Any) -> str | None:
         status = self._aravis.BufferStatus
         found = buffer.get_status()
-        if found == status.SUCCESS:
-            number = buffer.get_image_pixel_format()
-            if number == self._format:
-                return None
+        number = buffer.get_image_pixel_format()
+        if found in {status.SUCCESS, status.SIZE_MISMATCH} and number not in {0, self._format}:
             self._end = (
                 f"changed its PixelFormat from {pixel_format(self._format)} to "
                 f"{pixel_format(number)} while it ran; it is set up again: let no other program "
                 "write to it"
             )
             return f"the camera {self._end}"
+        if found == status.SUCCESS:
+            return None
         if found == status.SIZE_MISMATCH:
             return (
                 "the frame is larger than the camera has announced: let no other program write "

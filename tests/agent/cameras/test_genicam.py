@@ -1,8 +1,5 @@
-"""A GigE Vision camera over a cable: its frames, its features, and everything that can go wrong."""
+"""A GigE Vision camera over a cable: its frames, its features, and how it is found."""
 
-import os
-import signal
-import threading
 import time
 
 import cv2
@@ -12,61 +9,23 @@ from typer import Typer
 from typer.testing import CliRunner
 
 from agent.camera_child.device import BlockIds
-from agent.cameras.genicam import GenicamCamera, GenicamSettings
+from agent.cameras.genicam import GenicamSettings
 from agent.commands.cameras import cameras
 from agent.doctor import examine
 from agent.ports import CameraContext
 from agent.registry import open_camera
 from agent.settings import load_config
 from agent.triggers.software import SoftwareSettings
-from engine.errors import CameraError, ConfigurationError
+from engine.errors import ConfigurationError
 
 pytest_plugins = ["tests.gige"]
-_FAST = {"AcquisitionFrameRate": 200.0, "Width": 64, "Height": 48, "GevSCPSPacketSize": 8000}
 _SOFTWARE = {"TriggerMode": "On", "TriggerSource": "Software"}
-
-
-@pytest.fixture
-def context():
-    stop = threading.Event()
-    watchdog = threading.Timer(30, stop.set)
-    watchdog.start()
-    yield CameraContext(stop=stop)
-    watchdog.cancel()
-
-
-@pytest.fixture
-def opened(gige, context):
-    """Makes a camera for the fake one, not entered."""
-
-    def camera(context=context, trigger=None, **features):
-        settings = GenicamSettings(device=gige.address, features=_FAST | features, trigger=trigger)
-        return GenicamCamera(settings, context)
-
-    return camera
 
 
 def application():
     application = Typer()
     application.command()(cameras)
     return application
-
-
-def read_on(camera):
-    """Read until the camera says what is wrong."""
-    while camera.read():
-        pass
-
-
-def back(camera):
-    """The first frame after entering it again, as often as it takes, and how long that took."""
-    begun = time.monotonic()
-    while True:
-        try:
-            with camera:
-                return camera.read(), time.monotonic() - begun
-        except CameraError:
-            time.sleep(0.25)
 
 
 def test_frames_carry_what_the_camera_says_of_them_over_the_wrap_of_its_ids(opened, gige):
@@ -148,74 +107,6 @@ def test_a_camera_that_waits_for_triggers_that_nobody_named_is_refused(opened):
         opened().__enter__()
 
 
-def test_a_child_that_is_killed_or_hangs_is_replaced(opened):
-    camera = opened(TriggerMode="Off")
-    for number in (signal.SIGKILL, signal.SIGSEGV, signal.SIGSTOP):
-        with camera:
-            first = camera.read()
-            os.kill(camera.child_pid, number)
-            with pytest.raises(CameraError, match="the process that reads it"):
-                read_on(camera)
-        frame, took_s = back(camera)
-        assert took_s < 5
-        assert frame.number > first.number
-
-
-def test_a_camera_that_is_unplugged_is_away_until_it_is_back(opened, gige):
-    camera = opened(TriggerMode="Off")
-    with camera:
-        camera.read()
-        gige.stop()
-        with pytest.raises(CameraError, match=r"gives no more frames|was lost"):
-            read_on(camera)
-    gige.start()
-    assert back(camera)[0].pixels.shape == (48, 64)
-
-
-def test_a_camera_that_is_not_there_says_which_are(gige, context):
-    settings = GenicamSettings(device="NOSUCH", features={})
-    with pytest.raises(CameraError) as caught, GenicamCamera(settings, context):
-        pass
-    assert "camera NOSUCH was not found" in str(caught.value)
-    assert gige.serial in str(caught.value)
-
-
-def test_a_camera_that_another_program_holds_says_so(opened):
-    with opened(TriggerMode="Off") as first:
-        with pytest.raises(CameraError, match="is held by another program"), opened():
-            pass
-        assert first.read() is not None
-    with opened(TriggerMode="Off") as camera:  # it was given back
-        assert camera.read() is not None
-
-
-def test_a_frame_whose_packets_were_lost_says_so_and_has_no_pixels(opened, gige):
-    gige.stop()
-    gige.start(lost_per_thousand=300)
-    with opened(TriggerMode="Off", Width=512, Height=512, GevSCPSPacketSize=1500) as camera:
-        frames = [camera.read() for _ in range(5)]
-    spoilt = [frame for frame in frames if frame.problem]
-    assert spoilt
-    assert "the frame is incomplete" in spoilt[0].problem
-    assert "check cable, switch and network card" in spoilt[0].problem
-    assert spoilt[0].pixels.size == 0
-
-
-def test_packets_larger_than_the_network_takes_are_named_with_the_remedy(opened, cable):
-    cable.mtu(1500)
-    try:
-        with opened(TriggerMode="Off", Width=512, Height=512) as camera:
-            (note,) = camera.opened.notes
-            problem = camera.read().problem
-    finally:
-        cable.mtu(9000)
-    remedy = f"ip link set {cable.ours} mtu 9000"
-    assert "8000 bytes are larger than the MTU 1500" in note
-    assert remedy in note
-    assert "packets of 8000 bytes do not pass" in problem
-    assert remedy in problem
-
-
 def test_cameras_are_listed_with_lines_that_use_them(gige, tmp_path):
     shown = CliRunner().invoke(application(), [])
     mine = next(part for part in shown.output.split("\n\n") if gige.serial in part)
@@ -280,11 +171,3 @@ def test_features_are_a_mapping_or_a_list_of_them_and_software_needs_a_trigger(t
     (camera,) = load_config(path).cameras
     assert camera.features == (("PixelFormat", "Mono8"), ("TriggerMode", True))
     assert camera.is_triggered
-
-
-def test_a_child_that_takes_too_much_memory_ends_itself(opened, monkeypatch):
-    camera = opened()
-    little = camera.child_settings() | {"max_memory": 8_000_000}
-    monkeypatch.setattr(camera, "child_settings", lambda: little)
-    with pytest.raises(CameraError, match="the process that reads it ended"):
-        camera.__enter__()

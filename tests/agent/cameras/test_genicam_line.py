@@ -5,6 +5,8 @@ import signal
 import threading
 import time
 
+import pytest
+
 from agent.clock import SystemClock
 from agent.part import State
 from agent.registry import open_camera
@@ -12,6 +14,7 @@ from agent.settings import load_config
 from agent.station.run import run_station
 from agent.station.station import Model
 from agent.triggers.software import SoftwareTriggers
+from engine.errors import ConfigurationError
 from engine.scripted_inspector import BrightnessInspector
 
 pytest_plugins = ["tests.gige"]
@@ -91,3 +94,11 @@ def test_a_camera_whose_process_dies_costs_its_open_parts_and_no_other_camera_s(
     others = [part.ended.state for part in parts if part.camera == "other"]
     assert set(others) == {State.OK}
     assert len(others) > 20
+
+
+def test_a_feature_that_the_camera_cannot_take_ends_the_run(gige, tmp_path):
+    path = tmp_path / "agent.yaml"
+    text = CONFIGURATION.format(address=gige.address)
+    path.write_text(text.replace("Width: 64", "Width: 640000"))
+    with pytest.raises(ConfigurationError, match="640000: write a whole number from 1 to 2048"):
+        run_station(load_config(path), inspector=BrightnessInspector(), model=Model(threshold=1e9))
