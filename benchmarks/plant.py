@@ -5,7 +5,7 @@
 A line with its ledger and an MQTT sink at a real mosquitto inspects the demo's frames as fast as it
 can, in blocks: without, with, with, without. A twelfth of the parts is NG. With means
 
-    metrics          the service, scraped ten times a second
+    metrics          the service, scraped every second
     metrics, flood   the same, while a peer opens connections without end, with a wrong token
     sparkplug        a second sink, which sends each part
     sparkplug, flood the same, while a host asks for births without end
@@ -61,7 +61,7 @@ while True:
         urllib.request.urlopen(f"http://127.0.0.1:{sys.argv[1]}/metrics", timeout=5).read()
     except OSError:
         pass
-    time.sleep(0.1)
+    time.sleep(1.0)
 """
 _CONNECT = """
 import os, socket, sys, time

@@ -28,8 +28,8 @@ from engine.errors import ConfigurationError
 _LOG: Final = logging.getLogger("atac_agent.metrics")
 _MOST: Final = 16
 """Connections at once; those beyond are closed."""
-_PAUSE_S: Final = 0.01
-"""From one connection to the next: a hundred a second at most. The others wait in the kernel."""
+_PAUSE_S: Final = 0.05
+"""From one connection to the next: twenty a second at most. The others wait in the kernel."""
 _PATIENCE_S: Final = 5.0
 """For a whole request, its TLS handshake included."""
 _HEAD_MAX_BYTES: Final = 8192
