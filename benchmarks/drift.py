@@ -25,7 +25,7 @@ _GOOD = 299
 def main() -> None:
     """Measure all of it."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--lines", type=int, default=200, help="Lines of each row.")
+    parser.add_argument("--lines", type=int, default=400, help="Lines of the first rows.")
     parser.add_argument("--out", type=Path)
     given = parser.parse_args()
     stated = [
@@ -33,12 +33,12 @@ def main() -> None:
         for good, pool in [(59, POOL), (_GOOD, POOL), (_GOOD, 1000)]
     ]
     found = [
-        delay(given.lines // 2, shift=shift, spread=spread, after=after)
-        for after in (500, 20_000)
+        delay(given.lines // 8, shift=shift, spread=spread, after=after)
+        for after in (500, 5_000)
         for shift, spread in [(0.25, 1), (0.5, 1), (1, 1), (-0.5, 1), (0, 1.5), (0, 0.67)]
     ]
     audits = [
-        audited(given.lines * 5, promised=promised, true=true)
+        audited(2 * given.lines, promised=promised, true=true)
         for promised in (0.01, 0.05)
         for true in (promised, 2 * promised, 5 * promised)
     ]
