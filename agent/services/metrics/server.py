@@ -156,6 +156,9 @@ class MetricsServer:
                     transport.abort()
         except (OSError, EOFError, ValueError, TimeoutError, asyncio.LimitOverrunError):
             status = None
+        except Exception:  # noqa: BLE001 - it costs that scrape alone
+            status = None
+            _LOG.exception("metrics: an error that nobody expected")
         finally:
             connection.close()
         if status in {HTTPStatus.OK, HTTPStatus.SERVICE_UNAVAILABLE}:
@@ -194,13 +197,18 @@ class MetricsServer:
         if token is None:
             return True
         scheme, _, given = fields.get("authorization", "").partition(" ")
-        return scheme.lower() == "bearer" and hmac.compare_digest(given.encode(), token.encode())
+        is_same = hmac.compare_digest(given.encode(), token.encode())
+        return scheme.lower() == "bearer" and is_same and token != ""
 
 
 def check_settings(settings: MetricsSettings) -> ssl.SSLContext | None:
     """What TLS is spoken with; raises `ConfigurationError` for settings that cannot work."""
     context = None if settings.tls is None else _tls_context(settings.tls)
-    if _token(settings) is None and not _is_local(settings.address):
+    token = _token(settings)
+    if token == "":
+        key = "token_file" if settings.token_file else "token_variable"
+        raise ConfigurationError(f"metrics.{key}", None, "holds no token; write one into it")
+    if token is None and not _is_local(settings.address):
         remedy = f"is missing where others may ask ({settings.address}); name a file"
         raise ConfigurationError("metrics.token_file", None, remedy)
     return context

@@ -75,6 +75,10 @@ def test_only_who_has_the_token_reads_metrics_and_it_may_change(serve, get, toke
     token_file.write_text("another")
     assert [get(token=token)[0] for token in ("s3cret", "another")] == [401, 200]
     assert 'atac_scrapes_total{outcome="refused"} 4.0' in get(token="another")[1]
+    token_file.write_text("")
+    assert [get(token=token)[0] for token in ("", "another")] == [401, 401]
+    with pytest.raises(ConfigurationError, match=r"metrics\.token_file: holds no token"):
+        metrics.open(MetricsSettings(token_file=token_file), Newest(status()))
     token_file.unlink()
     assert get(token="another")[0] == 401
     assert get("/healthy") == (200, "ok\n")
@@ -197,3 +201,14 @@ def test_an_address_in_use_is_said_once_and_tried_again(port, get, monkeypatch, 
     assert caplog.messages == [
         f"metrics: cannot listen at 127.0.0.1:{port} (Address already in use); retries"
     ]
+
+
+def test_a_status_that_cannot_be_told_costs_that_scrape(serve, port, get, caplog, eventually):
+    watched = Newest(status())
+    service = serve(watched)
+    watched.latest = None
+    assert sent(port, b"GET /metrics HTTP/1.1\r\n\r\n") == b""
+    eventually(lambda: service._refused == 1)
+    assert caplog.messages == ["metrics: an error that nobody expected"]
+    watched.latest = status()
+    assert get()[0] == 200
