@@ -14,8 +14,9 @@ from typing import Final, Literal
 
 import cv2
 
+from agent.cameras.one_frame import one_frame
 from agent.cameras.settings import AnyCameraSettings
-from agent.ports import Described, Fired
+from agent.ports import Described
 from agent.record.annotations import threshold_in_file
 from agent.record.schema import check_place, damage
 from agent.registry import ROOMS, open_camera
@@ -217,9 +218,7 @@ def _camera(settings: AnyCameraSettings) -> Finding:
         with open_camera(settings, stop) as camera:
             device = f"; {camera.description}" if isinstance(camera, Described) else ""
             notes = camera.notes if isinstance(camera, Described) else ()
-            if isinstance(camera, Fired) and camera.fires:
-                camera.fire()
-            frame = camera.read()
+            frame = one_frame(camera)
             if camera.fault is not None:
                 return Finding(check="camera", level="warn", message=camera.fault)
     except ImageError as error:
@@ -231,8 +230,6 @@ def _camera(settings: AnyCameraSettings) -> Finding:
         seen = "no frame came" if settings.folder is None else where
         message = f"{settings.type}: {seen} within {_FRAME_S:.0f} s; is anything in view?{device}"
         return Finding(check="camera", level="warn", message=message)
-    if frame.problem is not None:
-        return Finding(check="camera", level="warn", message=f"{frame.problem}{device}")
     message = f"{settings.type} gives {_picture(visible(frame))}{device}"
     if notes:
         return Finding(check="camera", level="warn", message="; ".join((message, *notes)))

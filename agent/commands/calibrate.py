@@ -271,9 +271,10 @@ def _filmed(
 
 
 def _picture(camera: "Camera") -> "Picture | None":
+    from agent.cameras.one_frame import one_frame
     from calibration.scores import Picture
 
-    frame = camera.read()
+    frame = one_frame(camera)
     if frame is None:
         return None
     return Picture(

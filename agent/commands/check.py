@@ -143,13 +143,14 @@ def _shown(
 def _judged(
     camera: "Camera", inspector: "Inspector", threshold: float, truth: "Truth", *, newest: bool
 ) -> "Sample":
+    from agent.cameras.one_frame import one_frame
     from agent.golden import Sample, picture_of
     from agent.part import State, decide
 
     try:
         if newest and not camera.triggered:
-            camera.read()  # what was seen before the sample lay there
-        frame = camera.read()
+            one_frame(camera)  # what was seen before the sample lay there
+        frame = one_frame(camera)
         if frame is None:
             raise CameraError("gives no more frames")
     except ImageError as error:

@@ -133,6 +133,10 @@ def test_doctor_shows_the_device_what_it_changed_and_one_frame(gige, tmp_path):
                  "firmware 0.8", "packets of 8000 bytes", "ExposureTimeAbs 4000.0 (was 10000.0)",
                  "PixelFormat Mono8"):  # fmt: skip
         assert said in found.message
+    waits = "TriggerMode: On, TriggerSource: Software}, trigger: {type: software}}"
+    path.write_text(text.replace("GevSCPSPacketSize: 8000}}", waits))
+    (found,) = (each for each in examine(path) if each.check == "camera")
+    assert "512×512 mono frames" in found.message
     path.write_text(text.replace(", GevSCPSPacketSize: 8000", ""))
     gige.stop()
     gige.start()
