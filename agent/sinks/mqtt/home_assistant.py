@@ -7,6 +7,7 @@ that of Home Assistant's device discovery, from version 2024.11 on.
 import hashlib
 import json
 import re
+from collections.abc import Mapping
 from typing import Final
 
 from agent.mqtt.message import Message
@@ -31,10 +32,9 @@ def discovery(topics: Topics) -> Message:
         },
         "origin": {"name": name, "sw_version": version},
         "availability": [{"topic": topics.of("state")}],
-        "state_topic": topics.of("health"),
         "components": {
-            f"{node}_{key}": {"unique_id": f"{node}_{key}", **entity}
-            for key, entity in _entities(topics).items()
+            f"{node}_{key}": {"unique_id": f"{node}_{key}", **entity, **_source(entity, topics)}
+            for key, entity in _entities().items()
         },
     }
     return Message(
@@ -44,7 +44,14 @@ def discovery(topics: Topics) -> Message:
     )
 
 
-def _entities(topics: Topics) -> dict[str, dict[str, object]]:
+def _source(entity: Mapping[str, object], topics: Topics) -> dict[str, str]:
+    """Where it comes from."""
+    if entity["platform"] == "image":
+        return {"image_topic": topics.of("thumbnail")}
+    return {"state_topic": topics.of("health")}
+
+
+def _entities() -> dict[str, dict[str, object]]:
     others = " + ".join(f"value_json.counts.{state}" for state in _NOT_INSPECTED)
     counted: dict[str, object] = {"state_class": "total_increasing"}
     return {
@@ -67,7 +74,6 @@ def _entities(topics: Topics) -> dict[str, dict[str, object]]:
         "last_alarm": {
             "platform": "image",
             "name": "Last alarm",
-            "image_topic": topics.of("thumbnail"),
             "content_type": "image/jpeg",
         },
     }

@@ -79,3 +79,13 @@ def test_neither_parts_nor_reasons_are_labels():
         *("camera", "state", "sink", "kind", "stage", "outcome", "le", "watch"),
     }
     assert not [sample for sample in scraped(BUSY) if "part-17" in str(sample)]
+
+
+def test_a_name_may_hold_whatever_can_be_printed():
+    name = 'to"p\\ {x="µ"}'
+    assert (
+        scraped(status(cameras={name: camera_status(OK=2)}))[
+            "atac_parts_total", ("camera", name), ("state", "OK")
+        ]
+        == 2
+    )

@@ -117,7 +117,9 @@ def test_its_entities_read_what_is_said_anyway():
     assert message.topic == f"homeassistant/device/{node}/config"
     assert " " not in message.topic
     assert told["availability"] == [{"topic": "plant/line 3/state"}]
-    assert told["state_topic"] == "plant/line 3/health"
+    topics_of = {entity["platform"]: entity for entity in told["components"].values()}
+    assert topics_of["sensor"]["state_topic"] == "plant/line 3/health"
+    assert topics_of["image"]["image_topic"] == "plant/line 3/thumbnail"
     sinks = {"mqtt": SinkStatus(is_connected=True)}
     content = json.loads(health(topics, "mqtt", status(sinks=sinks)).payload)
     read = {
