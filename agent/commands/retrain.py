@@ -2,11 +2,14 @@
 
 import json
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from agent.commands import options
+
+if TYPE_CHECKING:
+    from engine.bundle import Bundle
 
 
 def retrain(
@@ -21,7 +24,8 @@ def retrain(
         typer.Option(help="The images of the first training: good/, defective/ and calibration/."),
     ] = None,
     recipe: Annotated[
-        str | None, typer.Option(help="As for agent train; default: that of the bundle in force.")
+        str | None,
+        typer.Option(help="As for agent train; default: as the bundle in force was trained."),
     ] = None,
     backbone: Annotated[str | None, typer.Option(help="As for agent train.")] = None,
     stage: Annotated[str | None, typer.Option(help="As for agent train.")] = None,
@@ -65,10 +69,10 @@ def retrain(
         out=bundle,
         good=out / "data" / "good",
         defective=out / "data" / "defective" if counts["defective"] else None,
-        recipe=recipe or old.manifest.training.recipe,
+        recipe=recipe or _recipe(old),
         backbone=backbone,
         stage=stage,
-        backbone_weights=backbone_weights,
+        backbone_weights=backbone_weights or _weights(old),
         defects=counts["defective"] or None,
         epochs=epochs,
         seed=seed,
@@ -95,3 +99,14 @@ def retrain(
         typer.echo(json.dumps(answer, indent=2))
     else:
         typer.echo(f"To use it: agent promote {bundle} --config {config}")
+
+
+def _recipe(old: "Bundle") -> str:
+    """How the bundle in force was trained."""
+    written = old.path / "recipe.json"
+    return str(written) if written.is_file() else old.manifest.training.recipe
+
+
+def _weights(old: "Bundle") -> str:
+    """A bundle that began without weights does so again."""
+    return "none" if old.manifest.training.pretrained == "none" else ""

@@ -17,6 +17,8 @@ from agent.commands.progress import Progress
 from engine.errors import AtacError, ConfigurationError, KindError
 from engine.extras import install
 
+_RECIPE_BYTES = 1_000_000
+
 if TYPE_CHECKING:
     from train.checkpoint import Epoch
     from train.datasets import Split
@@ -42,7 +44,8 @@ def train(
         str,
         typer.Option(
             help="line works best with known defects; nearest and two_stage need none; "
-            "paper does what ATAC-Net's paper says."
+            "paper does what ATAC-Net's paper says. Or the recipe.json of a bundle, for the same "
+            "settings."
         ),
     ] = "line",
     backbone: Annotated[
@@ -232,10 +235,13 @@ def _settings(
     from train.backbones import named_backbone
     from train.recipes import RECIPES
 
-    try:
-        settings = RECIPES.find(name).settings()
-    except KindError as error:
-        raise ConfigurationError("--recipe", name, str(error)) from error
+    if name.endswith(".json"):
+        settings = _written(Path(name))
+    else:
+        try:
+            settings = RECIPES.find(name).settings()
+        except KindError as error:
+            raise ConfigurationError("--recipe", name, str(error)) from error
     chosen = settings.backbone
     if chosen is None and (backbone or stage):
         raise ConfigurationError("--backbone", backbone, f"the recipe {name} has no backbone")
@@ -245,6 +251,23 @@ def _settings(
     if hold_out is not None:
         settings = replace(settings, hold_out=hold_out)
     return settings if epochs is None else settings.lasting(epochs)
+
+
+def _written(path: Path) -> "RecipeSettings":
+    """The settings of a bundle's recipe, in its file."""
+    from engine.regular_file import read_regular
+    from train.recipes import RECIPE_JSON
+
+    try:
+        found: RecipeSettings = RECIPE_JSON.validate_json(read_regular(path, limit=_RECIPE_BYTES))
+    except OSError as error:
+        raise ConfigurationError(
+            "--recipe", str(path), f"cannot be read ({error.strerror})"
+        ) from None
+    except ValueError:
+        remedy = "is no recipe of this version; name a recipe, or the recipe.json of a bundle"
+        raise ConfigurationError("--recipe", str(path), remedy) from None
+    return found
 
 
 def _weights(given: str, settings: "RecipeSettings") -> "Weights | None":

@@ -18,7 +18,7 @@ from agent.commands.calibrate import calibrate
 from agent.commands.evaluate import evaluate
 from agent.commands.export import export
 from agent.commands.progress import Progress
-from agent.commands.train import _say_epoch, _say_split, train
+from agent.commands.train import _say_epoch, _say_split, _settings, train
 from calibration.record import read_calibration
 from engine.bundle import open_bundle
 from engine.errors import ConfigurationError, TrainingError
@@ -243,6 +243,16 @@ def test_wrong_options_are_told_in_one_line(agent, parts, tmp_path, given, said)
 def test_help_shows_an_example(agent):
     for command in ("train", "export", "evaluate"):
         assert f"Example: agent {command}" in agent(command, "--help").stdout
+
+
+def test_a_bundles_recipe_is_used_again_with_all_its_settings(tmp_path):
+    recipe = Path(__file__).parents[2] / "agent" / "demo_bundle" / "recipe.json"
+    settings = _settings(str(recipe), None, None, None, 3)
+    assert (settings.type, settings.view.side, settings.epochs) == ("line", 128, 3)
+    (tmp_path / "recipe.json").write_text('{"type": "nothing"}')
+    for path in (tmp_path / "recipe.json", tmp_path / "nowhere.json"):
+        with pytest.raises(ConfigurationError, match="--recipe"):
+            _settings(str(path), None, None, None, None)
 
 
 def test_commands_load_torch_only_when_they_run():
