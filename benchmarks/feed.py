@@ -34,6 +34,7 @@ from agent.cameras.conveyor import ConveyorSettings
 from agent.clock import SystemClock
 from agent.demo import BUNDLE
 from agent.inference.child import ChildInspector, Setup
+from agent.ports import Watched
 from agent.record.ledger import Ledger
 from agent.settings import AgentSettings, BundleSettings, Config, LedgerSettings
 from agent.sinks.mqtt.settings import MqttSettings
@@ -131,6 +132,7 @@ class RunningLine:
 
     camera: FramesCamera
     ledger: Ledger
+    watched: Watched
     child: int | None
 
     def spend(self, seconds: float) -> Spent:
@@ -174,7 +176,9 @@ def running_line() -> Iterator[RunningLine]:
             thread = threading.Thread(target=station.run)
             thread.start()
             try:
-                yield RunningLine(camera=camera, ledger=ledger, child=inspector.pid)
+                yield RunningLine(
+                    camera=camera, ledger=ledger, watched=station.monitor, child=inspector.pid
+                )
             finally:
                 stop.set()
                 thread.join()

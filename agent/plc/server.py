@@ -20,11 +20,12 @@ from agent.plc.blocks import (
     AGENT_REGISTERS,
     FLAGS,
     PLC_REGISTERS,
+    AgentBlock,
+    PlcBlock,
     agent_registers,
     plc_block,
     plc_registers,
 )
-from agent.plc.blocks import PlcBlock as Block
 from agent.plc.exchange import Exchange
 from agent.plc.modbus import (
     BUSY,
@@ -39,14 +40,16 @@ from engine.errors import SinkError
 
 _LOG: Final = logging.getLogger("atac_agent.plc")
 MOST_CONNECTIONS: Final = 8
-_TICK_S: Final = 0.02
-_REQUESTS: Final = 20
-"""Of one connection in one tick; more wait for the next."""
+_TICK_S: Final = 0.05
+_REQUESTS: Final = 50
+"""Of the PLC in one tick; more wait for the next."""
+_OTHERS: Final = 5
+"""The same of each other connection."""
 _ACCEPTED: Final = 4
 """Connections that are looked at in one tick."""
 _UNREAD: Final = 4096
 """Bytes of answers that a peer may leave unread."""
-_IDLE_TICKS: Final = 3000
+_IDLE_TICKS: Final = 1200
 _NOBODY: Final = "no PLC is connected"
 _JOIN_S: Final = 5.0
 
@@ -88,7 +91,8 @@ class ModbusServer:
         self._listen = listen
         self._allowed = [ipaddress.ip_network(each, strict=False) for each in allowed]
         self._agent_at, self._plc_at = agent_at, plc_at
-        self._words = plc_registers(Block())
+        self._words = plc_registers(PlcBlock())
+        self._shown = AgentBlock(), agent_registers(AgentBlock())
         self._peers: dict[socket.socket, _Peer] = {}
         self._writer: _Peer | None = None
         self._speaking: _Peer | None = None
@@ -131,7 +135,9 @@ class ModbusServer:
             block = self._exchange.block()
             if first <= FLAGS < first + count and self._speaking is self._writer:
                 self._exchange.seen(block)
-            return agent_registers(block)[first : first + count]
+            if block != self._shown[0]:
+                self._shown = block, agent_registers(block)
+            return self._shown[1][first : first + count]
         first = self._place(start, count)
         return self._words[first : first + count]
 
@@ -164,11 +170,11 @@ class ModbusServer:
             raise
 
     def _tick(self) -> None:
-        """What has come, and every 20 ms what is due by time."""
+        """What has come, and every 50 ms what is due by time."""
         begun = monotonic()
         accepted = 0
         for peer in list(self._peers.values()):
-            was_cut_short = peer.requests >= _REQUESTS
+            was_cut_short = peer.requests >= self._limit(peer)
             peer.requests = 0
             peer.idle_ticks += 1
             if peer.idle_ticks > _IDLE_TICKS:
@@ -240,7 +246,7 @@ class ModbusServer:
                     Frame(transaction=frame.transaction, unit=frame.unit, pdu=reply)
                 )
                 peer.requests += 1
-                if peer.requests >= _REQUESTS:
+                if peer.requests >= self._limit(peer):
                     break
         except MalformedError as error:
             self.refused += 1
@@ -250,6 +256,9 @@ class ModbusServer:
         finally:
             self._speaking = None
         self._send(peer)
+
+    def _limit(self, peer: _Peer) -> int:
+        return _REQUESTS if peer is self._writer else _OTHERS
 
     def _send(self, peer: _Peer) -> None:
         try:
@@ -264,7 +273,7 @@ class ModbusServer:
             self.refused += 1
             self._close(peer)
             return
-        wanted = 0 if peer.requests >= _REQUESTS else selectors.EVENT_READ
+        wanted = 0 if peer.requests >= self._limit(peer) else selectors.EVENT_READ
         wanted |= selectors.EVENT_WRITE if peer.unsent else 0
         self._watch(peer, wanted)
 
