@@ -27,7 +27,14 @@ from agent.process import prepare_process
 from agent.services.page.access import USERS, Access, Role
 from agent.services.page.service import listen
 from agent.services.page.settings import PageSettings
-from agent.settings import AgentSettings, BundleSettings, Config, EvidenceSettings, LedgerSettings
+from agent.settings import (
+    AgentSettings,
+    BundleSettings,
+    CheckSettings,
+    Config,
+    EvidenceSettings,
+    LedgerSettings,
+)
 from agent.sinks.mqtt.broker import EmbeddedBroker
 from agent.sinks.mqtt.settings import MqttSettings
 from agent.station.run import run_station
@@ -229,15 +236,14 @@ def run_demo(
             sinks=(mqtt,),
             ledger=LedgerSettings(path=folder / "ledger.sqlite"),
             evidence=EvidenceSettings(folder=folder / "evidence", audit=_AUDIT),
+            check=CheckSettings(folder=folder / "checks"),
             services=() if page is None else (_page(folder / "ledger.sqlite", page),),
         )
         summary = run_station(
             config,
             cameras=[camera],
             inspector=inspector,
-            model=Model(threshold=threshold, bundle_id=bundle.id, calibration_id=calibrated.id).on(
-                inspector
-            ),
+            model=Model.of(calibrated).on(inspector),
             parts=parts,
             stop=stop,
             started=started,

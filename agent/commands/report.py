@@ -100,6 +100,16 @@ def _source(settings: "Config", stack: ExitStack) -> "Source":
     if not settings.ledger.path.is_file():
         raise ConfigurationError("ledger.path", str(settings.ledger.path), "there is no ledger yet")
     ledger = stack.enter_context(stopped_ledger(settings.ledger.path, settings.agent.id))
-    if ledger is None:
-        raise AtacError("the agent runs: its page makes the report; or stop it first")
-    return LedgerSource(ledger.connection, settings)
+    if ledger is not None:
+        return LedgerSource(ledger.connection, settings)
+    from agent.services.page.figures import HistoryFile, HistorySource
+    from agent.services.page.opening import HISTORY
+    from agent.services.page.settings import PageSettings
+
+    for service in settings.services:
+        if isinstance(service, PageSettings):
+            history = service.place(settings.ledger.path) / HISTORY
+            if history.is_file():
+                typer.echo("the agent runs: figures of its page, without changes", err=True)
+                return HistorySource(stack.enter_context(HistoryFile(history)), None)
+    raise AtacError("the agent runs and has no page that could tell; stop it first")

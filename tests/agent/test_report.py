@@ -115,7 +115,7 @@ def test_what_cannot_be_reported_is_said(place):
             report(config=config, **options)
     with (
         Ledger(place / "ledger.sqlite", agent_id="line-3"),
-        pytest.raises(AtacError, match="the agent runs"),
+        pytest.raises(AtacError, match="the agent runs and has no page"),
     ):
         report(config=config)
     (place / "ledger.sqlite").unlink()

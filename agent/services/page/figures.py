@@ -5,11 +5,13 @@ over a week.
 """
 
 import math
+import sqlite3
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
-from typing import Any, Final
+from pathlib import Path
+from typing import Any, Final, Protocol, Self
 
 from agent.child import AgentEnd, RefusedError
 from agent.part import State
@@ -28,13 +30,37 @@ _SIDE: Final = 320
 _BETWEEN: Final = "triggered_ns >= ? AND triggered_ns < ?"
 
 
+class Asked(Protocol):
+    """What answers questions: the page's history, or its file."""
+
+    def query(self, sql: str, *values: object) -> list[sqlite3.Row]: ...
+
+
+class HistoryFile:
+    """The history of a page that runs in another process; a context manager."""
+
+    def __init__(self, path: Path) -> None:
+        self._file = sqlite3.connect(f"{path.absolute().as_uri()}?mode=ro", uri=True)
+        self._file.row_factory = sqlite3.Row
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._file.close()
+
+    def query(self, sql: str, *values: object) -> list[sqlite3.Row]:
+        """The rows of a question."""
+        return self._file.execute(sql, values).fetchall()
+
+
 class HistorySource:
     """The figures of a report; `changes` come from the agent's ledger, pictures from `frame`."""
 
     def __init__(
         self,
-        history: History,
-        agent: AgentEnd,
+        history: Asked,
+        agent: AgentEnd | None,
         frame: Callable[[str, int], bytes | None] | None = None,
     ) -> None:
         self._history = history
@@ -98,6 +124,8 @@ class HistorySource:
 
     def changes(self, from_ns: int, to_ns: int) -> list[Audited]:
         """The audit log of that time."""
+        if self._agent is None:
+            return []
         return [one for one in changes(self._agent, from_ns) if one.changed_ns < to_ns]
 
 

@@ -7,6 +7,7 @@ retrain/20261127-140509/job.json      its process, who began it and when
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -21,6 +22,8 @@ from agent.child_environment import child_environment
 from engine.bundle import replace_file
 
 _LOG_BYTES: Final = 20_000
+_KEPT: Final = 5
+"""Trainings that are kept, with their bundles."""
 _PAGES: Final = ("bundle/training.html", "bundle/calibration.html", "comparison.html")
 
 
@@ -63,6 +66,8 @@ class Jobs:
             number = f"{time.strftime('%Y%m%d-%H%M%S', time.gmtime(now_ns / 1e9))}"
             folder = self._folder / number
             folder.mkdir(parents=True)
+            for old in sorted(each for each in self._folder.iterdir() if each.is_dir())[:-_KEPT]:
+                shutil.rmtree(old, ignore_errors=True)
             code = "import os; os.nice(9); from agent.cli import main; main()"
             command = [sys.executable, "-P", "-c", code, "retrain", "--out", str(folder / "out")]
             with (folder / "log.txt").open("wb") as log:

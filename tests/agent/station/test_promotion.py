@@ -11,6 +11,8 @@ import pytest
 
 from agent.bundle_places import next_place, previous_place, put_next
 from agent.cameras.conveyor import ConveyorCamera, ConveyorSettings
+from agent.commands.promote import promote
+from agent.commands.rollback import rollback
 from agent.inference.child import ChildInspector, Setup
 from agent.ports import CameraContext
 from agent.record.schema import read_only
@@ -21,6 +23,7 @@ from agent.station.run import run_station
 from agent.station.station import Model
 from calibration.record import read_calibration
 from engine.bundle import open_bundle
+from engine.errors import BundleError
 from tests.calibrations import calibrated
 from tests.tiny_bundle import tiny_bundle
 
@@ -136,6 +139,27 @@ def test_a_bundle_is_promoted_and_rolled_back_without_losing_a_part(line, eventu
     assert line.changes() == [
         ("promote", "Ada", "a test", first, second),
         ("rollback", "Ada", "a test", second, first),
+    ]
+
+
+def test_the_commands_ask_a_running_agent(line, eventually, tmp_path, capsys):
+    config = tmp_path / "agent.yaml"
+    config.write_text(
+        "agent: {id: line-3}\nbundle: {path: bundle}\ncamera: {type: conveyor}\n"
+        f"mqtt: {{host: {line.broker.host}, port: {line.broker.port}}}\n"
+    )
+    with line:
+        eventually(lambda: len(line.parts) > 2)
+        promote(bundle=line.second.path, config=config, why="better", by="Ada")
+        assert "inspects the next part, with threshold 4" in capsys.readouterr().out
+        rollback(config=config, why="worse", by="Ada", as_json=True)
+        told = json.loads(capsys.readouterr().out)
+        assert (told["bundle_id"], told["running"]) == (line.first.id, True)
+        with pytest.raises(BundleError, match="in force already"):
+            promote(bundle=line.first.path, config=config, by="Ada")
+    assert [change[:3] for change in line.changes()] == [
+        ("promote", "Ada", "better"),
+        ("rollback", "Ada", "worse"),
     ]
 
 

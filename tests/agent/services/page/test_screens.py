@@ -9,6 +9,7 @@ from urllib.parse import quote
 
 import pytest
 
+from agent.commands.report import report
 from agent.golden import protocols
 from agent.services.page.access import Role
 from engine.bundle import open_bundle
@@ -132,6 +133,14 @@ def test_a_report_is_a_screen_a_table_and_a_page_to_keep(line, engineer):
     assert page.text.count("data:image/jpeg") >= 2
     for wrong in ("from=yesterday", f"from={day}&to=2001-01-01", "from=0001-01-01"):
         assert line.get(f"/report?{wrong}", cookie=engineer).status in {200, 400}
+
+
+def test_a_report_from_a_terminal_has_the_figures_of_the_page(line, tmp_path, capsys):
+    config = line.folder / "agent.yaml"
+    config.write_text(CONFIG + "page: {listen: '127.0.0.1:1'}\n")
+    report(config=config, html=tmp_path / "report.html", as_json=True)
+    config.write_text(CONFIG)
+    assert json.loads(capsys.readouterr().out)["cameras"]["main"]["OK"] >= 6
 
 
 def test_history_says_how_the_line_stands_to_its_calibration(line, engineer):
