@@ -4,6 +4,7 @@ Aravis comes from the system's packages (gir1.2-aravis-0.8, python3-gi), so the 
 system's Python; no package of pip is needed.
 """
 
+from collections.abc import Mapping
 from typing import Annotated, Any, Final, Literal
 
 from pydantic import Field
@@ -68,24 +69,20 @@ def found() -> list[Found]:
         "is_free_running": True,
         "trigger_count_chunk": None,
     }
-    return [
-        Found(
-            title=", ".join(
-                filter(
-                    None,
-                    (
-                        f"{each['vendor']} {each['model']}",
-                        each["serial"] and f"serial {each['serial']}",
-                        each["address"],
-                        each["protocol"],
-                    ),
-                )
-            ),
-            settings={"type": "genicam", "device": each["serial"] or each["id"]},
-            features=each["features"],
-        )
-        for each in looked_for("genicam", looking, _PYTHON)
+    return [_found(each) for each in looked_for("genicam", looking, _PYTHON)]
+
+
+def _found(told: Mapping[str, Any]) -> Found:
+    what = [
+        f"{told['vendor']} {told['model']}",
+        told["serial"] and f"serial {told['serial']}",
+        told["address"],
+        told["protocol"],
     ]
+    settings: dict[str, Any] = {"type": "genicam", "device": told["serial"] or told["id"]}
+    if told["features"].get("TriggerSource") == "Software":
+        settings["trigger"] = {"type": "software"}
+    return Found(title=", ".join(filter(None, what)), settings=settings, features=told["features"])
 
 
 class GenicamCamera(DeviceCamera):

@@ -116,7 +116,7 @@ class Found:
     """
 
     title: str
-    settings: Mapping[str, str | int | float]
+    settings: Mapping[str, str | int | float | Mapping[str, str]]
     features: Mapping[str, str | int | float | bool] = field(default_factory=dict)
 
 

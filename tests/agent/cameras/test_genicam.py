@@ -9,8 +9,8 @@ from typer import Typer
 from typer.testing import CliRunner
 
 from agent.camera_child.device import BlockIds
-from agent.cameras.genicam import GenicamSettings
-from agent.commands.cameras import cameras
+from agent.cameras.genicam import GenicamSettings, found
+from agent.commands.cameras import cameras, lines
 from agent.doctor import examine
 from agent.ports import CameraContext
 from agent.registry import open_camera
@@ -107,13 +107,21 @@ def test_a_camera_that_waits_for_triggers_that_nobody_named_is_refused(opened):
         opened().__enter__()
 
 
+def test_the_lines_for_a_camera_that_waits_for_the_agent_have_a_trigger(opened, gige):
+    with opened(trigger=SoftwareSettings(), **_SOFTWARE):
+        pass
+    mine = next(each for each in found() if gige.serial in each.title)
+    assert 'trigger: {"type": "software"}' in lines(mine)
+    assert "TriggerSource: Software" in lines(mine)
+
+
 def test_cameras_are_listed_with_lines_that_use_them(gige, tmp_path):
     shown = CliRunner().invoke(application(), [])
     mine = next(part for part in shown.output.split("\n\n") if gige.serial in part)
-    title, _, lines = mine.partition("\n")
+    title, _, pasted = mine.partition("\n")
     assert title == f"Aravis Fake, serial {gige.serial}, {gige.address}, GigEVision"
     path = tmp_path / "agent.yaml"
-    path.write_text(f"agent: {{id: a}}\nbundle: {{path: b}}\nmqtt: {{host: h}}\n{lines}\n")
+    path.write_text(f"agent: {{id: a}}\nbundle: {{path: b}}\nmqtt: {{host: h}}\n{pasted}\n")
     (camera,) = load_config(path).cameras
     with open_camera(camera) as opened:
         assert opened.read().pixels.shape == (512, 512)
@@ -127,22 +135,22 @@ def test_doctor_shows_the_device_what_it_changed_and_one_frame(gige, tmp_path):
     )
     path = tmp_path / "agent.yaml"
     path.write_text(text)
-    (found,) = (each for each in examine(path) if each.check == "camera")
-    assert found.level == "ok"
+    (finding,) = (each for each in examine(path) if each.check == "camera")
+    assert finding.level == "ok"
     for said in ("512×512 mono frames", "is white", "sharpness", f"serial {gige.serial}",
                  "firmware 0.8", "packets of 8000 bytes", "ExposureTimeAbs 4000.0 (was 10000.0)",
                  "PixelFormat Mono8"):  # fmt: skip
-        assert said in found.message
+        assert said in finding.message
     waits = "TriggerMode: On, TriggerSource: Software}, trigger: {type: software}}"
     path.write_text(text.replace("GevSCPSPacketSize: 8000}}", waits))
-    (found,) = (each for each in examine(path) if each.check == "camera")
-    assert "512×512 mono frames" in found.message
+    (finding,) = (each for each in examine(path) if each.check == "camera")
+    assert "512×512 mono frames" in finding.message
     path.write_text(text.replace(", GevSCPSPacketSize: 8000", ""))
     gige.stop()
     gige.start()
-    (found,) = (each for each in examine(path) if each.check == "camera")
-    assert found.level == "warn"
-    assert "write GevSCPSPacketSize: 8000 below features" in found.message
+    (finding,) = (each for each in examine(path) if each.check == "camera")
+    assert finding.level == "warn"
+    assert "write GevSCPSPacketSize: 8000 below features" in finding.message
 
 
 def test_ids_are_unwrapped_and_a_count_that_falls_is_one_frame():
