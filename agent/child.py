@@ -29,8 +29,10 @@ from agent.record.feed import Feed, FeedClient
 _LOG: Final = logging.getLogger("atac_agent.service")
 _SILENT_S: Final = 2.0
 """A child that sleeps and has asked nothing for so long hangs."""
-_STARVED_S: Final = 15.0
-"""As `_SILENT_S`, of a child that waits for the processor or the disk."""
+_STARVED: Final = 8
+"""A child that waits for the processor or the disk has this many times as long."""
+_IDLE_LOOKS: Final = 4
+"""This many looks in a row it was seen to sleep."""
 _START_S: Final = 30.0
 _ENDING_S: Final = 2.0
 _FIRST_RETRY_S: Final = 0.2
@@ -141,20 +143,23 @@ class ServiceChild:
 
     def _watch(self, process: subprocess.Popen[bytes], pulse: Connection) -> str:
         """Answer the pulse for as long as there is one."""
-        heard, limit_s = monotonic(), _START_S
+        heard, limit_s, idle = monotonic(), _START_S, 0
         while not self._leaving.is_set():
             try:
                 if pulse.poll(0.25):
                     self._reply(pulse)
                     self.fault, heard, limit_s = None, monotonic(), _SILENT_S
+                    idle = 0
             except (EOFError, OSError):
                 with suppress(subprocess.TimeoutExpired):
                     process.wait(_ENDING_S)
                 return _how(process)
             silent_s = monotonic() - heard
-            if silent_s > limit_s and (
-                silent_s > max(limit_s, _STARVED_S) or not _wants_to_run(process.pid)
-            ):
+            if silent_s < limit_s / 2:
+                continue
+            # Busy at any of its last looks, it is starved and does not hang.
+            idle = 0 if _wants_to_run(process.pid) else idle + 1
+            if silent_s > limit_s and (idle >= _IDLE_LOOKS or silent_s > _STARVED * limit_s):
                 return f"has not answered for {silent_s:.0f} s"
         return "was stopped"
 

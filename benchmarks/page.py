@@ -11,16 +11,19 @@ parts a second with the page over without, `p99_ratio` that of the 99 % latency,
 
 `review` is the time of an answer over a history of a million parts, in milliseconds: until it is
 there, and of the page's processor. `first_view`
-is the time until Chromium has loaded a screen, in seconds, while the line runs at full rate.
+is the time until Chromium has loaded a screen, and `back` until a page answers that was killed or
+frozen, in seconds, while the line runs at full rate.
 """
 
 import argparse
 import http.client
 import logging
 import math
+import os
 import queue
 import random
 import shutil
+import signal
 import statistics
 import subprocess
 import sys
@@ -168,6 +171,10 @@ def main() -> None:
             pairs.append(pair)
         with page_beside(line) as page:
             first_view = first_views(page)
+            back_s = {
+                "killed": back_after(page, signal.SIGKILL),
+                "frozen": back_after(page, signal.SIGSTOP),
+            }
     seconds = options.turns * options.seconds
     result = {
         "machine": described(),
@@ -193,6 +200,7 @@ def main() -> None:
         "page_cpu": round(page_cpu / seconds, 4),
         "viewers_cpu": round(viewers_cpu / seconds, 4),
         "first_view_s": first_view,
+        "back_s": back_s,
         "review_ms": answers(options.parts),
     }
     write_result(result, options.out)
@@ -335,6 +343,21 @@ def first_views(page: PageService) -> dict[str, float] | None:
     finally:
         shown.quit()
     return found
+
+
+def back_after(page: PageService, what: signal.Signals) -> float:
+    """Seconds until a page answers that is killed or frozen, the median of three."""
+    times = []
+    assert page.address is not None
+    for _ in range(3):
+        assert page.pid is not None
+        pid, start = page.pid, time.perf_counter()
+        os.kill(pid, what)
+        while page.pid == pid or not get(page.address, "/line"):
+            time.sleep(0.02)
+        times.append(time.perf_counter() - start)
+        time.sleep(1.0)
+    return round(statistics.median(times), 2)
 
 
 # ---- answers over a long history
