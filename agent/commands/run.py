@@ -69,6 +69,7 @@ def run(
         precision=runtime.precision,
         fallback=settings.bundle.fallback,
         max_megapixels=settings.bundle.max_megapixels,
+        log=log,
     )
     starting = ChildInspector(setup, deadline_s=settings.longest_deadline_s, first=context.obj)
 

@@ -29,6 +29,7 @@ from typing import Any, Final, Self
 import numpy as np
 
 from agent.inference.start import StartingChild
+from agent.logs import LogFormat
 from engine.backends.base import MAX_PIXELS, BackendName, FallbackName
 from engine.bundle import Precision, Sha256
 from engine.errors import BackendError, InspectionError, NoAnswerError
@@ -67,6 +68,7 @@ class Setup:
     """What the child opens: as `open_bundle` and `open_inspector` take it.
 
     The child opens by path what the agent has opened before: `bundle_id` says that it is the same.
+    It writes its log as the agent does.
     """
 
     bundle: Path
@@ -76,6 +78,7 @@ class Setup:
     precision: Precision = "fp32"
     fallback: FallbackName | None = None
     max_megapixels: float = MAX_PIXELS / 1e6
+    log: LogFormat = "text"
 
 
 def _packed(setup: Setup) -> bytes:

@@ -20,6 +20,7 @@ import numpy as np
 from pydantic import TypeAdapter
 
 from agent.inference.child import BAYER, FIRST_BAYER, PACKET, REQUEST, Memory, Setup
+from agent.logs import write_logs
 from agent.process import prepare_process
 from engine.backends.opening import open_inspector
 from engine.bundle import open_bundle
@@ -45,6 +46,7 @@ def main(connections: Sequence[tuple[socket.socket, Memory]]) -> None:
     if not packet:  # the agent stopped before it had read its configuration
         return
     setup = TypeAdapter(Setup).validate_json(packet)
+    write_logs(setup.log)
     begun = perf_counter()
     try:
         bundle = open_bundle(setup.bundle, signed_by=setup.signed_by, bundle_id=setup.bundle_id)
@@ -133,5 +135,4 @@ if __name__ == "__main__":
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
     # A child that hangs must not outlive its parent.
     ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
-    logging.basicConfig(format="agent: %(message)s", level=logging.WARNING)
     main([(socket.socket(fileno=end), Memory(memory)) for end, memory in json.loads(sys.argv[1])])
