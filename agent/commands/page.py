@@ -1,5 +1,6 @@
 """`agent page`: who may log in to the operator's page."""
 
+import json
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
@@ -23,6 +24,7 @@ def page(
         typer.Option(help="What the user may do."),
     ] = "operator",
     config: Annotated[Path, typer.Option(help="The configuration.")] = Path("agent.yaml"),
+    as_json: Annotated[bool, typer.Option("--json", help="Print all users as JSON.")] = False,
 ) -> None:
     """Add a user of the operator's page, give one another password or role, or remove one.
 
@@ -38,21 +40,24 @@ def page(
     settings = load_config(config)
     place = _page(settings.services, config).place(settings.ledger.path)
     with Access(place / USERS, idle_s=0) as access:
+        said = ""
         if action == "users":
-            for known, theirs in access.users():
-                typer.echo(f"{known}  {theirs.name.lower()}")
+            said = "\n".join(f"{known}  {theirs.name.lower()}" for known, theirs in access.users())
         elif not name:
             raise ConfigurationError(f"agent page {action}", None, "name the user")
         elif action == "remove-user":
             if not access.remove_user(name):
                 raise ConfigurationError("agent page remove-user", name, "there is no such user")
-            typer.echo(f"{name} is removed, and logged out")
+            said = f"{name} is removed, and logged out"
         else:
             try:
                 access.add_user(name, _password(), Role[role.upper()])
             except ValueError as error:
                 raise ConfigurationError("agent page add-user", name, str(error)) from None
-            typer.echo(f"{name} may log in as {role}")
+            said = f"{name} may log in as {role}"
+        users = {known: theirs.name.lower() for known, theirs in access.users()}
+    if as_json or said:
+        typer.echo(json.dumps({"users": users}, indent=2) if as_json else said)
 
 
 def _page(services: tuple[object, ...], config: Path) -> "PageSettings":
