@@ -154,7 +154,7 @@ class VisionServer:
         server.product_uri, server.manufacturer_name = OURS, "ATAC Agent"
         iserver = server.iserver
         iserver.max_connections = MOST_CONNECTIONS
-        iserver.max_pending_activation_seconds = 10.0
+        iserver.max_pending_activation_seconds = 30.0
         iserver.max_pending_messages_per_connection = 100
         iserver.max_subscriptions = 5 * MOST_CONNECTIONS
         await server.load_certificate(self._identity.certificate_file)

@@ -17,6 +17,7 @@ from agent.station.status import Status
 from engine.errors import ConfigurationError
 from engine.spec import spec
 
+_MODULE: Final = "agent.opcua.main"
 _INFERENCE: Final = "inference:"
 
 
@@ -55,7 +56,7 @@ class OpcuaService:
         folder = settings.folder or config.ledger.path.with_name("opcua")
         self._child = ServiceChild(
             "opcua",
-            "agent.opcua.main",
+            _MODULE,
             setup={
                 "host": settings.listen,
                 "port": settings.port,
@@ -100,8 +101,10 @@ class OpcuaService:
                     raise RefusedError("; ".join(self._watched.status().faults))
                 return None, ()
             case "pause" | "resume" if self._watched.requests is not None:
+                return getattr(self._watched.requests, question)(), ()
+            case "trigger" if self._watched.requests is not None:
                 try:
-                    return getattr(self._watched.requests, question)(), ()
+                    return self._watched.requests.trigger(None, values["part_id"]), ()
                 except RequestError as error:
                     raise RefusedError(str(error)) from None
         raise RefusedError(f"this agent does not obey {question}")

@@ -37,6 +37,8 @@ SCAN_S = 0.010
 POLL_S = 0.010
 DUE_S = 0.4
 TORN_S = 0.004
+FORGOTTEN_S = 10.0
+"""Longer than the slowest scans: a part without an end by then has been forgotten."""
 RATES = {
     "scan slow, to 0.3 s": 0.005,
     "scan stops, to 4 s": 0.0002,
@@ -48,11 +50,22 @@ RATES = {
     "no result": 0.005,
     "torn": 0.2,  # of what is written over `client`: a register is behind by up to 4 ms
 }
+STRESS = RATES | {
+    "scan slow, to 0.3 s": 0.02,
+    "reading lost": 0.1,
+    "writing lost": 0.1,
+    "agent restarts": 0.005,
+    "PLC restarts": 0.001,
+    "result late": 0.05,
+    "torn": 0.5,
+}
+"""What a short run needs to meet all of it."""
+_FORGOTTEN = "nobody has answered"
 
 
 @dataclass(kw_only=True)
 class Seen:
-    """What came of the parts; all but the first three counters should be 0 or explained."""
+    """What came of the parts: see `is_right` for what has to be 0."""
 
     parts: int = 0
     ends: Counter[str] = field(default_factory=Counter)
@@ -63,6 +76,7 @@ class Seen:
     never_ended: int = 0
     unsettled: int = 0
     settled_twice: int = 0
+    delivered_unread: int = 0
     strays: int = 0
     agent_restarts: int = 0
     plc_restarts: int = 0
@@ -76,7 +90,10 @@ class Seen:
             or self.ended_twice
             or self.never_ended
             or self.unsettled
+            or self.ends[_FORGOTTEN]
             or self.settled_twice
+            or self.delivered_unread
+            or self.strays
         )
 
 
@@ -98,7 +115,10 @@ class Memory:
 class World:
     """One PLC, one agent, and what goes wrong between them; `torn`: the agent is the client."""
 
-    def __init__(self, parts: int, seed: int, *, kind: str) -> None:
+    def __init__(
+        self, parts: int, seed: int, *, kind: str, rates: dict[str, float] = RATES
+    ) -> None:
+        self.rates = rates
         self.rng = random.Random(seed)
         self.is_client = kind == "client"
         self.parts = parts
@@ -107,6 +127,9 @@ class World:
         self.events: list[tuple[float, int, Callable[[], None]]] = []
         self.order = itertools.count()
         self.announced: set[int] = set()
+        self.delivered: set[int] = set()
+        self.results: set[int] = set()
+        self.arrived: dict[int, float] = {}
         self.ended: set[int] = set()
         self.number = 0
         self.next_at = self.now
@@ -128,11 +151,12 @@ class World:
                 until = min(until, self.now + (5 if len(self.ended) == self.parts else 60))
             if self.now > until:
                 break
-        self.plc.stop("the end")
+        self.plc.stop(_FORGOTTEN)
         seen = self.seen
         seen.parts = self.number
         seen.strays += self.plc.strays
         seen.never_ended = self.number - len(self.ended)
+        seen.delivered_unread = len(self.delivered - self.results)
         seen.unsettled = len(self.offered - self.settled)
         seen.simulated_s = round(self.now - 1000.0, 1)
         return seen
@@ -141,7 +165,7 @@ class World:
         heapq.heappush(self.events, (self.now + seconds, next(self.order), act))
 
     def happens(self, name: str) -> bool:
-        return self.rng.random() < RATES[name]
+        return self.rng.random() < self.rates[name]
 
     # ---- the agent
 
@@ -149,6 +173,7 @@ class World:
         self.handshake = Handshake(due_s=DUE_S)
         self.before = PlcBlock()
         self.offered, self.settled = set(), set()
+        self.truth: dict[int, int] = {}  # the numbers of this agent's tokens
 
     def restart_agent(self) -> None:
         self.seen.agent_restarts += 1
@@ -164,6 +189,8 @@ class World:
             else:
                 self.seen.settled_twice += action.token in self.settled
                 self.settled.add(action.token)
+                if action.refused is None:
+                    self.delivered.add(self.truth[action.token])
                 why = (action.refused or "read").partition(" ")[0]
                 assert action.refused is None or action.refused == ENDED or why == "came"
 
@@ -172,6 +199,7 @@ class World:
         self.seen.announced += 1
         self.seen.announced_twice += self.number in self.announced
         self.announced.add(self.number)
+        self.truth[action.token] = self.number
         if self.happens("no result"):
             return
         slow = self.rng.uniform(0.3, 1.0) if self.happens("result late") else 0.0
@@ -241,16 +269,20 @@ class World:
         if self.now < self.next_at or self.number == self.parts:
             return None
         self.number += 1
+        self.arrived[self.number] = self.now
         self.next_at = self.now + self.rng.expovariate(1 / 0.05)
         return self.number, f"id-{self.number}" if self.number % 4 == 0 else ""
 
     def end(self, ended: Ended) -> None:
         self.seen.ended_twice += ended.number in self.ended
         self.ended.add(ended.number)
+        if self.now - self.arrived[ended.number] > FORGOTTEN_S:
+            self.seen.ends[_FORGOTTEN] += 1
         if ended.reason:
             self.seen.ends[ended.reason] += 1
             return
         self.seen.ends[ended.code.name] += 1
+        self.results.add(ended.number)
         if ended.code is ResultCode.LATE:
             self.seen.wrong += ended.ok
         else:
@@ -270,8 +302,6 @@ class World:
             told = agent_block(self.agent_memory.read(self.now))
             self.write(self.plc_memory, plc_registers(self.plc.scan(told, self.now)))
             return
-        if self.happens("agent restarts"):
-            self.restart_agent()
         told = None
         self.handshake.passed(self.now)
         # The request may reach the agent although its answer is lost.
@@ -281,16 +311,17 @@ class World:
             told = agent_block(agent_registers(block))
         written = self.plc.scan(told, self.now)
         if not self.happens("writing lost"):
-            delay_s = self.rng.uniform(0.0, 0.8) * SCAN_S
-            handshake = self.handshake
-            self.later(delay_s, lambda: self.hear(written) if handshake is self.handshake else None)
+            # An agent that has just started may hear the PLC before the PLC hears it.
+            self.later(self.rng.uniform(0.0, 0.8) * SCAN_S, lambda: self.hear(written))
+        if self.happens("agent restarts"):
+            self.later(self.rng.uniform(0.0, 0.8) * SCAN_S, self.restart_agent)
 
 
-def simulated(parts: int, seed: int, *, kind: str) -> Seen:
-    """So many parts, in runs of 5000."""
+def simulated(parts: int, seed: int, *, kind: str, rates: dict[str, float] = RATES) -> Seen:
+    """This number of parts, in runs of 5000."""
     found = Seen()
     for first in range(0, parts, 5000):
-        seen = World(min(5000, parts - first), seed + first, kind=kind).run()
+        seen = World(min(5000, parts - first), seed + first, kind=kind, rates=rates).run()
         for name, value in vars(seen).items():
             setattr(found, name, getattr(found, name) + value)
     return found

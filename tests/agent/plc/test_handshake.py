@@ -18,7 +18,7 @@ from agent.plc.blocks import (
     thousandths,
 )
 from agent.plc.handshake import MOST_HELD, Announced, Handshake, Result, Settled
-from tests.agent.plc.simulation import World
+from tests.agent.plc.simulation import STRESS, World
 
 GOOD = Result(code=ResultCode.OK, score=300, threshold=500)
 
@@ -277,5 +277,5 @@ def test_registers_keep_what_the_agent_says(score, part_id, ok):
 @settings(max_examples=6)
 @given(seed=st.integers(0, 1 << 32))
 def test_no_result_is_read_for_another_part_and_none_is_lost(kind, seed):
-    seen = World(100, seed, kind=kind).run()
+    seen = World(150, seed, kind=kind, rates=STRESS).run()
     assert seen.is_right, seen

@@ -43,6 +43,9 @@ class Requests:
     def resume(self):
         self.asked.append("resume")
 
+    def trigger(self, camera, part_id):
+        self.asked.append(("trigger", camera, part_id))
+
 
 class Agent:
     """An agent that is watched by an OPC UA server, with certificates of three clients."""
@@ -98,7 +101,17 @@ class Agent:
 def agent(tmp_path_factory):
     logging.getLogger("asyncua").setLevel(logging.CRITICAL)
     folder = tmp_path_factory.mktemp("opcua")
-    with Ledger(folder / "ledger.sqlite", agent_id="line-3", sinks=[Wants()]) as ledger:
+    # As it is, the process gives way to all others: tests that run beside it would starve it.
+    (folder / "hurried_server.py").write_text(
+        "import sys\nfrom agent.opcua.serving import serve\nserve(sys.argv[1])\n"
+    )
+    path = f"{folder}:{os.environ.get('PYTHONPATH', Path.cwd())}"
+    with (
+        pytest.MonkeyPatch.context() as patch,
+        Ledger(folder / "ledger.sqlite", agent_id="line-3", sinks=[Wants()]) as ledger,
+    ):
+        patch.setenv("PYTHONPATH", path)
+        patch.setattr("agent.services.opcua._MODULE", "hurried_server")
         made = Agent(folder, ledger)
         with made.service:
             asyncio.run(reached(made))
@@ -223,6 +236,11 @@ def test_operators_stop_and_start_inspection_and_the_state_machine_follows(agent
             await becomes(lambda: text(state), "ContinuousExecution")
             nothing = ua.Variant(0, ua.VariantType.Int32), ua.Variant("", ua.VariantType.String)
             assert await automatic.call_method(f"{vision}:Stop", *nothing) == 0
+            for method in ("StartContinuous", "StartSingleJob"):
+                unnamed = [ua.Variant(None, ua.VariantType.Null)] * 5
+                job, error = await automatic.call_method(f"{vision}:{method}", *unnamed)
+                assert error == 0
+                assert job is not None
             agent.latest = replace(agent.latest, is_paused=True)
             await becomes(lambda: text(state), "Ready")
             agent.latest = replace(agent.latest, is_paused=False, faults=("inference: hangs",))
@@ -231,7 +249,7 @@ def test_operators_stop_and_start_inspection_and_the_state_machine_follows(agent
             assert await machine.call_method(f"{vision}:Reset", *nothing) == -1
             agent.latest = replace(agent.latest, faults=())
             await becomes(lambda: text(of_machine), "Operational")
-        assert agent.requests.asked == ["pause"]
+        assert agent.requests.asked == ["pause", "resume", ("trigger", None, None)]
 
     asyncio.run(look())
 
