@@ -22,6 +22,13 @@ from engine.methods import open_method
 from tests.tiny_bundle import defective_part, good_part, tiny_bundle
 
 
+def suspend(process):
+    """Stop a process; the signal itself takes effect some time later."""
+    os.kill(process, signal.SIGSTOP)
+    while Path(f"/proc/{process}/stat").read_text().rpartition(")")[2].split()[0] != "T":
+        time.sleep(0.001)
+
+
 @pytest.fixture(scope="module")
 def bundle(tmp_path_factory):
     return tiny_bundle(tmp_path_factory.mktemp("bundle"))
@@ -94,7 +101,7 @@ def test_lanes_share_the_child_and_get_their_own_answers(bundle, child):
 
 @pytest.mark.skipif((os.cpu_count() or 1) < 2, reason="one core has one worker")
 def test_of_two_parts_in_hand_a_dying_child_costs_one(child):
-    os.kill(child.pid, signal.SIGSTOP)
+    suspend(child.pid)
     threading.Timer(0.3, child._child._process.kill).start()
     with ThreadPoolExecutor(2) as threads:
         parts = [threads.submit(child.inspect, good_part(number)) for number in range(2)]
@@ -122,7 +129,7 @@ def test_a_killed_child_is_replaced_and_costs_at_most_the_part_in_hand(child, ev
 
 
 def test_a_child_that_dies_with_a_part_in_hand_ends_it_as_error(child):
-    os.kill(child.pid, signal.SIGSTOP)
+    suspend(child.pid)
     killer = child._child._process
 
     threading.Timer(0.2, killer.kill).start()
@@ -133,7 +140,7 @@ def test_a_child_that_dies_with_a_part_in_hand_ends_it_as_error(child):
 
 
 def test_a_child_that_hangs_is_killed_and_replaced(child):
-    os.kill(child.pid, signal.SIGSTOP)
+    suspend(child.pid)
     with pytest.raises(NoAnswerError, match=r"did not answer within [\d.]+ s"):
         child.inspect(good_part(1))
     assert child.fault.endswith(" s; it was restarted")
@@ -290,7 +297,7 @@ def test_a_child_that_gets_no_processor_is_not_taken_for_hung(child, monkeypatch
     """As on a machine that is too busy: stopped for three limits, but ready to run all the time."""
     queued = iter(range(0, 10**12, 10**9))
     monkeypatch.setattr("agent.inference.child._queued_ns", lambda _pid: {"1": next(queued)})
-    os.kill(child.pid, signal.SIGSTOP)
+    suspend(child.pid)
     threading.Timer(3.0, os.kill, [child.pid, signal.SIGCONT]).start()
     assert child.inspect(good_part(1)).score > 0
     assert child.restarts == 0
