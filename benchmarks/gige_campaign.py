@@ -243,7 +243,8 @@ def main() -> None:
         "killed": run(short, rate, fault=kill, faults=options.faults),
         "frozen": run(short, rate, fault=freeze, faults=options.faults),
         "unplugged": run(round(100 * rate), rate, fault=unplug, faults=5),
-        "packets lost": run(round(20 * rate), rate, lost=5.0),
+        # An incomplete frame is given up after 100 ms, within the window of this rate.
+        "packets lost": run(200, min(rate, 5.0), lost=5.0),
     }
     found = {"machine": described(), "rates_tried": tried, "rows": rows}
     write_result(json.loads(json.dumps(found)), options.out)
