@@ -8,7 +8,7 @@ process is killed; it is frozen; the camera is unplugged and plugged in again, s
 ids wrap each time; and packets are lost. A second camera runs beside it all the time.
 
 The truth comes from the camera: its clock is this machine's, and a frame was made after its part
-was published, and before the agent had heard of the next one.
+was published, and before the agent had heard of the next one that it had the camera expose for.
 """
 
 import argparse
@@ -69,6 +69,7 @@ class Seen:
     states: dict[str, State] = field(default_factory=dict)
     device_ns: dict[str, int] = field(default_factory=dict)
     heard_ns: dict[str, int] = field(default_factory=dict)
+    refused: set[str] = field(default_factory=set)
     blocks: list[int] = field(default_factory=list)
     frame_ms: list[float] = field(default_factory=list)
     verdict_ms: list[float] = field(default_factory=list)
@@ -83,6 +84,8 @@ class Seen:
         assert part.part_id is not None
         self.states[part.part_id] = part.ended.state
         self.heard_ns[part.part_id] = part.trigger.triggered_ns
+        if "still owes" in part.ended.reason:
+            self.refused.add(part.part_id)
         if part.frame is None:
             return
         assert part.frame.device_ns is not None
@@ -189,16 +192,20 @@ def judged(
 ) -> dict[str, Any]:
     """What came of a row, by the camera's own clock."""
     wrong = {}
-    for (part_id, at), (following, _) in pairwise([*fired, ("", 0)]):
+    following_ns = 1 << 62  # when the agent heard of the next part that the camera exposed for
+    for part_id, at in reversed(fired):
         made = seen.device_ns.get(part_id)
-        if made is not None and not at <= made < seen.heard_ns.get(following, 1 << 62):
+        if made is not None and not at <= made < following_ns:
             wrong[part_id] = (made - at) / 1e6
+        if part_id in seen.heard_ns and part_id not in seen.refused:
+            following_ns = seen.heard_ns[part_id]
     wraps = sum(before <= 65_535 < after for before, after in pairwise(seen.blocks))
     counts = Counter(seen.states.values())
     return {
         "rate_per_s": rate,
         "parts": len(fired),
         "states": {state.value: counts[state] for state in State if counts[state]},
+        "not_exposed_for": len(seen.refused),
         "wrong_frames": len(wrong),
         "made_after_ms": wrong,
         "in_ledger": dict(zip(("parts", "ids", "ended"), recorded, strict=True)),
