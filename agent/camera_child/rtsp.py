@@ -1,24 +1,16 @@
 """The child of an RTSP camera: OpenCV's FFmpeg.
 
 FFmpeg takes its options from the environment, so each camera needs a process; user and password
-come by the socket, and are seen by nobody else. A thread decodes without pause, as a stream that
-is not read falls seconds behind, and keeps the newest frame alone.
+come by the socket, and are seen by nobody else.
 """
 
 import os
-import threading
-from collections.abc import Callable
 from multiprocessing.connection import Connection
-from time import monotonic, time_ns
-from typing import Any, Final
+from typing import Any
 from urllib.parse import quote
 
-import numpy as np
-
 from agent.camera_child import stream
-from agent.camera_child.wire import GoneError, Message
-
-_GRACE_S: Final = 1.0
+from agent.camera_child.capture import Capture
 
 
 def serve(
@@ -41,103 +33,17 @@ def serve(
         scheme, _, rest = url.partition("://")
         secret = "" if password is None else f":{quote(password, safe='')}"
         url = f"{scheme}://{quote(user, safe='')}{secret}@{rest}"
-    stream.serve(connection, _Stream(memory, url, open_s=open_s, silent_s=silent_s))
 
-
-class _Stream:
-    def __init__(self, memory: int, url: str, *, open_s: float, silent_s: float) -> None:
-        self._memory = memory
-        self._url = url
-        self._open_s = open_s
-        self._silent_s = silent_s
-        self._slots: stream.Slots | None = None
-        self._capture: Any = None
-        self._newest: tuple[int, Any] | None = None
-        self._came = threading.Condition()
-        self._count = 0
-        self._has_ended = False
-        self._last = monotonic()
-
-    def open(self, sign: Callable[[], None]) -> Message:
-        opening = threading.Thread(target=self._open, daemon=True)
-        opening.start()
-        until = monotonic() + self._open_s + _GRACE_S
-        while opening.is_alive() and monotonic() < until:
-            opening.join(0.3)
-            sign()
-        if opening.is_alive() or self._capture is None or not self._capture.isOpened():
-            raise GoneError(
-                f"gives no stream within {self._open_s:g} s; check power, network, the path in "
-                "url, user and password"
-            )
-        ok, first = self._capture.read()
-        if not ok:
-            raise GoneError("gives a stream without a picture; check its codec and its path")
-        self._slots = stream.Slots(self._memory, first.nbytes)
-        self._keep(first)
-        threading.Thread(target=self._decode, daemon=True).start()
-        return stream.opened(self._slots, pixel_format="BGR8")
-
-    def _open(self) -> None:
+    def opened() -> Any:
         import cv2  # noqa: PLC0415 - after its options are in the environment
 
-        self._capture = cv2.VideoCapture(
-            self._url,
-            cv2.CAP_FFMPEG,
-            [
-                *(cv2.CAP_PROP_OPEN_TIMEOUT_MSEC, round(self._open_s * 1e3)),
-                *(cv2.CAP_PROP_READ_TIMEOUT_MSEC, round(self._silent_s * 1e3)),
-            ],
-        )
+        limits = [
+            *(cv2.CAP_PROP_OPEN_TIMEOUT_MSEC, round(open_s * 1e3)),
+            *(cv2.CAP_PROP_READ_TIMEOUT_MSEC, round(silent_s * 1e3)),
+        ]
+        return cv2.VideoCapture(url, cv2.CAP_FFMPEG, limits)
 
-    def _decode(self) -> None:
-        while True:
-            ok, picture = self._capture.read()
-            if not ok:
-                break
-            self._keep(picture)
-        with self._came:
-            self._has_ended = True
-            self._came.notify()
-
-    def _keep(self, picture: Any) -> None:
-        with self._came:
-            self._newest = (time_ns(), picture)
-            self._last = monotonic()
-            self._came.notify()
-
-    def next(self, within_s: float) -> Message | None:
-        assert self._slots is not None
-        with self._came:
-            self._came.wait_for(lambda: self._newest is not None or self._has_ended, within_s)
-            newest, self._newest = self._newest, None
-            if newest is None and (self._has_ended or monotonic() - self._last > self._silent_s):
-                raise GoneError("gives no more frames; it is opened again")
-        if newest is None:
-            return None
-        captured_ns, picture = newest
-        height, width = picture.shape[:2]
-        if picture.nbytes > self._slots.size:
-            raise GoneError("gives larger pictures than before; it is opened again")
-        if (slot := self._slots.take()) is None:
-            return None
-        # Only what is given counts: a picture that a newer one has replaced was nobody's part.
-        self._count += 1
-        np.frombuffer(self._slots.view(slot), np.uint8, picture.nbytes)[:] = picture.reshape(-1)
-        return stream.frame(
-            slot,
-            width=width,
-            height=height,
-            pixel_format="BGR8",
-            block_id=self._count,
-            captured_ns=captured_ns,
-        )
-
-    def free(self, slot: int) -> None:
-        assert self._slots is not None
-        self._slots.free(slot)
-
-    def fire(self) -> None: ...
-
-    def close(self) -> None:
-        """The process ends; a reader that hangs is not waited for."""
+    remedy = "power, network, the path in url, user and password"
+    stream.serve(
+        connection, Capture(memory, opened, remedy=remedy, open_s=open_s, silent_s=silent_s)
+    )
