@@ -105,7 +105,8 @@ class _Camera:
         self._name = device
         self._features = features
         self._trigger_count_chunk = trigger_count_chunk
-        self._aravis, self._error = _aravis()
+        self._aravis: Any = None
+        self._error: type[Exception] = Exception
         self._camera: Any = None
         self._device: Any = None
         self._stream: Any = None
@@ -123,6 +124,7 @@ class _Camera:
     # ---- opening
 
     def open(self, sign: Callable[[], None]) -> Message:
+        self._aravis, self._error = _aravis()
         try:
             until = monotonic() + _TAKEN_S
             self._camera = self._opened(sign)
@@ -240,8 +242,8 @@ class _Camera:
         )
 
     def _drain(self) -> None:
-        """Leave out the frames of triggers that came before this connection."""
-        if self._is_free_running:
+        """Leave out the frames of an agent's triggers that came before this connection."""
+        if self._is_free_running or self._read("TriggerSource") != "Software":
             return
         until = monotonic() + _STALE_S
         while (left := until - monotonic()) > 0:
@@ -296,6 +298,7 @@ class _Camera:
 
     def settings(self) -> dict[str, Value]:
         """What a configuration would say of the camera as it is now; nothing where it is away."""
+        self._aravis, self._error = _aravis()
         try:
             self._camera = self._aravis.Camera.new(self._name)
             self._device = self._camera.get_device()

@@ -4,6 +4,7 @@ import json
 import os
 import signal
 import subprocess
+import sys
 import time
 from pathlib import Path
 
@@ -98,6 +99,12 @@ def test_packets_larger_than_the_network_takes_are_named_with_the_remedy(opened,
     assert remedy in note
     assert "packets of 8000 bytes do not pass" in problem
     assert remedy in problem
+
+
+def test_a_machine_without_aravis_says_what_to_install(context, monkeypatch):
+    monkeypatch.setattr(GenicamCamera, "python", sys.executable)
+    with pytest.raises(CameraError, match=r"install the packages gir1\.2-aravis-0\.8"):
+        GenicamCamera(GenicamSettings(), context).__enter__()
 
 
 def test_a_child_that_takes_too_much_memory_ends_itself(opened, monkeypatch):
