@@ -16,6 +16,8 @@ import cv2
 
 from agent.cameras.one_frame import one_frame
 from agent.cameras.settings import AnyCameraSettings
+from agent.plc.client import read_plc
+from agent.plc.server import listening as listening_for_plc
 from agent.ports import Described
 from agent.record.annotations import threshold_in_file
 from agent.record.schema import check_place, damage
@@ -25,6 +27,7 @@ from agent.services.metrics import MetricsSettings
 from agent.services.metrics.server import check_settings as check_metrics
 from agent.services.metrics.server import listening
 from agent.settings import Config, load_config
+from agent.sinks.modbus import ModbusSettings
 from agent.sinks.mqtt.probe import probe
 from agent.sinks.mqtt.settings import MqttSettings
 from agent.sinks.sparkplug.probe import probe as probe_node
@@ -98,6 +101,8 @@ def examine(path: Path, *, is_running: bool = False) -> Iterator[Finding]:
             yield _checked("broker", partial(_broker, sink, config.agent.id))
         if isinstance(sink, SparkplugSettings):
             yield _checked("sparkplug", partial(_node, sink, config.agent.id))
+        if isinstance(sink, ModbusSettings):
+            yield _checked("plc", partial(_plc, sink, is_running=is_running))
     for service in config.services:
         if isinstance(service, MetricsSettings):
             yield _checked("metrics", partial(_metrics, service))
@@ -259,6 +264,17 @@ def _broker(settings: MqttSettings, agent_id: str) -> Finding:
 
 def _node(settings: SparkplugSettings, agent_id: str) -> Finding:
     return _ok("sparkplug", probe_node(settings, agent_id))
+
+
+def _plc(sink: ModbusSettings, *, is_running: bool) -> Finding:
+    host, port = sink.address
+    if sink.host is not None:
+        block = read_plc(host, port, unit=sink.unit, plc_at=sink.plc_at)
+        said = f"heartbeat {block.heartbeat}, session {block.session}"
+        return _ok("plc", f"{host}:{port} has its registers at {sink.plc_at}: {said}")
+    if not is_running:
+        listening_for_plc(sink.address).close()
+    return _ok("plc", f"{', '.join(sink.allow)} may connect to {host}:{port}")
 
 
 def _metrics(settings: MetricsSettings) -> Finding:

@@ -7,6 +7,7 @@ writes, and others may read.
 
 import ipaddress
 import logging
+import os
 import selectors
 import socket
 import threading
@@ -65,6 +66,18 @@ class _Peer:
     watched: int = 0
 
 
+def listening(address: tuple[str, int]) -> socket.socket:
+    """A socket that listens at `address`; raises `SinkError` where it cannot be had."""
+    host, port = address
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    try:
+        return socket.create_server(address, family=family, backlog=MOST_CONNECTIONS)
+    except OSError as error:
+        number = error.errno or 0
+        why = os.strerror(number) if number > 0 else error.strerror
+        raise SinkError(f"cannot listen at {host}:{port}: {why}") from None
+
+
 class ModbusServer:
     """Serves `exchange`; a context manager with a thread of its own.
 
@@ -105,12 +118,7 @@ class ModbusServer:
         """Where it listens, once entered."""
 
     def __enter__(self) -> Self:
-        host, port = self._listen
-        family = socket.AF_INET6 if ":" in host else socket.AF_INET
-        try:
-            listener = socket.create_server(self._listen, family=family, backlog=MOST_CONNECTIONS)
-        except OSError as error:
-            raise SinkError(f"cannot listen at {host}:{port}: {error.strerror}") from None
+        listener = listening(self._listen)
         listener.setblocking(False)
         self.port = listener.getsockname()[1]
         self._listener = listener

@@ -55,6 +55,13 @@ class ModbusSettings(AnySinkSettings):
     poll_ms: Annotated[Milliseconds, Field(ge=2, le=1000)] = 10.0
     due_ms: Milliseconds | None = None
 
+    @property
+    def address(self) -> tuple[str, int]:
+        """Where the agent listens, or the PLC does."""
+        if self.host is None:
+            return self.listen, self.port or _SERVED_AT
+        return self.host, self.port or _CLIENT_OF
+
     @model_validator(mode="after")
     def _is_one_of_both(self) -> "ModbusSettings":
         if bool(self.allow) == (self.host is not None):
@@ -76,12 +83,13 @@ def open(settings: ModbusSettings, *, agent_id: str, is_alarm: "Callable[[Part],
 
     def connection(exchange: "Exchange") -> AbstractContextManager[object]:
         if settings.host is None:
-            listen = settings.listen, settings.port or _SERVED_AT
+            listen = settings.address
             return ModbusServer(exchange, listen=listen, allowed=settings.allow, **places)
+        host, port = settings.address
         return ModbusClient(
             exchange,
-            host=settings.host,
-            port=settings.port or _CLIENT_OF,
+            host=host,
+            port=port,
             unit=settings.unit,
             every_s=settings.poll_ms / 1e3,
             **places,

@@ -21,6 +21,8 @@ from engine.frame import Frame
 
 BRIGHTEST = 200
 THRESHOLD = 1.5
+MOST = 5
+"""Parts under way, so that a busy machine drops none."""
 
 
 def brightness(number: int) -> int:
@@ -133,7 +135,8 @@ class Plc(threading.Thread):
         return PlcProgram(arrive=self.arrive, ended=self.end)
 
     def arrive(self):
-        if self.number == self.parts or time.monotonic() < self.next_at:
+        under_way = len(self.program._waiting)
+        if self.number == self.parts or time.monotonic() < self.next_at or under_way >= MOST:
             return None
         self.number += 1
         self.next_at = time.monotonic() + self.every_s

@@ -2,6 +2,7 @@
 
 import asyncio
 import contextlib
+import json
 import socket
 import threading
 
@@ -14,6 +15,7 @@ from pymodbus.server import ModbusTcpServer
 from pymodbus.simulator import DataType, SimData, SimDevice
 
 from agent.clock import SystemClock
+from agent.doctor import examine
 from agent.plc import modbus
 from agent.plc.blocks import PlcBlock, agent_block, plc_registers
 from agent.plc.client import ModbusClient
@@ -317,3 +319,27 @@ def polled(plc_memory, port=None):
         {"host": "127.0.0.1", "port": port or plc_memory.port, "count_at": 10, "id_at": 20}
     )
     return open_trigger(settings, threading.Event(), SystemClock())
+
+
+# ---- what doctor looks at
+
+
+def test_doctor_says_whether_the_port_is_free_and_the_plc_has_its_registers(
+    server, plc_memory, tmp_path
+):
+    def found(**options):
+        path = tmp_path / "agent.yaml"
+        sink = json.dumps({"type": "modbus", **options})
+        path.write_text(
+            "agent: {id: test}\nbundle: {path: none}\n"
+            f"camera: {{type: conveyor, trigger: {{type: plc}}}}\nsinks: [{sink}]\n"
+        )
+        (finding,) = (each for each in examine(path) if each.check == "plc")
+        return finding.level, finding.message
+
+    taken = found(allow=["127.0.0.1"], listen="127.0.0.1", port=server.port)
+    assert taken == ("fail", f"cannot listen at 127.0.0.1:{server.port}: Address already in use")
+    level, message = found(host="127.0.0.1", port=plc_memory.port)
+    assert (level, "heartbeat 0, session 0" in message) == ("ok", True)
+    level, message = found(host="127.0.0.1", port=plc_memory.port, plc_at=190)
+    assert (level, "no such registers" in message) == ("fail", True)
