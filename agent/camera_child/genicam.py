@@ -4,6 +4,7 @@ It runs under the system's Python, where the system's packages are. Aravis write
 slot of the shared memory as it comes from the wire.
 """
 
+import difflib
 import fcntl
 import socket
 import struct
@@ -37,12 +38,6 @@ _OVERHEAD: Final = 28 + 8
 """Of a packet: IP, UDP and GVSP."""
 _SIOCGIFADDR: Final = 0x8915
 _SHOWN: Final = ("PixelFormat", "Width", "Height", "ExposureTime", "ExposureTimeAbs", "Gain")
-_OTHER_NAMES: Final = {
-    "ExposureTime": "ExposureTimeAbs",
-    "Gain": "GainRaw",
-    "BlackLevel": "BlackLevelRaw",
-    "AcquisitionFrameRate": "AcquisitionFrameRateAbs",
-}
 _CLOSE: Final = 0.01
 """How far from what is written a number may be read back, as a part of it."""
 
@@ -359,13 +354,23 @@ class _Camera:
         try:
             self._write(name, node, value)
         except self._error as error:
+            if self._is_away(error):
+                raise
             raise RefusedError(key, value, f"the camera refuses it: {_message(error)}") from None
-        found = self._read(name)
+        if (found := self._read(name)) is None:
+            raise GoneError(f"gave no value when {name} was read back")
         if not _is_same(value, found):
             raise RefusedError(
                 key, value, f"the camera has {found!r} after it was written; write a value it takes"
             )
         return name, value
+
+    def _is_away(self, error: Exception) -> bool:
+        """Whether the camera did not answer, other than by a refusal."""
+        codes = self._aravis.DeviceError
+        away = {codes.NOT_CONNECTED, codes.NOT_CONTROLLER, codes.TIMEOUT, codes.TRANSFER_ERROR}
+        is_device = "device-error" in getattr(error, "domain", "")
+        return is_device and getattr(error, "code", None) in {int(code) for code in away}
 
     def _write(self, name: str, node: Any, value: Value) -> None:
         aravis, device = self._aravis, self._device
@@ -404,17 +409,18 @@ class _Camera:
         return None if isinstance(value, str) else "write text"
 
     def _similar(self, name: str) -> str:
-        """The other name that older cameras have for some features."""
-        other = {
-            "ExposureTime": "ExposureTimeAbs",
-            "Gain": "GainRaw",
-            "BlackLevel": "BlackLevelRaw",
-        }
-        swapped = other | {there: here for here, there in other.items()}
-        instead = swapped.get(name)
-        if instead is not None and self._has(instead):
-            return f"; it calls it {instead}"
-        return "; agent doctor and the maker's viewer list those that it has"
+        """Features that may be meant: older cameras have other names for some."""
+        known = sorted(self._names("Root"))
+        near = difflib.get_close_matches(name, known, n=3, cutoff=0.5)
+        return f"; did you mean {' or '.join(near)}?" if near else "; see the maker's viewer"
+
+    def _names(self, category: str) -> Iterator[str]:
+        for name in self._device.get_feature(category).get_features():
+            node = self._device.get_feature(name)
+            if isinstance(node, self._aravis.GcCategory):
+                yield from self._names(name)
+            elif node is not None:
+                yield name
 
     # ---- frames
 

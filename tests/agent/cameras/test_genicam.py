@@ -85,7 +85,7 @@ def test_features_are_written_in_order_and_read_back(opened):
     ("name", "value", "remedy"),
     [
         ("Exposure", 4000, "the camera has no such feature"),
-        ("ExposureTime", 4000, "the camera has no such feature; it calls it ExposureTimeAbs"),
+        ("ExposureTime", 4000, "the camera has no such feature; did you mean ExposureTimeAbs?"),
         ("ExposureTimeAbs", 1e9, "write a number from 10 to 1e+07"),
         ("Width", 4096, "write a whole number from 1 to 2048"),
         ("Width", "wide", "write a whole number from 1 to 2048"),
