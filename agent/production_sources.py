@@ -3,6 +3,7 @@
 import sqlite3
 from collections.abc import Iterator
 from contextlib import suppress
+from typing import Final
 
 from agent.part import State
 from agent.production import Hourly, Worst
@@ -12,10 +13,10 @@ from agent.record.figures import LedgerFigures
 from agent.settings import Config
 from engine.errors import ImageError
 from engine.frame import Pixels
-from engine.image import read_image
+from engine.image import decode_image, read_image
 from engine.picture import reduced
 
-_SIDE = 320
+_SIDE: Final = 320
 
 
 class LedgerSource:
@@ -36,7 +37,7 @@ class LedgerSource:
         return [
             Worst(
                 **{**row, "state": State(row["state"])},
-                picture=kept_picture(self._index, row["epoch"], row["sequence"]),
+                picture=self._picture(row["epoch"], row["sequence"]),
             )
             for row in self._figures.highest(from_ns, to_ns, most)
         ]
@@ -44,12 +45,12 @@ class LedgerSource:
     def changes(self, from_ns: int, to_ns: int) -> list[Audited]:
         return self._figures.changes(from_ns, to_ns)
 
-
-def kept_picture(index: EvidenceIndex | None, epoch: str, sequence: int) -> Pixels | None:
-    """The frame of a part as it was kept, small; `None` where none was."""
-    path = None if index is None else index.find(epoch, sequence)
-    if path is None:
+    def _picture(self, epoch: str, sequence: int) -> Pixels | None:
+        """The frame of a part as it was kept, or its thumbnail."""
+        path = None if self._index is None else self._index.find(epoch, sequence)
+        with suppress(ImageError):
+            if path is not None:
+                return reduced(read_image(path), _SIDE)
+            if (jpeg := self._figures.thumbnail(epoch, sequence)) is not None:
+                return reduced(decode_image(jpeg, source="thumbnail"), _SIDE)
         return None
-    with suppress(ImageError):
-        return reduced(read_image(path), _SIDE)
-    return None

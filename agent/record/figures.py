@@ -57,6 +57,13 @@ class LedgerFigures:
         )
         return [dict(row) for row in rows]
 
+    def thumbnail(self, epoch: str, sequence: int) -> bytes | None:
+        """The small annotated picture of a part, if there is one."""
+        row = self.connection.execute(
+            "SELECT jpeg FROM thumbnails WHERE epoch = ? AND sequence = ?", (epoch, sequence)
+        ).fetchone()
+        return None if row is None else bytes(row["jpeg"])
+
     def changes(self, from_ns: int, to_ns: int) -> list[Audited]:
         """The audit log of that time."""
         found = annotations.read_changes(self.connection, from_ns)

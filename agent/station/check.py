@@ -25,7 +25,7 @@ _GIVEN_UP_S: Final = 900.0
 """A check whose samples do not come is over after this."""
 
 
-_REMEMBERED: Final = 100
+_REMEMBERED: Final = 40
 """Protocols that a start reads."""
 
 

@@ -16,6 +16,7 @@ from agent.settings import EvidenceSettings
 from agent.station.evidence import Evidence
 from engine.errors import AtacError, ConfigurationError
 from engine.frame import Box
+from engine.picture import jpeg
 from tests.agent.parts import ended
 from tests.inspections import inspection
 from tests.tiny_bundle import good_part
@@ -66,7 +67,7 @@ def place(tmp_path):
             )
             part.verdict = replace(part.ended, decided_ns=part.trigger.triggered_ns)
             ledger.expect(part)
-            ledger.record(part)
+            ledger.record(part, jpeg(pixels) if number == 1 else None)
             if state is State.NG:
                 settings = EvidenceSettings(folder=tmp_path / "evidence")
                 with Evidence(settings, "line-3", ledger.epoch) as evidence:
@@ -85,7 +86,7 @@ def test_a_day_in_local_time_also_when_clocks_change(place, capsys):
     assert answer["cameras"] == {"main": {"OK": 2, "NG": 1}, "=side": {"NG": 1, "TIMEOUT": 1}}
     html = page.read_text()
     assert "5 parts from 2026-03-29 00:00 to 2026-03-30 00:00 CEST, yield 40 %." in html
-    assert html.count("<img") == 2
+    assert html.count("<img") == 3  # two frames, and a thumbnail
     assert "&lt;b&gt;4&lt;/b&gt;" in html
     assert html.index("&lt;b&gt;4") < html.index("&lt;b&gt;3")  # the worst one first
     rows = list(csv.DictReader(table.read_text().splitlines()))

@@ -100,7 +100,8 @@ class HistorySource:
         """The parts with the highest scores."""
         rows = self._history.query(
             "SELECT epoch, sequence, camera, part_id, triggered_ns, state, score, threshold, label"  # noqa: S608 (our own words)
-            f" FROM parts WHERE {_BETWEEN} AND score IS NOT NULL AND threshold IS NOT NULL"
+            f" FROM parts INDEXED BY by_score WHERE {_BETWEEN} AND score IS NOT NULL"
+            " AND threshold IS NOT NULL"
             " ORDER BY score DESC LIMIT ?",
             from_ns,
             to_ns,
@@ -151,16 +152,18 @@ class Flips:
 
 def flips(history: History, threshold: float, since_ns: int, *, to: State) -> Flips:
     """The parts since then that would be `to` with `threshold`."""
-    was, which = (State.NG, "score <= ?") if to is State.OK else (State.OK, "score > ?")
-    where = f"state = ? AND {which} AND triggered_ns >= ?"
+    is_lower = to is State.OK
+    was = State.NG if is_lower else State.OK
+    # Rejected parts are few; of the others only those above the threshold are looked at.
+    index, which = ("by_state", "score <= ?") if is_lower else ("by_score", "score > ?")
+    where = f"INDEXED BY {index} WHERE state = ? AND {which} AND triggered_ns >= ?"
     values = (was.value, threshold, since_ns)
     labels = Counter[str]()
     for row in history.query(
-        f"SELECT label, count(*) AS parts FROM parts WHERE {where} GROUP BY label",  # noqa: S608 (our own words)
+        f"SELECT label, count(*) AS parts FROM parts {where} GROUP BY label",  # noqa: S608 (our own words)
         *values,
     ):
         labels[row["label"] or "open"] += row["parts"]
-    is_lower = to is State.OK
     filters = Filters(
         state=was.value,
         from_ns=since_ns,

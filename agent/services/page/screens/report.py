@@ -56,8 +56,13 @@ def _report(page: Page, form: Form, *, with_pictures: bool = False) -> Report:
     if to_ns <= from_ns:
         raise Problem("report.no_time")
     page.history.flush()
+
+    def picture(epoch: str, sequence: int) -> bytes | None:
+        row, kept = page.history.part(epoch, sequence), page.pictures.frame(epoch, sequence)
+        return kept if kept or row is None else page.pictures.picture("large", row)
+
     return gather(
-        HistorySource(page.history, page.agent, page.pictures.frame if with_pictures else None),
+        HistorySource(page.history, page.agent, picture if with_pictures else None),
         protocols(Path(page.agent.setup["checks"]), newest=200),
         agent_id=page.agent.setup["agent_id"],
         from_ns=from_ns,
