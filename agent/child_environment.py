@@ -14,7 +14,7 @@ _NAMES: Final = (
 _PREFIXES: Final = (
     *("LC_", "LD_", "MALLOC_", "PYTHON", "ORT_", "HF_HUB_", "OPENVINO_", "OV_", "ONEDNN_"),
     *("OMP_", "GOMP_", "KMP_", "TBB_", "MKL_", "OPENBLAS_", "OPENCV_"),
-    *("CUDA_", "NVIDIA_", "TRT_", "TENSORRT_", "GENICAM_"),
+    *("CUDA_", "NVIDIA_", "TRT_", "TENSORRT_", "GENICAM_", "PYLON_"),
 )
 
 

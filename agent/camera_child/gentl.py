@@ -10,13 +10,11 @@ from typing import Any, Final
 import numpy as np
 
 from agent.camera_child import stream
-from agent.camera_child.wire import GoneError, Message, RefusedError, receive, send
+from agent.camera_child.nodes import Nodes, Value
+from agent.camera_child.wire import GoneError, Message, receive, send
 
-Value = bool | int | float | str
 _SILENT_S: Final = 2.0
 _SHOWN: Final = ("PixelFormat", "Width", "Height", "ExposureTime", "Gain", "AcquisitionFrameRate")
-_CLOSE: Final = 0.01
-"""How far from what is written a number may be read back, as a part of it."""
 
 
 def serve(
@@ -113,22 +111,25 @@ class _Camera:
                 f"cannot be opened; another program may hold it: close that ({error})"
             ) from None
         sign()
-        self._nodes = self._acquirer.remote_device.node_map
+        from genicam import genapi
+
+        node_map = self._acquirer.remote_device.node_map
+        nodes = self._nodes = Nodes(node_map, genapi, has_capitals=False)
         before: dict[str, Value] = {}
         for name, value in self._features:
-            self._write(name, value, before)
-        self._check_mode()
+            nodes.write(name, value, before)
+        nodes.check_mode({name for name, _ in self._features})
         self._note_incomplete()
-        size = int(self._value("PayloadSize") or 0) or self._size()
+        size = int(self._nodes.read("PayloadSize") or 0) or self._size()
         self._slots = stream.Slots(self._memory, size)
         self._acquirer.start()
         self._newest = monotonic()
         about = there[index]
         names = dict.fromkeys([*(name for name, _ in self._features), *_SHOWN])
-        found = {name: self._value(name) for name in names}
+        found = {name: self._nodes.read(name) for name in names}
         return stream.opened(
             self._slots,
-            pixel_format=str(self._value("PixelFormat")),
+            pixel_format=str(self._nodes.read("PixelFormat")),
             id=about["serial"] or about["id"],
             vendor=about["vendor"],
             model=about["model"],
@@ -159,68 +160,7 @@ class _Camera:
         raise GoneError(f"{what}: {remedy}")
 
     def _size(self) -> int:
-        return int(self._value("Width") or 0) * int(self._value("Height") or 0) * 4
-
-    def _check_mode(self) -> None:
-        named = {name for name, _ in self._features}
-        if self._value("TriggerMode") == "On" and "TriggerMode" not in named:
-            raise RefusedError(
-                "features.TriggerMode",
-                None,
-                "the camera waits for triggers, and the configuration does not say so; write "
-                "TriggerMode: On or TriggerMode: Off",
-            )
-
-    # ---- features
-
-    def _node(self, name: str) -> Any:
-        from genicam.genapi import EAccessMode, GenericException
-
-        with suppress(GenericException):
-            node = self._nodes.get_node(name)
-            if node.get_access_mode() not in {EAccessMode.NI, EAccessMode.NA}:
-                return node
-        return None
-
-    def _value(self, name: str) -> Value | None:
-        from genicam.genapi import GenericException
-
-        node = self._node(name)
-        with suppress(GenericException, AttributeError):
-            value = node.value
-            return value if isinstance(value, bool | int | float) else str(value)
-        return None
-
-    def _write(self, name: str, value: Value, before: dict[str, Value]) -> None:
-        """Write a feature, read it back and compare; raises `RefusedError`."""
-        from genicam import genapi
-
-        key, node = f"features.{name}", self._node(name)
-        if node is None:
-            raise RefusedError(key, value, "the camera has no such feature")
-        if isinstance(node, genapi.ICommand):
-            if value is not True:
-                raise RefusedError(key, value, "is a command; write true to have it executed")
-            node.execute()
-            return
-        if (allowed := _allowed(node, value)) is not None:
-            raise RefusedError(key, value, allowed)
-        if isinstance(node, genapi.IEnumeration) and isinstance(value, bool):
-            value = "On" if value else "Off"  # as YAML reads these words
-        if isinstance(node, genapi.IFloat):
-            value = float(value)
-        old = self._value(name)
-        try:
-            node.value = value
-        except genapi.GenericException as error:
-            raise RefusedError(key, value, f"the camera refuses it: {error}") from None
-        found = self._value(name)
-        if not _is_same(value, found):
-            raise RefusedError(
-                key, value, f"the camera has {found!r} after it was written; write a value it takes"
-            )
-        if old is not None and not _is_same(value, old):
-            before[name] = old
+        return int(self._nodes.read("Width") or 0) * int(self._nodes.read("Height") or 0) * 4
 
     # ---- frames
 
@@ -274,17 +214,13 @@ class _Camera:
             block_id=self._last,
             captured_ns=time_ns(),
             device_ns=_timestamp(about),
-            exposure_us=self._number("ChunkExposureTime"),
+            exposure_us=self._nodes.number("ChunkExposureTime"),
             trigger_count=self._trigger_count(),
         )
 
-    def _number(self, name: str) -> float | None:
-        value = self._value(name)
-        return float(value) if isinstance(value, int | float) else None
-
     def _trigger_count(self) -> int | None:
         name = self._trigger_count_chunk
-        value = None if name is None else self._value(name)
+        value = None if name is None else self._nodes.read(name)
         return value if isinstance(value, int) else None
 
     def free(self, slot: int) -> None:
@@ -295,7 +231,7 @@ class _Camera:
         from genicam.genapi import GenericException
 
         try:
-            self._nodes.get_node("TriggerSoftware").execute()
+            self._nodes.execute("TriggerSoftware")
         except GenericException as error:
             raise GoneError(f"cannot be triggered: {error}") from None
 
@@ -313,29 +249,3 @@ def _timestamp(about: Any) -> int | None:
     with suppress(GenericException):
         return int(about.timestamp_ns) or None
     return None
-
-
-def _allowed(node: Any, value: Value) -> str | None:
-    """What may be written instead of `value`; `None`: it may be written."""
-    from genicam import genapi
-
-    if isinstance(node, genapi.IEnumeration):
-        known = list(node.symbolics)
-        wanted = ("On" if value else "Off") if isinstance(value, bool) else value
-        return None if wanted in known else f"write {' or '.join(known)}"
-    if isinstance(node, genapi.IBoolean):
-        return None if isinstance(value, bool) else "write true or false"
-    if isinstance(node, genapi.IFloat | genapi.IInteger):
-        is_float = isinstance(node, genapi.IFloat)
-        is_number = isinstance(value, int | float if is_float else int)
-        low, high = node.min, node.max
-        if is_number and not isinstance(value, bool) and low <= float(value) <= high:
-            return None
-        return f"write a {'' if is_float else 'whole '}number from {low:g} to {high:g}"
-    return None if isinstance(value, str) else "write text"
-
-
-def _is_same(wanted: Value, found: Value | None) -> bool:
-    if isinstance(wanted, float) and isinstance(found, int | float):
-        return abs(wanted - found) <= _CLOSE * max(abs(wanted), 1e-9)
-    return wanted == found
