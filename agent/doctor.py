@@ -16,12 +16,13 @@ import cv2
 
 from agent.cameras.one_frame import one_frame
 from agent.cameras.settings import AnyCameraSettings
+from agent.clock import SystemClock
 from agent.plc.client import read_plc
 from agent.plc.server import listening as listening_for_plc
 from agent.ports import Described
 from agent.record.annotations import threshold_in_file
 from agent.record.schema import check_place, damage
-from agent.registry import ROOMS, open_camera
+from agent.registry import ROOMS, open_camera, open_trigger
 from agent.runtime import bundle_runtime
 from agent.services.metrics import MetricsSettings
 from agent.services.metrics.server import check_settings as check_metrics
@@ -33,6 +34,7 @@ from agent.sinks.mqtt.settings import MqttSettings
 from agent.sinks.sparkplug.probe import probe as probe_node
 from agent.sinks.sparkplug.settings import SparkplugSettings
 from agent.station.evidence import check_folder
+from agent.triggers.settings import SinkTriggerSettings, WindowSettings
 from calibration.record import read_calibration
 from engine.backends.base import BACKENDS
 from engine.backends.opening import open_inspector
@@ -93,6 +95,11 @@ def examine(path: Path, *, is_running: bool = False) -> Iterator[Finding]:
     for camera in () if is_running else config.cameras:
         found = _checked("camera", partial(_camera, camera))
         yield replace(found, message=f"{camera.name}: {found.message}")
+        for key, source in (("trigger", camera.trigger), ("part ids", camera.part_ids)):
+            if isinstance(source, WindowSettings) and not isinstance(source, SinkTriggerSettings):
+                deadline_s = config.lines[camera.name].deadline_s if key == "trigger" else None
+                found = _checked(key, partial(_source, key, source, deadline_s))
+                yield replace(found, message=f"{camera.name}: {found.message}")
     yield _checked("ledger", lambda: _ledger(config))
     if config.evidence.folder is not None:
         yield _evidence(config.evidence.folder)
@@ -253,6 +260,22 @@ def _picture(pixels: Pixels) -> str:
         f"{width}×{height} {kind} frames; of one {white:.1%} is white, {black:.1%} black, "
         f"sharpness {sharpness:.0f}"
     )
+
+
+def _source(check: str, settings: WindowSettings, deadline_s: float | None) -> Finding:
+    """Whether a source can be reached; what it announces is `--learn-triggers`' business."""
+    source = open_trigger(settings, threading.Event(), SystemClock(), camera="", sinks={})
+    assert source is not None, "only sources have windows"
+    with source:
+        pass
+    window = f"{settings.type} is there; window {settings.min_ms:g} to {settings.max_ms:g} ms"
+    if deadline_s is not None and settings.max_ms > deadline_s * 1e3:
+        message = (
+            f"{window} ends after the deadline of {deadline_s * 1e3:g} ms, so parts without a "
+            "frame are decided too late; learn it with: agent doctor --learn-triggers 50"
+        )
+        return Finding(check=check, level="warn", message=message)
+    return _ok(check, window)
 
 
 def _broker(settings: MqttSettings, agent_id: str) -> Finding:
