@@ -91,7 +91,8 @@ def examine(path: Path, *, is_running: bool = False) -> Iterator[Finding]:
         yield Finding(check="configuration", level="fail", message=str(error))
         return
     yield _ok("configuration", f"{path} is complete")
-    yield from _model(config, is_running=is_running)
+    for bundle in [one.bundle for one in config.products] or [config.bundle]:
+        yield from _model(replace(config, bundle=bundle), is_running=is_running)
     for camera in () if is_running else config.cameras:
         found = _checked("camera", partial(_camera, camera))
         yield replace(found, message=f"{camera.name}: {found.message}")

@@ -75,7 +75,8 @@ class Part:
     while nobody knows it. `source` identifies the content of the frame also after a restart, where
     the camera knows that. `frame` is there wherever there was one, `inspection` for OK and NG and
     for a late result, `verdict` at the end. `begun` is when a worker took it. `audit` is the chance
-    with which the part was drawn for the audit, `None` where it was not.
+    with which the part was drawn for the audit, `None` where it was not. `product` is what it is,
+    on a line that makes several; it never changes.
     """
 
     trigger: Trigger
@@ -83,6 +84,7 @@ class Part:
     part_id: str | None = None
     source: str | None = None
     audit: float | None = None
+    product: str | None = None
     frame: Frame | None = None
     begun: float | None = None
     inspection: Inspection | None = None

@@ -153,13 +153,15 @@ class Announcement:
 
     `at` is `Clock.now()` of that moment. `count` is the source's own count of triggers, where it
     has one. With `is_trigger` False only the id of an earlier part comes: the part of `count`, or
-    of the newest trigger where there is no count.
+    of the newest trigger where there is no count. `product` is what the part is, where the source
+    says so.
     """
 
     at: float
     part_id: str | None = None
     count: int | None = None
     is_trigger: bool = True
+    product: str | None = None
 
 
 class TriggerSource(Protocol):

@@ -5,12 +5,12 @@ function gives, or the `RequestError` that it raises. No request names a file, a
 """
 
 import threading
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import asdict
 from types import MappingProxyType
 from typing import Final, Literal, Protocol, runtime_checkable
 
-from agent.record.annotations import Audited, Label
+from agent.record.annotations import Audited, Change, Label
 from agent.record.rows import software
 from engine.errors import AtacError
 
@@ -50,6 +50,18 @@ class Checks(Protocol):
     def status(self) -> Mapping[str, object]: ...
 
 
+class Products(Protocol):
+    """What the line makes, and what it makes now; all of it has a threshold."""
+
+    @property
+    def product(self) -> str | None: ...
+    @property
+    def products(self) -> Collection[str]: ...
+    @property
+    def threshold(self) -> Thresholds: ...
+    def switch(self, product: str, /) -> None: ...
+
+
 class Drift(Protocol):
     """Whether the line is what its calibration has seen."""
 
@@ -65,6 +77,7 @@ class Annotations(Protocol):
     def label(self, label: Label, /) -> bool: ...
     def labels_after(self, known: int, limit: int, /) -> list[dict[str, object]] | None: ...
     def changes(self, since_ns: int, /) -> list[Audited] | None: ...
+    def note_change(self, change: Change, /) -> bool: ...
     def use_nonce(self, nonce: str, *, until_ns: int, now_ns: int) -> bool | None: ...
 
 
@@ -86,6 +99,7 @@ class Requests:
         bundles: Puts another bundle in force; `None` where the bundle cannot change.
         checks: Golden samples; `None` where there is no line to show them to.
         drift: Counts labels of the audit.
+        products: Those of the line; with them `threshold` is that of the one in force.
         sources: What `trigger` can fire, by the camera's name.
     """
 
@@ -99,6 +113,7 @@ class Requests:
         bundles: Bundles | None = None,
         checks: Checks | None = None,
         drift: Drift | None = None,
+        products: Products | None = None,
         sources: Mapping[str, OnDemand] = MappingProxyType({}),
     ) -> None:
         self._ledger = ledger
@@ -108,6 +123,7 @@ class Requests:
         self._bundles = bundles
         self._checks = checks
         self._drift = drift
+        self._products = products if products is not None and products.products else None
         self._sources = sources
 
     @property
@@ -142,9 +158,48 @@ class Requests:
         self._sources[name].fire(part_id)
         return {"camera": name, "part_id": part_id}
 
+    def product(self) -> Mapping[str, object]:
+        """What the line makes now, and what it may make."""
+        if self._products is None:
+            raise RequestError("the configuration has no products")
+        return {"product": self._products.product, "products": list(self._products.products)}
+
+    def switch(self, product: str, *, by: str, why: str, nonce: str) -> Mapping[str, object]:
+        """Take the parts that begin from now on for another product.
+
+        Args:
+            product: Its name.
+            by: Who asks.
+            why: The reason, for the record.
+            nonce: The request's.
+
+        Returns:
+            As `product`.
+
+        Raises:
+            RequestError: There is no such product, or the ledger cannot be written.
+        """
+        known = self.product()
+        assert self._products is not None
+        if product not in self._products.products:
+            raise RequestError(f"product: write {' or '.join(self._products.products)}")
+        old = str(known["product"])
+        change = Change(kind="product", who=by, why=why, old=old, new=product, nonce=nonce)
+        if not self._ledger.note_change(change):
+            raise RequestError("the ledger cannot be written, so the product stays as it is")
+        self._products.switch(product)
+        if self._drift is not None:
+            self._drift.recount()
+        return self.product()
+
     def thresholds(self) -> Mapping[str, object]:
         """The threshold above which a part is NG, and the calibrated one."""
-        return {"threshold": self._threshold.value, "calibrated": self._threshold.calibrated}
+        threshold = self._in_force
+        return {"threshold": threshold.value, "calibrated": threshold.calibrated}
+
+    @property
+    def _in_force(self) -> Thresholds:
+        return self._threshold if self._products is None else self._products.threshold
 
     def set_threshold(
         self, value: float | None, *, by: str, nonce: str, why: str = "", force: bool = False
@@ -164,12 +219,13 @@ class Requests:
         Raises:
             RequestError: It lies outside, or cannot be put on record.
         """
-        outside = None if value is None or force else self._threshold.outside(value)
+        threshold = self._in_force  # whatever product comes meanwhile
+        outside = None if value is None or force else threshold.outside(value)
         if outside is not None:
             raise RequestError(f"threshold: {outside}; with force: true it is set all the same")
-        if not self._threshold.change(value, by=by, nonce=nonce, why=why):
+        if not threshold.change(value, by=by, nonce=nonce, why=why):
             raise RequestError("the ledger cannot be written, so the threshold stays as it is")
-        return self.thresholds()
+        return {"threshold": threshold.value, "calibrated": threshold.calibrated}
 
     def promote(self, bundle_id: str, *, by: str, why: str, nonce: str) -> Mapping[str, object]:
         """Have the next part inspected by the bundle that lies beside the one in force.

@@ -15,7 +15,7 @@ from agent.settings_file import Written, read_yaml
 from agent.settings_places import found_places
 from agent.settings_values import AnyPath, Count, Days, Megabytes, Name, Share
 from agent.sinks.settings import SINKS, AnySinkSettings
-from agent.triggers.settings import SinkTriggerSettings
+from agent.triggers.settings import SinkTriggerSettings, WindowSettings
 from engine.backends.base import MAX_PIXELS, BackendChoice, FallbackName, PrecisionChoice
 from engine.spec import spec
 
@@ -50,6 +50,14 @@ class BundleSettings:
     fallback: FallbackName | None = None
     max_megapixels: Annotated[float, Field(ge=0.01, le=1000)] = MAX_PIXELS / 1e6
     """A GPU keeps memory for frames up to this size; parts with larger ones end as ERROR."""
+
+
+@spec
+class ProductSettings:
+    """One of the products that the line makes, and the bundle that inspects it."""
+
+    name: Annotated[Name, AfterValidator(_identifier)]
+    bundle: BundleSettings
 
 
 @spec
@@ -120,6 +128,7 @@ class Config:
 
     A single camera may be written as `camera` there, in place of a list of one, and a single
     MQTT broker as `mqtt` in place of `sinks`. The operator's page may be written as `page`.
+    A line that makes several `products` names them in place of `bundle`, which is the first one's.
     """
 
     agent: AgentSettings
@@ -131,6 +140,7 @@ class Config:
     ledger: LedgerSettings = LedgerSettings()
     evidence: EvidenceSettings = EvidenceSettings()
     check: CheckSettings = CheckSettings()
+    products: Annotated[tuple[ProductSettings, ...], Field(max_length=16)] = ()
 
     @property
     def lines(self) -> dict[str, LineSettings]:
@@ -157,7 +167,7 @@ def load_config(path: Path) -> Config:
     written = read_yaml(path)
     try:
         # Through JSON, where strictness knows paths and lists but takes no "5" for a number.
-        config = _CONFIG.validate_json(json.dumps(written.listed()), strict=True)
+        config = _CONFIG.validate_json(json.dumps(_with_bundle(written)), strict=True)
     except ValidationError as error:
         raise explained(error, written, Config) from None
     _check_names(config, written)
@@ -167,8 +177,26 @@ def load_config(path: Path) -> Config:
     return anchored
 
 
+def _with_bundle(written: Written) -> dict[str, Any]:
+    """What is written, with the first product's bundle as the one that the line begins with."""
+    listed = written.listed()
+    products = listed.get("products")
+    if products:
+        if "bundle" in listed:
+            remedy = "stands beside products, each of which has its own; remove it here"
+            raise written.refused(("bundle",), listed["bundle"], remedy)
+        first = products[0] if isinstance(products, list) else None
+        if isinstance(first, dict) and "bundle" in first:
+            listed["bundle"] = first["bundle"]
+    return listed
+
+
 def _check_names(config: Config, written: Written) -> None:
-    for long, all_named in (("cameras", config.cameras), ("sinks", config.sinks)):
+    for long, all_named in (
+        ("cameras", config.cameras),
+        ("sinks", config.sinks),
+        ("products", config.products),
+    ):
         names = [each.name for each in all_named]
         for index, name in enumerate(names):
             if name in names[:index]:
@@ -178,10 +206,13 @@ def _check_names(config: Config, written: Written) -> None:
 
 
 def _check_sources(config: Config, written: Written) -> None:
-    """Refuse a camera whose parts are announced by a sink that there is not."""
+    """Refuse a camera whose parts are announced by a sink, or for products, that there are not."""
     sinks = {sink.name for sink in config.sinks}
     for index, camera in enumerate(config.cameras):
         trigger = camera.trigger
+        if isinstance(trigger, WindowSettings) and trigger.names_products and not config.products:
+            key = tuple(map(str, written.key(("cameras", index, "trigger"))))
+            raise written.refused(key, trigger.type, "names products, and there are none; add them")
         if isinstance(trigger, SinkTriggerSettings) and trigger.sink not in sinks:
             key = tuple(map(str, written.key(("cameras", index, "trigger", "sink"))))
             raise written.refused(key, trigger.sink, "names no sink; write the name of one")

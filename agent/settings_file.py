@@ -150,10 +150,13 @@ def read_block(path: Path, key: str) -> tuple[bool, Any]:
         return True, None
 
 
-def read_yaml(path: Path) -> Written:
-    """Read a configuration's text; raises `ConfigurationError` for what is no plain YAML."""
+def read_yaml(path: Path, *, key: str = "--config") -> Written:
+    """Read a configuration's text; raises `ConfigurationError` for what is no plain YAML.
+
+    `key` is the option that names the file.
+    """
     where = str(path)
-    text = read_text(path, key="--config")
+    text = read_text(path, key=key)
     try:
         _check_shape(text)
         loader = _Loader(text)
@@ -167,14 +170,15 @@ def read_yaml(path: Path) -> Written:
         problem = error.problem or str(error)
         if mark and "${" in "".join(text.splitlines()[mark.line : mark.line + 1]):
             problem += "; put ${…} into quotes where it stands between braces"
-        raise ConfigurationError("--config", where + line, problem) from None
+        raise ConfigurationError(key, where + line, problem) from None
     except _ShapeError as error:
-        raise ConfigurationError("--config", where, str(error)) from None
+        raise ConfigurationError(key, where, str(error)) from None
     except (yaml.YAMLError, ValueError) as error:
-        raise ConfigurationError("--config", where, f"is not YAML ({error})") from None
+        raise ConfigurationError(key, where, f"is not YAML ({error})") from None
     if not isinstance(data, dict):
-        remedy = "should hold keys such as agent:, bundle: and camera:"
-        raise ConfigurationError("--config", where, remedy)
+        such = " such as agent:, bundle: and camera:" if key == "--config" else ""
+        remedy = f"should hold keys{such}"
+        raise ConfigurationError(key, where, remedy)
     # A section whose keys are all commented out is left to its defaults.
     known = {key: value for key, value in data.items() if value is not None}
     written = Written(path=path, data=known, lines=lines, variables=variables)

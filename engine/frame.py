@@ -97,12 +97,23 @@ class Pass:
     network_s: float
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class FoundRegion:
+    """A region of a frame by its name, the `box` that holds it, and its score."""
+
+    name: str
+    box: Box
+    score: float
+
+
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class Inspection:
     """What a method found in one frame.
 
     `passes` has at least one pass; the first saw the whole frame. `score` is the mean of their
     scores, γ(x) of Eq 10; `deviation` is Eq 11. The maps are those of the first pass, raw.
+    Where a bundle has `regions`, passes and score are those of the region with the highest score,
+    the first pass saw the whole of it, and the maps are over the frame and show all regions.
     `attention_s` is the wall time from there to the next box. `map_threshold` is the magnitude of
     the score map that is a finding; None: the threshold of the score.
     """
@@ -114,6 +125,7 @@ class Inspection:
     score_map: Map
     attention_s: float = 0.0
     map_threshold: float | None = None
+    regions: tuple[FoundRegion, ...] = ()
 
     @property
     def box(self) -> Box:
@@ -143,4 +155,5 @@ class Inspection:
     def scaled(self, *, of: Box, to: Box) -> "Inspection":
         """The same with the boxes of image `to`, which shows the frame `of` at another size."""
         passes = (replace(each, box=each.box.scaled(of=of, to=to)) for each in self.passes)
-        return replace(self, passes=tuple(passes))
+        regions = (replace(each, box=each.box.scaled(of=of, to=to)) for each in self.regions)
+        return replace(self, passes=tuple(passes), regions=tuple(regions))

@@ -175,13 +175,22 @@ def _verdict_colour(inspection: Inspection, threshold: float) -> tuple[int, int,
 def _boxed(
     picture: Pixels, pixels: Pixels, inspection: Inspection, colour: tuple[int, int, int]
 ) -> Pixels:
-    """`picture`, which shows the frame `pixels`, with pass 2's box drawn in, if it has one."""
+    """`picture`, which shows the frame `pixels`, with its regions and pass 2's box drawn in."""
+    for region in inspection.regions:
+        picture = _drawn(picture, pixels, region.box, _BOX_COLOUR, width=1)
     return _drawn(picture, pixels, inspection.box, colour) if inspection.zoomed else picture
 
 
-def _drawn(picture: Pixels, pixels: Pixels, box: Box, colour: tuple[int, int, int]) -> Pixels:
+def _drawn(
+    picture: Pixels,
+    pixels: Pixels,
+    box: Box,
+    colour: tuple[int, int, int],
+    *,
+    width: int | None = None,
+) -> Pixels:
     box = box.scaled(of=Box.around(pixels), to=Box.around(picture))
-    width = 1 + max(picture.shape) // 250
+    width = width or 1 + max(picture.shape) // 250
     corners = (box.left, box.top), (box.right - 1, box.bottom - 1)
     # A dark line below the bright one is seen on any background.
     cv2.rectangle(picture, *corners, (0, 0, 0), width + 2)

@@ -13,22 +13,27 @@ so it is the same on every file system.
 import os
 from collections.abc import Callable, Collection, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path, PurePosixPath
-from typing import Final, Literal
+from typing import Final, Literal, TypeVar
 
 import cv2
 import numpy as np
 from pydantic import TypeAdapter
 
 from engine.bundle import Bundle, Sha256, pixels_sha256
-from engine.errors import ConfigurationError, ImageError, TrainingError
-from engine.frame import Pixels
+from engine.errors import ConfigurationError, ImageError, InspectionError, TrainingError
+from engine.frame import Box, Pixels
 from engine.image import read_image
 from engine.listing import Listing, find_images, is_part_folder, reason_by_name
+from engine.methods import MethodSpec
+from engine.region import Cut, Regions, cut_mask
+from engine.region_spec import RegionsSpec
 from engine.spec import spec
 from train.anomalies import Mask
 from train.cache import ByteLimitedCache
+
+_Method = TypeVar("_Method", bound=MethodSpec)
 
 GOOD: Final = "good"
 DEFECTIVE: Final = "defective"
@@ -121,6 +126,7 @@ class Split:
 
 SPLIT: Final = "split.json"
 SPLIT_JSON: Final = TypeAdapter(Split)
+REGIONS_JSON: Final[TypeAdapter[RegionsSpec | None]] = TypeAdapter(RegionsSpec | None)
 
 
 def find_source(data: Path | None, good: Path | None, defective: Path | None) -> Source:
@@ -350,25 +356,84 @@ class Images:
 
 
 class TrainingImages:
-    """The frames of a split's training images, by their position in `split.training`."""
+    """The pictures that training learns from, by number: good ones, then defective ones.
 
-    def __init__(self, images: Images, split: Split) -> None:
-        self.good = range(len(split.train_good))
-        self.defective = range(len(split.train_good), len(split.training))
+    Each is a whole frame of `split.training` or, with `regions`, one region of it; a defect is
+    learnt from in the regions where it is. Inspectors take `method(…)` and whole frames.
+    """
+
+    def __init__(self, images: Images, split: Split, regions: RegionsSpec | None = None) -> None:
         self.images = images
         self.split = split
-        self._items = split.training
+        self.regions = regions
+        self._regions = None if regions is None else Regions(regions)
+        good: list[tuple[Listed, int]] = [
+            (item, place)
+            for item in split.train_good
+            for place in range(1 if regions is None else len(regions.regions))
+        ]
+        defective = [pair for item in split.train_defective for pair in self._defective_in(item)]
+        self.good = range(len(good))
+        self.defective = range(len(good), len(good) + len(defective))
+        self._items = [*good, *defective]
+
+    @property
+    def is_one_each(self) -> bool:
+        """Whether there is one picture of each image."""
+        return self.regions is None or len(self.regions.regions) == 1
 
     def frame(self, index: int) -> Pixels:
         """Native pixels, mono or RGB."""
-        return self.images.pixels(self._items[index])
+        item, place = self._items[index]
+        cuts = self._cuts(item)
+        return self.images.pixels(item) if cuts is None else cuts[place].pixels
 
     def mask(self, index: int) -> Mask | None:
-        """Where image `index` is defective; all False for a good one, None when unknown."""
-        item = self._items[index]
+        """Where picture `index` is defective; all False for a good one, None when unknown."""
+        item, place = self._items[index]
         if not item.defective:
             return np.zeros(self.frame(index).shape[:2], dtype=np.bool_)
-        return self.images.mask(item)
+        mask, cuts = self.images.mask(item), self._cuts(item)
+        return mask if mask is None or cuts is None else cut_mask(mask, cuts[place])
+
+    def box_in_frame(self, index: int, box: Box) -> Box:
+        """Where a box of picture `index` lies in its frame."""
+        item, place = self._items[index]
+        cuts = self._cuts(item)
+        frame = Box.around(self.images.pixels(item))
+        return box if cuts is None else cuts[place].in_frame(box, frame)
+
+    def method(self, method: _Method) -> _Method:
+        """The same method, for whole frames."""
+        return replace(method, regions=self.regions)
+
+    def _cuts(self, item: Listed) -> list[Cut] | None:
+        return None if self._regions is None else regions_of(self._regions, self.images, item)
+
+    def _defective_in(self, item: Listed) -> list[tuple[Listed, int]]:
+        """A defective image in each region where its defect is."""
+        cuts = self._cuts(item)
+        if cuts is None:
+            return [(item, 0)]
+        mask = self.images.mask(item)
+        if mask is None and len(cuts) > 1:
+            raise TrainingError(
+                f"{item.path} has no mask, so nobody knows in which of the {len(cuts)} regions its "
+                f"defect is; draw one below {MASKS}, or train without known defects: --defects 0"
+            )
+        return [
+            (item, place)
+            for place, cut in enumerate(cuts)
+            if mask is None or cut_mask(mask, cut).any()
+        ]
+
+
+def regions_of(regions: Regions, images: Images, item: Listed) -> list[Cut]:
+    """The regions of an image; raises `TrainingError` where it has no place for them."""
+    try:
+        return regions.cut(images.pixels(item))
+    except InspectionError as error:
+        raise TrainingError(f"{item.path}: {error}") from None
 
 
 def _folder(option: str, path: Path) -> Path:

@@ -129,7 +129,7 @@ class ValidationProbe:
         self._frames = [images.images.pixels(item) for item in probed]
         self._defective = [item.defective for item in probed]
         self._network = network
-        self._method = method
+        self._method = images.method(method)
 
     def __call__(self) -> float:
         """The AUROC of these images; NaN where there are none of a kind."""

@@ -7,7 +7,7 @@ known defective ones. Those of the test stay unseen, for `agent evaluate`.
 import math
 from collections import Counter
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Final
 
@@ -27,8 +27,9 @@ from engine.pages.rendering import render
 from engine.pages.text import counted, listed, percent, short
 from engine.parity import provisional_threshold
 from engine.picture import annotated, attended, reduced
+from engine.region import Regions
 from train.checkpoint import Epoch
-from train.datasets import ADVISABLE_GOOD, DEFAULT_DEFECTS, Images, Listed, Split
+from train.datasets import ADVISABLE_GOOD, DEFAULT_DEFECTS, Images, Listed, Split, regions_of
 from train.evaluate import auroc
 from train.export.gate import shown_good
 from train.recipes import RecipeSettings
@@ -162,9 +163,20 @@ def advice(outcome: Outcome, outlook: Outlook | None = None) -> list[str]:
 def small_defects(finished: Finished, threshold: float) -> Spots:
     """Which sizes of spots the bundle's network finds on good images that may judge it."""
     bundle = finished.written.bundle
-    frames = (finished.images.pixels(item) for item in shown_good(finished.split)[:_SPOTTED])
-    with open_method(bundle.manifest.method, OnnxRuntimeBackend(bundle)) as inspector:
+    frames = _spotted(finished)
+    method = replace(bundle.manifest.method, regions=None)
+    with open_method(method, OnnxRuntimeBackend(bundle)) as inspector:
         return spots_found(inspector, frames, threshold=threshold)
+
+
+def _spotted(finished: Finished) -> Iterator[Pixels]:
+    """Good images or, where the bundle has regions, the first of these."""
+    spec = finished.written.bundle.manifest.method.regions
+    for item in shown_good(finished.split)[:_SPOTTED]:
+        if spec is None:
+            yield finished.images.pixels(item)
+        else:
+            yield regions_of(Regions(spec), finished.images, item)[0].pixels
 
 
 def write_report(

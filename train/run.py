@@ -7,11 +7,12 @@ interrupted.
 
 from collections.abc import Callable, Iterator
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from engine.bundle import MANIFEST, TrainingRecord, sha256
 from engine.errors import ConfigurationError
+from engine.region_spec import RegionsSpec
 from train.checkpoint import UNFINISHED, Epoch
 from train.datasets import (
     ADVISABLE_GOOD,
@@ -44,6 +45,7 @@ def train_bundle(
     settings: RecipeSettings,
     *,
     weights: Weights | None,
+    regions: RegionsSpec | None = None,
     defects: int | None = None,
     seed: int = 0,
     resume: bool = False,
@@ -61,6 +63,7 @@ def train_bundle(
         out: The folder for the bundle, which must be new or empty.
         settings: Of the recipe.
         weights: Of the backbone; None: it starts from nothing.
+        regions: What of each image is learnt and will be inspected; None: all of it.
         defects: How many known defects train; default ten, at most half of them. None do where the
             recipe learns from good parts alone.
         seed: Of split, initialisation and batches.
@@ -97,7 +100,11 @@ def train_bundle(
             on_epoch=on_epoch,
             on_warning=on_warning,
         )
-        trained = open_recipe(settings).train(TrainingImages(images, split), run)
+        seen = TrainingImages(images, split, regions)
+        if split.train_defective and not seen.defective:
+            on_warning("no known defect lies in a region, so training learns from none")
+        trained = open_recipe(settings).train(seen, run)
+        trained = replace(trained, method=seen.method(trained.method))
         written = write_bundle(
             out,
             trained,

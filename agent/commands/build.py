@@ -124,7 +124,7 @@ def _proven(
         try:
             device = stack.enter_context(built.open())
             device.warm_up()
-            _require_like(host, device)
+            _require_like(bundle, host, device)
         except AtacError as error:
             raise BackendError(
                 f"{built.precision} was made ready and does not run on {built.target}: {error}; "
@@ -136,11 +136,12 @@ def _proven(
     return built.verdicts.write(parity, accepted=accept_flips)
 
 
-def _require_like(host: "OpenInspector", device: "OpenInspector") -> None:
+def _require_like(bundle: "Bundle", host: "OpenInspector", device: "OpenInspector") -> None:
     """Raise `BackendError` where a grey frame's score on the device is not the host's."""
     import numpy as np
 
-    frame = np.full((_SIDE, _SIDE), _GREY, np.uint8)
+    regions = bundle.manifest.method.regions
+    frame = np.full((_SIDE, _SIDE), _GREY, np.uint8) if regions is None else regions.blank(_GREY)
     expected, found = (each.inspect(frame) for each in (host, device))
     near = max(_NEAR, _NEAR_SHARE * abs(expected.deviation))
     if abs(found.deviation - expected.deviation) > near:

@@ -76,6 +76,7 @@ def retrain(
         defects=counts["defective"] or None,
         epochs=epochs,
         seed=seed,
+        regions=old.path if old.manifest.method.regions is not None else None,
         bits=bits,
     )
     calibrate(bundle=bundle, good=out / "data" / "calibration" if counts["calibration"] else None)

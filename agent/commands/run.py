@@ -17,7 +17,9 @@ if TYPE_CHECKING:
 
     from agent.part import State
     from agent.settings import Config
+    from agent.station.station import Model
     from agent.station.summary import Summary
+    from engine.inspector import Inspector
 
 
 def run(
@@ -77,6 +79,7 @@ def run(
     from agent.process import prepare_process
     from agent.services.heartbeat import HeartbeatSettings
     from agent.services.terminal import TerminalSettings
+    from agent.station.products import opened
     from agent.station.run import run_station
     from agent.station.station import Model, stopping_on_signals
 
@@ -97,16 +100,27 @@ def run(
                 typer.echo(f"agent: inspects with {inspector.backend}", err=True)
             return model.on(inspector)
 
+        def all_ready() -> "Mapping[str, tuple[Inspector, Model]]":
+            first, *others = settings.products
+            return {
+                first.name: (starting, model.on(starting)),
+                **{
+                    one.name: opened(one.bundle, settings.longest_deadline_s, inference)
+                    for one in others
+                },
+            }
+
         summary = run_station(
             settings,
             inspector=starting,
             model=model,
             served=served,
+            products=all_ready if settings.products else None,
             parts=parts,
             stop=stop,
             started=started,
             services=(TerminalSettings(), HeartbeatSettings()),
-            may_promote=True,
+            may_promote=not settings.products,
             config_file=config.absolute(),
         )
     typer.echo(

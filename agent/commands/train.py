@@ -93,6 +93,13 @@ def train(
             "this time are chosen. For --recipe nearest; takes several trainings."
         ),
     ] = None,
+    regions: Annotated[
+        Path | None,
+        typer.Option(
+            help="A file that names what of each frame is inspected, or a bundle that has such "
+            "regions: docs/regions.md. Without it the whole frame is."
+        ),
+    ] = None,
     bits: Annotated[int | None, options.BITS] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print the result as JSON.")] = False,
     profile: Annotated[str | None, typer.Option(hidden=True)] = None,
@@ -111,6 +118,7 @@ def train(
     if profile is not None:
         raise ConfigurationError("--profile", profile, f"is now called --recipe {profile}")
     require_training_packages("agent train")
+    from agent.regions_file import read_regions
     from engine.cross_fitted import CROSS_FITTED
     from train.datasets import find_source, left_out
     from train.run import require_new, train_bundle
@@ -120,10 +128,15 @@ def train(
     unused = left_out(source)
     for line in unused:
         typer.echo(line, err=True)
+    cut = None if regions is None else read_regions(regions)
     settings = _settings(recipe, backbone, stage, hold_out, epochs)
     budget_ms = None if budget is None else milliseconds(budget)
     if budget_ms is not None:
         require_evidence(settings)
+        if cut is not None and len(cut.regions) > 1:
+            raise ConfigurationError(
+                "--budget", budget, "goes with one region; of several nothing is scored without it"
+            )
         if resume:
             raise ConfigurationError("--resume", None, "does not go with --budget; start again")
     weights = _weights(backbone_weights, settings)
@@ -136,6 +149,7 @@ def train(
                 folder,
                 settings,
                 weights=weights,
+                regions=cut,
                 defects=defects,
                 seed=seed,
                 resume=resume,

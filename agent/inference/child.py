@@ -33,7 +33,7 @@ from agent.logs import LogFormat
 from engine.backends.base import MAX_PIXELS, BackendName, FallbackName
 from engine.bundle import Precision, Sha256
 from engine.errors import BackendError, InspectionError, NoAnswerError
-from engine.frame import Bayer, Box, Inspection, Map, Pass, Pixels
+from engine.frame import Bayer, Box, FoundRegion, Inspection, Map, Pass, Pixels
 from engine.image import demosaiced
 from engine.spec import spec
 
@@ -389,6 +389,9 @@ class _Connection:
             score_map=score_map.copy(),
             attention_s=answer["attention_s"],
             map_threshold=answer["map_threshold"],
+            regions=tuple(
+                FoundRegion(**each | {"box": Box(**each["box"])}) for each in answer["regions"]
+            ),
         )
 
     def _extended_hear(self, within_s: float, pid: int) -> dict[str, Any] | None:

@@ -122,6 +122,7 @@ def _packed(found: Inspection) -> dict[str, object]:
         "passes": [asdict(each) for each in found.passes],
         "attention_s": found.attention_s,
         "map_threshold": found.map_threshold,
+        "regions": [asdict(each) for each in found.regions],
     }
 
 

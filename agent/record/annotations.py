@@ -27,9 +27,9 @@ class ThresholdChange:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Change:
-    """What somebody did to the agent besides its threshold: `kind` is `promote` or `rollback`.
+    """What somebody did to the agent besides its threshold: `promote`, `rollback` or `product`.
 
-    `old` and `new` are ids of bundles.
+    `old` and `new` are ids of bundles, or names of products.
     """
 
     kind: str
@@ -162,6 +162,14 @@ def read_changes(connection: sqlite3.Connection, since_ns: int = 0) -> list[Audi
         {"since": since_ns},
     )
     return [Audited(**dict(row)) for row in rows]
+
+
+def read_product(connection: sqlite3.Connection) -> str | None:
+    """The product that somebody switched to last."""
+    row = connection.execute(
+        "SELECT new FROM changes WHERE kind = 'product' ORDER BY id DESC LIMIT 1"
+    ).fetchone()
+    return None if row is None else str(row["new"])
 
 
 def read_threshold(connection: sqlite3.Connection, calibration_id: str) -> float | None:

@@ -301,6 +301,10 @@ class Ledger:
         """What the threshold of this calibration was changed to, if it was."""
         return self._writer.read(lambda file: annotations.read_threshold(file, calibration_id))
 
+    def product(self) -> str | None:
+        """The product that somebody switched to last, also in an earlier run."""
+        return self._writer.read(annotations.read_product)
+
     def audited(self, calibration_id: str, threshold: float) -> tuple[int, int] | None:
         """Audited good parts of a calibration, and how many of them are above its threshold."""
         return self._writer.read(lambda file: annotations.audited(file, calibration_id, threshold))

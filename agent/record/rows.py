@@ -7,7 +7,7 @@ A column is a field of `PartRow`: it is named here and nowhere else.
 
 import json
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields, replace
 from datetime import UTC, datetime
 from functools import cache
@@ -15,7 +15,7 @@ from importlib.metadata import PackageNotFoundError, version
 from typing import Any, Final
 
 from agent.part import Part, State, Trigger, Verdict
-from engine.frame import Box, Inspection, Pass
+from engine.frame import Box, FoundRegion, Inspection, Pass
 
 Value = str | int | float | None
 Span = tuple[int, int]
@@ -34,7 +34,7 @@ class PartRow:
     """The end of one part as it is stored; open until `state` is known.
 
     `position` counts the ends of this file in the order in which they were recorded. `evidence`
-    is JSON: an object with `passes`.
+    is JSON: an object with `passes`, and `regions` where the bundle has some.
     """
 
     sequence: int
@@ -64,6 +64,7 @@ class PartRow:
     deviation: float | None = None
     attention_s: float | None = None
     audit: float | None = None
+    product: str | None = None
     evidence: str | None = None
     has_thumbnail: int = 0
 
@@ -115,6 +116,8 @@ class Event:
     bundle_id: str
     calibration_id: str
     software: str
+    regions: tuple[FoundRegion, ...] = ()
+    product: str | None = None
     audit: float | None = None
     has_thumbnail: bool = False
     thumbnail: bytes | None = None
@@ -159,6 +162,7 @@ def begun_row(part: Part) -> PartRow:
         triggered_ns=trigger.triggered_ns,
         deadline_ns=trigger.deadline_ns,
         audit=part.audit,
+        product=None if part.product is None else clean(part.product),
     )
 
 
@@ -216,6 +220,7 @@ def open_part(row: Mapping[str, Any], verdict: Verdict) -> Part:
         part_id=row["part_id"],
         source=row["source"],
         audit=row["audit"],
+        product=row["product"],
         verdict=verdict,
     )
 
@@ -251,9 +256,11 @@ def event_of(row: Mapping[str, Any]) -> Event:
         deviation=row["deviation"],
         attention_s=row["attention_s"],
         passes=_passes(row["evidence"]),
+        regions=_regions(row["evidence"]),
         bundle_id=row["bundle_id"],
         calibration_id=row["calibration_id"],
         software=row["software"],
+        product=row["product"],
         audit=row["audit"],
         has_thumbnail=bool(row["has_thumbnail"]),
         thumbnail=row["jpeg"],
@@ -294,15 +301,27 @@ def with_span(ranges: list[Span], first: int, last: int) -> list[Span]:
 def _evidence(found: Inspection) -> str:
     passes = [
         {
-            "box": [int(side) for side in (box.left, box.top, box.right, box.bottom)],
+            "box": _sides(each.box),
             "score": float(each.score),
             "view_s": float(each.view_s),
             "network_s": float(each.network_s),
         }
         for each in found.passes
-        for box in (each.box,)
     ]
-    return json.dumps({"passes": passes}, separators=(",", ":"))
+    regions = [
+        {"name": clean(each.name), "box": _sides(each.box), "score": float(each.score)}
+        for each in found.regions
+    ]
+    evidence = {"passes": passes} | ({"regions": regions} if regions else {})
+    return json.dumps(evidence, separators=(",", ":"))
+
+
+def _sides(box: Box) -> list[int]:
+    return [int(side) for side in (box.left, box.top, box.right, box.bottom)]
+
+
+def _box(sides: Sequence[int]) -> Box:
+    return Box(**dict(zip(("left", "top", "right", "bottom"), sides, strict=True)))
 
 
 def _passes(evidence: str | None) -> tuple[Pass, ...]:
@@ -310,12 +329,21 @@ def _passes(evidence: str | None) -> tuple[Pass, ...]:
         return ()
     return tuple(
         Pass(
-            box=Box(**dict(zip(("left", "top", "right", "bottom"), each["box"], strict=True))),
+            box=_box(each["box"]),
             score=each["score"],
             view_s=each["view_s"],
             network_s=each["network_s"],
         )
         for each in json.loads(evidence)["passes"]
+    )
+
+
+def _regions(evidence: str | None) -> tuple[FoundRegion, ...]:
+    if evidence is None:
+        return ()
+    return tuple(
+        FoundRegion(name=each["name"], box=_box(each["box"]), score=each["score"])
+        for each in json.loads(evidence).get("regions", [])
     )
 
 

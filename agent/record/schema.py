@@ -76,7 +76,9 @@ CREATE TABLE triggers (         -- every part and how it ended
     deviation REAL,
     attention_s REAL,
     audit REAL,                 -- the chance with which it was drawn, where it was
-    evidence TEXT,              -- JSON: {"passes": [{"box": [l, t, r, b], "score", "view_s", …}]}
+    product TEXT,               -- what it is, on a line that makes several
+    evidence TEXT,              -- JSON: {"passes": [{"box": [l, t, r, b], "score", "view_s", …}]},
+                                -- and "regions": [{"name", "box", "score"}] where there are some
     has_thumbnail INTEGER NOT NULL,
     PRIMARY KEY (epoch, sequence)
 ) WITHOUT ROWID;

@@ -83,6 +83,7 @@ class Begin(Protocol):
         part_id: str | None = None,
         source: str | None = None,
         count: int | None = None,
+        product: str | None = None,
         is_dated: bool = True,
     ) -> Part | None: ...
 

@@ -1,14 +1,16 @@
-"""What may change while the line runs: the bundle in force, its threshold, and the pause.
+"""What may change while the line runs: product, bundle in force, its threshold, and the pause.
 
 A part is inspected and decided by one bundle and by this bundle's threshold, whatever changes
 meanwhile: `held` gives both at once, and `replace` waits until no part needs the old ones.
+On a line that makes several products each has its bundle and its threshold; all of them stay ready.
 """
 
 import threading
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
+from types import MappingProxyType
 from typing import TYPE_CHECKING
 
 from agent.station.threshold import Threshold
@@ -27,15 +29,39 @@ class InForce:
     threshold: float
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Product:
+    """What inspects one product of the line: ready, with a threshold of its own."""
+
+    inspector: Inspector
+    model: "Model"
+    threshold: Threshold
+
+
 class Controls:
-    """The bundle in force, the threshold, and `paused`: while it is set no part is inspected.
+    """The product and the bundle in force, the threshold, and `paused`: then nothing is inspected.
 
     `begin` comes before everything else.
+
+    Args:
+        threshold: Of the bundle that the line begins with.
+        paused: Set while no part is inspected.
+        products: By name, on a line that makes several.
+        product: Which of them is in force; the first, where there is no such one.
     """
 
-    def __init__(self, *, threshold: Threshold, paused: threading.Event | None = None) -> None:
-        self.threshold = threshold
+    def __init__(
+        self,
+        *,
+        threshold: Threshold,
+        paused: threading.Event | None = None,
+        products: Mapping[str, Product] = MappingProxyType({}),
+        product: str | None = None,
+    ) -> None:
+        self._threshold = threshold
         self.paused = paused or threading.Event()
+        self.products = products
+        self._product = product if product in products else next(iter(products), None)
         self._changed = threading.Condition()
         self._held: Counter[int] = Counter()
         self._serial = 0
@@ -47,18 +73,43 @@ class Controls:
         self._inspector, self._model = inspector, model
 
     @property
+    def product(self) -> str | None:
+        """What the next part is, unless its announcement says it; `None` where all are alike."""
+        return self._product
+
+    @property
     def model(self) -> "Model":
         """What inspects the next part."""
-        return self._model
+        name = self._product
+        return self._model if name is None else self.products[name].model
+
+    @property
+    def threshold(self) -> Threshold:
+        """The threshold of the product in force."""
+        name = self._product
+        return self._threshold if name is None else self.products[name].threshold
+
+    def switch(self, product: str) -> None:
+        """Parts that begin from now on are this product; others stay what they are."""
+        assert product in self.products, "asked before"
+        self._product = product
 
     @contextmanager
-    def held(self) -> Iterator[InForce]:
-        """What inspects the part of this moment; it is there until the end of the context."""
+    def held(self, product: str | None = None) -> Iterator[InForce]:
+        """What inspects a part of this moment; it is there until the end of the context.
+
+        Of a line with several products it is that of `product`, one of them.
+        """
+        if self.products:
+            assert product is not None, "a part of nothing is not inspected"
+            one = self.products[product]
+            yield InForce(inspector=one.inspector, model=one.model, threshold=one.threshold.value)
+            return
         with self._changed:
             serial = self._serial
             self._held[serial] += 1
             in_force = InForce(
-                inspector=self._inspector, model=self._model, threshold=self.threshold.value
+                inspector=self._inspector, model=self._model, threshold=self._threshold.value
             )
         try:
             yield in_force
@@ -83,7 +134,7 @@ class Controls:
         with self._changed:
             old, replaced = self._serial, self._inspector
             self._inspector, self._model = inspector, model
-            self.threshold.take(
+            self._threshold.take(
                 calibrated=model.threshold,
                 calibration_id=model.calibration_id,
                 scores=model.scores,

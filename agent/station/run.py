@@ -1,5 +1,6 @@
 """Opens what a run needs, in the order in which it has to be there, and runs the station."""
 
+import logging
 import threading
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
@@ -7,6 +8,7 @@ from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from types import MappingProxyType
+from typing import Final
 
 from agent.clock import SystemClock
 from agent.part import Part, is_alarm
@@ -19,7 +21,7 @@ from agent.services.settings import AnyServiceSettings
 from agent.settings import Config
 from agent.sinks.delivery import Deliverer
 from agent.station.check import GoldenCheck
-from agent.station.controls import Controls
+from agent.station.controls import Controls, Product
 from agent.station.counts import CountWatch
 from agent.station.drift import DriftWatch
 from agent.station.promotion import Promotion
@@ -31,6 +33,8 @@ from agent.station.threshold import Threshold
 from agent.triggers.settings import AnyTriggerSettings
 from engine.inspector import Inspector, TakesBayer
 
+_LOG: Final = logging.getLogger("atac_agent.line")
+
 
 def run_station(
     config: Config,
@@ -39,6 +43,7 @@ def run_station(
     inspector: Inspector,
     model: Model,
     served: Callable[[], Model] | None = None,
+    products: Callable[[], Mapping[str, tuple[Inspector, Model]]] | None = None,
     parts: int | None = None,
     stop: threading.Event | None = None,
     started: float | None = None,
@@ -61,6 +66,8 @@ def run_station(
         model: What inspects.
         served: Waits until `inspector` is ready and gives `model` with what serves it; it is called
             when sinks and cameras are open, so that a network loads beside them.
+        products: Gives what inspects each of the products, ready; the first is in force. Called
+            after `served`.
         parts: How many triggers may begin; `None`: as many as come.
         stop: Ends the run; set with the last of `parts`, and on return.
         started: `clock.now()` when the program began.
@@ -117,14 +124,18 @@ def run_station(
         ]
     if served is not None:
         model = served()
+    ready = {} if products is None else products()
     with ledger:
-        threshold = Threshold(
-            ledger,
-            calibrated=model.threshold,
-            calibration_id=model.calibration_id,
-            scores=model.scores,
+        controls = Controls(
+            threshold=_threshold(model, ledger),
+            products={
+                name: Product(inspector=one, model=its, threshold=_threshold(its, ledger))
+                for name, (one, its) in ready.items()
+            },
+            product=ledger.product() if ready else None,
         )
-        controls = Controls(threshold=threshold)
+        if controls.product is not None:
+            _LOG.warning("the line begins with product %s", controls.product)
         drift, check = DriftWatch(controls, ledger.audited), GoldenCheck(config, controls)
         with ExitStack() as delivering:
             bundles = Promotion(
@@ -137,7 +148,8 @@ def run_station(
             requests = Requests(
                 ledger,
                 agent_id=config.agent.id,
-                threshold=threshold,
+                threshold=controls.threshold,
+                products=controls,
                 paused=controls.paused,
                 bundles=bundles if may_promote else None,
                 checks=check,
@@ -190,6 +202,15 @@ def run_station(
         refused=sum(sink.refused for sink in ended),
         undelivered=sum(sink.pending for sink in ended),
         lost=ledger.lost_in_this_run,
+    )
+
+
+def _threshold(model: Model, ledger: Ledger) -> Threshold:
+    return Threshold(
+        ledger,
+        calibrated=model.threshold,
+        calibration_id=model.calibration_id,
+        scores=model.scores,
     )
 
 

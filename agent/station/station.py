@@ -9,6 +9,7 @@ parts of each camera, the recorder eight.
 """
 
 import logging
+import math
 import signal
 import threading
 from collections import Counter
@@ -201,6 +202,9 @@ class Station:
         self._parts = parts
         self._started = clock.now() if started is None else started
         self._lines: dict[str, LineSettings] = config.lines
+        self._name_products = {
+            camera.name for camera in config.cameras if _window(camera.trigger).names_products
+        }
         self._announcing = threading.Lock()
         self._triggers = 0
         self._numbers: Counter[str] = Counter()
@@ -335,6 +339,7 @@ class Station:
         part_id: str | None = None,
         source: str | None = None,
         count: int | None = None,
+        product: str | None = None,
         is_dated: bool = True,
     ) -> Part | None:
         """A part has arrived: it gets its number. `None` when it is one too many."""
@@ -364,6 +369,7 @@ class Station:
             received=received,
             part_id=part_id,
             source=source,
+            product=product if camera in self._name_products else product or self._controls.product,
             audit=chance_if_drawn(self._record.epoch, sequence, self._config.evidence.audit),
         )
         if camera in self._names and (part_id is None or camera not in self._announced):
@@ -378,7 +384,11 @@ class Station:
     def _life(self, part: Part) -> Iterator[None]:
         """What happens to a part from the queue to the ledger; see `run_workers`."""
         part.begun = self._clock.now()
-        with self._controls.held() as in_force:
+        if (problem := self._unknown(part)) is not None:
+            yield
+            self._end(part, State.ERROR, problem)
+            return
+        with self._controls.held(part.product) as in_force:
             state, reason = self._inspected(part, in_force)
         yield  # until the parts of the same camera before it have left
         part.verdict = self._verdict(part, state, reason, in_force)
@@ -386,6 +396,14 @@ class Station:
         self._recorder.put(part)  # thumbnail, ledger, observers
         if part.inspection is not None:
             self._timing.add(part, decided)
+
+    def _unknown(self, part: Part) -> str | None:
+        """Why nothing may inspect a part: on a line with several products it has to be known."""
+        if not self._controls.products or part.product in self._controls.products:
+            return None
+        if part.product is None:
+            return "no product was announced for this part"
+        return f"its product {part.product!r} is none of the products in the configuration"
 
     def _inspected(self, part: Part, in_force: InForce) -> tuple[State, str]:
         """Have the frame inspected, if there is time; the state as it is then, and a reason."""
@@ -441,16 +459,21 @@ class Station:
         """A part ends without inspection."""
         now = self._clock.now()
         late_s = self._late_s(part, now)
-        with self._controls.held() as in_force:
-            part.verdict = Verdict(
-                state=state,
-                decided_ns=_decided_ns(part, now),
-                threshold=in_force.threshold,
-                reason=reason,
-                late_s=late_s if late_s > 0 else None,
-                bundle_id=in_force.model.bundle_id,
-                calibration_id=in_force.model.calibration_id,
-            )
+        part.verdict = Verdict(
+            state=state,
+            decided_ns=_decided_ns(part, now),
+            threshold=math.nan,
+            reason=reason,
+            late_s=late_s if late_s > 0 else None,
+        )
+        if self._unknown(part) is None:
+            with self._controls.held(part.product) as in_force:
+                part.verdict = replace(
+                    part.verdict,
+                    threshold=in_force.threshold,
+                    bundle_id=in_force.model.bundle_id,
+                    calibration_id=in_force.model.calibration_id,
+                )
         self._recorder.put(part)
 
     # ---- what is told of it
@@ -511,6 +534,7 @@ class Station:
             ledger=ledger,
             faults=tuple(self._faults(cameras, sinks, ledger)),
             is_paused=self._controls.paused.is_set(),
+            product=self._controls.product,
             in_hand_s=self._progress.in_hand_s(),
             ended_threads=tuple(ended),
             watches={name: watch.fault for name, watch in self._watches.items()},
@@ -536,10 +560,10 @@ class Station:
             **{name: sink.fault for name, sink in sinks.items()},
             "ledger": ledger.fault,
             **{f"camera {name} ": fault for name, fault in drops.items()},
-            "inference": self._controls.model.fault(),
+            **self._inference_faults(),
             "evidence": self._evidence.fault,
             "recorder": self._recorder.fault,
-            "threshold": self._controls.threshold.fault,
+            **self._threshold_faults(),
             **{name: watch.fault for name, watch in self._watches.items()},
         }
         for name, fault in named.items():
@@ -552,6 +576,18 @@ class Station:
             yield _DISCARDING
         if self._controls.paused.is_set():
             yield f"line: {_PAUSED}"
+
+    def _inference_faults(self) -> dict[str, str | None]:
+        products = self._controls.products
+        if not products:
+            return {"inference": self._controls.model.fault()}
+        return {f"inference of {name}": one.model.fault() for name, one in products.items()}
+
+    def _threshold_faults(self) -> dict[str, str | None]:
+        products = self._controls.products
+        if not products:
+            return {"threshold": self._controls.threshold.fault}
+        return {f"threshold of {name}": one.threshold.fault for name, one in products.items()}
 
     def _summary(self) -> Summary:
         first = self._last if self._first is None else self._first

@@ -118,6 +118,8 @@ class Status:
     ledger: LedgerStatus
     faults: tuple[str, ...] = ()
     is_paused: bool = False
+    product: str | None = None
+    """What the next part is, on a line that makes several products."""
     is_last: bool = False
     """The run has ended: there is no later status, and it should be told at once."""
     in_hand_s: float = 0.0

@@ -306,6 +306,7 @@ class TriggerIntake:
             triggered_ns=self._clock.utc_ns() - round(ago_s * 1e9),
             part_id=announcement.part_id,
             count=announcement.count,
+            product=announcement.product,
             is_dated=not action.is_unseen,
         )
         if part is None:

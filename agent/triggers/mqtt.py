@@ -51,7 +51,8 @@ class MqttTriggerSettings(WindowSettings, BrokerSettings):
 
     With `payload: text` the payload is the part id, with `json` it is an object whose keys
     `part_id_key` and `count_key` are taken, with `none` it is not read. A user property named by
-    `part_id_property` or `count_property` is taken in its place.
+    `part_id_property` or `count_property` is taken in its place. With `product_key` the object also
+    says which of the `products` the part is.
     """
 
     place: ClassVar[str] = "trigger"
@@ -63,6 +64,18 @@ class MqttTriggerSettings(WindowSettings, BrokerSettings):
     count_key: Name = "count"
     part_id_property: Name | None = None
     count_property: Name | None = None
+    product_key: Name | None = None
+
+    @property
+    def names_products(self) -> bool:
+        """Whether each announcement says what the part is."""
+        return self.product_key is not None
+
+    @model_validator(mode="after")
+    def _has_object(self) -> "MqttTriggerSettings":
+        if self.product_key is not None and self.payload != "json":
+            raise ValueError("product_key is a key of a JSON object; write payload: json")
+        return self
 
     @model_validator(mode="after")
     def _has_properties(self) -> "MqttTriggerSettings":
@@ -130,14 +143,15 @@ class MqttTriggers:
         # A broker of MQTT 3.1.1 cannot be asked to leave out what it has kept, but marks it.
         if heard.is_unreadable or (heard.is_retained and self._settings.version != "5"):
             return
-        part_id, count = self._told(heard)
+        part_id, count, product = self._told(heard)
+        announcement = Announcement(at=at, part_id=part_id, count=count, product=product)
         try:
-            self._heard.put_nowait(Announcement(at=at, part_id=part_id, count=count))
+            self._heard.put_nowait(announcement)
         except queue.Full:
             self._is_flooded = True
 
-    def _told(self, heard: "Heard") -> tuple[str | None, int | None]:
-        """Part id and count of a message; a message that cannot be read has neither."""
+    def _told(self, heard: "Heard") -> tuple[str | None, int | None, str | None]:
+        """Part id, count and product of a message; one that cannot be read has none."""
         settings, properties = self._settings, dict(heard.properties)
         found: dict[str, object] = {}
         if settings.payload == "text":
@@ -154,7 +168,8 @@ class MqttTriggers:
         part_id, count = as_part_id(told), as_count(found.get(settings.count_key))
         if part_id is None and told not in (None, "", b""):
             self._complain("holds no part id that can be used")
-        return part_id, count
+        product = None if settings.product_key is None else found.get(settings.product_key)
+        return part_id, count, as_part_id(product)
 
     def _object(self, payload: bytes) -> dict[str, object]:
         try:

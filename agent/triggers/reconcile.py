@@ -256,7 +256,7 @@ class Reconciler:
             if part_id is None and announcement.at - told_at < LATEST_S:
                 part_id = early
         trigger = self._new(announcement, part_id)
-        yield Begun(trigger.index, Announcement(at=announcement.at, part_id=part_id, count=count))
+        yield Begun(trigger.index, replace(announcement, part_id=part_id))
         if refusal:
             trigger.is_settled = True
             yield self._end(trigger, refusal)

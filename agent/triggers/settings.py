@@ -35,6 +35,11 @@ class WindowSettings(AnyTriggerSettings):
             raise ValueError("min_ms should be less than max_ms")
         return self
 
+    @property
+    def names_products(self) -> bool:
+        """Whether each announcement says what the part is."""
+        return False
+
 
 @spec
 class SinkTriggerSettings(WindowSettings):

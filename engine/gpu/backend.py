@@ -12,6 +12,7 @@ from engine.gpu.context import CudaContext
 from engine.gpu.device import MAX_BATCH, DeviceNetwork, DeviceOpening
 from engine.inspector import OpenInspector
 from engine.methods import MethodSpec, NetworkSpec, open_method
+from engine.region_inspector import in_regions
 
 
 class DeviceBackend:
@@ -116,5 +117,5 @@ def open_on_device(
         max_pixels: The largest frame that the GPU keeps memory for.
     """
     if (found := method.on_device(opening, max_pixels=max_pixels)) is not None:
-        return found
+        return in_regions(method, found)
     return open_method(method, DeviceBackend(opening, method.network, name))

@@ -14,6 +14,7 @@ from pydantic import Field
 from engine.errors import InspectionError
 from engine.frame import Inspection, Pixels
 from engine.inspector import Inspector, OpenInspector
+from engine.region_spec import RegionsSpec
 from engine.registry import Kinds
 from engine.spec import spec
 
@@ -44,9 +45,13 @@ class NetworkSpec:
 
 @spec
 class MethodSpec:
-    """What a bundle's method is and how it works; each method has a class of its own for it."""
+    """What a bundle's method is and how it works; each method has a class of its own for it.
+
+    `regions` are what of a frame it inspects; `None`: all of it.
+    """
 
     network: NetworkSpec
+    regions: RegionsSpec | None = None
 
     def on_device(self, opening: "DeviceOpening", *, max_pixels: int) -> OpenInspector | None:
         """The whole inspection on the device of this network; `None`: only the network runs there.
@@ -63,7 +68,10 @@ AnyMethod = Annotated[MethodSpec, METHODS]
 
 def open_method(method: MethodSpec, backend: "Backend") -> OpenInspector:
     """The inspector of `method` over an open `backend`, which it closes when it is left."""
-    return _MethodInspector(METHODS.of(method).open(method, backend), backend, method.network.side)
+    from engine.region_inspector import in_regions
+
+    opened = METHODS.of(method).open(method, backend)
+    return in_regions(method, _MethodInspector(opened, backend, method.network.side))
 
 
 class _MethodInspector:

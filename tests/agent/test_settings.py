@@ -57,13 +57,17 @@ def test_every_key_of_the_shipped_configuration_exists_and_none_is_left_out(tmp_
     config = load_config(path)
     kinds = {camera.type for camera in config.cameras}
     for section in dataclasses.fields(config):
-        if section.name == "services":
+        if section.name in {"services", "products"}:
             continue
         found = getattr(config, section.name)
         for field in dataclasses.fields(found[0] if isinstance(found, tuple) else found):
             if section.name == "sinks" and field.name == "type":
                 continue
             assert re.search(rf"^ +{field.name}: ", shown, re.MULTILINE), (section, field.name)
+    (products,) = re.findall(r"^#products:.*\n(?:#  .*\n)*", text, re.MULTILINE)
+    in_place = re.sub("^#", "", products, flags=re.MULTILINE)
+    path.write_text(re.sub(r"^bundle:\n(?: .*\n)*", lambda _: in_place, shown, flags=re.MULTILINE))
+    assert [product.name for product in load_config(path).products] == ["cola", "lemon"]
     start, end = shown.index("camera:"), shown.index("\nline:") + 1
     for camera in cameras:
         written = re.sub("^#", "", camera, flags=re.MULTILINE)

@@ -22,7 +22,7 @@ from engine.registry import Kinds
 from engine.spec import spec
 from train.backbones import AnyBackbone
 from train.checkpoint import CHECKPOINT, FORM, Checkpoint, Epoch
-from train.datasets import SPLIT_JSON, TrainingImages
+from train.datasets import REGIONS_JSON, SPLIT_JSON, TrainingImages
 from train.network import Network
 from train.weights import Weights
 
@@ -140,6 +140,7 @@ class Run:
             FORM
             + RECIPE_JSON.dump_json(self.settings)
             + SPLIT_JSON.dump_json(images.split)
+            + REGIONS_JSON.dump_json(images.regions)
             + str(self.seed).encode()
             + (b"" if self.weights is None else self.weights.sha256.encode())
         )

@@ -124,7 +124,9 @@ def train(settings: Nearest, images: TrainingImages, run: Run) -> Trained:
             epoch.learning_rate = 0.0
         seen = [parts.left_out(index) for index in images.good]
         method = parts.method(seen)
-        return Trained.of(net, method, checkpoint, cross_fitted=parts.cross_fitted(seen, method))
+        # Of one region of a part the bank may still hold another, so such a part is not left out.
+        scores = parts.cross_fitted(seen, method) if images.is_one_each else None
+        return Trained.of(net, method, checkpoint, cross_fitted=scores)
 
 
 class LeftOut(NamedTuple):
@@ -210,10 +212,10 @@ class Parts:
             if first.peak >= method.crop.gate and first.box != method.view.box:
                 maps = self._maps(index, self.closer(index, first.box))
                 score = (score + top_k_mean(maps.score_map.numpy(), method.score.top_k)) / 2
-            frame = Box.around(self.images.frame(index))
-            good.append(_part(item, score, first.box.scaled(of=method.view.box, to=frame)))
+            seen_box = first.box.scaled(of=method.view.box, to=Box.around(self.images.frame(index)))
+            good.append(_part(item, score, self.images.box_in_frame(index, seen_box)))
         with TorchBackend(self._network) as backend:
-            inspector = open_method(method, backend)
+            inspector = open_method(self.images.method(method), backend)
             found = [inspector.inspect(self.images.images.pixels(i)) for i in split.train_defective]
         defective = [
             _part(item, one.score, one.box if one.zoomed else None)

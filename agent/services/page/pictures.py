@@ -14,7 +14,7 @@ from agent.child import AgentEnd, RefusedError
 from agent.record.evidence_files import EvidenceIndex
 from agent.services.page.history import Row
 from engine.errors import ImageError
-from engine.frame import Box, Inspection, Pass, Pixels
+from engine.frame import Box, FoundRegion, Inspection, Pass, Pixels
 from engine.image import decode_image
 from engine.picture import annotated, framed, jpeg, reduced
 from engine.regular_file import read_regular
@@ -187,6 +187,9 @@ def _inspection(said: dict[str, Any], picture: Pixels, maps: bytes) -> Inspectio
         attention=score_map,
         score_map=score_map,
         map_threshold=said["map_threshold"],
+        regions=tuple(
+            FoundRegion(**each | {"box": Box(**each["box"])}) for each in said["regions"]
+        ),
     )
     return found.scaled(of=whole, to=Box.around(picture))
 

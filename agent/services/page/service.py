@@ -198,6 +198,7 @@ def _shown(part: Part, key: tuple[str, int]) -> Answer:
             "box": [box.left, box.top, box.right, box.bottom] if found.zoomed else None,
             "map_threshold": found.map_threshold,
             "map": found.score_map.shape,
+            "regions": [asdict(each) for each in found.regions],
         }
         blobs.append(np.ascontiguousarray(found.score_map, dtype=np.float32).tobytes())
     return said, blobs

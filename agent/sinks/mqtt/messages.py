@@ -24,7 +24,7 @@ from agent.part import State
 from agent.record.rows import THUMBNAIL_MAX_BYTES, Delivery, Event, Span, software, utc
 from agent.sinks.mqtt.settings import TOPIC_TEMPLATE
 from agent.station.status import Status
-from engine.frame import Box, Pass
+from engine.frame import Box, FoundRegion, Pass
 from engine.picture import with_comment
 
 What = Literal["state", "health", "alarm", "thumbnail", "verdict", "request", "response"]
@@ -123,6 +123,7 @@ def health(topics: Topics, sink: str, now: Status, before: Status | None = None)
         "bundle_id": now.bundle_id or None,
         "calibration_id": now.calibration_id or None,
         "backend": now.backend or None,
+        "product": now.product,
         "uptime_s": round(now.uptime_s, 3),
         **_accounted(triggers, counts),
         "parts_per_second": round(_rate(now, before), 3),
@@ -176,6 +177,7 @@ def _part(event: Event) -> dict[str, object]:
         "sequence": event.sequence,
         "camera": event.camera,
         "part_id": event.part_id,
+        "product": event.product,
         "count": event.count,
         "time": utc(event.decided_ns),
         "triggered_at": utc(event.triggered_ns),
@@ -187,6 +189,7 @@ def _part(event: Event) -> dict[str, object]:
         "deviation": event.deviation,
         "threshold": event.threshold,
         "passes": [_pass(each) for each in event.passes],
+        "regions": [_region(each, event) for each in event.regions],
         "frame": _frame(event),
         "latency_ms": _latency(event),
         "bundle_id": event.bundle_id or None,
@@ -201,6 +204,16 @@ def _pass(one: Pass) -> dict[str, object]:
         "box": _box(one.box),
         "view_ms": round(one.view_s * 1e3, 3),
         "network_ms": round(one.network_s * 1e3, 3),
+    }
+
+
+def _region(one: FoundRegion, event: Event) -> dict[str, object]:
+    is_above = event.threshold is not None and one.score > event.threshold
+    return {
+        "name": one.name,
+        "box": _box(one.box),
+        "score": one.score,
+        "state": (State.NG if is_above else State.OK).value,
     }
 
 

@@ -56,7 +56,7 @@ _PAUSE_S: Final = 0.02
 _RETRY_FIRST_S: Final = 0.5
 _RETRY_MAX_S: Final = 30.0
 _ASK_AGAIN_S: Final = 2.0
-_READ_ONLY: Final = frozenset({"ping", "threshold"})
+_READ_ONLY: Final = frozenset({"ping", "threshold", "product"})
 """Nothing comes of obeying these twice, so their nonces need not outlive the run."""
 
 Nonce = Annotated[str, StringConstraints(pattern=r"^[0-9A-Za-z_-]{8,64}$")]
@@ -73,7 +73,7 @@ Replay = Callable[[str, int, int], int]
 class PlainRequest:
     """A command without arguments."""
 
-    command: Literal["ping", "threshold", "pause", "resume"]
+    command: Literal["ping", "threshold", "pause", "resume", "product"]
     nonce: Nonce
     expires: Expiry
 
@@ -151,6 +151,18 @@ class TriggerRequest:
     part_id: PartId | None = None
 
 
+@spec
+class ProductRequest:
+    """Take the parts that begin from now on for this product."""
+
+    command: Literal["switch_product"]
+    nonce: Nonce
+    expires: Expiry
+    product: Name
+    by: By
+    why: Why = ""
+
+
 Request = (
     PlainRequest
     | ReplayRequest
@@ -159,6 +171,7 @@ Request = (
     | PromoteRequest
     | RollbackRequest
     | TriggerRequest
+    | ProductRequest
 )
 _REQUEST: Final[TypeAdapter[Request]] = TypeAdapter(
     Annotated[Request, Field(discriminator="command")]
@@ -441,6 +454,12 @@ class MqttRequests:
                 return asked.rollback(by=request.by, why=request.why, nonce=request.nonce)
             case TriggerRequest():
                 return asked.trigger(request.camera, request.part_id)
+            case ProductRequest():
+                return asked.switch(
+                    request.product, by=request.by, why=request.why, nonce=request.nonce
+                )
+            case PlainRequest(command="product"):
+                return asked.product()
             case PlainRequest(command="threshold"):
                 return asked.thresholds()
             case PlainRequest(command="pause"):

@@ -21,6 +21,8 @@ Command = Literal[
     "promote",
     "rollback",
     "trigger",
+    "product",
+    "switch_product",
 ]
 TOPIC_TEMPLATE: Final = "atac/{agent}/{what}"
 

@@ -55,6 +55,7 @@ def test_a_reader_is_told_of_each_part_as_it_is_recorded(ledger):
         event = reader.next(10)
         assert (event.sequence, event.state, event.score) == (1, State.NG, 2.5)
         assert event.passes == part.inspection.passes
+        assert event.regions == part.inspection.regions
         assert (event.has_thumbnail, event.thumbnail) == (True, None)
         assert reader.thumbnail(event.epoch, event.sequence) == PICTURE
         assert reader.thumbnail(event.epoch, 2) is None

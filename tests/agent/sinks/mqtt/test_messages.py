@@ -27,7 +27,7 @@ from agent.sinks.mqtt.messages import (
 from agent.sinks.mqtt.settings import MqttSettings, check_template
 from agent.sinks.mqtt.sink import MqttSink
 from agent.station.status import BOUNDS_S, CameraStatus, Histogram, LedgerStatus, SinkStatus
-from engine.frame import Box, Pass
+from engine.frame import Box, FoundRegion, Pass
 from engine.picture import comment_of, with_comment
 from tests.agent.statuses import camera_status, status
 from tests.records import begin, end, inspected
@@ -135,6 +135,7 @@ def test_an_alarm_says_all_about_the_part():
         "sequence": 7,
         "camera": "main",
         "part_id": "part 7",
+        "product": None,
         "count": None,
         "time": "2026-11-22T12:00:00.001Z",
         "triggered_at": "2026-11-22T11:59:59.951Z",
@@ -155,6 +156,7 @@ def test_an_alarm_says_all_about_the_part():
                 "box": {"left": 10, "top": 20, "right": 30, "bottom": 40},
             },
         ],
+        "regions": [],
         "frame": {
             "number": 7, "captured_at": "2026-11-22T11:59:59.950Z", "width": 64, "height": 48,
             "device_id": "CAM1", "block_id": 65_543, "device_us": 1_795_802_195_297_395,
@@ -172,6 +174,18 @@ def test_a_copy_says_so_in_its_properties_and_has_the_same_bytes():
     first, again = sent("alarm", event()), sent("alarm", event(), is_resent=True)
     assert again.payload == first.payload
     assert again.properties == (*first.properties, ("resent", "true"))
+
+
+def test_each_region_has_its_own_verdict():
+    box = Box(left=1, top=2, right=3, bottom=4)
+    found = tuple(FoundRegion(name=n, box=box, score=s) for n, s in (("cap", 2.5), ("label", 1.5)))
+    said = content(alarm(TOPICS, event(regions=found)))
+    check("alarm", said)
+    sides = {"left": 1, "top": 2, "right": 3, "bottom": 4}
+    assert said["regions"] == [
+        {"name": "cap", "box": sides, "score": 2.5, "state": "NG"},
+        {"name": "label", "box": sides, "score": 1.5, "state": "OK"},
+    ]
 
 
 @pytest.mark.parametrize("state", list(State))

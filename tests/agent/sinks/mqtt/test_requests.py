@@ -369,7 +369,7 @@ def test_no_request_does_harm(payload):
 
 def test_schema_and_agent_accept_the_same_requests():
     known = schema("request")
-    for command in ("ping", "threshold", "pause", "resume"):
+    for command in ("ping", "threshold", "pause", "resume", "product"):
         known.validate(json.loads(request_json(command, "nonce-01", soon())))
     known.validate(json.loads(request_json("replay", "nonce-01", soon(), first=1, last=2)))
     for value in (1.5, None):
@@ -380,6 +380,8 @@ def test_schema_and_agent_accept_the_same_requests():
     known.validate(json.loads(request_json("label", "nonce-01", soon(), id="a:b:1", label="good")))
     about = {"by": "Ada", "why": "a reason"}
     known.validate(json.loads(request_json("rollback", "nonce-01", soon(), **about)))
+    switch = request_json("switch_product", "nonce-01", soon(), product="cola", **about)
+    known.validate(json.loads(switch))
     about |= {"bundle_id": "0" * 64}
     known.validate(json.loads(request_json("promote", "nonce-01", soon(), **about)))
     for wrong in [

@@ -1,0 +1,264 @@
+"""Several products on one line: a part meets the bundle and the threshold of its own, or none."""
+
+import sqlite3
+import threading
+from dataclasses import replace
+
+import numpy as np
+import pytest
+
+from agent.cameras.folder import FolderSettings
+from agent.cameras.scripted import ScriptedCamera, scripted_frame
+from agent.clock import ManualClock
+from agent.ports import Announcement
+from agent.record.ledger import Ledger
+from agent.requests import RequestError, Requests
+from agent.settings import (
+    AgentSettings,
+    BundleSettings,
+    Config,
+    LedgerSettings,
+    ProductSettings,
+    load_config,
+)
+from agent.sinks.mqtt.settings import MqttSettings
+from agent.station.run import run_station
+from agent.station.station import Model
+from agent.triggers.mqtt import MqttTriggerSettings
+from agent.triggers.scripted import ScriptedTriggers
+from engine.errors import ConfigurationError
+from engine.scripted_inspector import BrightnessInspector
+
+NAMES = ("cola", "lemon", "water")
+
+
+class Scoring(BrightnessInspector):
+    """Scores tell which product's inspector has made them, and are NG above `number` + 0.5."""
+
+    def __init__(self, number):
+        super().__init__()
+        self.number = number
+
+    def inspect(self, pixels):
+        found = super().inspect(pixels)
+        return replace(found, score=found.score + self.number)
+
+
+def ready():
+    return {
+        name: (
+            Scoring(number),
+            Model(
+                threshold=number + 0.5,
+                bundle_id=f"bundle of {name}",
+                calibration_id=f"calibration of {name}",
+                workers=3,
+            ),
+        )
+        for number, name in enumerate(NAMES)
+    }
+
+
+def configured(folder, **camera):
+    return Config(
+        agent=AgentSettings(id="line-3"),
+        bundle=BundleSettings(path=folder),
+        cameras=(FolderSettings(path=folder, **camera),),
+        sinks=(MqttSettings(host="127.0.0.1", port=1, drain_s=0),),
+        ledger=LedgerSettings(path=folder / "ledger.sqlite"),
+        products=tuple(
+            ProductSettings(name=name, bundle=BundleSettings(path=folder)) for name in NAMES
+        ),
+    )
+
+
+def ran(config, *frames, **options):
+    products = ready()
+    inspector, model = products[NAMES[0]]
+    return run_station(
+        config,
+        cameras=[ScriptedCamera(*frames)],
+        inspector=inspector,
+        model=model,
+        products=lambda: products,
+        **options,
+    )
+
+
+def ends(config):
+    """Every part as the ledger has it, with what has decided it."""
+    connection = sqlite3.connect(config.ledger.path)
+    connection.row_factory = sqlite3.Row
+    try:
+        return connection.execute(
+            "SELECT * FROM triggers JOIN runs USING (epoch, run) ORDER BY sequence"
+        ).fetchall()
+    finally:
+        connection.close()
+
+
+def assert_own(row):
+    """What has decided a part is its product's, in every respect."""
+    number = NAMES.index(row["product"])
+    assert int(row["score"]) == number
+    assert row["threshold"] == number + 0.5
+    assert row["bundle_id"] == f"bundle of {row['product']}"
+    assert row["calibration_id"] == f"calibration of {row['product']}"
+
+
+@pytest.fixture
+def asked(monkeypatch):
+    """The requests of the line that runs."""
+    made = []
+
+    class Kept(Requests):
+        def __init__(self, *arguments, **options):
+            super().__init__(*arguments, **options)
+            made.append(self)
+
+    monkeypatch.setattr("agent.station.run.Requests", Kept)
+    return made
+
+
+def switching(asked, product):
+    return lambda: asked[-1].switch(product, by="Ada", why="a test", nonce="")
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_no_part_meets_another_product_whoever_switches_when(tmp_path, asked, seed):
+    rng = np.random.default_rng(seed)
+    script, expected = [], []
+    now = NAMES[0]
+    for number in range(60):
+        if rng.random() < 0.4:
+            now = str(rng.choice(NAMES))
+            script.append(switching(asked, now))
+        script.append(number % 90)
+        expected.append(now)
+    config = configured(tmp_path)
+    summary = ran(config, *script)
+    found = ends(config)
+    assert [row["product"] for row in found] == expected
+    inspected = [row for row in found if row["state"] in {"OK", "NG"}]
+    assert len(inspected) == summary.inspected > 0
+    for row in inspected:
+        assert_own(row)
+    states = {(row["state"], row["score"] > row["threshold"]) for row in inspected}
+    assert states <= {("OK", False), ("NG", True)}
+
+
+def test_an_announcement_says_what_its_part_is(tmp_path, asked):
+    clock, stop = ManualClock(), threading.Event()
+    told = [("cola", 10), ("water", 20), ("lemon", 70), ("beer", 30), (None, 40), ("cola", 60)]
+    frames, triggers = [], []
+    for number, (product, brightness) in enumerate(told):
+        frame = replace(scripted_frame(brightness), number=number)
+        seen, announced = threading.Event(), threading.Event()
+        triggers += [Announcement(at=clock.now(), product=product), announced.set]
+        triggers.append(lambda seen=seen: seen.wait(20))
+        frames += [lambda announced=announced: announced.wait(20), frame, seen.set]
+    # Whatever the line makes by request, an announced part is what was announced, or nothing.
+    frames.insert(3, switching(asked, "lemon"))
+    trigger = MqttTriggerSettings(
+        host="127.0.0.1", topic="parts", payload="json", product_key="product", max_ms=50
+    )
+    config = configured(tmp_path, trigger=trigger)
+    ran(config, *frames, triggers={"main": ScriptedTriggers(*triggers)}, clock=clock, stop=stop)
+    found = ends(config)
+    assert [row["product"] for row in found] == [product for product, _ in told]
+    assert [row["state"] for row in found] == ["OK", "OK", "NG", "ERROR", "ERROR", "NG"]
+    for row in found:
+        if row["state"] == "ERROR":
+            assert row["score"] is row["threshold"] is None
+        else:
+            assert_own(row)
+    assert found[3]["reason"] == "its product 'beer' is none of the products in the configuration"
+    assert found[4]["reason"] == "no product was announced for this part"
+
+
+def test_a_restarted_line_makes_what_it_made(tmp_path, asked):
+    config = configured(tmp_path)
+    ran(config, 1, switching(asked, "lemon"), 2)
+    ran(config, 3)
+    assert [row["product"] for row in ends(config)] == ["cola", "lemon", "lemon"]
+    with Ledger(config.ledger.path, agent_id="line-3", sinks=()) as ledger:
+        assert ledger.product() == "lemon"
+        (change,) = ledger.changes()
+    assert (change.kind, change.who, change.why) == ("product", "Ada", "a test")
+    assert (change.old, change.new) == ("cola", "lemon")
+
+
+def test_a_threshold_is_changed_for_the_product_in_force(tmp_path, asked):
+    config = configured(tmp_path)
+    told = []
+
+    def change():
+        told.append(asked[-1].set_threshold(1.2, by="Ada", nonce="", force=True))
+
+    ran(config, 30, switching(asked, "lemon"), change, 30, switching(asked, "cola"), 30)
+    assert told == [{"threshold": 1.2, "calibrated": 1.5}]
+    assert [(row["state"], row["threshold"]) for row in ends(config)] == [
+        ("OK", 0.5),
+        ("NG", 1.2),
+        ("OK", 0.5),
+    ]
+
+
+def test_a_product_that_there_is_not_is_refused(tmp_path, asked):
+    refused = []
+
+    def ask():
+        with pytest.raises(RequestError, match="product: write cola or lemon or water") as error:
+            switching(asked, "beer")()
+        refused.append(error)
+        assert asked[-1].product() == {"product": "cola", "products": list(NAMES)}
+
+    ran(configured(tmp_path), 1, ask, 2)
+    assert refused
+    assert {row["product"] for row in ends(configured(tmp_path))} == {"cola"}
+
+
+FILE = """
+agent: {id: line-3}
+products:
+  - {name: cola, bundle: {path: cola}}
+  - {name: lemon, bundle: {path: lemon}}
+camera: {type: conveyor}
+mqtt: {host: localhost}
+"""
+
+
+def test_the_first_product_is_what_the_line_begins_with(tmp_path):
+    (tmp_path / "agent.yaml").write_text(FILE)
+    config = load_config(tmp_path / "agent.yaml")
+    assert config.bundle == config.products[0].bundle
+    assert [one.bundle.path for one in config.products] == [tmp_path / "cola", tmp_path / "lemon"]
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "said"),
+    [
+        ("products:", "bundle: {path: x}\nproducts:", r"bundle: .*stands beside products"),
+        ("name: lemon", "name: cola", r"products\.1\.name: 'cola': another product has this name"),
+        ("bundle: {path: lemon}", "path: lemon", r"products\.1"),
+        (
+            "{type: conveyor}",
+            "{type: conveyor, trigger: {type: mqtt, host: h, topic: t, product_key: p}}",
+            "product_key is a key of a JSON object",
+        ),
+    ],
+)
+def test_products_that_cannot_be_are_refused_in_one_line(tmp_path, old, new, said):
+    (tmp_path / "agent.yaml").write_text(FILE.replace(old, new))
+    with pytest.raises(ConfigurationError, match=said):
+        load_config(tmp_path / "agent.yaml")
+
+
+def test_a_trigger_that_names_products_needs_some(tmp_path):
+    trigger = "{type: mqtt, host: h, topic: t, payload: json, product_key: p}"
+    (tmp_path / "agent.yaml").write_text(
+        "agent: {id: a}\nbundle: {path: b}\nmqtt: {host: localhost}\n"
+        f"camera: {{type: conveyor, trigger: {trigger}}}\n"
+    )
+    with pytest.raises(ConfigurationError, match="names products, and there are none"):
+        load_config(tmp_path / "agent.yaml")
