@@ -155,8 +155,9 @@ def parted(data: Path, seed: int, folder: Path) -> dict[str, str]:
     (folder / "stream").mkdir()
     truths = {}
     for number, (truth, path) in enumerate(stream):
-        truths[f"part-{number:04d}"] = truth
-        shutil.copyfile(path, folder / "stream" / f"part-{number:04d}{path.suffix}")
+        name = f"part-{number:04d}{path.suffix}"
+        truths[name] = truth
+        shutil.copyfile(path, folder / "stream" / name)
     return truths
 
 
