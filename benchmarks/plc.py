@@ -15,11 +15,14 @@ with, with, without. With means
                    a thousand connections say nothing
 
 Peers are processes on the same cores as the line, those that disturb of priority nice 10. `ratio`,
-`between`, `cpu_ratio` and `cpu_between` are those of `benchmarks.feed`.
+`between`, `cpu_ratio` and `cpu_between` are those of `benchmarks.feed`. `cpu_ms_per_s` is what the
+agent's process spends on it without a line, in milliseconds for each second;
+`load` the machine's load average before and after.
 """
 
 import argparse
 import logging
+import os
 import random
 import shutil
 import socket
@@ -28,7 +31,7 @@ import sys
 import tempfile
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
@@ -39,6 +42,7 @@ from agent.plc.exchange import Exchange
 from agent.plc.handshake import Result
 from agent.plc.server import ModbusServer
 from agent.services.opcua import OpcuaService, OpcuaSettings
+from agent.station.status import Status
 from benchmarks.feed import RunningLine, Spent, Turn, compared, cpu_rate, rate, running_line
 from benchmarks.machine import described, write_result
 
@@ -46,6 +50,7 @@ KINDS = ("modbus", "modbus, flood", "opcua", "opcua, flood")
 _ORDER = (False, True, True, False)
 _SETTLE_S = 0.5
 _START_S = 300
+_ALONE_S = 8.0
 _URI = "urn:benchmark:client"
 
 _PLC = """
@@ -141,16 +146,22 @@ def main() -> None:
     options = parser.parse_args()
     logging.disable(logging.WARNING)
 
+    load = os.getloadavg()[0]
     turns: dict[str, list[Turn]] = {kind: [] for kind in options.kinds}
     with running_line() as line:
         time.sleep(options.seconds)
         for _ in range(options.turns):
             for kind in random.sample(options.kinds, len(options.kinds)):
                 turns[kind].append(turn(line, kind, options.seconds))
+        status = line.watched.status()
     without = [one.without for found in turns.values() for one in found]
     result = {
         "machine": described(),
         "command": " ".join(["python -m benchmarks.plc", *sys.argv[1:]]),
+        "load": [round(load, 1), round(os.getloadavg()[0], 1)],
+        "cpu_ms_per_s": {
+            kind: spent_alone(status, kind) for kind in options.kinds if kind.startswith("modbus")
+        },
         "parts_per_second_without": round(rate(without), 1),
         "kinds": {
             kind: {
@@ -166,6 +177,16 @@ def main() -> None:
     write_result(result, options.out)
 
 
+def spent_alone(status: Status, kind: str) -> float:
+    """What a PLC costs the agent's process while no part is inspected."""
+    with modbus(lambda: status, is_flooded=kind.endswith("flood")):
+        time.sleep(_SETTLE_S)
+        before, begun = time.process_time(), time.monotonic()
+        time.sleep(_ALONE_S)
+        spent = time.process_time() - before
+        return round(1e3 * spent / (time.monotonic() - begun), 1)
+
+
 def turn(line: RunningLine, kind: str, seconds: float) -> Turn:
     """The line without this, with it twice, and without."""
     spent = {True: Spent(parts=0, wall_s=0.0, cpu_s=0.0)}
@@ -173,8 +194,12 @@ def turn(line: RunningLine, kind: str, seconds: float) -> Turn:
     with ExitStack() as beside:
         for is_beside in _ORDER:
             if is_beside and not spent[True].parts:
-                begin = modbus if kind.startswith("modbus") else opcua
-                beside.enter_context(begin(line, is_flooded=kind.endswith("flood")))
+                is_flooded = kind.endswith("flood")
+                beside.enter_context(
+                    modbus(line.watched.status, is_flooded=is_flooded)
+                    if kind.startswith("modbus")
+                    else opcua(line, is_flooded=is_flooded)
+                )
             if not is_beside:
                 beside.close()
             time.sleep(_SETTLE_S)
@@ -183,9 +208,9 @@ def turn(line: RunningLine, kind: str, seconds: float) -> Turn:
 
 
 @contextmanager
-def modbus(line: RunningLine, *, is_flooded: bool) -> Iterator[None]:
+def modbus(status: Callable[[], Status], *, is_flooded: bool) -> Iterator[None]:
     """The handshake, its PLC, and perhaps those who disturb it."""
-    exchange = Answering(line)
+    exchange = Answering(status)
     server = ModbusServer(
         exchange, listen=("127.0.0.1", 0), allowed=["127.0.0.1"], agent_at=0, plc_at=100
     )
@@ -201,9 +226,9 @@ def modbus(line: RunningLine, *, is_flooded: bool) -> Iterator[None]:
 class Answering(Exchange):
     """An exchange whose parts are all good, as a thread says at once."""
 
-    def __init__(self, line: RunningLine) -> None:
+    def __init__(self, status: Callable[[], Status]) -> None:
         super().__init__(due_s=None, clock=SystemClock())
-        self._line = line
+        self._status = status
         self._leaving = threading.Event()
         self._thread = threading.Thread(target=self._answer)
 
@@ -216,9 +241,9 @@ class Answering(Exchange):
 
     def _answer(self) -> None:
         good = Result(code=ResultCode.OK, score=1000, threshold=2000)
-        (camera,) = self._line.watched.status().cameras
+        (camera,) = self._status().cameras
         while not self._leaving.is_set():
-            self.report(self._line.watched.status(), camera)
+            self.report(self._status(), camera)
             announcement = self.announcement(0.1)
             if announcement is not None:
                 with self._changed:
