@@ -39,7 +39,8 @@ from engine.image import read_image
 from train.evaluate import auroc
 
 _AGENT: Final = [sys.executable, "-c", "from agent.cli import main; main()"]
-_LEARNT, _KNOWN, _UNSEEN_GOOD, _UNSEEN_DEFECTIVE = 150, 10, 53, 71
+_LEARNT, _CALIBRATE, _UNSEEN_GOOD = 128, 62, 43
+_KNOWN, _UNSEEN_DEFECTIVE = 10, 71
 _LABELS: Final = 30
 _PASSWORD: Final = "a password for a benchmark"  # noqa: S105 (of a page that lives for minutes)
 _PORT: Final = 8479
@@ -135,23 +136,22 @@ def parted(data: Path, seed: int, folder: Path) -> dict[str, str]:
     )
     draw.shuffle(good)
     draw.shuffle(defective)
-    calibrate = 60
     places = {
         "learn/good": good[:_LEARNT],
-        "learn/calibration": good[_LEARNT : _LEARNT + calibrate],
-        "unseen/good": good[-_UNSEEN_GOOD // 2 :],
+        "learn/calibration": good[_LEARNT : _LEARNT + _CALIBRATE],
+        "unseen/good": good[-_UNSEEN_GOOD:],
         "learn/defective": defective[:_KNOWN],
         "unseen/defective": defective[-_UNSEEN_DEFECTIVE:],
     }
     stream = [
-        *(("good", path) for path in good[_LEARNT + calibrate : -_UNSEEN_GOOD // 2]),
+        *(("good", path) for path in good[_LEARNT + _CALIBRATE : -_UNSEEN_GOOD]),
         *(("defective", path) for path in defective[_KNOWN:-_UNSEEN_DEFECTIVE]),
     ]
     draw.shuffle(stream)
     for name, paths in places.items():
         (folder / name).mkdir(parents=True)
         for path in paths:
-            shutil.copyfile(path, folder / name / f"{path.parent.name}-{path.name}")
+            shutil.copyfile(path, folder / name / "-".join(path.parts[-3:]))
     (folder / "stream").mkdir()
     truths = {}
     for number, (truth, path) in enumerate(stream):
