@@ -14,6 +14,7 @@ from agent.plc.blocks import AgentBlock, PlcBlock
 from agent.plc.exchange import Exchange
 from agent.ports import Announcement, Clock
 from engine.errors import ConfigurationError, TriggerError
+from engine.extras import install
 
 _MODULE: Final = "agent.opcua.client"
 _LOOK_S: Final = 0.1
@@ -23,8 +24,7 @@ _STARTING: Final = "its process starts"
 def check_installed(key: str) -> None:
     """Refuse what wants asyncua where there is none."""
     if importlib.util.find_spec("asyncua") is None:
-        remedy = "needs a package that is not installed: pip install 'atac-agent[opcua]'"
-        raise ConfigurationError(key, "opcua", remedy)
+        raise ConfigurationError(key, "opcua", f"needs asyncua; install with: {install('opcua')}")
 
 
 def _setup(server: PlcServerSettings, **more: object) -> Mapping[str, object]:

@@ -1,12 +1,12 @@
 """An OPC UA server beside the line, in a process of its own; see docs/opcua.md."""
 
-import importlib.util
 import socket
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Final, Literal, Self
 
 from agent.child import Answer, RefusedError, ServiceChild
+from agent.opcua.plc import check_installed
 from agent.part import State
 from agent.ports import Watched
 from agent.record.feed import to_json
@@ -14,7 +14,6 @@ from agent.requests import RequestError
 from agent.services.settings import AnyServiceSettings
 from agent.settings_values import AnyPath, HostName, Port
 from agent.station.status import Status
-from engine.errors import ConfigurationError
 from engine.spec import spec
 
 _MODULE: Final = "agent.opcua.main"
@@ -41,9 +40,7 @@ class OpcuaSettings(AnyServiceSettings):
 
 def open(settings: OpcuaSettings, watched: Watched) -> "OpcuaService":
     """The server of the agent that is `watched`, not entered yet."""
-    if importlib.util.find_spec("asyncua") is None:
-        remedy = "needs a package that is not installed: pip install 'atac-agent[opcua]'"
-        raise ConfigurationError("services.type", "opcua", remedy)
+    check_installed("services.type")
     return OpcuaService(settings, watched)
 
 

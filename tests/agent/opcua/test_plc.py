@@ -20,6 +20,7 @@ from agent.opcua.settings import PlcServerSettings
 from agent.plc.blocks import AgentBlock, PlcBlock, ResultCode
 from agent.plc.simulated import PlcProgram
 from agent.registry import open_trigger
+from agent.services import opcua as services
 from agent.triggers.opcua import OpcuaSettings
 from engine.errors import ConfigurationError, TriggerError
 from tests.agent.plc.line import MOST, Told, score
@@ -206,3 +207,9 @@ def test_strangers_certificates_are_not_taken(plc, tmp_path):
         pytest.raises(TriggerError, match="127"),
     ):
         source.read()
+
+
+def test_without_asyncua_one_line_says_what_to_install(monkeypatch):
+    monkeypatch.setattr("importlib.util.find_spec", lambda _name: None)
+    with pytest.raises(ConfigurationError, match=r"services.type: 'opcua': needs asyncua; install"):
+        services.open(services.OpcuaSettings(), None)
