@@ -56,6 +56,9 @@ _NEEDED: Final = (
     "yaml",
     "typer",
     "jinja2",
+    "argon2",
+    "starlette",
+    "uvicorn",
 )
 _FRAME_S: Final = 5.0
 _LITTLE_SPACE: Final = 1_000_000_000

@@ -5,7 +5,6 @@ import json
 import re
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
-from pathlib import Path
 from typing import Any, Final
 from urllib.parse import parse_qsl
 
@@ -22,11 +21,10 @@ from starlette.staticfiles import StaticFiles
 from agent.child import RefusedError
 from agent.services.page.access import COOKIE, Refused, Role
 from agent.services.page.guard import Guard
-from agent.services.page.page import Page, local_time, score
+from agent.services.page.page import STATIC, Page, local_time, score
 from agent.services.page.pictures import KINDS
 from agent.services.page.screens import Action, Form, Fragment, Problem, Screen, screens
 
-STATIC: Final = Path(__file__).parent / "static"
 HOME: Final = "/line"
 _THREADS: Final = 4
 _TICK_S: Final = 0.2
@@ -71,11 +69,11 @@ async def _few_threads(_app: Starlette) -> AsyncIterator[None]:
 
 
 class _Static(StaticFiles):
-    """Files of ours; a browser asks once a day whether they have changed."""
+    """Files of ours, at addresses that change with them: a browser need not ask again."""
 
     def file_response(self, *arguments: Any, **named: Any) -> Response:
         response = super().file_response(*arguments, **named)
-        response.headers["cache-control"] = "public, max-age=86400"
+        response.headers["cache-control"] = "public, max-age=31536000, immutable"
         return response
 
 
@@ -296,31 +294,26 @@ async def _stream(page: Page, panel: _Panel) -> AsyncIterator[str]:
     loop, sent = asyncio.get_running_loop(), -1
     frames: dict[str, int] = {}
     number, beat = 0, loop.time()
-    page.now.watchers += 1
-    try:
-        while True:
-            now = loop.time()
-            if (version := panel.version(now)) != sent:
-                sent, beat = version, now
-                yield "".join(f"data: {line}\n" for line in panel.html.splitlines()) + "\n"
-                seen = page.now.newest(200, after=number)[::-1]
-                if seen:
-                    number = seen[-1].number
-                    scores = [
-                        [each.number, each.score, each.threshold, each.state] for each in seen
-                    ]
-                    yield _event("scores", scores)
-                yield _event("age", page.now.since_last_s())
-            for camera, (frame, said) in page.pictures.frames().items():
-                if frames.get(camera) != frame:
-                    frames[camera] = frame
-                    yield _event("frame", _caption(page, camera, frame, said))
-            if now - beat > _BEAT_S:
-                beat = now
-                yield _event("age", page.now.since_last_s())
-            await asyncio.sleep(_TICK_S)
-    finally:
-        page.now.watchers -= 1
+    while True:
+        page.now.look()
+        now = loop.time()
+        if (version := panel.version(now)) != sent:
+            sent, beat = version, now
+            yield "".join(f"data: {line}\n" for line in panel.html.splitlines()) + "\n"
+            seen = page.now.newest(200, after=number)[::-1]
+            if seen:
+                number = seen[-1].number
+                scores = [[each.number, each.score, each.threshold, each.state] for each in seen]
+                yield _event("scores", scores)
+            yield _event("age", page.now.since_last_s())
+        for camera, (frame, said) in page.pictures.frames().items():
+            if frames.get(camera) != frame:
+                frames[camera] = frame
+                yield _event("frame", _caption(page, camera, frame, said))
+        if now - beat > _BEAT_S:
+            beat = now
+            yield _event("age", page.now.since_last_s())
+        await asyncio.sleep(_TICK_S)
 
 
 def _event(name: str, value: object) -> str:

@@ -172,6 +172,7 @@ class History:
         }
 
     def _opened(self) -> sqlite3.Connection:
+        self._path.touch(0o640)
         connection = sqlite3.connect(self._path, check_same_thread=False, isolation_level=None)
         try:
             (version,) = connection.execute("PRAGMA user_version").fetchone()

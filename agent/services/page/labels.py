@@ -117,7 +117,8 @@ class Labels:
 
     def _copied(self, frame: bytes | None) -> str | None:
         """The name of the frame in the data set; `None` where there is no frame."""
-        (self._folder / FRAMES).mkdir(parents=True, exist_ok=True)
+        self._folder.mkdir(0o750, parents=True, exist_ok=True)
+        (self._folder / FRAMES).mkdir(0o750, exist_ok=True)
         if frame is None:
             return None
         name = f"{FRAMES}/{hashlib.sha256(frame).hexdigest()}.jpg"

@@ -19,6 +19,7 @@ from agent.shifts import shift_began_ns
 
 STRIP: Final = 200
 """Scores on the line's screen."""
+_LEASE_S: Final = 5.0
 TILES: Final = 20
 REJECTED: Final = 12
 
@@ -73,8 +74,7 @@ class Now:
         """Parts that the newest status does not count yet."""
         self.status: dict[str, Any] | None = None
         self.version = 0
-        self.watchers = 0
-        """Browsers that show the line just now."""
+        self._looked: float | None = None
         for row in reversed(history.parts(Filters(), STRIP)):
             self._keep(row, row.state)
         for row in reversed(history.parts(Filters(queue="ng"), REJECTED)):
@@ -128,6 +128,15 @@ class Now:
             if self._newest:
                 return max(0.0, self._clock() - self._newest[-1].triggered_ns / 1e9)
             return None
+
+    def look(self) -> None:
+        """A browser that shows the line has taken what it was sent."""
+        self._looked = self._steady()
+
+    @property
+    def is_watched(self) -> bool:
+        """Whether a browser shows the line; one that takes nothing more does not."""
+        return self._looked is not None and self._steady() - self._looked < _LEASE_S
 
     def counts(self) -> Counter[str]:
         """The parts of this ledger's epoch that have ended, by state, as the status has them."""

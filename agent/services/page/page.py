@@ -1,9 +1,11 @@
 """What all screens share: the agent, its history, pictures, users, and how a template is filled."""
 
+import hashlib
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from datetime import datetime
+from functools import cache
 from pathlib import Path
 from typing import Any, Final
 from urllib.parse import urlencode
@@ -25,6 +27,7 @@ from agent.services.page.screens import Screen, screens
 from agent.services.page.texts import Texts
 
 _FOLDER: Final = Path(__file__).parent
+STATIC: Final = _FOLDER / "static"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -73,6 +76,7 @@ def templates(texts: Texts, clock: Callable[[], float] = time.time) -> Environme
     )
     menu: tuple[Screen, ...] = screens()
     made.globals |= {
+        "asset": asset,
         "say": texts.say,
         "count": texts.count,
         "remedy": texts.remedy,
@@ -88,6 +92,13 @@ def templates(texts: Texts, clock: Callable[[], float] = time.time) -> Environme
         "time": local_time,
     }
     return made
+
+
+@cache
+def asset(name: str) -> str:
+    """The address of one of our files, which changes with it."""
+    digest = hashlib.sha256((STATIC / name).read_bytes()).hexdigest()
+    return f"/static/{name}?v={digest[:12]}"
 
 
 def local_time(time_ns: int) -> str:

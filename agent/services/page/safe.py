@@ -21,9 +21,8 @@ from starlette.staticfiles import StaticFiles
 
 from agent.services.heartbeat import notify
 from agent.services.page.access import USERS, Access, Role
-from agent.services.page.app import STATIC
 from agent.services.page.guard import Guard
-from agent.services.page.page import templates
+from agent.services.page.page import STATIC, templates
 from agent.services.page.server import Server
 from agent.services.page.service import listen
 from agent.services.page.settings import PageSettings

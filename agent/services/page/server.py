@@ -1,5 +1,6 @@
 """The web server around the page."""
 
+import asyncio
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -7,8 +8,22 @@ from typing import Final
 
 import uvicorn
 from starlette.applications import Starlette
+from uvicorn.protocols.http.h11_impl import H11Protocol
 
 _MOST_AT_ONCE: Final = 64
+_PATIENCE_S: Final = 10.0
+
+
+class _Protocol(H11Protocol):
+    """As uvicorn's, but who opens a connection has to ask something within ten seconds."""
+
+    def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
+        super().connection_made(transport)
+        self.loop.call_later(_PATIENCE_S, self._leave_if_silent)
+
+    def _leave_if_silent(self) -> None:
+        if self.cycle is None and not self.transport.is_closing():
+            self.transport.close()
 
 
 class Server(uvicorn.Server):
@@ -18,7 +33,7 @@ class Server(uvicorn.Server):
         super().__init__(
             uvicorn.Config(
                 app,
-                http="h11",
+                http=_Protocol,
                 loop="asyncio",
                 lifespan="on",
                 log_level="warning",

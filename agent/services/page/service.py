@@ -21,6 +21,7 @@ from engine.image import visible
 
 _BIND_S: Final = 2.0
 _BACKLOG: Final = 64
+_GONE_MS: Final = 20_000
 _SHOWN_SIDE: Final = 1280
 REQUESTS: Final = (
     "label",
@@ -221,6 +222,10 @@ def listen(host: str, port: int) -> socket.socket:
     listening = socket.socket(family, socket.SOCK_STREAM)
     try:
         listening.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        # Connections have these too: a browser whose machine has gone is forgotten soon.
+        listening.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
+        listening.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPIDLE, 10)
+        listening.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, _GONE_MS)
         listening.bind((host, port))
         listening.listen(_BACKLOG)
     except OSError:

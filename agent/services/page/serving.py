@@ -67,7 +67,7 @@ def _pulse(page: Page) -> None:
             status, _ = page.agent.pulse("status")
             assert isinstance(status, dict)
             page.now.told(status)
-        if page.now.watchers:
+        if page.now.is_watched:
             page.pictures.look(page.now.cameras())
         page.history.flush()
         time.sleep(_TICK_S)

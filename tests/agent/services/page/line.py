@@ -169,7 +169,7 @@ class Line:
         return int(page.text) if page.status == 200 else -1
 
     def ask(self, method, path, *, body=None, headers=None, cookie=None):
-        connection = http.client.HTTPConnection(self.host, timeout=20)
+        connection = http.client.HTTPConnection(self.host, timeout=180)
         try:
             given = dict(headers or {})
             if cookie:
@@ -211,7 +211,7 @@ class Answered:
         return self.body.decode(errors="replace")
 
 
-def until(condition, timeout_s=20.0):
+def until(condition, timeout_s=180.0):
     end = time.monotonic() + timeout_s
     while not condition():
         assert time.monotonic() < end, "it did not happen in time"

@@ -208,9 +208,9 @@ SHA256 = {
 def test_scripts_of_others_are_as_published():
     import hashlib
 
-    import agent.services.page.app
+    import agent.services.page.page
 
-    folder = agent.services.page.app.STATIC
+    folder = agent.services.page.page.STATIC
     found = {name: hashlib.sha256((folder / name).read_bytes()).hexdigest() for name in SHA256}
     assert found == SHA256
     notices = (folder / "NOTICES.txt").read_text()

@@ -1,8 +1,15 @@
 """Who gets what from the page, and who does not."""
 
+import http.client
+import ssl
+from pathlib import Path
+
 import pytest
 
 from agent.services.page.access import Role
+from agent.services.page.settings import PageSettings
+from agent.settings import load_config
+from engine.errors import ConfigurationError
 from tests.agent.services.page.line import Line
 
 
@@ -77,3 +84,53 @@ def test_a_body_has_64_kilobytes_at_most(line):
     chunked = line.ask("POST", "/login", body=iter([b"x" * 40_000] * 2), headers=headers)
     assert chunked.status == 413
     assert line.ask("PUT", "/login").status == 405
+
+
+def test_it_may_be_encrypted(certify, tmp_path):
+    certificate = certify("localhost")
+    files = {"certificate_file": certificate.certificate_file, "key_file": certificate.key_file}
+    with Line(tmp_path, users=False, settings=files) as encrypted:
+        trusted = ssl.create_default_context(cafile=certificate.ca_file)
+        connection = http.client.HTTPSConnection(
+            "localhost", encrypted.page.address[1], timeout=180, context=trusted
+        )
+        connection.request("GET", "/line")
+        answer = connection.getresponse()
+        assert answer.status == 200
+        answer.read()
+        connection.close()
+
+
+def test_nobody_changes_anything_before_there_are_users(tmp_path):
+    with Line(tmp_path, users=False) as line:
+        assert line.get("/review").status == 200
+        refused = line.post("/review/label", {"say": f"{'e' * 12}/1=good"})
+        assert (refused.status, "agent page add-user" in refused.text) == (403, True)
+        assert line.get("/line", headers={"Host": "page.plant"}).status == 403
+
+
+@pytest.mark.parametrize(
+    ("settings", "why"),
+    [
+        ({"listen": "0.0.0.0:8080"}, "can be reached from other machines"),
+        ({"listen": "nowhere"}, "should be an address and a port"),
+        ({"listen": "127.0.0.1:99999"}, "should be an address and a port"),
+        ({"key_file": Path("key")}, "need each other"),
+        ({"shifts": ("6",)}, "should be a time"),
+    ],
+)
+def test_settings_that_cannot_work(settings, why):
+    with pytest.raises(ValueError, match=why):
+        PageSettings(**settings)
+
+
+def test_the_page_of_a_configuration_stands_beside_other_services(tmp_path):
+    path = tmp_path / "agent.yaml"
+    path.write_text(
+        "agent: {id: a}\nbundle: {path: b}\ncamera: {type: conveyor}\nmqtt: {host: h}\n"
+        "services: [{type: metrics}]\npage:\n  listen: 127.0.0.1:8081\n"
+    )
+    assert [one.type for one in load_config(path).services] == ["metrics", "page"]
+    path.write_text(path.read_text().replace("8081", "x"))
+    with pytest.raises(ConfigurationError, match=r"page\.listen: .*line 7"):
+        load_config(path)

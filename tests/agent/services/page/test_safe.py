@@ -59,7 +59,7 @@ def test_the_page_shows_the_error_and_its_line_until_it_is_mended(tmp_path, brok
         assert read(port, "/review")[0] == 503
         assert read(port, "/static/page.css")[0] == 200
         path.write_text((WELL + PAGE).format(port=port))
-        waiting.join(20)
+        waiting.join(180)
         assert loaded[0].agent.id == "a"
     finally:
         stop.set()
@@ -81,7 +81,7 @@ def test_the_run_ends_with_the_error_when_it_is_stopped(tmp_path):
     with subprocess.Popen(command, stderr=subprocess.PIPE, text=True) as run:
         until(lambda: read(port)[0] == 503)
         run.terminate()
-        _, told = run.communicate(timeout=20)
+        _, told = run.communicate(timeout=180)
     assert run.returncode == 2
     assert "unknown key; did you mean line?" in told
     assert "Traceback" not in told
