@@ -41,6 +41,7 @@ COMMANDS: Final = (
     "promote",
     "rollback",
     "trigger",
+    "product",
     "sign",
     "verify",
 )

@@ -7,10 +7,11 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
+from agent.cameras.conveyor import ConveyorCamera, ConveyorSettings
 from agent.cameras.folder import FolderSettings
 from agent.cameras.scripted import ScriptedCamera, scripted_frame
 from agent.clock import ManualClock
-from agent.ports import Announcement
+from agent.ports import Announcement, CameraContext
 from agent.record.ledger import Ledger
 from agent.requests import RequestError, Requests
 from agent.settings import (
@@ -21,6 +22,7 @@ from agent.settings import (
     ProductSettings,
     load_config,
 )
+from agent.sinks.mqtt.requests import ask
 from agent.sinks.mqtt.settings import MqttSettings
 from agent.station.run import run_station
 from agent.station.station import Model
@@ -33,7 +35,7 @@ NAMES = ("cola", "lemon", "water")
 
 
 class Scoring(BrightnessInspector):
-    """Scores tell which product's inspector has made them, and are NG above `number` + 0.5."""
+    """Scores tell which product's inspector has made them, and are NG above 10 × `number` + 0.5."""
 
     def __init__(self, number):
         super().__init__()
@@ -41,7 +43,7 @@ class Scoring(BrightnessInspector):
 
     def inspect(self, pixels):
         found = super().inspect(pixels)
-        return replace(found, score=found.score + self.number)
+        return replace(found, score=found.score + 10 * self.number)
 
 
 def ready():
@@ -49,7 +51,7 @@ def ready():
         name: (
             Scoring(number),
             Model(
-                threshold=number + 0.5,
+                threshold=10 * number + 0.5,
                 bundle_id=f"bundle of {name}",
                 calibration_id=f"calibration of {name}",
                 workers=3,
@@ -100,8 +102,8 @@ def ends(config):
 def assert_own(row):
     """What has decided a part is its product's, in every respect."""
     number = NAMES.index(row["product"])
-    assert int(row["score"]) == number
-    assert row["threshold"] == number + 0.5
+    assert int(row["score"] // 10) == number
+    assert row["threshold"] == 10 * number + 0.5
     assert row["bundle_id"] == f"bundle of {row['product']}"
     assert row["calibration_id"] == f"calibration of {row['product']}"
 
@@ -193,13 +195,13 @@ def test_a_threshold_is_changed_for_the_product_in_force(tmp_path, asked):
     told = []
 
     def change():
-        told.append(asked[-1].set_threshold(1.2, by="Ada", nonce="", force=True))
+        told.append(asked[-1].set_threshold(10.2, by="Ada", nonce="", force=True))
 
     ran(config, 30, switching(asked, "lemon"), change, 30, switching(asked, "cola"), 30)
-    assert told == [{"threshold": 1.2, "calibrated": 1.5}]
+    assert told == [{"threshold": 10.2, "calibrated": 10.5}]
     assert [(row["state"], row["threshold"]) for row in ends(config)] == [
         ("OK", 0.5),
-        ("NG", 1.2),
+        ("NG", 10.2),
         ("OK", 0.5),
     ]
 
@@ -262,3 +264,43 @@ def test_a_trigger_that_names_products_needs_some(tmp_path):
     )
     with pytest.raises(ConfigurationError, match="names products, and there are none"):
         load_config(tmp_path / "agent.yaml")
+
+
+def test_a_broker_switches_a_line_that_runs(tmp_path, broker):
+    settings = replace(broker.settings, commands=("product", "switch_product"))
+    config = replace(
+        configured(tmp_path),
+        cameras=(ConveyorSettings(parts_per_minute=2400),),
+        sinks=(settings,),
+    )
+    stop, seen = threading.Event(), {name: threading.Event() for name in NAMES}
+    products = ready()
+
+    def run():
+        run_station(
+            config,
+            cameras=[ConveyorCamera(config.cameras[0], CameraContext(stop=stop))],
+            inspector=products["cola"][0],
+            model=products["cola"][1],
+            products=lambda: products,
+            stop=stop,
+            observers=[lambda part: seen[part.product].set()],
+        )
+
+    line = threading.Thread(target=run)
+    line.start()
+    try:
+        assert seen["cola"].wait(60)
+        told = ask(settings, "line-3", "switch_product", within_s=60, product="water", by="Ada")
+        assert told == {"product": "water", "products": list(NAMES)}
+        assert seen["water"].wait(60)
+        assert ask(settings, "line-3", "product", within_s=60)["product"] == "water"
+    finally:
+        stop.set()
+        line.join()
+    found = ends(config)
+    for row in found:
+        assert_own(row)
+    names = [row["product"] for row in found]
+    assert names == sorted(names)
+    assert set(names) == {"cola", "water"}
