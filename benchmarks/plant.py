@@ -14,11 +14,15 @@ Peers are processes of priority nice 19. `ratio` is parts a second with it over 
 `between` the bounds of 95 % of 2 000 resamplings of the turns. `cpu_ratio` is the same of the parts
 for each second of processor time of agent and child, which other work on the machine changes less.
 `--bundle` names one of the size that a line has; the demo's is so small that all else counts.
+
+`cost_ms` is the processor time of the agent's own thread for one scrape, for one connection that is
+refused, and for a part's Sparkplug message; `--turns 0` measures only this.
 """
 
 import argparse
 import logging
 import random
+import socket
 import subprocess
 import sys
 import tempfile
@@ -35,12 +39,23 @@ from agent.bench import FramesCamera
 from agent.cameras.conveyor import ConveyorSettings
 from agent.demo import BUNDLE
 from agent.inference.child import ChildInspector, Setup
+from agent.part import State
 from agent.services.metrics import MetricsSettings
+from agent.services.metrics.server import MetricsServer
 from agent.settings import AgentSettings, BundleSettings, Config, LedgerSettings
 from agent.sinks.mqtt.settings import MqttSettings
-from agent.sinks.sparkplug import SparkplugSettings
+from agent.sinks.sparkplug import SparkplugSettings, metrics
+from agent.sinks.sparkplug.payload import encoded
 from agent.station.run import run_station
 from agent.station.station import Model
+from agent.station.status import (
+    BOUNDS_S,
+    CameraStatus,
+    Histogram,
+    LedgerStatus,
+    SinkStatus,
+    Status,
+)
 from agent.synthetic.flange import part
 from benchmarks.broker import mosquitto
 from benchmarks.feed import Spent, Turn, compared, cpu_rate, rate
@@ -52,6 +67,7 @@ KINDS = ("metrics", "metrics, flood", "sparkplug", "sparkplug, flood")
 _FRAMES = 24
 _ORDER = (False, True, True, False)
 _PORT = 19_464
+_TIMES = 100
 
 _SCRAPE = """
 import os, sys, time, urllib.request
@@ -102,6 +118,7 @@ def main() -> None:
 
     frames = [part(0, number, 0.1).pixels for number in range(_FRAMES)]
     turns: dict[str, list[Turn]] = {kind: [] for kind in KINDS}
+    cost = costs()
     setup = Setup(bundle=options.bundle, bundle_id=open_bundle(options.bundle).id)
     with (
         tempfile.TemporaryDirectory() as folder,
@@ -124,8 +141,9 @@ def main() -> None:
     result = {
         "machine": described(),
         "command": " ".join(["python -m benchmarks.plant", *sys.argv[1:]]),
+        "cost_ms": cost,
         "network_mb": round((options.bundle / "network.onnx").stat().st_size / 1e6, 1),
-        "parts_per_second_without": round(rate(without), 1),
+        "parts_per_second_without": round(rate(without), 1) if without else None,
         "kinds": {
             kind: {
                 **compared("ratio", "between", found, rate),
@@ -135,9 +153,61 @@ def main() -> None:
                 ],
             }
             for kind, found in turns.items()
+            if found
         },
     }
     write_result(result, options.out)
+
+
+class Well:
+    """What a service watches: an agent with one camera and one sink."""
+
+    def status(self) -> Status:
+        nothing = Histogram(counts=(0,) * (len(BOUNDS_S) + 1), total_s=0.0)
+        return Status(
+            time_ns=0,
+            uptime_s=0.0,
+            agent_id="bench",
+            epoch="0" * 12,
+            bundle_id="b" * 64,
+            calibration_id="c" * 64,
+            backend="",
+            threshold=1.0,
+            calibrated_threshold=1.0,
+            cameras={"main": CameraStatus(triggers=0, counts=dict.fromkeys(State, 0))},
+            latencies=dict.fromkeys(("wait", "inspect", "end_to_end"), nothing),
+            sinks={"mqtt": SinkStatus(is_connected=True)},
+            ledger=LedgerStatus(),
+        )
+
+    def age_s(self) -> float:
+        return 0.0
+
+
+def costs() -> dict[str, float]:
+    """Milliseconds of processor time, by what is done."""
+    found = {}
+    with MetricsServer(MetricsSettings(port=_PORT), Well()):
+        thread = next(each for each in threading.enumerate() if each.name == "atac-metrics")
+        assert thread.ident is not None
+        clock = time.pthread_getcpuclockid(thread.ident)
+        for name, request in (
+            ("scrape", b"GET /metrics HTTP/1.1\r\n\r\n"),
+            ("refused", b"x\r\n\r\n"),
+        ):
+            began = time.clock_gettime(clock)
+            for _ in range(_TIMES):
+                with socket.create_connection(("127.0.0.1", _PORT)) as connection:
+                    connection.sendall(request)
+                    while connection.recv(65_536):
+                        pass
+            found[name] = (time.clock_gettime(clock) - began) / _TIMES * 1e3
+    values = metrics.part(None)
+    began = time.thread_time()
+    for number in range(100 * _TIMES):
+        encoded(metrics.at(values, number), time_ms=number, seq=number % 256, has_types=False)
+    found["sparkplug part"] = (time.thread_time() - began) / (100 * _TIMES) * 1e3
+    return {name: round(cost, 3) for name, cost in found.items()}
 
 
 def block(
