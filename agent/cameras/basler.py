@@ -4,51 +4,25 @@
 only pylon can do. pylon is proprietary.
 """
 
-from typing import Annotated, Any, Final, Literal
-
-from pydantic import Field
+from typing import Any, Final, Literal
 
 from agent.camera_child.device import DeviceCamera
 from agent.camera_child.device import found as looked_for
-from agent.cameras.features import FeatureName, Features, feature, is_on
-from agent.cameras.settings import AnyCameraSettings, Found
+from agent.cameras.features import Features, FeaturesSettings
+from agent.cameras.settings import Found
 from agent.ports import CameraContext
-from agent.settings_values import Text
 from engine.errors import ConfigurationError
+from engine.extras import install
 from engine.spec import spec
 
 _MEMORY: Final = 4_000_000_000
 
 
 @spec
-class BaslerSettings(AnyCameraSettings):
-    """The camera with the serial number `device`; without one the only one.
-
-    `features`, `bits` and `trigger_count_chunk` are as of `genicam`.
-    """
+class BaslerSettings(FeaturesSettings):
+    """A camera that pylon finds."""
 
     type: Literal["basler"] = "basler"
-    device: Text | None = None
-    features: Features = ()
-    bits: Annotated[int, Field(ge=8, le=16)] | None = None
-    trigger_count_chunk: FeatureName | None = None
-
-    def __post_init__(self) -> None:
-        if self.is_fired and self.trigger is None:
-            raise ValueError(
-                "TriggerSource: Software needs a trigger that announces parts; write one below "
-                "trigger, or TriggerMode: Off"
-            )
-
-    @property
-    def is_triggered(self) -> bool:
-        """Whether the camera waits for something before each frame."""
-        return is_on(feature(self.features, "TriggerMode"))
-
-    @property
-    def is_fired(self) -> bool:
-        """Whether it waits for the agent."""
-        return self.is_triggered and feature(self.features, "TriggerSource") == "Software"
 
 
 def open(settings: BaslerSettings, context: CameraContext) -> "BaslerCamera":
@@ -56,7 +30,7 @@ def open(settings: BaslerSettings, context: CameraContext) -> "BaslerCamera":
     from importlib.util import find_spec
 
     if find_spec("pypylon") is None:
-        remedy = "needs pypylon; install it with: pip install 'atac-agent[basler]'"
+        remedy = f"needs pypylon; install it with: {install('basler')}"
         raise ConfigurationError("camera.type", settings.type, remedy)
     return BaslerCamera(settings, context)
 

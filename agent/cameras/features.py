@@ -3,9 +3,11 @@
 from collections.abc import Mapping
 from typing import Annotated, Any
 
-from pydantic import BeforeValidator, StringConstraints
+from pydantic import BeforeValidator, Field, StringConstraints
 
+from agent.cameras.settings import AnyCameraSettings
 from agent.settings_values import Text
+from engine.spec import spec
 
 FeatureName = Annotated[str, StringConstraints(pattern=r"^[A-Za-z][A-Za-z0-9_]*$", max_length=128)]
 FeatureValue = bool | int | float | Text
@@ -33,3 +35,37 @@ def feature(features: Features, name: str) -> FeatureValue | None:
 def is_on(value: FeatureValue | None) -> bool:
     """Whether an enumeration of On and Off is on; YAML takes these words for true and false."""
     return value is True or value == "On"
+
+
+@spec
+class FeaturesSettings(AnyCameraSettings):
+    """A camera with features by SFNC names.
+
+    `device` is its serial number, address or id; without one it is the only one. `features` are
+    written in this order before it starts, read back and compared. `bits` says how many of the
+    lower bits of a pixel count, where it has more than eight. With `TriggerMode: On` every frame
+    is a part; with `TriggerSource: Software` beside it the camera exposes when a part is
+    announced. `trigger_count_chunk` names the chunk in which the camera counts its triggers.
+    """
+
+    device: Text | None = None
+    features: Features = ()
+    bits: Annotated[int, Field(ge=8, le=16)] | None = None
+    trigger_count_chunk: FeatureName | None = None
+
+    def __post_init__(self) -> None:
+        if self.is_fired and self.trigger is None:
+            raise ValueError(
+                "TriggerSource: Software needs a trigger that announces parts; write one below "
+                "trigger, or TriggerMode: Off"
+            )
+
+    @property
+    def is_triggered(self) -> bool:
+        """Whether the camera waits for something before each frame."""
+        return is_on(feature(self.features, "TriggerMode"))
+
+    @property
+    def is_fired(self) -> bool:
+        """Whether it waits for the agent."""
+        return self.is_triggered and feature(self.features, "TriggerSource") == "Software"

@@ -5,16 +5,13 @@ system's Python; no package of pip is needed.
 """
 
 from collections.abc import Mapping
-from typing import Annotated, Any, Final, Literal
-
-from pydantic import Field
+from typing import Any, Final, Literal
 
 from agent.camera_child.device import DeviceCamera
 from agent.camera_child.device import found as looked_for
-from agent.cameras.features import FeatureName, Features, feature, is_on
-from agent.cameras.settings import AnyCameraSettings, Found
+from agent.cameras.features import FeaturesSettings
+from agent.cameras.settings import Found
 from agent.ports import CameraContext
-from agent.settings_values import Text
 from engine.spec import spec
 
 _PYTHON: Final = "/usr/bin/python3"
@@ -22,37 +19,10 @@ _MEMORY: Final = 1_000_000_000
 
 
 @spec
-class GenicamSettings(AnyCameraSettings):
-    """The camera `device`: its serial number, its address or its id; without one the only one.
-
-    `features` are written in this order before it starts, read back and compared. `bits` says how
-    many of the lower bits of a pixel count, where it has more than eight. With `TriggerMode: On`
-    every frame is a part; with `TriggerSource: Software` beside it the camera exposes when a part
-    is announced. `trigger_count_chunk` names the chunk in which the camera counts its triggers.
-    """
+class GenicamSettings(FeaturesSettings):
+    """A camera that Aravis finds on the network or on USB."""
 
     type: Literal["genicam"] = "genicam"
-    device: Text | None = None
-    features: Features = ()
-    bits: Annotated[int, Field(ge=8, le=16)] | None = None
-    trigger_count_chunk: FeatureName | None = None
-
-    def __post_init__(self) -> None:
-        if self.is_fired and self.trigger is None:
-            raise ValueError(
-                "TriggerSource: Software needs a trigger that announces parts; write one below "
-                "trigger, or TriggerMode: Off"
-            )
-
-    @property
-    def is_triggered(self) -> bool:
-        """Whether the camera waits for something before each frame."""
-        return is_on(feature(self.features, "TriggerMode"))
-
-    @property
-    def is_fired(self) -> bool:
-        """Whether it waits for the agent."""
-        return self.is_triggered and feature(self.features, "TriggerSource") == "Software"
 
 
 def open(settings: GenicamSettings, context: CameraContext) -> "GenicamCamera":

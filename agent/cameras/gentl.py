@@ -5,17 +5,16 @@ harvesters loads the producer in a child process, as a faulty one ends the proce
 
 import os
 from pathlib import Path
-from typing import Annotated, Any, Final, Literal
-
-from pydantic import Field
+from typing import Any, Final, Literal
 
 from agent.camera_child.device import DeviceCamera
 from agent.camera_child.device import found as looked_for
-from agent.cameras.features import FeatureName, Features, feature, is_on
-from agent.cameras.settings import AnyCameraSettings, Found
+from agent.cameras.features import Features, FeaturesSettings
+from agent.cameras.settings import Found
 from agent.ports import CameraContext
-from agent.settings_values import AnyPath, Text
+from agent.settings_values import AnyPath
 from engine.errors import CameraError, ConfigurationError
+from engine.extras import install
 from engine.spec import spec
 
 _MEMORY: Final = 2_000_000_000
@@ -24,35 +23,11 @@ _VARIABLE: Final = "GENICAM_GENTL64_PATH"
 
 
 @spec
-class GentlSettings(AnyCameraSettings):
-    """The camera `device` of `producer`: its serial number or id; without one the only one.
-
-    `features`, `bits` and `trigger_count_chunk` are as of `genicam`.
-    """
+class GentlSettings(FeaturesSettings):
+    """The camera `device` of `producer`."""
 
     type: Literal["gentl"] = "gentl"
     producer: AnyPath
-    device: Text | None = None
-    features: Features = ()
-    bits: Annotated[int, Field(ge=8, le=16)] | None = None
-    trigger_count_chunk: FeatureName | None = None
-
-    def __post_init__(self) -> None:
-        if self.is_fired and self.trigger is None:
-            raise ValueError(
-                "TriggerSource: Software needs a trigger that announces parts; write one below "
-                "trigger, or TriggerMode: Off"
-            )
-
-    @property
-    def is_triggered(self) -> bool:
-        """Whether the camera waits for something before each frame."""
-        return is_on(feature(self.features, "TriggerMode"))
-
-    @property
-    def is_fired(self) -> bool:
-        """Whether it waits for the agent."""
-        return self.is_triggered and feature(self.features, "TriggerSource") == "Software"
 
 
 def open(settings: GentlSettings, context: CameraContext) -> "GentlCamera":
@@ -60,7 +35,7 @@ def open(settings: GentlSettings, context: CameraContext) -> "GentlCamera":
     from importlib.util import find_spec
 
     if find_spec("harvesters") is None:
-        remedy = "needs harvesters; install it with: pip install 'atac-agent[gentl]'"
+        remedy = f"needs harvesters; install it with: {install('gentl')}"
         raise ConfigurationError("camera.type", settings.type, remedy)
     return GentlCamera(settings, context)
 

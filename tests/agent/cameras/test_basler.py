@@ -15,7 +15,7 @@ from engine.errors import CameraError, ConfigurationError
 
 emulated = pytest.mark.skipif(
     find_spec("pypylon") is None,
-    reason="needs pylon (proprietary, 240 MB): pip install 'atac-agent[basler]'",
+    reason="needs pylon (proprietary, 240 MB): pip install '.[basler]'",
 )
 _SMALL = {"PixelFormat": "Mono8", "Width": 64, "Height": 48, "AcquisitionFrameRate": 50.0}
 _SOFTWARE = {"TriggerSelector": "FrameStart", "TriggerMode": "On", "TriggerSource": "Software"}
@@ -111,5 +111,5 @@ def test_cameras_are_found():
 def test_without_pylon_nothing_is_found_and_the_remedy_is_said(monkeypatch, stop):
     monkeypatch.setattr("importlib.util.find_spec", lambda _name: None)
     assert basler.found() == []
-    with pytest.raises(ConfigurationError, match=r"pip install 'atac-agent\[basler\]'"):
+    with pytest.raises(ConfigurationError, match="needs pypylon; install it with"):
         open_camera(settings_of(), stop)

@@ -15,7 +15,7 @@ from agent.settings import load_config
 from agent.triggers.software import SoftwareSettings
 from engine.errors import CameraError, ConfigurationError
 
-pytest.importorskip("harvesters", reason="needs harvesters: pip install 'atac-agent[gentl]'")
+pytest.importorskip("harvesters", reason="needs harvesters: pip install '.[gentl]'")
 PRODUCER = Path(find_spec("genicam").origin).with_name("viky.cti")
 _FAST = {"AcquisitionFrameRate": 200.0, "Width": 120}
 

@@ -50,7 +50,7 @@ def test_a_line_that_goes_is_said():
 
 def test_gpiod_has_what_we_ask_of_it(tmp_path):
     """The real library, up to the chip that is not there."""
-    pytest.importorskip("gpiod", reason="needs gpiod 2: pip install 'atac-agent[gpio]'")
+    pytest.importorskip("gpiod", reason="needs gpiod 2: pip install '.[gpio]'")
     for edge in ("rising", "falling"):
         for bias in ("as_is", "disabled", "pull_up", "pull_down"):
             settings = GpioSettings(chip=tmp_path / "gpiochip0", line=17, edge=edge, bias=bias)

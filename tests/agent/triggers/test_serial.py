@@ -14,7 +14,7 @@ from agent.settings import load_config
 from agent.triggers.serial import SerialSettings
 from engine.errors import ConfigurationError, TriggerError
 
-pytest.importorskip("serial", reason="needs pyserial: pip install 'atac-agent[serial]'")
+pytest.importorskip("serial", reason="needs pyserial: pip install '.[serial]'")
 
 
 class Reader:
