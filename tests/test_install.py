@@ -21,7 +21,7 @@ PAGE = (ROOT / "docs" / "install.md").read_text()
 UNIT = (ROOT / "docs" / "systemd" / "atac-agent.service").read_text()
 COMMANDS = [line.strip() for line in PAGE.splitlines() if line.startswith("    ")]
 (CONFIGURATION,) = re.findall(r"```yaml\n(.*?)```", PAGE, re.DOTALL)
-NEEDS_ROOT = ("useradd", "systemctl", "install -d -o atac")
+NEEDS_ROOT = ("useradd", "systemctl", "install -d -o atac", "chown")
 
 
 @pytest.fixture(scope="module")
