@@ -6,7 +6,7 @@ from time import monotonic, time_ns
 from typing import Any, Final
 
 from agent.camera_child import stream
-from agent.camera_child.nodes import Nodes, Value, first_line
+from agent.camera_child.nodes import Nodes, Value, first_line, use_cache
 from agent.camera_child.wire import GoneError, Message, receive, send
 
 _SILENT_S: Final = 2.0
@@ -23,6 +23,7 @@ def serve(
     trigger_count_chunk: str | None,
 ) -> None:
     """Give the camera's frames, or, where no features are named, tell which cameras there are."""
+    use_cache()
     if features is None:
         receive(connection)
         send(connection, {"found": [_named(each) for each in _devices()]})

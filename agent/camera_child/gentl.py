@@ -10,7 +10,7 @@ from typing import Any, Final
 import numpy as np
 
 from agent.camera_child import stream
-from agent.camera_child.nodes import Nodes, Value
+from agent.camera_child.nodes import Nodes, Value, use_cache
 from agent.camera_child.wire import GoneError, Message, receive, send
 
 _SILENT_S: Final = 2.0
@@ -28,6 +28,7 @@ def serve(
     trigger_count_chunk: str | None,
 ) -> None:
     """Give the camera's frames, or, where no features are named, tell which cameras there are."""
+    use_cache()
     if features is None:
         receive(connection)
         with _loaded(producer) as harvester:

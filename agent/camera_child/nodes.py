@@ -1,6 +1,8 @@
 """A camera's features by a GenApi in Python: that of genicam, or pylon's, with capital names."""
 
+import os
 from contextlib import suppress
+from pathlib import Path
 from typing import Any, Final
 
 from agent.camera_child.wire import RefusedError
@@ -8,6 +10,19 @@ from agent.camera_child.wire import RefusedError
 Value = bool | int | float | str
 _CLOSE: Final = 0.01
 """How far from what is written a number may be read back, as a part of it."""
+
+_CACHE: Final = "GENICAM_CACHE_V3_5"
+"""What GenApi calls the folder for what it has read of cameras; without it, it makes one of its own
+in the user's home."""
+
+
+def use_cache() -> None:
+    """Have GenApi, which is imported later, keep its files in our folder of the user's cache."""
+    folder = Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser()
+    folder = folder / "atac-agent" / "genicam"
+    with suppress(OSError):  # without one it is slower
+        folder.mkdir(parents=True, exist_ok=True)
+        os.environ.setdefault(_CACHE, str(folder))
 
 
 class Nodes:
