@@ -446,12 +446,16 @@ class _Camera:
         slot = self._buffers.index(buffer)
         self._lent.add(slot)
         problem = self._problem(buffer)
-        padding, _ = buffer.get_image_padding()
-        width, number = buffer.get_image_width(), buffer.get_image_pixel_format()
+        width = height = padding = 0
+        number = self._format
+        if problem is None:  # of others there may not even be a size
+            width, height = buffer.get_image_width(), buffer.get_image_height()
+            padding, _ = buffer.get_image_padding()
+            number = buffer.get_image_pixel_format()
         return stream.frame(
             slot,
             width=width,
-            height=buffer.get_image_height(),
+            height=height,
             pixel_format=pixel_format(number),
             stride=_stride(width, number, padding),
             block_id=buffer.get_frame_id(),
@@ -465,8 +469,9 @@ class _Camera:
     def _problem(self, buffer: Any) -> str | None:
         status = self._aravis.BufferStatus
         found = buffer.get_status()
-        number = buffer.get_image_pixel_format()
-        if found in {status.SUCCESS, status.SIZE_MISMATCH} and number not in {0, self._format}:
+        is_whole = found in {status.SUCCESS, status.SIZE_MISMATCH}
+        number = buffer.get_image_pixel_format() if is_whole else 0
+        if number not in {0, self._format}:
             self._end = (
                 f"changed its PixelFormat from {pixel_format(self._format)} to "
                 f"{pixel_format(number)} while it ran; it is set up again: let no other program "
