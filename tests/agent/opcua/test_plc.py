@@ -49,6 +49,11 @@ class Plc:
     def run(self):
         asyncio.set_event_loop(self.loop)
         self.loop.run_until_complete(self.serve())
+        # asyncua leaves some behind.
+        left = asyncio.all_tasks(self.loop)
+        for task in left:
+            task.cancel()
+        self.loop.run_until_complete(asyncio.gather(*left, return_exceptions=True))
         self.loop.close()
 
     async def serve(self):
