@@ -10,6 +10,8 @@ from agent.camera_child.nodes import Nodes, Value, first_line, use_cache
 from agent.camera_child.wire import GoneError, Message, receive, send
 
 _SILENT_S: Final = 2.0
+_READY_MS: Final = 500
+"""How long a camera may take to be ready for the next trigger."""
 _SHOWN: Final = ("PixelFormat", "Width", "Height", "ExposureTime", "Gain", "AcquisitionFrameRate")
 
 
@@ -179,9 +181,12 @@ class _Camera:
         self._slots.free(slot)
 
     def fire(self) -> None:
-        from pypylon import genicam
+        from pypylon import genicam, pylon
 
         try:
+            # A trigger that comes too early is ignored, and nobody is told.
+            if self._camera.CanWaitForFrameTriggerReady():
+                self._camera.WaitForFrameTriggerReady(_READY_MS, pylon.TimeoutHandling_Return)
             self._nodes.execute("TriggerSoftware")
         except genicam.GenericException as error:
             raise GoneError(f"cannot be triggered: {first_line(error)}") from None

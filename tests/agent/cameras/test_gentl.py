@@ -24,7 +24,7 @@ _FAST = {"AcquisitionFrameRate": 200.0, "Width": 120}
 def stop():
     """Set in the end, also of a test that would wait for ever."""
     stop = threading.Event()
-    watchdog = threading.Timer(60, stop.set)
+    watchdog = threading.Timer(120, stop.set)
     watchdog.start()
     yield stop
     watchdog.cancel()
