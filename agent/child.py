@@ -160,6 +160,7 @@ class ServiceChild:
             # Busy at any of its last looks, it is starved and does not hang.
             idle = 0 if _wants_to_run(process.pid) else idle + 1
             if silent_s > limit_s and (idle >= _IDLE_LOOKS or silent_s > _STARVED * limit_s):
+                process.kill()
                 return f"has not answered for {silent_s:.0f} s"
         return "was stopped"
 
