@@ -18,7 +18,7 @@ from train.backbones.resnet import ResNet
 from train.checkpoint import Epoch
 from train.datasets import find_source
 from train.network import ConvolutionHead
-from train.recipes.line import KnownDefects, Line, Supervised, SyntheticDefects
+from train.recipes.line import KnownDefects, Line, SyntheticDefects
 from train.run import train_bundle
 
 LINE = Line()
@@ -30,13 +30,13 @@ SETTINGS = replace(
     freeze=False,
     memory_bank=None,
     local_mean=False,
-    head=ConvolutionHead(kernel=1, channels=64, heads=1, residual=True),
+    head=ConvolutionHead(kernel=1, channels=64, heads=1),
     top_k=0.02,  # a scratch covers few of the 256 patches
     # Starting from nothing, it learns most from where the defects are.
-    attention=Supervised(weight=20.0),
+    attention_weight=20.0,
     patch_weight=0.0,
     known=KnownDefects(share=0.8, versions=8, masks=True),
-    synthetic=SyntheticDefects(each=2, transplanted=0.0, scored="always"),
+    synthetic=SyntheticDefects(each=2, transplanted=0.0),
     epochs=14,
     least_steps=60,
     zoom_from=6,

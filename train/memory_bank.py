@@ -33,13 +33,12 @@ _ROUNDS: Final = 8  # of k-means
 class MemoryBank:
     """How many `prototypes`, in a projection of `channels`.
 
-    One σ of good parts' distances counts as `weight` deviations. With `l2_normalised` patches have
-    length 1 and differ by direction, not by contrast.
+    One σ of good parts' distances counts as `weight` deviations. Patches have length 1, so that
+    they differ by direction, not by contrast.
     """
 
     prototypes: Annotated[int, Field(ge=1)] = 768
     channels: Annotated[int, Field(ge=1)] = 128
-    l2_normalised: bool = True
     weight: Annotated[float, Field(gt=0)] = 0.5
 
 
@@ -70,11 +69,9 @@ class PrototypeDistance(nn.Module):
     def forward(self, features: Tensor | list[Tensor]) -> Tensor:
         """Distances `(N, h, w)` of features `(N, C, h, w)`, or of maps; scaled, not negative."""
         if isinstance(features, Tensor):
-            x = self.project(as_compared(features, l2_normalised=self.settings.l2_normalised))
+            x = self.project(F.normalize(features, dim=1))
         else:  # a length is one number a patch: it may be divided by after the projection
-            x = self.project(features)
-            if self.settings.l2_normalised:
-                x = x / lengths(features)
+            x = self.project(features) / lengths(features)
         nearest = self.compare(x).amin(dim=1) + (x * x).sum(dim=1)  # |x − c|²: (N, h, w)
         y: Tensor = self.scale * torch.sqrt(torch.relu(nearest))
         return y
@@ -89,11 +86,6 @@ class PrototypeDistance(nn.Module):
                 "scale": torch.full((1,), scale),
             }
         )
-
-
-def as_compared(features: Tensor, *, l2_normalised: bool) -> Tensor:
-    """Features `(N, C, h, w)` as a memory bank compares their patches."""
-    return F.normalize(features, dim=1) if l2_normalised else features
 
 
 def fill(
@@ -112,18 +104,13 @@ def fill(
         top_k: The share of patches whose mean is a view's score.
         seed: Of the projection and of k-means.
     """
-    prototypes, l2_normalised = bank.settings.prototypes, bank.settings.l2_normalised
+    prototypes = bank.settings.prototypes
     rng = np.random.default_rng(seed)
     random = rng.standard_normal(bank.project.weight.shape[:2], dtype=np.float32)
     project = torch.from_numpy(random).to(bank.scale.device) / len(random) ** 0.5  # (d, C)
-    if not l2_normalised:
-        spread = torch.stack([v.float().std(dim=(1, 2)) for v in views()]).mean(dim=0)
-        project = project / (spread + 1e-3)
     projected = [
-        np.ascontiguousarray((project @ patches.flatten(1)).T.cpu().numpy())
-        for patches in (
-            as_compared(v.float()[None], l2_normalised=l2_normalised)[0] for v in views()
-        )
+        np.ascontiguousarray((project @ F.normalize(v.float(), dim=0).flatten(1)).T.cpu().numpy())
+        for v in views()
     ]
 
     scores: list[float] = []

@@ -86,15 +86,14 @@ class ConvolutionHead:
     """σ as convolutions: `heads` side by side, each of `channels` channels and initialised alone.
 
     Their outputs are averaged, which reduces the variance from initialisation when few defects are
-    labelled. `kernel` is the side of the first convolution; with `residual`, one more of each patch
-    follows, added to what it saw.
+    labelled. `kernel` is the side of the first convolution; one more of each patch follows, added
+    to what it saw.
     """
 
     type: Literal["convolution"] = "convolution"
     kernel: Literal[1, 3] = 1
     channels: Count = 64
     heads: Count = 4
-    residual: bool = True
 
 
 @spec
@@ -105,9 +104,6 @@ class SelfAttentionHead:
     kernel: Literal[1, 3] = 3
     channels: Count = 64
     query_channels: Count = 8
-
-
-HeadSettings = Annotated[ConvolutionHead | SelfAttentionHead, Field(discriminator="type")]
 
 
 class SelfAttention(nn.Module):
@@ -165,10 +161,10 @@ class AttentionHead(nn.Module):
         # σ(·; θ_a): "convolution layers and self-attention layers" of 64 channels
         self.convolve = nn.Conv2d(channels, width, kernel, padding=kernel // 2, bias=False)
         self.normalise = nn.BatchNorm2d(width)
-        self.refine: nn.Module = nn.Identity()
+        self.refine: nn.Module
         if isinstance(settings, SelfAttentionHead):
             self.refine = SelfAttention(width, settings.query_channels)
-        elif settings.residual:
+        else:
             self.refine = PatchResidual(width, heads)
         self.score = nn.Conv2d(width, heads, 1, groups=heads)  # τ(·; θ_s)
         self.locate = nn.Conv2d(width, heads, 1, groups=heads) if supervised else None

@@ -12,6 +12,7 @@ from typing import Final
 
 import numpy as np
 import torch
+import torch.nn.functional as F  # noqa: N812  (PyTorch's own custom)
 from torch import Tensor, nn
 
 from benchmarks.baselines.loop import nowhere
@@ -21,7 +22,6 @@ from engine.view import view
 from train.backbones import BACKBONES
 from train.checkpoint import Epoch, deterministic
 from train.datasets import TrainingImages
-from train.memory_bank import as_compared
 from train.network import AtacNet, Maps, atac_method
 from train.recipes import Run, Trained
 from train.recipes.line import Line
@@ -41,7 +41,7 @@ class NearestGood(nn.Module):
 
     def patches(self, features: Tensor) -> Tensor:
         """The patches of features `(N, C, h, w)`, L2-normalised: `(N·h·w, C)`."""
-        seen = as_compared(features, l2_normalised=True)
+        seen = F.normalize(features, dim=1)
         return seen.permute(0, 2, 3, 1).flatten(0, 2)
 
     def forward(self, features: Tensor) -> Maps:
@@ -59,7 +59,7 @@ def train(settings: Line, images: TrainingImages, run: Run) -> Trained:
     network = AtacNet(
         BACKBONES.of(settings.backbone).open(settings.backbone, side=settings.view.side),
         NearestGood,
-        standardise=settings.standardise,
+        standardise="imagenet",
         freeze=settings.freeze,
         local_mean=settings.local_mean,
     )

@@ -87,7 +87,13 @@ def by_option(records: Iterable[Record]) -> dict[str, Folds]:
 
 
 def _without(settings: Mapping[str, Any], names: set[str]) -> dict[str, Any]:
-    return {name: value for name, value in settings.items() if name not in names}
+    """Settings but for these, and for what is below them: older records may have more of it."""
+    above = tuple(f"{name}." for name in names)
+    return {
+        name: value
+        for name, value in settings.items()
+        if name not in names and not name.startswith(above)
+    }
 
 
 def spread(values: Sequence[float]) -> str:

@@ -20,9 +20,8 @@ from benchmarks.baselines.ablations import (
 from engine.errors import ConfigurationError
 from train.backbones.resnet import ResNet
 from train.datasets import Images, Source, Split, TrainingImages
-from train.network import SelfAttentionHead
 from train.recipes import Run, Trained, line, nearest, paper
-from train.recipes.line import Line, Mean
+from train.recipes.line import Line
 from train.recipes.nearest import Nearest
 from train.recipes.paper import Paper
 from train.weights import Weights
@@ -64,7 +63,7 @@ def _frozen(row: Row) -> Row:
     settings = replace(
         row.settings,
         freeze=True,
-        initialisation=LINE.initialisation,
+        initialisation="fan_in",
         synthetic_each=LINE.synthetic.each,
     )
     return replace(row, title=f"{row.title}, backbone frozen", settings=settings)
@@ -119,17 +118,7 @@ OPTIONS = {
     "line-layer2-only": _line("layer2 only", backbone=ResNet(stages=("layer2",))),
     "line-layer3-only": _line("layer3 only", backbone=ResNet(stages=("layer3",))),
     "line-one-head": _line("one head instead of four", head=replace(LINE.head, heads=1)),
-    "line-without-residual": _line(
-        "no second convolution in σ", head=replace(LINE.head, residual=False)
-    ),
-    "line-self-attention": _line(
-        "self-attention in σ, and one head", head=SelfAttentionHead(kernel=1)
-    ),
     "line-without-memory": _line("no memory bank of good features", memory_bank=None),
-    "line-without-unit-cells": _line(
-        "memory bank of patches that are not L2-normalised",
-        memory_bank=replace(_BANK, l2_normalised=False),
-    ),
     "line-whole-memory": _line(
         "a σ of the memory bank counts as a deviation", memory_bank=replace(_BANK, weight=1.0)
     ),
@@ -139,14 +128,9 @@ OPTIONS = {
     "line-cutmix-only": _line(
         "CutMix the only synthetic kind", synthetic=replace(LINE.synthetic, kinds=("cutmix",))
     ),
-    "line-pseudo-scored": _line(
-        "synthetic defects teach the score without masks too",
-        synthetic=replace(LINE.synthetic, scored="always"),
-    ),
     "line-without-moving": _line(
         "known defects as they are, not moved", known=replace(LINE.known, versions=0)
     ),
-    "line-without-masks": _line("attention the mean of F, not taught by masks", attention=Mean()),
     "line-without-known-masks": _line(
         "known defects by their labels only", known=replace(LINE.known, masks=False)
     ),
@@ -155,7 +139,6 @@ OPTIONS = {
         "known defects not set onto good parts",
         synthetic=replace(LINE.synthetic, transplanted=0.0),
     ),
-    "line-loss-of-mean": _line("loss of the mean of both passes", loss_of="mean"),
 }
 """Their names are those of the ledgers."""
 

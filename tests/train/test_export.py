@@ -14,7 +14,7 @@ from engine.backends.choice import fastest
 from engine.backends.onnxruntime import OnnxRuntimeBackend
 from engine.backends.openvino import OpenVino, OpenVinoBackend
 from engine.backends.tensorrt.plans import build_plan, find_tensorrt
-from engine.bundle import PARITY, WEIGHTS, open_bundle
+from engine.bundle import PARITY, WEIGHTS, open_bundle, sha256, write_manifest
 from engine.cross_fitted import (
     CROSS_FITTED,
     PICTURES,
@@ -115,6 +115,15 @@ def test_cross_fitted_scores_go_into_the_bundle_with_pictures_of_the_doubtful(
     pictures.write_bytes(other)
     with pytest.raises(BundleError, match="is not the file that training wrote"):
         pictures_in(open_bundle(written.path), found)
+
+
+def test_a_recipe_that_is_no_more_is_refused_by_one_line(copy):
+    recipe = (copy.path / RECIPE).read_bytes().replace(b'"top_k"', b'"loss_of": "each", "top_k"')
+    (copy.path / RECIPE).write_bytes(recipe)
+    files = {**copy.manifest.files, RECIPE: sha256(recipe)}
+    old = write_manifest(copy.path, replace(copy.manifest, files=files))
+    with pytest.raises(BundleError, match=r"recipe\.json.* is of a recipe that this version"):
+        load_network(old)
 
 
 def test_onnx_and_torch_decide_alike(bundle, source):

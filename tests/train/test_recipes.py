@@ -22,9 +22,6 @@ from train.recipes.line import (
     KnownDefects,
     Line,
     LineLoss,
-    Mean,
-    Supervised,
-    SyntheticDefects,
 )
 from train.recipes.nearest import Nearest
 from train.recipes.paper import Paper, score_loss
@@ -93,7 +90,7 @@ def test_a_pass_is_judged_by_what_its_box_shows(line, images):
     located = Sample(pixels=pixels, mask=mask, defective=True, cache_key=None)
     hidden = replace(located, mask=None)
     beside = Box(left=32, top=32, right=64, bottom=64)
-    settings = replace(line, attention=Supervised(weight=0.0), patch_weight=0.0)
+    settings = replace(line, attention_weight=0.0, patch_weight=0.0)
     loss = LineLoss(settings, images, Located(), REFERENCE)
 
     def of(sample, first, second):
@@ -104,15 +101,13 @@ def test_a_pass_is_judged_by_what_its_box_shows(line, images):
     assert of(hidden, 10.0, 0.0) == pytest.approx(5)  # that it is good is not known
 
 
-@pytest.mark.parametrize("loss_of", ["each", "mean"])
-def test_each_head_learns_as_if_it_were_alone(line, images, loss_of):
+def test_each_head_learns_as_if_it_were_alone(line, images):
     pixels, mask = np.zeros((64, 64), np.uint8), np.ones((64, 64), np.bool_)
     batch = [
         Sample(pixels=pixels, mask=mask & bad, defective=bad, cache_key=None)
         for bad in (False, True)
     ]
-    settings = replace(line, loss_of=loss_of)
-    loss = LineLoss(settings, images, Located(0), REFERENCE)
+    loss = LineLoss(line, images, Located(0), REFERENCE)
     scores = [(1.0, 2.0), (3.0, 6.0), (5.0, 14.0)]  # of three heads
     each = seen(*sum(scores, ()), images=2)
     together = loss.of((each, each), batch)
@@ -121,24 +116,19 @@ def test_each_head_learns_as_if_it_were_alone(line, images, loss_of):
     assert together.item() == pytest.approx(np.mean(alone), rel=1e-4)
 
 
-@pytest.mark.parametrize("loss_of", ["each", "mean"])
-def test_synthetic_defects_can_teach_attention_alone(line, images, loss_of):
+def test_synthetic_defects_can_teach_attention_alone(line, images):
     pixels, mask = np.zeros((64, 64), np.uint8), np.ones((64, 64), np.bool_)
     real = Sample(pixels=pixels, mask=None, defective=True, cache_key=None)
     synthetic = replace(real, mask=mask, synthetic=True)
-    settings = replace(
-        line, known=LABELS, synthetic=SyntheticDefects(scored="beside_masks"), loss_of=loss_of
-    )
+    settings = replace(line, known=LABELS)
 
     def of(scores, batch, **changes):
         loss = LineLoss(replace(settings, **changes), images, Located(), REFERENCE)
         return loss.of((seen(*scores), seen(*scores)), batch).item()
 
-    both, untaught = [real, synthetic], {"attention": Mean()}
+    both, untaught = [real, synthetic], {"attention_weight": 0.0}
     assert of((3.0, 1.0), both, **untaught) == pytest.approx(of((3.0,), [real], **untaught))
     assert of((3.0, 1.0), both) != pytest.approx(of((3.0,), [real]))
-    always = {"synthetic": SyntheticDefects(scored="always")} | untaught
-    assert of((3.0, 1.0), both, **always) == pytest.approx((7 + 9) / 2)
 
 
 @pytest.mark.parametrize(
@@ -147,9 +137,7 @@ def test_synthetic_defects_can_teach_attention_alone(line, images, loss_of):
 def test_synthetic_defects_teach_the_score_where_nothing_better_does(
     line, images, split, known, located, expected
 ):
-    settings = replace(
-        line, synthetic=SyntheticDefects(scored="beside_masks"), attention=Mean(), patch_weight=0.0
-    )
+    settings = replace(line, attention_weight=0.0, patch_weight=0.0)
     if not known:
         images = TrainingImages(images.images, replace(split, train_defective=()))
     mask = np.ones((64, 64), np.bool_)
@@ -163,7 +151,9 @@ def test_patches_are_taught_only_where_masks_of_known_defects_are(line, images):
     mask = np.ones((64, 64), np.bool_)
     batch = [Sample(pixels=mask, mask=mask, defective=True, cache_key=None)]
     for located in (True, False):
-        loss = LineLoss(replace(line, attention=Mean()), images, Located(*[0] * located), REFERENCE)
+        loss = LineLoss(
+            replace(line, attention_weight=0.0), images, Located(*[0] * located), REFERENCE
+        )
         found = loss.of((seen(10.0), seen(4.0)), batch).item()
         assert found == pytest.approx(6 / 2 + located * 6 / 2)
 

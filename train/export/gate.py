@@ -22,6 +22,7 @@ import onnxruntime
 import PIL
 import safetensors.torch
 import torch
+from pydantic import ValidationError
 
 from engine.backends.base import Backend, Runtime, cpu_backends
 from engine.backends.onnxruntime import OnnxRuntimeBackend
@@ -268,7 +269,15 @@ def add_precision(
 
 def load_network(bundle: Bundle) -> Network:
     """The torch network of a bundle, in evaluation mode, on the CPU."""
-    network = open_recipe(RECIPE_JSON.validate_json(_part(bundle, RECIPE))).network()
+    try:
+        settings = RECIPE_JSON.validate_json(_part(bundle, RECIPE))
+    except ValidationError as error:
+        raise BundleError(
+            str(bundle.path / RECIPE),
+            "is of a recipe that this version does not have; it runs as it is, and training it "
+            "again makes other precisions possible",
+        ) from error
+    network = open_recipe(settings).network()
     network.load_state_dict(safetensors.torch.load(_part(bundle, WEIGHTS)))
     return network.eval()
 

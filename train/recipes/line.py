@@ -34,8 +34,6 @@ from train.network import (
     AtacNet,
     AttentionHead,
     ConvolutionHead,
-    HeadSettings,
-    Standardisation,
     atac_method,
 )
 from train.recipes import Recipe, RecipeSettings, Run, Trained
@@ -45,21 +43,6 @@ from train.weights import Weights
 Share = Annotated[float, Field(ge=0, le=1)]
 Count = Annotated[int, Field(ge=1)]
 Positive = Annotated[float, Field(gt=0)]
-
-
-@spec
-class Mean:
-    """The attention map is the mean of σ's rectified features, as in the paper."""
-
-    type: Literal["mean"] = "mean"
-
-
-@spec
-class Supervised:
-    """The attention map has an output of its own, which masks teach with the weight λ."""
-
-    type: Literal["supervised"] = "supervised"
-    weight: Annotated[float, Field(ge=0)] = 1.0
 
 
 @spec
@@ -81,15 +64,13 @@ class SyntheticDefects:
     """How synthetic defects are made.
 
     `each` of them are made on each good image and shown again; 0: always new ones. Where masks of
-    known defects are known, the share `transplanted` are known defects on good parts. They teach
-    the score `always`, or only `beside_masks`: where known defects have none, synthetic ones then
-    teach attention alone. Without known defects they always teach the score.
+    known defects are known, the share `transplanted` are known defects on good parts. Where known
+    defects have no masks, synthetic ones teach attention alone.
     """
 
     kinds: tuple[Kind, ...] = ("cutmix", "patch", "scar", "blotch", "stroke")
     each: Annotated[int, Field(ge=0)] = 2
     transplanted: Share = 0.5
-    scored: Literal["always", "beside_masks"] = "beside_masks"
 
 
 @spec
@@ -103,27 +84,22 @@ class Line(RecipeSettings):
         side=224, equalise="after_resize", crop_from="frame", reducing_gap=2.0
     )
     crop: CropSpec = CropSpec(omega=0.40, gate=0.5, padding=0.1, min_side=96, square=True)
-    standardise: Standardisation = "imagenet"
 
     # φ; `local_mean` averages each patch with its eight neighbours. σ and τ, and beside them the
     # memory bank, whose distance is added to the score map.
     backbone: AnyBackbone = ResNet(architecture="resnet50", stages=("layer2", "layer3"))
     freeze: bool = True
     local_mean: bool = True
-    head: HeadSettings = ConvolutionHead(kernel=1, channels=64, heads=4, residual=True)
-    initialisation: Literal["he", "fan_in"] = "fan_in"
-    attention: Annotated[Mean | Supervised, Field(discriminator="type")] = Supervised(weight=1.0)
-    memory_bank: MemoryBank | None = MemoryBank(
-        prototypes=768, channels=128, l2_normalised=True, weight=0.5
-    )
+    head: ConvolutionHead = ConvolutionHead(kernel=1, channels=64, heads=4)
+    memory_bank: MemoryBank | None = MemoryBank(prototypes=768, channels=128, weight=0.5)
 
-    # Score and loss. `reference_draws` standard normal draws give μ_R and σ_R. The loss is of the
-    # mean of both passes' scores, or of each. `patch_weight` is that of the score map's own loss,
-    # Eq 12 for each patch, where masks are known.
+    # Score and loss. `reference_draws` standard normal draws give μ_R and σ_R. The loss is of each
+    # pass. Where masks are known, they teach the attention, an output of its own, and with Eq 12
+    # for each patch the score map.
     top_k: Share = 0.10
     margin: Positive = 10.0  # k of Eq 12
     reference_draws: Count = 5000
-    loss_of: Literal["mean", "each"] = "each"
+    attention_weight: Annotated[float, Field(ge=0)] = 1.0
     patch_weight: Annotated[float, Field(ge=0)] = 1.0
 
     known: KnownDefects = KnownDefects()
@@ -180,16 +156,12 @@ def network(settings: Line) -> AtacNet:
     """ATAC-Net with random parameters, and an empty memory bank."""
     return AtacNet(
         BACKBONES.of(settings.backbone).open(settings.backbone, side=settings.view.side),
-        partial(
-            AttentionHead,
-            settings=settings.head,
-            supervised=isinstance(settings.attention, Supervised),
-        ),
-        standardise=settings.standardise,
+        partial(AttentionHead, settings=settings.head, supervised=True),
+        standardise="imagenet",
         freeze=settings.freeze,
         local_mean=settings.local_mean,
         memory_bank=settings.memory_bank,
-        initialisation=settings.initialisation,
+        initialisation="fan_in",
     )
 
 
@@ -291,14 +263,12 @@ class LineLoss:
     def __init__(
         self, settings: Line, images: TrainingImages, defects: Defects, reference: ScoreSpec
     ) -> None:
-        attention, located = settings.attention, bool(defects.located)
+        located = bool(defects.located)
         self._settings = settings
         self._reference = reference
-        self._mask_weight = attention.weight if isinstance(attention, Supervised) else 0.0
+        self._mask_weight = settings.attention_weight
         self._patch_weight = settings.patch_weight if located else 0.0
-        self._scores_synthetic = (
-            settings.synthetic.scored == "always" or located or not len(images.defective)
-        )
+        self._scores_synthetic = located or not len(images.defective)
 
     def of(self, passes: tuple[SeenPass, SeenPass], batch: Sequence[Sample]) -> Tensor:
         """The loss of `passes` over `batch`."""
@@ -312,22 +282,16 @@ class LineLoss:
         defective = of_each([sample.defective for sample in batch])
         known = of_each([sample.mask is not None for sample in batch])
         judged = of_each([self._scores_synthetic or not sample.synthetic for sample in batch])
-        teaches = self._mask_weight > 0 or self._patch_weight > 0
-        masks = [seen.masks(batch) for seen in passes if teaches or settings.loss_of == "each"]
+        masks = [seen.masks(batch) for seen in passes]
         deviations = deviation(pass_scores(passes, settings.top_k), self._reference)
-        if settings.loss_of == "mean":
-            # γ(x)   Eq 10; the deviation is linear in the score
-            mean = deviations.mean(dim=0)
-            objective = deviation_loss(mean[judged], defective[judged], settings.margin)
-        else:
-            shown = [defective & (mask.any(dim=2).any(dim=1) | ~known) for mask in masks]
-            losses = [
-                deviation_loss(d[judged], seen[judged], settings.margin)
-                for d, seen in zip(deviations, shown, strict=True)
-            ]
-            objective = torch.stack(losses).mean()
+        shown = [defective & (mask.any(dim=2).any(dim=1) | ~known) for mask in masks]
+        losses = [
+            deviation_loss(d[judged], seen[judged], settings.margin)
+            for d, seen in zip(deviations, shown, strict=True)
+        ]
+        objective = torch.stack(losses).mean()
         # binary_cross_entropy raises on NaN: skip it, so that `descend` says what is not finite.
-        if teaches and torch.isfinite(objective):
+        if torch.isfinite(objective):
             for seen, mask in zip(passes, masks, strict=True):
                 if self._mask_weight:
                     miss = attention_loss(seen.maps.attention, mask, known)
