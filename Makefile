@@ -67,9 +67,9 @@ demo-bundle: export OMP_NUM_THREADS := 1
 demo-bundle: $(VENV)/installed-all
 	rm -rf build/demo-parts build/demo-bundle
 	$(BIN)/python tools/demo_bundle.py build/demo-parts build/demo-bundle
-	rm -r build/demo-parts/calibration/test/good
 	$(BIN)/agent calibrate --bundle build/demo-bundle --good build/demo-parts/calibration/train \
-		--defective build/demo-parts/calibration/test --backend onnxruntime
+		--defective build/demo-parts/calibration/test --backend onnxruntime \
+		--max-false-reject 0.5%
 	mkdir -p runs
 	mv build/demo-bundle/calibration.html runs/demo-calibration.html
 	rm -rf agent/demo_bundle

@@ -12,12 +12,13 @@ from engine.spec import spec
 from train.backbones import Backbone, BackboneSettings, initialise
 from train.weights import Weights
 
-Architecture = Literal["resnet18", "resnet50"]
+Architecture = Literal["resnet18", "resnet18_half", "resnet50"]
 Stage = Literal["layer2", "layer3", "layer4"]
 Form = Literal["v1", "v1.5"]
 
 _BLOCKS: Final[dict[Architecture, tuple[int, int, int, int]]] = {
     "resnet18": (2, 2, 2, 2),
+    "resnet18_half": (2, 2, 2, 2),
     "resnet50": (3, 4, 6, 3),
 }
 _STAGES: Final = ("layer1", "layer2", "layer3", "layer4")
@@ -36,9 +37,10 @@ _FILES: Final[dict[Architecture, str]] = {
 class ResNet(BackboneSettings):
     """A ResNet cut after the deepest of `stages`, whose feature maps are given.
 
-    `form` says where ResNet-50 halves the resolution: in the first 1×1 convolution of a stage (v1)
-    or in its 3×3 (v1.5, torchvision). Shapes are the same in both, so weights cannot tell by
-    themselves; None: as their file says, else v1.5.
+    `resnet18_half` has half the channels of ResNet-18; it is trained from nothing, since nobody
+    publishes its weights. `form` says where ResNet-50 halves the resolution: in the first 1×1
+    convolution of a stage (v1) or in its 3×3 (v1.5, torchvision). Shapes are the same in both, so
+    weights cannot tell by themselves; None: as their file says, else v1.5.
     """
 
     names: ClassVar = "resnet18 or resnet50"
@@ -63,7 +65,7 @@ class ResNet(BackboneSettings):
     @classmethod
     def named(cls, name: str, strides: tuple[int, ...]) -> Self | None:
         architecture, _, given = name.partition(":")
-        if architecture not in _BLOCKS:
+        if architecture not in _FILES:
             return None
         if given not in _FORMS:
             raise ConfigurationError(
@@ -97,17 +99,18 @@ class ResNetBackbone(Backbone):
         eps = 1.001e-5 if form == "v1" else 1e-5
         self._stages = settings.stages
         self._is_fused = False
-        self.conv1 = nn.Conv2d(3, 64, 7, 2, 3, bias=False)
-        self.bn1 = nn.BatchNorm2d(64, eps)
+        halved = 2 if settings.architecture == "resnet18_half" else 1
+        channels = _WIDTHS[0] // halved
+        self.conv1 = nn.Conv2d(3, channels, 7, 2, 3, bias=False)
+        self.bn1 = nn.BatchNorm2d(channels, eps)
         self.maxpool = nn.MaxPool2d(3, 2, 1)
-        channels = 64
         built: dict[str, int] = {}
         blocks_of = _BLOCKS[settings.architecture]
-        for name, width, blocks in zip(_STAGES, _WIDTHS, blocks_of, strict=True):
-            layers: list[nn.Module] = []
+        for name, full, blocks in zip(_STAGES, _WIDTHS, blocks_of, strict=True):
+            width, layers = full // halved, list[nn.Module]()
             for block in range(blocks):
                 stride = 2 if block == 0 and name != "layer1" else 1
-                if settings.architecture == "resnet18":
+                if settings.architecture != "resnet50":
                     layers.append(_BasicBlock(channels, width, stride, eps=eps))
                     channels = width
                 else:
