@@ -23,6 +23,8 @@ from agent.services.page.page import Page
 from agent.services.page.server import Server
 
 _LOG: Final = logging.getLogger("atac_agent.page")
+_TLS: Final = ("certificate_file", "key_file")
+_NICER: Final = 5
 _TICK_S: Final = 0.25
 _STATUS_S: Final = 0.5
 _LABELS_S: Final = 2.0
@@ -35,10 +37,11 @@ def serve(argument: str) -> None:
     cv2.setNumThreads(1)
     agent, listening = AgentEnd.taken(argument)
     page = opened_page(agent)
+    server = Server(application(page), *(agent.setup[name] for name in _TLS))
+    os.nice(_NICER)
     for name, work in {"follow": _follow, "pulse": _pulse, "labels": _labels}.items():
         threading.Thread(target=_ended_with, args=(work, page), name=f"page-{name}").start()
-    certificate, key = (agent.setup[name] for name in ("certificate_file", "key_file"))
-    Server(application(page), certificate, key).run(sockets=listening)
+    server.run(sockets=listening)
     os._exit(1)
 
 
