@@ -14,6 +14,7 @@ import os
 from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import asdict, dataclass
+from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Final, Literal
 
@@ -102,7 +103,9 @@ class Protocol:
         return f"{how}: {right} of {len(self.samples)} golden samples as they should be{end}"
 
 
-_PROTOCOL: Final = TypeAdapter(Protocol)
+@cache
+def _protocol() -> TypeAdapter[Protocol]:
+    return TypeAdapter(Protocol)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -182,7 +185,7 @@ def keep(
     )
     how = "passed" if protocol.passed else "failed"
     path = folder / f"{moment:%Y-%m-%d_%H-%M-%S.%f}_{safe(camera)}_{how}.json"
-    data = _PROTOCOL.dump_json(protocol, indent=2) + b"\n"
+    data = _protocol().dump_json(protocol, indent=2) + b"\n"
     try:
         folder.mkdir(mode=0o750, parents=True, exist_ok=True)
         if not (folder / KEY).exists():
@@ -205,7 +208,7 @@ def protocols(folder: Path, newest: int | None = None) -> list[Kept]:
     for path in sorted(folder.glob("*.json"))[-newest if newest else 0 :]:
         with suppress(OSError, ValueError):
             data = read_regular(path, limit=_PROTOCOL_MAX_BYTES)
-            protocol = _PROTOCOL.validate_json(data)
+            protocol = _protocol().validate_json(data)
             found.append(Kept(path=path, protocol=protocol, is_signed=_is_signed(path, data)))
     return sorted(found, key=lambda one: one.protocol.at_ns)
 

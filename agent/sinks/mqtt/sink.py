@@ -22,7 +22,6 @@ from agent.part import Part
 from agent.ports import Receipt
 from agent.record.rows import THUMBNAIL, Delivery, Event
 from agent.requests import Requests
-from agent.sinks.mqtt.home_assistant import discovery
 from agent.sinks.mqtt.messages import Topics, delivered, health, state
 from agent.sinks.mqtt.requests import MqttRequests
 from agent.sinks.mqtt.settings import MqttSettings
@@ -111,6 +110,8 @@ class MqttSink:
         self._keeps_retained = link.keeps_retained
         self._link, self._began = link, time.monotonic()
         if self._settings.home_assistant:
+            from agent.sinks.mqtt.home_assistant import discovery  # noqa: PLC0415 - few want it
+
             self._say(discovery(self._topics))
         self._say(state(self._topics, online=True))
         return link.window
