@@ -1,5 +1,6 @@
 """What cameras with a child process have in common: it is asked, watched and replaced."""
 
+from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from types import MappingProxyType
 from typing import Any, ClassVar, Final, Self
@@ -14,7 +15,7 @@ _START_S: Final = 60.0
 _STOP_S: Final = 0.25
 
 
-class ChildCamera(PacedCamera):
+class ChildCamera(PacedCamera, ABC):
     """A camera whose files and decoders are touched by a child alone; `read` is left to add.
 
     A child that hangs or dies ends as `CameraError`; a new one is made at the next call.
@@ -60,13 +61,13 @@ class ChildCamera(PacedCamera):
     def __exit__(self, *_: object) -> None:
         self._end_child()
 
+    @abstractmethod
     def connect(self) -> None:
         """Find out whether there is something to read; raises `CameraError`."""
-        raise NotImplementedError
 
+    @abstractmethod
     def child_settings(self) -> dict[str, Any]:
         """What the child is told first."""
-        raise NotImplementedError
 
     def replied(self, told: Message) -> Message | None:
         """The answer to a question that the child asks; `None` when `told` is no question."""

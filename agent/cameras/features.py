@@ -1,11 +1,13 @@
 """A camera's features in a configuration: their SFNC names and the values to be written."""
 
 from collections.abc import Mapping
-from typing import Annotated, Any
+from typing import Annotated, Any, ClassVar, Self
 
 from pydantic import BeforeValidator, Field, StringConstraints
 
+from agent.camera_child.device import DeviceCamera
 from agent.cameras.settings import AnyCameraSettings
+from agent.ports import CameraContext
 from agent.settings_values import Text
 from engine.spec import spec
 
@@ -69,3 +71,52 @@ class FeaturesSettings(AnyCameraSettings):
     def is_fired(self) -> bool:
         """Whether it waits for the agent."""
         return self.is_triggered and feature(self.features, "TriggerSource") == "Software"
+
+
+class FeaturesCamera(DeviceCamera):
+    """A camera with features; triggered where they say so, else free-running.
+
+    Args:
+        settings: Which camera, and its features.
+        context: What it is opened with.
+    """
+
+    max_memory: ClassVar[int]
+    """The bytes that its child may take."""
+
+    def __init__(self, settings: FeaturesSettings, context: CameraContext) -> None:
+        super().__init__(
+            settings.name,
+            context,
+            what=f"camera {settings.device or settings.name}",
+            triggered=settings.is_triggered,
+            fires=settings.is_fired,
+            bits=settings.bits,
+        )
+        self._settings = settings
+
+    @classmethod
+    def looking(cls) -> dict[str, Any]:
+        """What a child is told that shall say which cameras there are."""
+        return {
+            "max_memory": cls.max_memory,
+            "device": None,
+            "features": None,
+            "is_free_running": True,
+            "trigger_count_chunk": None,
+        }
+
+    def child_settings(self) -> dict[str, Any]:
+        settings = self._settings
+        return {
+            "max_memory": self.max_memory,
+            "device": settings.device,
+            "features": settings.features,
+            "is_free_running": not settings.is_triggered,
+            "trigger_count_chunk": settings.trigger_count_chunk,
+        }
+
+    def renewed(self) -> Self:
+        camera = type(self)(self._settings, self.context)
+        camera.number = self.number
+        return camera

@@ -7,15 +7,13 @@ system's Python; no package of pip is needed.
 from collections.abc import Mapping
 from typing import Any, Final, Literal
 
-from agent.camera_child.device import DeviceCamera
 from agent.camera_child.device import found as looked_for
-from agent.cameras.features import FeaturesSettings
+from agent.cameras.features import FeaturesCamera, FeaturesSettings
 from agent.cameras.settings import Found
 from agent.ports import CameraContext
 from engine.spec import spec
 
 _PYTHON: Final = "/usr/bin/python3"
-_MEMORY: Final = 1_000_000_000
 
 
 @spec
@@ -32,14 +30,7 @@ def open(settings: GenicamSettings, context: CameraContext) -> "GenicamCamera":
 
 def found() -> list[Found]:
     """The cameras on network and USB; raises `CameraError` when nobody can look."""
-    looking = {
-        "max_memory": _MEMORY,
-        "device": None,
-        "features": None,
-        "is_free_running": True,
-        "trigger_count_chunk": None,
-    }
-    return [_found(each) for each in looked_for("genicam", looking, _PYTHON)]
+    return [_found(each) for each in looked_for("genicam", GenicamCamera.looking(), _PYTHON)]
 
 
 def _found(told: Mapping[str, Any]) -> Found:
@@ -55,34 +46,9 @@ def _found(told: Mapping[str, Any]) -> Found:
     return Found(title=", ".join(filter(None, what)), settings=settings, features=told["features"])
 
 
-class GenicamCamera(DeviceCamera):
-    """A camera over Aravis; triggered where its features say so, else free-running."""
+class GenicamCamera(FeaturesCamera):
+    """A camera over Aravis."""
 
     kind = "genicam"
     python = _PYTHON
-
-    def __init__(self, settings: GenicamSettings, context: CameraContext) -> None:
-        super().__init__(
-            settings.name,
-            context,
-            what=f"camera {settings.device or settings.name}",
-            triggered=settings.is_triggered,
-            fires=settings.is_fired,
-            bits=settings.bits,
-        )
-        self._settings = settings
-
-    def child_settings(self) -> dict[str, Any]:
-        settings = self._settings
-        return {
-            "max_memory": _MEMORY,
-            "device": settings.device,
-            "features": settings.features,
-            "is_free_running": not settings.is_triggered,
-            "trigger_count_chunk": settings.trigger_count_chunk,
-        }
-
-    def renewed(self) -> "GenicamCamera":
-        camera = GenicamCamera(self._settings, self.context)
-        camera.number = self.number
-        return camera
+    max_memory = 1_000_000_000

@@ -7,9 +7,8 @@ import os
 from pathlib import Path
 from typing import Any, Final, Literal
 
-from agent.camera_child.device import DeviceCamera
 from agent.camera_child.device import found as looked_for
-from agent.cameras.features import Features, FeaturesSettings
+from agent.cameras.features import FeaturesCamera, FeaturesSettings
 from agent.cameras.settings import Found
 from agent.ports import CameraContext
 from agent.settings_values import AnyPath
@@ -17,7 +16,6 @@ from engine.errors import CameraError, ConfigurationError
 from engine.extras import install
 from engine.spec import spec
 
-_MEMORY: Final = 2_000_000_000
 _VARIABLE: Final = "GENICAM_GENTL64_PATH"
 """Where makers' installers say that their producers are."""
 
@@ -46,7 +44,7 @@ def found() -> list[Found]:
     producers = sorted(path for folder in folders for path in folder.glob("*.cti"))
     cameras: list[Found] = []
     for producer in producers:
-        looking = _told(producer, None, None)
+        looking = GentlCamera.looking() | {"producer": str(producer)}
         try:
             there = looked_for("gentl", looking, None)
         except CameraError as error:
@@ -65,41 +63,15 @@ def found() -> list[Found]:
     return cameras
 
 
-def _told(producer: Path, device: str | None, features: Features | None) -> dict[str, Any]:
-    return {
-        "max_memory": _MEMORY,
-        "producer": str(producer),
-        "device": device,
-        "features": features,
-        "is_free_running": True,
-        "trigger_count_chunk": None,
-    }
-
-
-class GentlCamera(DeviceCamera):
-    """A camera of a GenTL producer; triggered where its features say so, else free-running."""
+class GentlCamera(FeaturesCamera):
+    """A camera of a GenTL producer."""
 
     kind = "gentl"
+    max_memory = 2_000_000_000
 
     def __init__(self, settings: GentlSettings, context: CameraContext) -> None:
-        super().__init__(
-            settings.name,
-            context,
-            what=f"camera {settings.device or settings.name}",
-            triggered=settings.is_triggered,
-            fires=settings.is_fired,
-            bits=settings.bits,
-        )
-        self._settings = settings
+        super().__init__(settings, context)
+        self._producer = settings.producer
 
     def child_settings(self) -> dict[str, Any]:
-        settings = self._settings
-        return _told(settings.producer, settings.device, settings.features) | {
-            "is_free_running": not settings.is_triggered,
-            "trigger_count_chunk": settings.trigger_count_chunk,
-        }
-
-    def renewed(self) -> "GentlCamera":
-        camera = GentlCamera(self._settings, self.context)
-        camera.number = self.number
-        return camera
+        return super().child_settings() | {"producer": str(self._producer)}

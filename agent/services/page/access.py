@@ -15,7 +15,7 @@ from contextlib import closing
 from dataclasses import dataclass
 from enum import IntEnum
 from pathlib import Path
-from typing import Final, Self
+from typing import Any, Final, Self
 
 from argon2 import PasswordHasher
 from argon2.exceptions import Argon2Error, InvalidHashError
@@ -220,7 +220,7 @@ class Access:
         """The newest of what was done: time, who, what, why."""
         return self._ask("SELECT time_ns, who, what, why FROM log ORDER BY id DESC LIMIT ?", limit)
 
-    def _ask(self, sql: str, *values: object) -> list[tuple]:  # type: ignore[type-arg]
+    def _ask(self, sql: str, *values: object) -> list[tuple[Any, ...]]:
         with self._lock:
             return self._file.execute(sql, values).fetchall()
 

@@ -17,7 +17,8 @@ _PATIENCE_S: Final = 10.0
 class _Protocol(H11Protocol):
     """As uvicorn's, but who opens a connection has to ask something within ten seconds."""
 
-    def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        assert isinstance(transport, asyncio.Transport)
         super().connection_made(transport)
         self.loop.call_later(_PATIENCE_S, self._leave_if_silent)
 
