@@ -2,7 +2,6 @@
 
 import time
 from collections.abc import Mapping
-from dataclasses import replace
 from typing import Any, Final
 
 from starlette.requests import Request
@@ -32,12 +31,16 @@ def show(page: Page, request: Request) -> Mapping[str, object]:
     told, _ = page.agent.ask("drift")
     assert isinstance(told, dict)
     calibration = told["calibration"]
+    rows = _rows(page, camera, first, last, step)
+    highest = max((row["ng"] or 0.0 for row in rows), default=0.0)
     return {
         "span": span if span in _SPANS else "day",
         "spans": list(_SPANS),
         "camera": camera,
         "cameras": page.history.cameras(),
-        "rows": _rows(page, camera, first, last, step),
+        "rows": rows,
+        "highest": highest,
+        "ng_bars": [[_bar(row, highest)] for row in rows],
         "told": told,
         "bars": score_bars(page.history, calibration, first * HOUR_NS) if calibration else [],
         "needed": calibration
@@ -50,34 +53,32 @@ def show(page: Page, request: Request) -> Mapping[str, object]:
 def _rows(page: Page, camera: str, first: int, last: int, step: int) -> list[dict[str, Any]]:
     """Figures of every `step` hours, the oldest first."""
     hourly = HistorySource(page.history, page.agent).hourly(first * HOUR_NS, last * HOUR_NS)
-    found = []
+    rows = []
     for begin in range(first, last, step):
         counts = dict.fromkeys(State, 0)
         for (hour, name, state), parts in hourly.items():
             if begin <= hour < begin + step and camera in {"", name}:
                 counts[state] += parts
-        found.append((begin, counts, sum(counts.values())))
-    shares = [counts[State.NG] / total if total else 0.0 for _, counts, total in found]
-    highest = max(shares, default=0.0) or 1.0
-    return [
-        _row(page, begin, step, counts, Bar(height=share / highest, says="", kind="ng"))
-        for (begin, counts, _), share in zip(found, shares, strict=True)
-    ]
+        rows.append(_row(page, begin, step, counts))
+    return rows
 
 
-def _row(page: Page, begin: int, step: int, counts: dict[State, int], bar: Bar) -> dict[str, Any]:
+def _bar(row: dict[str, Any], highest: float) -> Bar:
+    height = (row["ng"] or 0.0) / highest if highest else 0.0
+    return Bar(height=height, says=f"{row['when']}: {percent(row['ng'])}", kind="ng")
+
+
+def _row(page: Page, begin: int, step: int, counts: dict[State, int]) -> dict[str, Any]:
     total, moment = sum(counts.values()), local(begin * HOUR_NS)
     when = f"{moment:%H:%M}" if step == 1 else f"{moment:%m-%d %H:%M}"
     p99 = p99_s(page.history, begin, begin + step) if total else None
-    share = counts[State.NG] / total if total else None
     return {
         "when": when,
         "total": total,
         "yield": counts[State.OK] / total if total else None,
-        "ng": share,
+        "ng": counts[State.NG] / total if total else None,
         "dropped": counts[State.DROPPED],
         "p99_ms": None if p99 is None else p99 * 1e3,
-        "bar": replace(bar, says=f"{when}: {percent(share)}"),
     }
 
 
