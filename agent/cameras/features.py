@@ -1,7 +1,8 @@
 """A camera's features in a configuration: their SFNC names and the values to be written."""
 
+import re
 from collections.abc import Mapping
-from typing import Annotated, Any, ClassVar, Self
+from typing import Annotated, Any, ClassVar, Final, Self
 
 from pydantic import BeforeValidator, Field, StringConstraints
 
@@ -11,7 +12,8 @@ from agent.ports import CameraContext
 from agent.settings_values import Text
 from engine.spec import spec
 
-FeatureName = Annotated[str, StringConstraints(pattern=r"^[A-Za-z][A-Za-z0-9_]*$", max_length=128)]
+_NAME: Final = r"^[A-Za-z][A-Za-z0-9_]*$"
+FeatureName = Annotated[str, StringConstraints(pattern=_NAME, max_length=128)]
 FeatureValue = bool | int | float | Text
 
 
@@ -22,7 +24,14 @@ def _pairs(value: Any) -> Any:
         if isinstance(value, tuple):  # what has been read already
             return value
         raise ValueError("should hold features with their values, such as ExposureTime: 4000")
-    return tuple(tuple(pair) for each in several for pair in each.items())
+    pairs = tuple(pair for each in several for pair in each.items())
+    for name, given in pairs:
+        if not re.fullmatch(_NAME, str(name)):
+            raise ValueError(f"the name {name!r} should be of letters and digits, as ExposureTime")
+        if not isinstance(given, bool | int | float | str):
+            what = f"the value of {name} should be one number, text, true or false"
+            raise ValueError(what)  # noqa: TRY004 - pydantic takes no other
+    return pairs
 
 
 Features = Annotated[tuple[tuple[FeatureName, FeatureValue], ...], BeforeValidator(_pairs)]

@@ -177,8 +177,13 @@ def test_features_are_a_mapping_or_a_list_of_them_and_software_needs_a_trigger(t
     assert once.features == (("Width", 64), ("Gain", 1.5))
     lines = [{"LineSelector": "Line1", "LineMode": "Input"}, {"LineSelector": "Line2"}]
     assert len(GenicamSettings(features=lines).features) == 3
-    for wrong in (4, ["Width"], {"no name": 1}, {"Width": [1]}):
-        with pytest.raises(ValidationError):
+    for wrong, said in (
+        (4, "features with their values"),
+        (["Width"], "features with their values"),
+        ({"no name": 1}, "the name 'no name' should"),
+        ({"Width": [1]}, "the value of Width should"),
+    ):
+        with pytest.raises(ValidationError, match=said):
             GenicamSettings(features=wrong)
     with pytest.raises(ValidationError, match="needs a trigger that announces parts"):
         GenicamSettings(features=_SOFTWARE)
