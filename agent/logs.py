@@ -28,10 +28,15 @@ def write_logs(form: LogFormat) -> None:
         logging.getLogger("atac_agent").setLevel(logging.INFO)
 
 
+def log_format() -> LogFormat:
+    """How this process writes its log."""
+    handlers = logging.getLogger().handlers
+    return "json" if any(isinstance(each.formatter, JsonLines) for each in handlers) else "text"
+
+
 def tell_end(message: str) -> bool:
     """Log why the program ends, if its log is JSON; says whether it was."""
-    handlers = logging.getLogger().handlers
-    is_json = any(isinstance(each.formatter, JsonLines) for each in handlers)
+    is_json = log_format() == "json"
     if is_json:
         logging.getLogger("atac_agent").critical(message)
     return is_json

@@ -2,11 +2,42 @@
 
 import logging
 
-from calibration.record import calibrated_runtime, read_calibration
+from agent.inference.child import Setup
+from agent.logs import log_format
+from agent.settings import BundleSettings
+from calibration.record import CalibrationRecord, calibrated_runtime, read_calibration
 from engine.backends.base import BACKENDS, BackendChoice, PrecisionChoice, Runtime, backend_of
 from engine.backends.choice import fastest
 from engine.bundle import Bundle
 from engine.errors import CalibrationError
+
+
+def calibrated(bundle: Bundle, settings: BundleSettings) -> tuple[CalibrationRecord, Runtime]:
+    """The threshold of `bundle` under these settings, and what it is to be run with.
+
+    Raises:
+        CalibrationError: There is no threshold for this precision.
+        BackendError: What the threshold was set with is not installed, and there is no fallback.
+    """
+    record = read_calibration(bundle, precision=settings.precision)
+    runtime = calibrated_runtime(
+        bundle, record, backend=settings.backend, fallback=settings.fallback
+    )
+    return record, runtime
+
+
+def child_setup(bundle: Bundle, settings: BundleSettings, runtime: Runtime) -> Setup:
+    """What a child is told that inspects with `bundle`; it writes its log as this process does."""
+    return Setup(
+        bundle=bundle.path,
+        bundle_id=bundle.id,
+        signed_by=settings.require_signature,
+        backend=runtime.backend,
+        precision=runtime.precision,
+        fallback=settings.fallback,
+        max_megapixels=settings.max_megapixels,
+        log=log_format(),
+    )
 
 
 def bundle_runtime(

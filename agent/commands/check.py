@@ -47,8 +47,8 @@ def check(
     from agent.golden import basis_of, expected, gaps, keep, protocols
     from agent.record.annotations import threshold_in_file
     from agent.record.stopped import stopped_ledger
+    from agent.runtime import calibrated
     from agent.settings import load_config
-    from calibration.record import calibrated_runtime, read_calibration
     from engine.backends.opening import open_inspector
     from engine.bundle import open_bundle
 
@@ -69,10 +69,7 @@ def check(
     if not truths:
         raise ConfigurationError("--good", good, "nothing is shown; give at least one sample")
     bundle = open_bundle(settings.bundle.path, signed_by=settings.bundle.require_signature)
-    record = read_calibration(bundle, precision=settings.bundle.precision)
-    runtime = calibrated_runtime(
-        bundle, record, backend=settings.bundle.backend, fallback=settings.bundle.fallback
-    )
+    record, runtime = calibrated(bundle, settings.bundle)
     with stopped_ledger(settings.ledger.path, settings.agent.id) as ledger:
         if ledger is None:
             raise AtacError("the agent runs: check on its page, or stop it first")

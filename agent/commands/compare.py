@@ -29,8 +29,8 @@ def compare(
     """
     from agent.commands.progress import Progress
     from agent.comparison import by_bundle, by_threshold, kept, write_comparison
+    from agent.runtime import calibrated
     from agent.settings import load_config
-    from calibration.record import calibrated_runtime, read_calibration
     from engine.backends.opening import open_inspector
     from engine.bundle import open_bundle
 
@@ -51,10 +51,7 @@ def compare(
         assert bundle is not None
         chosen = settings.bundle
         opened = open_bundle(bundle, signed_by=chosen.require_signature)
-        record = read_calibration(opened, precision=chosen.precision)
-        runtime = calibrated_runtime(
-            opened, record, backend=chosen.backend, fallback=chosen.fallback
-        )
+        record, runtime = calibrated(opened, chosen)
         with (
             Progress() as progress,
             open_inspector(

@@ -26,16 +26,15 @@ def promote(
     """
     from agent.bundle_places import put_next
     from agent.commands.bundles import change_bundle, told, user
+    from agent.runtime import calibrated
     from agent.settings import load_config
-    from calibration.record import calibrated_runtime, read_calibration
     from engine.bundle import open_bundle
     from engine.errors import BundleError
 
     settings = load_config(config)
     chosen = settings.bundle
     new = open_bundle(bundle, signed_by=chosen.require_signature)
-    record = read_calibration(new, precision=chosen.precision)
-    calibrated_runtime(new, record, backend=chosen.backend, fallback=chosen.fallback)
+    calibrated(new, chosen)  # refuses what has no threshold, or cannot be run here
     if new.id == open_bundle(chosen.path).id:
         raise BundleError(str(bundle), "is the bundle in force already")
     answer = change_bundle(settings, "promote", put_next(new, chosen.path), by=user(by), why=why)

@@ -45,11 +45,10 @@ def run(
     """
     started = monotonic()
     gc.disable()  # what is imported stays, and need not be looked through again and again
-    from agent.inference.child import ChildInspector, Setup
+    from agent.inference.child import ChildInspector
     from agent.logs import write_logs
-    from agent.runtime import warn_of_another_runtime
+    from agent.runtime import calibrated, child_setup, warn_of_another_runtime
     from agent.settings import load_config
-    from calibration.record import calibrated_runtime, read_calibration
     from engine.bundle import open_bundle
     from engine.errors import ConfigurationError, LedgerError
 
@@ -59,20 +58,8 @@ def run(
     except ConfigurationError:
         settings = _mended(config)
     bundle = open_bundle(settings.bundle.path, signed_by=settings.bundle.require_signature)
-    record = read_calibration(bundle, precision=settings.bundle.precision)
-    runtime = calibrated_runtime(
-        bundle, record, backend=settings.bundle.backend, fallback=settings.bundle.fallback
-    )
-    setup = Setup(
-        bundle=settings.bundle.path,
-        bundle_id=bundle.id,
-        signed_by=settings.bundle.require_signature,
-        backend=runtime.backend,
-        precision=runtime.precision,
-        fallback=settings.bundle.fallback,
-        max_megapixels=settings.bundle.max_megapixels,
-        log=log,
-    )
+    record, runtime = calibrated(bundle, settings.bundle)
+    setup = child_setup(bundle, settings.bundle, runtime)
     starting = ChildInspector(setup, deadline_s=settings.longest_deadline_s, first=context.obj)
 
     # The child now loads its network; what the agent itself needs is imported beside it.

@@ -2,11 +2,10 @@
 
 from contextlib import ExitStack
 
-from agent.inference.child import ChildInspector, Setup
-from agent.runtime import warn_of_another_runtime
+from agent.inference.child import ChildInspector
+from agent.runtime import calibrated, child_setup, warn_of_another_runtime
 from agent.settings import BundleSettings
 from agent.station.station import Model
-from calibration.record import calibrated_runtime, read_calibration
 from engine.bundle import open_bundle
 from engine.inspector import Inspector
 
@@ -27,19 +26,8 @@ def opened(
         BackendError: What runs it cannot start.
     """
     bundle = open_bundle(settings.path, signed_by=settings.require_signature)
-    record = read_calibration(bundle, precision=settings.precision)
-    runtime = calibrated_runtime(
-        bundle, record, backend=settings.backend, fallback=settings.fallback
-    )
-    setup = Setup(
-        bundle=settings.path,
-        bundle_id=bundle.id,
-        signed_by=settings.require_signature,
-        backend=runtime.backend,
-        precision=runtime.precision,
-        fallback=settings.fallback,
-        max_megapixels=settings.max_megapixels,
-    )
+    record, runtime = calibrated(bundle, settings)
+    setup = child_setup(bundle, settings, runtime)
     inspector = stack.enter_context(ChildInspector(setup, deadline_s=deadline_s))
     if (made_with := record.calibration.backend) != inspector.backend:
         warn_of_another_runtime(made_with, inspector.backend, runtime.precision)

@@ -16,14 +16,14 @@ from pathlib import Path
 from typing import Final, Literal, Self
 
 from agent.bundle_places import next_place, previous_place, put_in_force, take_back
-from agent.inference.child import ChildInspector, Setup
+from agent.inference.child import ChildInspector
 from agent.record.annotations import Change
 from agent.record.ledger import Ledger
 from agent.requests import RequestError
+from agent.runtime import calibrated, child_setup
 from agent.settings import BundleSettings
 from agent.station.controls import Controls
 from agent.station.station import Model
-from calibration.record import calibrated_runtime, read_calibration
 from engine.bundle import open_bundle
 from engine.errors import AtacError
 
@@ -118,19 +118,8 @@ class Promotion:
         )
         if bundle.id == old.bundle_id:
             raise RequestError("is the bundle in force already")
-        record = read_calibration(bundle, precision=settings.precision)
-        runtime = calibrated_runtime(
-            bundle, record, backend=settings.backend, fallback=settings.fallback
-        )
-        setup = Setup(
-            bundle=place,
-            bundle_id=bundle.id,
-            signed_by=settings.require_signature,
-            backend=runtime.backend,
-            precision=runtime.precision,
-            fallback=settings.fallback,
-            max_megapixels=settings.max_megapixels,
-        )
+        record, runtime = calibrated(bundle, settings)
+        setup = child_setup(bundle, settings, runtime)
         change = Change(kind=kind, who=by, why=why, old=old.bundle_id, new=bundle.id, nonce=nonce)
         changed = self._ledger.changed_threshold(record.id)
         with ExitStack() as opening:

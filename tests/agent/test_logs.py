@@ -9,7 +9,11 @@ from pathlib import Path
 
 import pytest
 
+from agent.demo import BUNDLE
 from agent.logs import JsonLines, RateLimit
+from agent.runtime import calibrated, child_setup
+from agent.settings import BundleSettings
+from engine.bundle import open_bundle
 
 ROOT = Path(__file__).parents[2]
 
@@ -112,3 +116,15 @@ def test_a_run_writes_json_to_its_last_word(tmp_path):
     assert "inspects with onnxruntime cpu fp32" in messages
     assert events[-1]["level"] == "critical"
     assert messages[-1].startswith("metrics.token_file: ")
+
+
+def test_a_child_that_is_started_later_writes_its_log_as_the_agent_does(monkeypatch):
+    bundle = open_bundle(BUNDLE)
+    settings = BundleSettings(path=BUNDLE)
+    runtime = calibrated(bundle, settings)[1]
+    root = logging.getLogger()
+    for formatter, form in ((JsonLines(), "json"), (logging.Formatter(), "text")):
+        handler = logging.StreamHandler()
+        handler.setFormatter(formatter)
+        monkeypatch.setattr(root, "handlers", [handler])
+        assert child_setup(bundle, settings, runtime).log == form
