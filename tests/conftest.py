@@ -22,6 +22,7 @@ from hypothesis import settings
 
 from agent.mqtt.link import Subscriber
 from agent.sinks.mqtt.settings import MqttSettings
+from tests.ports import free_port
 
 # The same examples everywhere, and no test fails because a machine was busy.
 settings.register_profile("atac", deadline=None, derandomize=True, database=None)
@@ -39,7 +40,7 @@ class Mosquitto:
 
     def __init__(self, binary, folder, *, users=None, acl=None, tls=None, extra=""):
         self.host = _HOST
-        self.port = _free_port()
+        self.port = free_port()
         self._binary = binary
         self._process = None
         lines = [f"listener {self.port} {_HOST}", "user root", "persistence false", extra]
@@ -272,9 +273,3 @@ def _program(name: str) -> str:
     if found is None:
         pytest.skip(f"needs {name}: apt-get install mosquitto")
     return found
-
-
-def _free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind((_HOST, 0))
-        return probe.getsockname()[1]

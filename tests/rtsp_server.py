@@ -4,7 +4,6 @@ Prints its port once it listens. Needs gir1.2-gst-rtsp-server-1.0, GStreamer's p
 bad, ugly) and python3-gi.
 """
 
-import socket
 import sys
 
 import gi
@@ -19,12 +18,6 @@ LAUNCH = (
     " ! x264enc tune=zerolatency speed-preset=ultrafast key-int-max=15"
     " ! rtph264pay name=pay0 pt=96 )"
 )
-
-
-def free_port():
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return probe.getsockname()[1]
 
 
 def allow(server, factory, user, password):
@@ -43,9 +36,9 @@ def allow(server, factory, user, password):
 
 def main():
     Gst.init(None)
-    server, port = GstRtspServer.RTSPServer(), free_port()
+    server = GstRtspServer.RTSPServer()
     server.set_address("127.0.0.1")
-    server.set_service(str(port))
+    server.set_service("0")
     factory = GstRtspServer.RTSPMediaFactory()
     factory.set_launch(LAUNCH)
     factory.set_shared(True)
@@ -54,7 +47,7 @@ def main():
     server.get_mount_points().add_factory("/cam", factory)
     if not server.attach(None):
         raise SystemExit("cannot listen")
-    sys.stdout.write(f"{port}\n")
+    sys.stdout.write(f"{server.get_bound_port()}\n")
     sys.stdout.flush()
     GLib.MainLoop().run()
 

@@ -16,6 +16,7 @@ import time
 from contextlib import closing
 
 from tests.agent.plc.line import THRESHOLD, Plc, score
+from tests.ports import free_port
 
 FULL = {"parts": 10_000, "every": 250}
 SHORT = {"parts": 60, "every": 25}
@@ -26,12 +27,6 @@ FAULTS = {
     "reconnect": 0.002,
     "restart": 0.0005,
 }
-
-
-def free_port(kind=socket.SOCK_STREAM):
-    with socket.socket(type=kind) as probe:
-        probe.bind(("127.0.0.1", 0))
-        return probe.getsockname()[1]
 
 
 def test_no_result_is_another_part_s_whatever_begins_again(tmp_path, is_full, record):

@@ -1,6 +1,5 @@
 """A line whose parts a PLC announces: everything real but the inspection."""
 
-import socket
 import threading
 
 import pytest
@@ -13,12 +12,7 @@ from engine.errors import ConfigurationError
 from engine.scripted_inspector import BrightnessInspector
 from tests.agent.plc.line import THRESHOLD, BeltCamera, Plc
 from tests.agent.station.test_station import rows
-
-
-def free_port():
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return probe.getsockname()[1]
+from tests.ports import free_port
 
 
 def configured(tmp_path, text, trigger="{type: plc, max_ms: 400}"):

@@ -3,7 +3,6 @@
 import json
 import re
 import shutil
-import socket
 import subprocess
 import threading
 import time
@@ -22,6 +21,7 @@ from agent.services.metrics import MetricsSettings
 from agent.services.metrics.exposition import Exposition
 from tests.agent.services.metrics.test_exposition import BUSY
 from tests.agent.statuses import Newest
+from tests.ports import free_port
 
 ROOT = Path(__file__).parents[4]
 METRICS = ROOT / "docs" / "metrics"
@@ -66,12 +66,6 @@ def test_every_alert_says_what_to_do():
     for rule in group["rules"]:
         assert rule["annotations"].keys() == {"summary", "action"}
         assert rule["alert"] in (ROOT / "docs" / "metrics.md").read_text()
-
-
-def free_port():
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return probe.getsockname()[1]
 
 
 @contextmanager

@@ -13,13 +13,12 @@ from agent.services.metrics import MetricsSettings, MetricsTls
 from agent.services.metrics import server as module
 from engine.errors import ConfigurationError
 from tests.agent.statuses import Newest, status
+from tests.ports import free_port
 
 
 @pytest.fixture
 def port():
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return probe.getsockname()[1]
+    return free_port()
 
 
 @pytest.fixture

@@ -25,6 +25,7 @@ from agent.part import State
 from agent.record.ledger import Ledger
 from agent.services.opcua import OpcuaService, OpcuaSettings
 from tests.agent.statuses import WELL
+from tests.ports import free_port
 from tests.records import Wants, begin, end, inspected
 
 NODE = Path(__file__).parents[3] / "node"
@@ -51,9 +52,7 @@ class Agent:
     """An agent that is watched by an OPC UA server, with certificates of three clients."""
 
     def __init__(self, folder, ledger):
-        with socket.socket() as probe:
-            probe.bind(("127.0.0.1", 0))
-            self.port = probe.getsockname()[1]
+        self.port = free_port()
         self.folder, self.ledger, self.requests = folder, ledger, Requests()
         self.latest = replace(WELL, bundle_id="b" * 64)
         self.url = f"opc.tcp://127.0.0.1:{self.port}/atac"

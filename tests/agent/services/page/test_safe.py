@@ -1,7 +1,6 @@
 """Safe mode: what is wrong with the configuration is on the page, and it is waited for."""
 
 import http.client
-import socket
 import subprocess
 import sys
 import threading
@@ -12,14 +11,10 @@ from agent.services.page.safe import loaded_or_shown
 from agent.settings import load_config
 from engine.errors import ConfigurationError
 from tests.agent.services.page.line import until
+from tests.ports import free_port
 
 WELL = "agent: {{id: a}}\nbundle: {{path: b}}\ncamera: {{type: conveyor}}\nmqtt: {{host: h}}\n"
 PAGE = "page:\n  # where\n  listen: 127.0.0.1:{port}\n"
-
-
-def free_port():
-    with socket.create_server(("127.0.0.1", 0)) as probe:
-        return probe.getsockname()[1]
 
 
 def read(port, path="/line"):

@@ -1,7 +1,6 @@
 """Brokers that are reached or built differently, and Home Assistant."""
 
 import json
-import socket
 
 import pytest
 from jinja2 import Environment
@@ -14,6 +13,7 @@ from agent.sinks.mqtt.settings import MqttSettings
 from agent.station.status import SinkStatus
 from tests.agent.sinks.mqtt.test_sink import end, leaves_a_socket, opened, publishing, sequences
 from tests.agent.statuses import status
+from tests.ports import free_port
 
 
 @pytest.fixture
@@ -25,9 +25,7 @@ def ledger(tmp_path):
 @pytest.fixture
 def websockets(start_broker):
     """A mosquitto that takes websockets beside plain MQTT; `websockets()` gives its settings."""
-    with socket.socket() as probe_:
-        probe_.bind(("127.0.0.1", 0))
-        port = probe_.getsockname()[1]
+    port = free_port()
     broker = start_broker(extra=f"listener {port} 127.0.0.1\nprotocol websockets\n")
 
     def settings(**changes):
