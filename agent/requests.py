@@ -277,9 +277,9 @@ class Requests:
         return self._bundles.begin(kind, bundle_id, by=by, why=why, nonce=nonce)
 
     def promotion_status(self) -> Mapping[str, object]:
-        """Whether a change of bundles is `running`, and what the last one came to."""
+        """Whether a change of bundles is `running`, what the last one came to, what is in force."""
         if self._bundles is None:
-            return {"running": False, "error": None, "done": None}
+            return {"running": False, "error": None, "done": None, "bundle_id": None}
         return self._bundles.told()
 
     def check(self, camera: str, *, by: str, why: str) -> Mapping[str, object]:

@@ -103,11 +103,15 @@ class Promotion:
             self._told = {"running": False, "error": error, "done": done}
 
         threading.Thread(target=change, name="atac-promotion", daemon=True).start()
-        return self._told
+        return self.told()
 
     def told(self) -> Mapping[str, object]:
-        """Whether a change that was begun is `running`, and what it came to: `error`, or `done`."""
-        return self._told
+        """Whether a change that was begun is `running`, and what it came to: `error`, or `done`.
+
+        `bundle_id` is the bundle in force at this moment.
+        """
+        told = self._told  # before the bundle: what it says to be done has been done
+        return {**told, "bundle_id": self._controls.model.bundle_id}
 
     def _change(
         self, kind: Kind, place: Path, bundle_id: str, *, by: str, why: str, nonce: str

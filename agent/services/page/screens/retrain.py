@@ -25,16 +25,19 @@ _PROMISES: Final = (0.05, 0.01)
 def show(page: Page, _request: Request) -> Mapping[str, object]:
     """What is labelled, what is missing, the newest training, and what is in force."""
     setup = page.agent.setup
+    now = job(page)
+    promotion = now["promotion"]
+    assert isinstance(promotion, dict)
     found = read_labelled(Path(setup["labelled"]))
     counts = {use: len(found.of(use)) for use in USES}
     status = page.now.status or {}
     return {
-        **job(page),
+        **now,
         "counts": counts,
         "found": found,
         "missing": missing(page, counts),
         "is_paused": status.get("is_paused", False),
-        "bundle_id": status.get("bundle_id", ""),
+        "bundle_id": promotion["bundle_id"] or status.get("bundle_id", ""),
         "has_previous": previous_place(Path(setup["bundle"])).is_dir(),
         "base": setup["training"],
     }
