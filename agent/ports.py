@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from agent.requests import Requests
     from agent.settings import Config
     from agent.station.live import Live
-    from agent.station.status import Status
+    from agent.station.status import FleetStatus, Status
 
 
 class Clock(Protocol):
@@ -316,4 +316,14 @@ class HasFault(Protocol):
     @property
     def fault(self) -> str | None:
         """What does not work, what it means and what to do, in one line; `None`: all is well."""
+        ...
+
+
+@runtime_checkable
+class InFleet(Protocol):
+    """A service that brings the agent into a desired state."""
+
+    @property
+    def fleet(self) -> "FleetStatus":
+        """What is desired, and what has become of it."""
         ...

@@ -22,7 +22,7 @@ from typing import Final, Protocol
 
 from agent.cameras.settings import LineSettings
 from agent.part import Part, State, Trigger, Verdict, decide, is_alarm
-from agent.ports import Camera, Clock, Fired, HasFault, Service, TriggerSource, Watched
+from agent.ports import Camera, Clock, Fired, HasFault, InFleet, Service, TriggerSource, Watched
 from agent.record.feed import Feed
 from agent.record.retention import AgeClock
 from agent.requests import Requests
@@ -538,6 +538,7 @@ class Station:
             in_hand_s=self._progress.in_hand_s(),
             ended_threads=tuple(ended),
             watches={name: watch.fault for name, watch in self._watches.items()},
+            fleet=next((one.fleet for one in self._services if isinstance(one, InFleet)), None),
         )
 
     def _camera_fault(self, name: str) -> str | None:

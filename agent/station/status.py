@@ -6,7 +6,7 @@ once when a fault comes or goes.
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Final
+from typing import Final, Literal
 
 from agent.part import State
 
@@ -99,6 +99,47 @@ class LedgerStatus:
     is_discarding: bool = False
 
 
+FleetState = Literal[
+    "waiting",
+    "stopped",
+    "pulling",
+    "calibrating",
+    "shadowing",
+    "on trial",
+    "in force",
+    "refused",
+    "rolled back",
+]
+"""How far the agent is with its desired state; docs/fleet.md."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Promise:
+    """The promise of the threshold that was set for a bundle on this line, and when."""
+
+    max_false_reject: float
+    confidence: float
+    is_proved: bool
+    calibrated_at: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class FleetStatus:
+    """The desired state of this agent: its `serial`, its `bundle`, and what became of it.
+
+    Of `judged` kept frames the bundle gives `changed_verdicts` another verdict than they had.
+    `reason` says why the state is what it is.
+    """
+
+    state: FleetState = "waiting"
+    serial: int | None = None
+    bundle: str | None = None
+    reason: str | None = None
+    judged: int | None = None
+    changed_verdicts: int | None = None
+    promise: Promise | None = None
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Status:
     """The running agent at `time_ns` (UTC). `faults` has one line for each thing that is wrong."""
@@ -128,6 +169,8 @@ class Status:
     """Threads that have ended although the agent runs, by their names."""
     watches: Mapping[str, str | None] = field(default_factory=dict)
     """What watches the parts over time, such as `drift`, and the fault that it has found."""
+    fleet: FleetStatus | None = None
+    """What became of the desired state; `None`: the agent is in no fleet."""
 
     @property
     def is_degraded(self) -> bool:

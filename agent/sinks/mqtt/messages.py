@@ -16,7 +16,7 @@ of it is the same. The JSON is described by `agent/schemas/*.schema.json` and `d
 import json
 from collections import Counter
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from typing import Final, Literal
 
 from agent.mqtt.message import Message
@@ -147,6 +147,7 @@ def health(topics: Topics, sink: str, now: Status, before: Status | None = None)
             for name, each in now.cameras.items()
         ],
         **{name: _condition(fault) for name, fault in named.items()},
+        "fleet": None if now.fleet is None else asdict(now.fleet),
         "degraded": now.is_degraded,
         "reasons": list(now.faults),
     }

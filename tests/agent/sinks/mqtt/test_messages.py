@@ -26,7 +26,15 @@ from agent.sinks.mqtt.messages import (
 )
 from agent.sinks.mqtt.settings import MqttSettings, check_template
 from agent.sinks.mqtt.sink import MqttSink
-from agent.station.status import BOUNDS_S, CameraStatus, Histogram, LedgerStatus, SinkStatus
+from agent.station.status import (
+    BOUNDS_S,
+    CameraStatus,
+    FleetStatus,
+    Histogram,
+    LedgerStatus,
+    Promise,
+    SinkStatus,
+)
 from engine.frame import Box, FoundRegion, Pass
 from engine.picture import comment_of, with_comment
 from tests.agent.statuses import camera_status, status
@@ -350,6 +358,25 @@ def test_health_says_why_it_is_degraded():
         ("ok", None),
     ]
     assert said["broker"] == {"status": "ok", "reason": None}
+
+
+def test_health_says_what_became_of_the_desired_state():
+    promise = Promise(
+        max_false_reject=0.01,
+        confidence=0.95,
+        is_proved=True,
+        calibrated_at="2026-11-27T14:05:09+00:00",
+    )
+    fleet = FleetStatus(
+        state="in force", serial=7, bundle="b" * 64, judged=200, changed_verdicts=3, promise=promise
+    )
+    now = status(sinks={"mqtt": SinkStatus(is_connected=True)}, fleet=fleet)
+    said = content(health(TOPICS, "mqtt", now))
+    check("health", said)
+    assert (said["fleet"]["serial"], said["fleet"]["changed_verdicts"]) == (7, 3)
+    alone = content(health(TOPICS, "mqtt", status(sinks=now.sinks)))
+    check("health", alone)
+    assert alone["fleet"] is None
 
 
 def test_topics_follow_the_template():
