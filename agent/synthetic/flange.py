@@ -179,8 +179,6 @@ class _Scene:
     """What all pictures share, drawn once."""
 
     part: Rgba
-    blank: Rgba
-    """The part before its holes are drilled."""
     ink: Map
     """How much print there is, 0 … 1, over the sprite."""
     belt: Pixels
@@ -196,7 +194,6 @@ def _scene() -> _Scene:
     ink = _ink()
     return _Scene(
         part=_flange(ink, holes=True),
-        blank=_flange(ink, holes=False),
         ink=ink,
         belt=_belt(rng),
         rails=_rails(rng),
@@ -204,6 +201,12 @@ def _scene() -> _Scene:
         light=_light(),
         grain=_grain(rng),
     )
+
+
+@functools.cache
+def _blank() -> Rgba:
+    """The part before its holes are drilled."""
+    return _flange(_scene().ink, holes=False)
 
 
 def _polar() -> tuple[Map, Map, Map, Map]:
@@ -287,9 +290,12 @@ def _share(grey: npt.NDArray[Any]) -> Map:
 
 
 def _rgb(bright: npt.NDArray[Any], tint: tuple[float, float, float]) -> Pixels:
-    coloured = bright[..., None] * np.array(tint, np.float32)
-    np.clip(coloured, 0, 255, out=coloured)
-    return np.asarray(coloured.round(out=coloured), dtype=np.uint8)
+    rgb = np.empty((*bright.shape, 3), np.uint8)
+    for channel, share in enumerate(np.array(tint, np.float32)):
+        coloured = bright * share
+        np.clip(coloured, 0, 255, out=coloured)
+        rgb[..., channel] = coloured.round(out=coloured)
+    return rgb
 
 
 def _belt(rng: Generator) -> Pixels:
@@ -304,11 +310,15 @@ def _belt(rng: Generator) -> Pixels:
 
 
 def _rails(rng: Generator) -> Pixels:
-    """Brushed guide rails; only the top and bottom `_RAIL` rows are used."""
-    brushed = cv2.GaussianBlur(
-        rng.normal(0, 1, (HEIGHT, WIDTH)).astype(np.float32), (0, 0), sigmaX=18, sigmaY=0.6
-    )
-    depth = np.minimum(np.arange(HEIGHT), np.arange(HEIGHT)[::-1]).astype(np.float32)
+    """Brushed guide rails: the top and bottom `_RAIL` rows of the picture."""
+    rough = rng.normal(0, 1, (HEIGHT, WIDTH))
+    near = 2 * _RAIL  # what is farther from a rail does not reach it
+    both = [
+        cv2.GaussianBlur(rows.astype(np.float32), (0, 0), sigmaX=18, sigmaY=0.6)
+        for rows in (rough[:near], rough[-near:])
+    ]
+    brushed = np.vstack([both[0][:_RAIL], both[1][-_RAIL:]])
+    depth = np.minimum(np.arange(2 * _RAIL), np.arange(2 * _RAIL)[::-1]).astype(np.float32)
     profile = 120 + 40 * np.exp(-(((depth - 12) / 5) ** 2)) - 95 * (depth > _RAIL - 5)
     bright = profile[:, None] + brushed * 60
     return _rgb(bright, (1.0, 1.0, 1.0))
@@ -448,7 +458,7 @@ def _missing_hole(rng: Generator, rgba: Rgba, mask: Pixels) -> None:
     reach = _HOLE + 6
     cover = np.zeros((_SIDE, _SIDE), np.uint8)
     cv2.circle(cover, (round(_CENTRE + x), round(_CENTRE + y)), round(reach), 255, -1)
-    rgba[cover > 0] = _scene().blank[cover > 0]
+    rgba[cover > 0] = _blank()[cover > 0]
     mask[cover > 0] = 255
 
 
