@@ -4,6 +4,7 @@ A transport reads the request, decides who may ask, and calls one of these; its 
 function gives, or the `RequestError` that it raises. No request names a file, a host or code.
 """
 
+import logging
 import threading
 from collections.abc import Collection, Mapping
 from dataclasses import asdict
@@ -13,6 +14,8 @@ from typing import Final, Literal, Protocol, runtime_checkable
 from agent.record.annotations import Audited, Change, Label
 from agent.record.rows import software
 from engine.errors import AtacError
+
+_LOG: Final = logging.getLogger("atac_agent.line")
 
 
 class RequestError(AtacError):
@@ -100,6 +103,7 @@ class Requests:
         checks: Golden samples; `None` where there is no line to show them to.
         drift: Counts labels of the audit.
         products: Those of the line; with them `threshold` is that of the one in force.
+        products_by: What alone says which product is made, such as a PLC; `None`: requests.
         sources: What `trigger` can fire, by the camera's name.
     """
 
@@ -114,6 +118,7 @@ class Requests:
         checks: Checks | None = None,
         drift: Drift | None = None,
         products: Products | None = None,
+        products_by: str | None = None,
         sources: Mapping[str, OnDemand] = MappingProxyType({}),
     ) -> None:
         self._ledger = ledger
@@ -124,6 +129,7 @@ class Requests:
         self._checks = checks
         self._drift = drift
         self._products = products if products is not None and products.products else None
+        self._products_by = products_by
         self._sources = sources
 
     @property
@@ -177,20 +183,38 @@ class Requests:
             As `product`.
 
         Raises:
-            RequestError: There is no such product, or the ledger cannot be written.
+            RequestError: There is no such product, something else says what is made, or the ledger
+                cannot be written.
         """
         known = self.product()
         assert self._products is not None
+        if self._products_by is not None:
+            raise RequestError(f"product: {self._products_by} says what the line makes")
         if product not in self._products.products:
             raise RequestError(f"product: write {' or '.join(self._products.products)}")
         old = str(known["product"])
         change = Change(kind="product", who=by, why=why, old=old, new=product, nonce=nonce)
         if not self._ledger.note_change(change):
             raise RequestError("the ledger cannot be written, so the product stays as it is")
+        self._switched(product)
+        return self.product()
+
+    def follow(self, product: str) -> None:
+        """The line makes `product`, as what says so has said; nobody can refuse it."""
+        assert self._products is not None
+        old = self._products.product
+        if product != old:
+            who, why = self._products_by or "", "it says so"
+            change = Change(kind="product", who=who, why=why, old=str(old), new=product)
+            self._ledger.note_change(change)
+            self._switched(product)
+
+    def _switched(self, product: str) -> None:
+        assert self._products is not None
         self._products.switch(product)
+        _LOG.warning("the line makes product %s from now on", product)
         if self._drift is not None:
             self._drift.recount()
-        return self.product()
 
     def thresholds(self) -> Mapping[str, object]:
         """The threshold above which a part is NG, and the calibrated one."""

@@ -15,7 +15,12 @@ from agent.settings_file import Written, read_yaml
 from agent.settings_places import found_places
 from agent.settings_values import AnyPath, Count, Days, Megabytes, Name, Share
 from agent.sinks.settings import SINKS, AnySinkSettings
-from agent.triggers.settings import SinkTriggerSettings, WindowSettings
+from agent.triggers.settings import (
+    TRIGGERS,
+    AnyTriggerSettings,
+    SinkTriggerSettings,
+    WindowSettings,
+)
 from engine.backends.base import MAX_PIXELS, BackendChoice, FallbackName, PrecisionChoice
 from engine.spec import spec
 
@@ -54,10 +59,28 @@ class BundleSettings:
 
 @spec
 class ProductSettings:
-    """One of the products that the line makes, and the bundle that inspects it."""
+    """One of the products that the line makes, and the bundle that inspects it.
+
+    A PLC calls it by its `number`, where it has one.
+    """
 
     name: Annotated[Name, AfterValidator(_identifier)]
     bundle: BundleSettings
+    number: Annotated[int, Field(ge=0, le=65_535)] | None = None
+
+
+def _saying(settings: AnyTriggerSettings) -> AnyTriggerSettings:
+    says_it = (
+        isinstance(settings, WindowSettings)
+        and settings.names_products
+        and not settings.counts_parts
+    )
+    if not says_it:
+        raise ValueError(
+            "should say what the line makes: modbus with product_at, or opcua with product_node, "
+            "and no count"
+        )
+    return settings
 
 
 @spec
@@ -128,7 +151,8 @@ class Config:
 
     A single camera may be written as `camera` there, in place of a list of one, and a single
     MQTT broker as `mqtt` in place of `sinks`. The operator's page may be written as `page`.
-    A line that makes several `products` names them in place of `bundle`, which is the first one's.
+    A line that makes several `products` names them in place of `bundle`, which is the first one's;
+    `product_from` is what says which of them it makes, where that is a PLC.
     """
 
     agent: AgentSettings
@@ -141,6 +165,7 @@ class Config:
     evidence: EvidenceSettings = EvidenceSettings()
     check: CheckSettings = CheckSettings()
     products: Annotated[tuple[ProductSettings, ...], Field(max_length=16)] = ()
+    product_from: Annotated[AnyTriggerSettings, TRIGGERS, AfterValidator(_saying)] | None = None
 
     @property
     def lines(self) -> dict[str, LineSettings]:
@@ -171,6 +196,7 @@ def load_config(path: Path) -> Config:
     except ValidationError as error:
         raise explained(error, written, Config) from None
     _check_names(config, written)
+    _check_products(config, written)
     _check_sources(config, written)
     anchored: Config = _anchored(config, path.parent)
     _check_places(anchored, written)
@@ -203,6 +229,19 @@ def _check_names(config: Config, written: Written) -> None:
                 key = tuple(map(str, written.key((long, index, "name"))))
                 noun = long.removesuffix("s")
                 raise written.refused(key, name, f"another {noun} has this name; give each its own")
+
+
+def _check_products(config: Config, written: Written) -> None:
+    """Refuse products that a PLC cannot tell apart, and one that is asked where there are none."""
+    if config.product_from is not None and not config.products:
+        key, kind = ("product_from",), config.product_from.type
+        raise written.refused(key, kind, "names products, and there are none; add them")
+    known = {product.name: product.name for product in config.products}
+    for index, product in enumerate(config.products):
+        number = None if product.number is None else str(product.number)
+        if number is not None and known.setdefault(number, product.name) != product.name:
+            remedy = f"is product {known[number]} already; give each its own"
+            raise written.refused(("products", str(index), "number"), product.number, remedy)
 
 
 def _check_sources(config: Config, written: Written) -> None:

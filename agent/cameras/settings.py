@@ -67,6 +67,8 @@ def _announcing(settings: AnyTriggerSettings) -> AnyTriggerSettings:
     problem = None
     if isinstance(settings, NamingSettings):
         problem = f"{settings.type} names parts and announces none; write it as part_ids"
+    elif isinstance(settings, WindowSettings) and not settings.counts_parts:
+        problem = "says what the line makes and announces no parts; write it as product_from"
     elif isinstance(settings, WindowSettings) and settings.min_ms < 0:
         problem = "min_ms should be at least 0: no frame comes before its trigger"
     if problem is not None:
@@ -75,7 +77,7 @@ def _announcing(settings: AnyTriggerSettings) -> AnyTriggerSettings:
 
 
 def _naming(settings: AnyTriggerSettings) -> AnyTriggerSettings:
-    gives_ids = isinstance(settings, WindowSettings)
+    gives_ids = isinstance(settings, WindowSettings) and settings.counts_parts
     if not gives_ids:
         raise ValueError(f"{settings.type} gives no part ids; write another type")
     return settings

@@ -134,14 +134,17 @@ class Conversation:
     # ---- the trigger
 
     async def _subscribe(self, client: Client) -> None:
-        count = client.get_node(self._setup["count_node"])
-        id_node = self._setup["id_node"]
-        named = None if id_node is None else client.get_node(id_node)
-        changes: asyncio.Queue[int] = asyncio.Queue(1000)
-        subscription = await client.create_subscription(
-            self._setup["every_s"] * 1e3, _Changes(changes)
-        )
-        await subscription.subscribe_data_change(count, sampling_interval=0)
+        setup = self._setup
+        counts = setup["count_node"] is not None
+        watched = client.get_node(setup["count_node"] if counts else setup["product_node"])
+        told = {
+            name: client.get_node(setup[f"{name}_node"])
+            for name in ("id", "product")
+            if counts and setup[f"{name}_node"] is not None
+        }
+        changes: asyncio.Queue[int | str] = asyncio.Queue(1000)
+        subscription = await client.create_subscription(setup["every_s"] * 1e3, _Changes(changes))
+        await subscription.subscribe_data_change(watched, sampling_interval=0)
         while True:
             try:
                 value = await asyncio.wait_for(changes.get(), _PULSE_S)
@@ -149,21 +152,25 @@ class Conversation:
                 await client.check_connection()
                 self._asked("alive")
                 continue
-            part_id = None if named is None else await named.read_value()
-            # An id that may be the next part's already is nobody's.
-            is_newest = changes.empty() and await count.read_value() == value
-            self._asked("count", count=value, id=part_id if is_newest else None)
+            if not counts:
+                self._asked("product", product=value)
+            elif isinstance(value, int):
+                found = {name: await node.read_value() for name, node in told.items()}
+                # What may be the next part's already is nobody's.
+                is_newest = changes.empty() and await watched.read_value() == value
+                said = found if is_newest else {}
+                self._asked("count", count=value, id=said.get("id"), product=said.get("product"))
 
 
 class _Changes:
     """What a subscription calls."""
 
-    def __init__(self, changes: asyncio.Queue[int]) -> None:
+    def __init__(self, changes: asyncio.Queue[int | str]) -> None:
         self._changes = changes
 
     def datachange_notification(self, _node: object, value: object, _data: object) -> None:
-        """A new value of the count."""
-        if isinstance(value, int):
+        """A new value of the count, or of the product."""
+        if isinstance(value, int | str):
             self._changes.put_nowait(value)
 
 

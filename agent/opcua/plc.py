@@ -94,14 +94,18 @@ class HandshakeConnection:
 
 
 class OpcuaTriggers:
-    """Parts announced by a variable of a PLC that counts them; `stop` ends its waits."""
+    """Parts announced by a variable of a PLC that counts them; `stop` ends its waits.
+
+    Without such a variable the changes of `product_node` are announced, which are no parts.
+    """
 
     def __init__(
         self,
         server: PlcServerSettings,
         *,
-        count_node: str,
+        count_node: str | None,
         id_node: str | None,
+        product_node: str | None = None,
         every_s: float,
         stop: threading.Event,
         clock: Clock,
@@ -110,7 +114,12 @@ class OpcuaTriggers:
         self._clock = clock
         self._url = server.url
         self._setup = _setup(
-            server, talk="trigger", count_node=count_node, id_node=id_node, every_s=every_s
+            server,
+            talk="trigger",
+            count_node=count_node,
+            id_node=id_node,
+            product_node=product_node,
+            every_s=every_s,
         )
         self._heard: queue.SimpleQueue[Announcement] = queue.SimpleQueue()
         self._count: int | None = None
@@ -142,7 +151,11 @@ class OpcuaTriggers:
     def _answer(self, question: str, values: dict[str, Any]) -> Answer:
         match question:
             case "count":
-                self._hear(int(values["count"]), str(values["id"] or "") or None)
+                self._hear(int(values["count"]), _text(values["id"]), _text(values["product"]))
+            case "product":
+                product = _text(values["product"])
+                now = self._clock.now()
+                self._heard.put(Announcement(at=now, is_trigger=False, product=product))
             case "away":
                 self._fault = str(values["why"])
             case "alive":
@@ -153,8 +166,15 @@ class OpcuaTriggers:
                 raise RefusedError(question)
         return None, ()
 
-    def _hear(self, count: int, part_id: str | None) -> None:
+    def _hear(self, count: int, part_id: str | None, product: str | None) -> None:
         """A count; the first is where we begin, as is one that was there before."""
         before, self._count = self._count, count
         if before is not None and count != before:
-            self._heard.put(Announcement(at=self._clock.now(), count=count, part_id=part_id))
+            self._heard.put(
+                Announcement(at=self._clock.now(), count=count, part_id=part_id, product=product)
+            )
+
+
+def _text(value: object) -> str | None:
+    """What a variable says; empty is nothing."""
+    return None if value is None or value == "" else str(value)

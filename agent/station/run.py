@@ -52,6 +52,7 @@ def run_station(
     readers: Sequence[Callable[[Status], None]] = (),
     triggers: Mapping[str, TriggerSource] = MappingProxyType({}),
     part_ids: Mapping[str, TriggerSource] = MappingProxyType({}),
+    product_source: TriggerSource | None = None,
     clock: Clock | None = None,
     may_promote: bool = False,
     config_file: Path | None = None,
@@ -76,6 +77,7 @@ def run_station(
         readers: Are told of each status; they must not wait.
         triggers: Trigger sources by their camera's name, in place of those that `config` names.
         part_ids: Sources of part ids, likewise.
+        product_source: Says what the line makes, in place of the one that `config` names.
         clock: The time; the machine's unless a test drives it.
         may_promote: Whether requests may put another bundle in force.
         config_file: Where `config` was read from.
@@ -101,6 +103,8 @@ def run_station(
     triggers = {**_sources(announcing, sinks, stop, clock), **triggers}
     naming = {name: camera.part_ids for name, camera in named.items()}
     part_ids = {**_sources(naming, sinks, stop, clock), **part_ids}
+    if product_source is None and config.product_from is not None:
+        product_source = open_trigger(config.product_from, stop, clock)
     ledger = Ledger(
         config.ledger.path,
         agent_id=config.agent.id,
@@ -134,7 +138,7 @@ def run_station(
             },
             product=ledger.product() if ready else None,
         )
-        if controls.product is not None:
+        if controls.product is not None and product_source is None:
             _LOG.warning("the line begins with product %s", controls.product)
         drift, check = DriftWatch(controls, ledger.audited), GoldenCheck(config, controls)
         with ExitStack() as delivering:
@@ -150,6 +154,7 @@ def run_station(
                 agent_id=config.agent.id,
                 threshold=controls.threshold,
                 products=controls,
+                products_by=None if product_source is None else "product_from",
                 paused=controls.paused,
                 bundles=bundles if may_promote else None,
                 checks=check,
@@ -192,6 +197,7 @@ def run_station(
                 services=[partial(open_service, one) for one in (*config.services, *services)],
                 requests=requests,
                 config_file=config_file,
+                product_source=product_source,
             )
             drift.recount()
             summary = station.run()

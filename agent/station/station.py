@@ -33,6 +33,7 @@ from agent.station.controls import Controls, InForce
 from agent.station.evidence import Evidence
 from agent.station.live import Live
 from agent.station.monitor import DropWatch, Monitor
+from agent.station.product_source import ProductIntake
 from agent.station.queue import PartQueue
 from agent.station.recorder import Observer, Recorder
 from agent.station.status import CameraStatus, LedgerStatus, SinkStatus, Status
@@ -166,6 +167,7 @@ class Station:
         readers: Are told of each status, in the thread that makes it: they must not wait.
         config_file: Where `config` was read from.
         watches: Hear of each recorded part and may find a fault, by the name that it has then.
+        product_source: Says what the line makes; not entered. Without one, requests do.
     """
 
     def __init__(
@@ -190,6 +192,7 @@ class Station:
         readers: Sequence[Callable[[Status], None]] = (),
         watches: Mapping[str, Watch] = MappingProxyType({}),
         config_file: Path | None = None,
+        product_source: TriggerSource | None = None,
     ) -> None:
         self._config = config
         self._workers = model.workers
@@ -205,6 +208,21 @@ class Station:
         self._name_products = {
             camera.name for camera in config.cameras if _window(camera.trigger).names_products
         }
+        self._numbers_of_products = {
+            str(product.number): product.name
+            for product in config.products
+            if product.number is not None
+        }
+        self._made = ProductIntake(
+            self._numbers_of_products,
+            controls.products,
+            controls.switch if requests is None else requests.follow,
+        )
+        self._made_by: Triggering | None = None
+        if product_source is not None:
+            self._made_by = Triggering(
+                "line", product_source, self._made, stop=stop, clock=clock, noun="product"
+            )
         self._announcing = threading.Lock()
         self._triggers = 0
         self._numbers: Counter[str] = Counter()
@@ -318,6 +336,7 @@ class Station:
         with ExitStack() as running:
             for each in (
                 *inner,
+                *(() if self._made_by is None else (self._made_by,)),
                 *self._readers.values(),
                 *self._triggerings.values(),
                 *self._acquisitions.values(),
@@ -369,7 +388,7 @@ class Station:
             received=received,
             part_id=part_id,
             source=source,
-            product=product if camera in self._name_products else product or self._controls.product,
+            product=self._product(camera, product),
             audit=chance_if_drawn(self._record.epoch, sequence, self._config.evidence.audit),
         )
         if camera in self._names and (part_id is None or camera not in self._announced):
@@ -380,6 +399,16 @@ class Station:
             part.part_id = f"{self._record.epoch}-{sequence:06d}"
         self._record.expect(part)
         return part
+
+    def _product(self, camera: str, announced: str | None) -> str | None:
+        """What a part is that begins now; `None` where nobody knows."""
+        if announced is not None or camera in self._name_products:
+            return (
+                None if announced is None else self._numbers_of_products.get(announced, announced)
+            )
+        if self._made_by is None:
+            return self._controls.product
+        return self._made.product if self._made_by.is_heard else None
 
     def _life(self, part: Part) -> Iterator[None]:
         """What happens to a part from the queue to the ledger; see `run_workers`."""
@@ -402,7 +431,7 @@ class Station:
         if not self._controls.products or part.product in self._controls.products:
             return None
         if part.product is None:
-            return "no product was announced for this part"
+            return "nobody has said what product this part is"
         return f"its product {part.product!r} is none of the products in the configuration"
 
     def _inspected(self, part: Part, in_force: InForce) -> tuple[State, str]:
@@ -560,6 +589,7 @@ class Station:
             **{f"camera {name}": camera.fault for name, camera in cameras.items()},
             **{name: sink.fault for name, sink in sinks.items()},
             "ledger": ledger.fault,
+            "product": None if self._made_by is None else self._made_by.fault,
             **{f"camera {name} ": fault for name, fault in drops.items()},
             **self._inference_faults(),
             "evidence": self._evidence.fault,

@@ -356,7 +356,7 @@ class Triggering:
         intake: Is told of every announcement, and of time.
         stop: Ends the reading; set on leaving.
         clock: Times windows and retries.
-        noun: What the source gives, for threads and messages.
+        noun: What the source gives, for threads and messages; a product is the line's.
     """
 
     def __init__(
@@ -367,9 +367,9 @@ class Triggering:
         *,
         stop: threading.Event,
         clock: Clock,
-        noun: Literal["trigger", "part ids"] = "trigger",
+        noun: Literal["trigger", "part ids", "product"] = "trigger",
     ) -> None:
-        self._name = name
+        self._what = noun if noun == "product" else f"{noun} of camera {name}"
         self._noun = noun
         self._source = source
         self._intake = intake
@@ -395,6 +395,11 @@ class Triggering:
         is_steady = self._clock.now() - self._connected_at > _STEADY_S
         return (None if is_steady else self._fault) or self._intake.fault
 
+    @property
+    def is_heard(self) -> bool:
+        """Whether what the source has said last still holds: nothing has come in between."""
+        return self._fault is None
+
     def __enter__(self) -> Self:
         for thread in self._threads:
             thread.start()
@@ -407,7 +412,7 @@ class Triggering:
         for thread in self._threads:
             thread.join(_JOIN_S)
             if thread.is_alive():
-                _LOG.error("camera %s: %s does not end and is left", self._name, thread.name)
+                _LOG.error("%s: %s does not end and is left", self._what, thread.name)
         self._intake.finish()
         if self._error is not None:
             raise self._error
@@ -425,17 +430,12 @@ class Triggering:
                 with self._source:
                     self._connected_at = self._clock.now()
                     while (announcement := self._source.read()) is not None:
-                        self._is_well()
                         self._intake.announced(announcement)
+                        self._is_well()
                     return
             except TriggerError as error:
                 if self._fault is None:
-                    _LOG.warning(
-                        "%s of camera %s: %s; trying again until it is back",
-                        self._noun,
-                        self._name,
-                        error,
-                    )
+                    _LOG.warning("%s: %s; trying again until it is back", self._what, error)
                 self._fault = f"{self._noun}: {error}"
             self._connected_at = math.inf
             self._backoff.wait()
@@ -443,7 +443,7 @@ class Triggering:
     def _is_well(self) -> None:
         self._backoff.reset()
         if self._fault is not None:
-            _LOG.warning("%s of camera %s: back again", self._noun, self._name)
+            _LOG.warning("%s: back again", self._what)
             self._fault = None
 
     def _reconcile(self) -> None:

@@ -40,6 +40,11 @@ class WindowSettings(AnyTriggerSettings):
         """Whether each announcement says what the part is."""
         return False
 
+    @property
+    def counts_parts(self) -> bool:
+        """Whether it announces parts; False: it only says what the line makes."""
+        return True
+
 
 @spec
 class SinkTriggerSettings(WindowSettings):

@@ -142,15 +142,31 @@ def test_a_count_that_grows_is_a_part_with_its_id(plc, tmp_path, eventually):
         ),
         count_node=NODES.format(side="Plc", name="Count"),
         id_node=NODES.format(side="Plc", name="PartId"),
+        product_node=NODES.format(side="Plc", name="Session"),
     )
+    plc.set(session=7)
     with open_trigger(settings, threading.Event(), SystemClock()) as source:
         eventually(lambda: source._count == 5, 60)
         plc.set(part_id="a", count=6)
         first = source.read()
         plc.set(part_id="", count=9)
         second = source.read()
-    assert (first.count, first.part_id) == (6, "a")
-    assert (second.count, second.part_id) == (9, None)
+    assert (first.count, first.part_id, first.product) == (6, "a", "7")
+    assert (second.count, second.part_id, second.product) == (9, None, "7")
+
+
+def test_a_product_is_what_a_variable_says_now(plc):
+    plc.set(part_id="lemon")
+    settings = OpcuaSettings(
+        server=PlcServerSettings(url=plc.url, security="none"),
+        product_node=NODES.format(side="Plc", name="PartId"),
+    )
+    with open_trigger(settings, threading.Event(), SystemClock()) as source:
+        first = source.read()
+        plc.set(part_id="cola")
+        second = source.read()
+    assert [each.product for each in (first, second)] == ["lemon", "cola"]
+    assert not first.is_trigger
 
 
 def test_every_part_gets_its_own_result_over_opc_ua(plc, tmp_path, eventually):

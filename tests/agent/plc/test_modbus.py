@@ -314,10 +314,30 @@ def test_a_plc_that_is_away_is_said_and_what_came_meanwhile_is_a_leap(plc_memory
         refused.__enter__()
 
 
-def polled(plc_memory, port=None):
-    settings = TypeAdapter(triggers.ModbusSettings).validate_python(
-        {"host": "127.0.0.1", "port": port or plc_memory.port, "count_at": 10, "id_at": 20}
-    )
+def test_a_part_s_product_is_read_with_its_count(plc_memory):
+    with client(plc_memory) as plc, polled(plc_memory, product_at=21) as source:
+        plc.write_registers(21, [7], device_id=1)
+        plc.write_registers(10, [100], device_id=1)
+        assert source.read().product == "7"
+
+
+def test_a_product_without_a_count_is_said_by_each_connection(plc_memory):
+    with client(plc_memory) as plc:
+        plc.write_registers(30, [7], device_id=1)
+        source = polled(plc_memory, count_at=None, id_at=None, product_at=30)
+        with source:
+            first = source.read()
+            plc.write_registers(30, [8], device_id=1)
+            second = source.read()
+        with source:
+            again = source.read()
+    assert [each.product for each in (first, second, again)] == ["7", "8", "8"]
+    assert not first.is_trigger
+
+
+def polled(plc_memory, port=None, **places):
+    where = {"host": "127.0.0.1", "port": port or plc_memory.port, "count_at": 10, "id_at": 20}
+    settings = TypeAdapter(triggers.ModbusSettings).validate_python(where | places)
     return open_trigger(settings, threading.Event(), SystemClock())
 
 

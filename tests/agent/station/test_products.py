@@ -1,5 +1,6 @@
 """Several products on one line: a part meets the bundle and the threshold of its own, or none."""
 
+import itertools
 import sqlite3
 import threading
 from dataclasses import replace
@@ -28,7 +29,7 @@ from agent.station.run import run_station
 from agent.station.station import Model
 from agent.triggers.mqtt import MqttTriggerSettings
 from agent.triggers.scripted import ScriptedTriggers
-from engine.errors import ConfigurationError
+from engine.errors import ConfigurationError, TriggerError
 from engine.scripted_inspector import BrightnessInspector
 
 NAMES = ("cola", "lemon", "water")
@@ -175,7 +176,54 @@ def test_an_announcement_says_what_its_part_is(tmp_path, asked):
         else:
             assert_own(row)
     assert found[3]["reason"] == "its product 'beer' is none of the products in the configuration"
-    assert found[4]["reason"] == "no product was announced for this part"
+    assert found[4]["reason"] == "nobody has said what product this part is"
+
+
+def test_a_plc_says_what_the_line_makes_and_its_silence_is_no_product(tmp_path, asked):
+    """What it says holds from then on; while it is away nobody knows what it would say."""
+    told, frames, source, count = [], [], [], itertools.count()
+
+    def step(brightness, *said):
+        """Have the PLC say something, then show a part."""
+        heard, shown = threading.Event(), threading.Event()
+        source.extend([*said, lambda: (heard.set(), shown.wait(20))])
+        frame = replace(scripted_frame(brightness), number=next(count))
+        frames.extend([lambda: heard.wait(20), frame, shown.set])
+
+    def says(product):
+        return Announcement(at=0.0, is_trigger=False, product=product)
+
+    step(10)
+    step(20, says("2"))
+    step(70, says("lemon"))
+    step(30, says("9"))
+    step(40, says("2"))
+    step(50, TriggerError("it is away"), lambda: None)
+    step(60, says("1"))
+
+    def ask():
+        with pytest.raises(RequestError, match="product_from says what the line makes") as error:
+            switching(asked, "cola")()
+        told.append(error)
+
+    frames.insert(4, ask)
+    config = configured(tmp_path)
+    numbered = tuple(replace(one, number=n) for n, one in enumerate(config.products, 1))
+    config = replace(config, products=numbered)
+    ran(config, *frames, product_source=ScriptedTriggers(*source))
+    found = ends(config)
+    products = [None, "lemon", "lemon", "9", "lemon", None, "cola"]
+    assert [row["product"] for row in found] == products
+    for row in found:
+        if row["product"] in NAMES:
+            assert_own(row)
+        else:
+            assert row["state"] == "ERROR"
+    assert found[5]["reason"] == "nobody has said what product this part is"
+    assert told
+    with Ledger(config.ledger.path, agent_id="line-3", sinks=()) as ledger:
+        changes = [(one.who, one.old, one.new) for one in ledger.changes()]
+    assert changes == [("product_from", "cola", "lemon"), ("product_from", "lemon", "cola")]
 
 
 def test_a_restarted_line_makes_what_it_made(tmp_path, asked):
@@ -252,6 +300,35 @@ def test_the_first_product_is_what_the_line_begins_with(tmp_path):
 )
 def test_products_that_cannot_be_are_refused_in_one_line(tmp_path, old, new, said):
     (tmp_path / "agent.yaml").write_text(FILE.replace(old, new))
+    with pytest.raises(ConfigurationError, match=said):
+        load_config(tmp_path / "agent.yaml")
+
+
+FROM = "product_from: {type: modbus, host: h, product_at: 5}\n"
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "said"),
+    [
+        ("product_at", "count_at", "product_from: .*should say what the line makes"),
+        ("5}", "5, count_at: 4}", "product_from: .*should say what the line makes"),
+        (FROM, "product_from: {type: modbus, host: h}", "product_from: .*write count_at"),
+        (
+            "{path: cola}",
+            "{path: cola}, number: 1",
+            r"products\.1\.number.*is product cola already",
+        ),
+        ("name: cola", "name: '1'", r"products\.1\.number.*is product 1 already"),
+        (
+            "{type: conveyor}",
+            "{type: conveyor, trigger: {type: modbus, host: h, product_at: 5}}",
+            "camera.trigger: .*write it as product_from",
+        ),
+    ],
+)
+def test_what_a_plc_could_not_say_is_refused(tmp_path, old, new, said):
+    text = FROM + FILE.replace("{path: lemon}", "{path: lemon}, number: 1")
+    (tmp_path / "agent.yaml").write_text(text.replace(old, new))
     with pytest.raises(ConfigurationError, match=said):
         load_config(tmp_path / "agent.yaml")
 
