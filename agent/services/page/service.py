@@ -36,6 +36,7 @@ REQUESTS: Final = (
     "check",
     "check_status",
     "check_cancel",
+    "switch",
 )
 """What the page may ask of the agent; each is a method of `Requests`."""
 
@@ -131,6 +132,8 @@ class PageService:
             "config_file": self._watched.config_file,
             "started": time.time(),
             "bundle": config.bundle.path,
+            "products": [product.name for product in config.products],
+            "product_from": None if config.product_from is None else config.product_from.type,
             "training": self._settings.training,
             "backbone_weights": self._settings.backbone_weights,
         }

@@ -24,6 +24,7 @@ from agent.settings import (
     Config,
     EvidenceSettings,
     LedgerSettings,
+    ProductSettings,
 )
 from agent.sinks.mqtt.settings import MqttSettings
 from agent.station.run import run_station
@@ -85,10 +86,19 @@ class Line:
     """The line and its page; a context manager. `url` is the page's address."""
 
     def __init__(
-        self, folder: Path, *, names=("main",), users=True, settings=None, bundle=None, **evidence
+        self,
+        folder: Path,
+        *,
+        names=("main",),
+        products=(),
+        users=True,
+        settings=None,
+        bundle=None,
+        **evidence,
     ):
         """With a calibrated `bundle` this inspects, and others may be promoted."""
         self.folder, self.bundle, self.config_file = folder, bundle, None
+        self.products = products
         self.stop = threading.Event()
         self.cameras = {name: ShownParts(self.stop) for name in names}
         self.settings = replace(PageSettings(listen="127.0.0.1:0"), **(settings or {}))
@@ -104,6 +114,9 @@ class Line:
             ledger=LedgerSettings(path=folder / "ledger.sqlite"),
             evidence=EvidenceSettings(folder=folder / "evidence", **evidence),
             check=CheckSettings(folder=folder / "checks"),
+            products=tuple(
+                ProductSettings(name=name, bundle=BundleSettings(path=folder)) for name in products
+            ),
             services=(self.settings,),
         )
         self.page: PageService
@@ -122,6 +135,7 @@ class Line:
                 cameras=list(self.cameras.values()),
                 inspector=inspector,
                 model=model,
+                products=lambda: dict.fromkeys(self.products, (inspector, model)),
                 stop=self.stop,
                 may_promote=True,
                 config_file=self.config_file,
