@@ -17,8 +17,9 @@ import cv2
 from agent.cameras.one_frame import one_frame
 from agent.cameras.settings import AnyCameraSettings
 from agent.clock import SystemClock
-from agent.plc.client import read_plc
-from agent.plc.server import listening as listening_for_plc
+from agent.listening import listening
+from agent.opcua.plc import check_installed
+from agent.plc.probe import probe_client, probe_server
 from agent.ports import Described
 from agent.record.annotations import threshold_in_file
 from agent.record.schema import check_place, damage
@@ -26,14 +27,16 @@ from agent.registry import ROOMS, open_camera, open_trigger
 from agent.runtime import bundle_runtime
 from agent.services.metrics import MetricsSettings
 from agent.services.metrics.server import check_settings as check_metrics
-from agent.services.metrics.server import listening
+from agent.services.opcua import OpcuaSettings, uri
 from agent.settings import Config, load_config
 from agent.sinks.modbus import ModbusSettings
 from agent.sinks.mqtt.probe import probe
 from agent.sinks.mqtt.settings import MqttSettings
+from agent.sinks.opcua import OpcuaSettings as PlcByOpcuaSettings
 from agent.sinks.sparkplug.probe import probe as probe_node
 from agent.sinks.sparkplug.settings import SparkplugSettings
 from agent.station.evidence import check_folder
+from agent.triggers.opcua import OpcuaSettings as OpcuaTriggerSettings
 from agent.triggers.settings import SinkTriggerSettings, WindowSettings
 from calibration.record import read_calibration
 from engine.backends.base import BACKENDS
@@ -111,12 +114,16 @@ def examine(path: Path, *, is_running: bool = False) -> Iterator[Finding]:
         if isinstance(sink, MqttSettings):
             yield _checked("broker", partial(_broker, sink, config.agent.id))
         if isinstance(sink, SparkplugSettings):
-            yield _checked("sparkplug", partial(_node, sink, config.agent.id))
+            yield _checked("sparkplug", partial(_node, sink, config))
         if isinstance(sink, ModbusSettings):
             yield _checked("plc", partial(_plc, sink, is_running=is_running))
+        if isinstance(sink, PlcByOpcuaSettings):
+            yield _checked("plc", partial(_plc_by_opcua, sink))
     for service in config.services:
         if isinstance(service, MetricsSettings):
-            yield _checked("metrics", partial(_metrics, service))
+            yield _checked("metrics", partial(_metrics, service, is_running=is_running))
+        if isinstance(service, OpcuaSettings):
+            yield _checked("opcua", partial(_opcua, service, config, is_running=is_running))
 
 
 def _checked(check: str, look: Callable[[], Finding]) -> Finding:
@@ -268,6 +275,14 @@ def _picture(pixels: Pixels) -> str:
 
 def _source(check: str, settings: WindowSettings, deadline_s: float | None) -> Finding:
     """Whether a source can be reached; what it announces is `--learn-triggers`' business."""
+    if isinstance(settings, OpcuaTriggerSettings):
+        check_installed("camera.trigger.type")
+        from agent.opcua.probe import probe_plc  # noqa: PLC0415 - needs the extra
+
+        nodes = ("count_node", "id_node", "product_node")
+        probe_plc(
+            settings.server, talk="trigger", **{name: getattr(settings, name) for name in nodes}
+        )
     source = open_trigger(settings, threading.Event(), SystemClock(), camera="", sinks={})
     assert source is not None, "only sources have windows"
     with source:
@@ -289,30 +304,73 @@ def _broker(settings: MqttSettings, agent_id: str) -> Finding:
     return Finding(check="broker", level=level, message=message)
 
 
-def _node(settings: SparkplugSettings, agent_id: str) -> Finding:
-    return _ok("sparkplug", probe_node(settings, agent_id))
+def _node(settings: SparkplugSettings, config: Config) -> Finding:
+    cameras = [camera.name for camera in config.cameras]
+    said, missing = probe_node(settings, config.agent.id, cameras)
+    level: Level = "warn" if missing else "ok"
+    return Finding(check="sparkplug", level=level, message="; ".join((said, *missing)))
 
 
 def _plc(sink: ModbusSettings, *, is_running: bool) -> Finding:
     host, port = sink.address
+    places = {"agent_at": sink.agent_at, "plc_at": sink.plc_at}
     if sink.host is not None:
-        block = read_plc(host, port, unit=sink.unit, plc_at=sink.plc_at)
-        said = f"heartbeat {block.heartbeat}, session {block.session}"
-        return _ok("plc", f"{host}:{port} has its registers at {sink.plc_at}: {said}")
-    if not is_running:
-        listening_for_plc(sink.address).close()
-    return _ok("plc", f"{', '.join(sink.allow)} may connect to {host}:{port}")
+        block, is_alive = probe_server(host, port, unit=sink.unit, **places)
+        said = f"{host}:{port} has its registers at {sink.plc_at}, and ours at {sink.agent_at}"
+        return _heartbeat(said, block.session, is_alive=is_alive)
+    said = f"{', '.join(sink.allow)} may connect to {host}:{port}"
+    if is_running:
+        return _ok("plc", said)
+    if (lacks := probe_client(sink.address, allowed=sink.allow, **places)) is not None:
+        return Finding(check="plc", level="warn", message=f"{said}; {lacks}")
+    return _ok("plc", f"{said}, and one does; its heartbeat changes")
 
 
-def _metrics(settings: MetricsSettings) -> Finding:
-    check_metrics(settings)
-    where = f"{settings.address}:{settings.port}"
+def _plc_by_opcua(sink: PlcByOpcuaSettings) -> Finding:
+    check_installed("sinks.type")
+    from agent.opcua.probe import probe_plc  # noqa: PLC0415 - needs the extra
+
+    nodes = {"agent_nodes": sink.agent_nodes, "plc_nodes": sink.plc_nodes}
+    found = probe_plc(sink.server, talk="handshake", **nodes)
+    security = sink.server.security.replace("_", " ")
+    said = f"{sink.server.url} ({security}) has all {found['variables']} variables"
+    return _heartbeat(said, found["session"], is_alive=found["is_alive"])
+
+
+def _heartbeat(said: str, session: int, *, is_alive: bool) -> Finding:
+    if is_alive:
+        return _ok("plc", f"{said}; its heartbeat changes, session {session}")
+    message = f"{said}; its heartbeat does not change: is its program running?"
+    return Finding(check="plc", level="warn", message=message)
+
+
+def _opcua(settings: OpcuaSettings, config: Config, *, is_running: bool) -> Finding:
+    check_installed("services.type")
+    from agent.opcua.identity import Identity  # noqa: PLC0415 - needs the extra
+    from agent.opcua.probe import probe_place  # noqa: PLC0415
+
+    identity = Identity(settings.place(config.ledger.path), uri(config.agent.id))
     try:
-        listening(settings).close()
+        said, missing = probe_place(identity, settings.listen, settings.port, is_running=is_running)
+    except OSError as error:
+        message = f"{error.strerror}; does the agent run already?"
+        return Finding(check="opcua", level="warn", message=message)
+    level: Level = "warn" if missing else "ok"
+    return Finding(check="opcua", level=level, message=f"{said}; {missing}" if missing else said)
+
+
+def _metrics(settings: MetricsSettings, *, is_running: bool) -> Finding:
+    check_metrics(settings)
+    token = "with a token" if settings.token_file or settings.token_variable else "without a token"
+    where = f"{settings.address}:{settings.port}, {token}"
+    if is_running:
+        return _ok("metrics", where)
+    try:
+        listening(settings.address, settings.port, backlog=1).close()
     except OSError as error:
         message = f"{error.strerror}; does the agent run already?"
         return Finding(check="metrics", level="warn", message=message)
-    return _ok("metrics", f"{where} is free")
+    return _ok("metrics", f"{where}; the port is free")
 
 
 def _evidence(folder: Path) -> Finding:

@@ -69,7 +69,7 @@ def test_complete_examples_in_documents_load(example, tmp_path, monkeypatch):
         ("prometheus_client", {"agent/services/metrics/exposition.py"}),
         ("argon2", {"agent/services/page/access.py"}),
         ("uvicorn", {"agent/services/page/server.py"}),
-        ("asyncua", {"agent/opcua/client.py", "agent/opcua/vision.py"}),
+        ("asyncua", {"agent/opcua/client.py", "agent/opcua/variables.py", "agent/opcua/vision.py"}),
         ("pickle", set()),
     ],
 )

@@ -1,7 +1,8 @@
 """The process that speaks to a PLC's OPC UA server: `python -m agent.opcua.client FILES`.
 
 For a handshake it reads the PLC's variables and writes the agent's, again and again. For a trigger
-it subscribes to a variable that counts.
+it subscribes to a variable that counts. For `agent doctor` it looks whether that could work, and
+writes nothing.
 """
 
 import asyncio
@@ -10,29 +11,31 @@ import logging
 import os
 import signal
 import sys
-from dataclasses import fields
 from pathlib import Path
 from time import monotonic
 from typing import Any, Final
 
 from asyncua import Client, Node, ua
 from asyncua.crypto.security_policies import SecurityPolicyBasic256Sha256
+from cryptography import x509
+from cryptography.hazmat.primitives.serialization import Encoding
 
 from agent.child import AgentEnd
-from agent.opcua.identity import Identity
+from agent.opcua.identity import Identity, fingerprint, read_certificate
+from agent.opcua.variables import UnfitError, Variable, fitting, of_block, of_trigger
 from agent.plc.blocks import AgentBlock, Condition, PlcBlock, ResultCode
+from engine.errors import ConfigurationError
 
 _PR_SET_PDEATHSIG: Final = 1
 _RETRY_S: Final = 1.0
 _PULSE_S: Final = 0.5
 _TIMEOUT_S: Final = 2.0
+_LOOK_S: Final = 2.0
+"""A heartbeat changes at least once a second."""
 _PART: Final = ("trigger", "session", "count", "part_id")
+_SECURITY: Final = "Basic256Sha256 with SignAndEncrypt"
 Values = dict[str, Any]
-
-
-def node_name(field: str) -> str:
-    """How a field of a block is called among a PLC's variables: `part_id` is `PartId`."""
-    return "".join(part.capitalize() for part in field.split("_"))
+Variables = dict[str, Variable]
 
 
 class Conversation:
@@ -41,6 +44,8 @@ class Conversation:
     def __init__(self, agent: AgentEnd) -> None:
         self._agent = agent
         self._setup = agent.setup
+        self._identity = Identity(Path(self._setup["folder"]), self._setup["uri"])
+        self._is_connected = False
 
     async def run(self) -> None:
         """Talk until the agent has gone."""
@@ -51,15 +56,30 @@ class Conversation:
             try:
                 await self._secure(client)
                 async with client:
-                    if self._setup["talk"] == "handshake":
-                        await self._shake_hands(client)
-                    else:
-                        await self._subscribe(client)
+                    self._is_connected = True
+                    await self._talk(client)
             except ConnectionAbortedError:
                 raise
             except Exception as error:  # noqa: BLE001 - asyncua raises what it likes
-                self._say(f"{type(error).__name__}: {error}".splitlines()[0].strip(": "))
+                self._asked("away", why=await self._why(error))
+            self._is_connected = False
             await asyncio.sleep(max(0.0, began + _RETRY_S - monotonic()))
+
+    async def _talk(self, client: Client) -> None:
+        setup = self._setup
+        if setup["talk"] == "trigger":
+            told = ("count", "id", "product")
+            variables = of_trigger(client, {name: setup[f"{name}_node"] for name in told})
+            if setup["only_looks"]:
+                await self._look({}, variables)
+            await self._subscribe(client, variables)
+            return
+        ours = of_block(client, AgentBlock(), setup["agent_nodes"], is_written=True)
+        theirs = of_block(client, PlcBlock(), setup["plc_nodes"], is_written=False)
+        if setup["only_looks"]:
+            await self._look(ours, theirs)
+        else:
+            await self._shake_hands(client, ours, theirs)
 
     async def _beat(self) -> None:
         """Show that this process lives, also while the PLC is away."""
@@ -72,17 +92,57 @@ class Conversation:
         client.application_uri = setup["uri"]
         if setup["security"] == "none":
             return
-        identity = Identity(Path(setup["folder"]), setup["uri"])
-        identity.prepare()
+        self._identity.prepare()
+        file = Path(setup["certificate_file"])
+        read_certificate("server.certificate_file", file)
         await client.set_security(
             SecurityPolicyBasic256Sha256,
-            certificate=identity.certificate_file,
-            private_key=identity.key_file,
-            server_certificate=Path(setup["certificate_file"]),
+            certificate=self._identity.certificate_file,
+            private_key=self._identity.key_file,
+            server_certificate=file,
         )
 
-    def _say(self, why: str) -> None:
-        self._asked("away", why=why)
+    async def _why(self, error: Exception) -> str:
+        """Why there is no conversation, in one line; asks the server what security it offers."""
+        if isinstance(error, UnfitError | ConfigurationError):
+            return str(error)
+        said = f"{type(error).__name__}: {error}".splitlines()[0].strip(": ")
+        if self._is_connected or self._setup["security"] == "none":
+            return said
+        try:
+            client = Client(self._setup["url"], timeout=_TIMEOUT_S)
+            offered = await client.connect_and_get_server_endpoints()
+        except Exception:  # noqa: BLE001 - the first error says it
+            return said
+        unfit = self._unfit(offered)
+        ours = self._identity.certificate_file
+        return unfit or f"{said}; does the PLC trust our certificate, {ours}?"
+
+    def _unfit(self, offered: list[ua.EndpointDescription]) -> str | None:
+        """Why no endpoint of a server will do."""
+        wanted = [
+            each
+            for each in offered
+            if each.SecurityPolicyUri == SecurityPolicyBasic256Sha256.URI
+            and each.SecurityMode == ua.MessageSecurityMode.SignAndEncrypt
+        ]
+        if not wanted:
+            kinds = {
+                f"{e.SecurityPolicyUri.rpartition('#')[2]} {e.SecurityMode.name}" for e in offered
+            }
+            return f"the server does not offer {_SECURITY}, only {', '.join(sorted(kinds))}"
+        file = Path(self._setup["certificate_file"])
+        known, shown = (
+            read_certificate("server.certificate_file", file),
+            wanted[0].ServerCertificate,
+        )
+        if shown and shown.startswith(known.public_bytes(Encoding.DER)):
+            return None
+        theirs = fingerprint(x509.load_der_x509_certificate(shown)) if shown else "no certificate"
+        return (
+            f"the server has {theirs}, and {file} is {fingerprint(known)}: "
+            "ask those who look after the PLC for its certificate"
+        )
 
     def _asked(self, question: str, **values: object) -> Any:
         try:
@@ -91,36 +151,44 @@ class Conversation:
             raise ConnectionAbortedError from error  # the agent's, not the PLC's
         return said
 
+    async def _look(self, ours: Variables, theirs: Variables) -> None:
+        """Tell what there is, and whether a heartbeat changes, where there is one."""
+        await fitting({f"plc {name}": each for name, each in theirs.items()} | ours)
+        found: Values = {"variables": len(ours) + len(theirs)}
+        if "heartbeat" in theirs:
+            node = theirs["heartbeat"].node
+            first, until = await node.read_value(), monotonic() + _LOOK_S
+            found["is_alive"] = False
+            while not found["is_alive"] and monotonic() < until:
+                await asyncio.sleep(0.05)
+                found["is_alive"] = await node.read_value() != first
+            found["session"] = await theirs["session"].node.read_value()
+        self._asked("found", **found)
+        await asyncio.Event().wait()  # until the agent has gone
+
     # ---- the handshake
 
-    async def _shake_hands(self, client: Client) -> None:
-        theirs = self._nodes(client, self._setup["plc_nodes"], PlcBlock)
-        ours = self._nodes(client, self._setup["agent_nodes"], AgentBlock)
-        kinds = {name: await node.read_data_type_as_variant_type() for name, node in ours.items()}
+    async def _shake_hands(self, client: Client, ours: Variables, theirs: Variables) -> None:
+        types = await fitting(ours)
+        sources = {name: each.node for name, each in theirs.items()}
         before: Values = {}
         shown: Values = {}
         is_written = False
         while True:
             began = monotonic()
-            heard = await self._read(client, theirs)
+            heard = await self._read(client, sources)
             if heard["trigger"] and not before.get("trigger"):
-                again = await self._read(client, theirs)
+                again = await self._read(client, sources)
                 heard = again if all(heard[name] == again[name] for name in _PART) else None
             before = heard or before
             block = self._asked("exchange", plc=heard, is_written=is_written)
             changed = [name for name in ours if block[name] != shown.get(name)]
             await client.write_values(
-                [ours[name] for name in changed],
-                [ua.Variant(_value(name, block), kinds[name]) for name in changed],
+                [ours[name].node for name in changed],
+                [ua.Variant(_value(name, block), types[name]) for name in changed],
             )
             shown, is_written = block, True
             await asyncio.sleep(max(0.0, began + self._setup["every_s"] - monotonic()))
-
-    def _nodes(self, client: Client, template: str, kind: type) -> dict[str, Node]:
-        return {
-            each.name: client.get_node(template.replace("{name}", node_name(each.name)))
-            for each in fields(kind)
-        }
 
     async def _read(self, client: Client, nodes: dict[str, Node]) -> Any:
         """A block as the agent takes it; `PlcBlock` has the types of its fields."""
@@ -133,17 +201,14 @@ class Conversation:
 
     # ---- the trigger
 
-    async def _subscribe(self, client: Client) -> None:
-        setup = self._setup
-        counts = setup["count_node"] is not None
-        watched = client.get_node(setup["count_node"] if counts else setup["product_node"])
-        told = {
-            name: client.get_node(setup[f"{name}_node"])
-            for name in ("id", "product")
-            if counts and setup[f"{name}_node"] is not None
-        }
+    async def _subscribe(self, client: Client, variables: Variables) -> None:
+        await fitting(variables)
+        told = {name: each.node for name, each in variables.items()}
+        counts = "count" in told
+        watched = told.pop("count" if counts else "product")
         changes: asyncio.Queue[int | str] = asyncio.Queue(1000)
-        subscription = await client.create_subscription(setup["every_s"] * 1e3, _Changes(changes))
+        period_ms = self._setup["every_s"] * 1e3
+        subscription = await client.create_subscription(period_ms, _Changes(changes))
         await subscription.subscribe_data_change(watched, sampling_interval=0)
         while True:
             try:

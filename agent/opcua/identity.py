@@ -20,6 +20,8 @@ from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import rsa
 from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
 
+from engine.errors import ConfigurationError
+
 _LOG: Final = logging.getLogger("atac_agent.opcua")
 _YEARS: Final = 10
 _REJECTED: Final = 20
@@ -31,7 +33,7 @@ class Identity:
     """The folder `folder` of the server that calls itself `uri`."""
 
     def __init__(self, folder: Path, uri: str) -> None:
-        self._folder = folder
+        self.folder: Final = folder
         self._uri = uri
         self.certificate_file: Final = folder / "own" / "certificate.der"
         self.key_file: Final = folder / "own" / "key.pem"
@@ -39,7 +41,7 @@ class Identity:
     def prepare(self) -> None:
         """Make the folders, and our certificate where there is none."""
         for name in ("own", "operators", "trusted", "rejected"):
-            (self._folder / name).mkdir(mode=0o750, parents=True, exist_ok=True)
+            (self.folder / name).mkdir(mode=0o750, parents=True, exist_ok=True)
         if self.certificate_file.exists() and self.key_file.exists():
             return
         key = rsa.generate_private_key(public_exponent=65537, key_size=2048)
@@ -54,6 +56,39 @@ class Identity:
                 )
             )
         self.certificate_file.write_bytes(made.public_bytes(serialization.Encoding.DER))
+
+    def check(self) -> str:
+        """How long our certificate is valid; raises `ConfigurationError` where it cannot be used.
+
+        It belongs to its key, its time has not gone, and it is made out for this address.
+        """
+        made = read_certificate("opcua.folder", self.certificate_file)
+        remedy = f"remove {self.certificate_file.parent} to have another made, which clients trust"
+        try:
+            data = self.key_file.read_bytes()
+            key = serialization.load_pem_private_key(data, password=None)
+        except OSError as error:
+            raise self._wrong(f"cannot be read ({error.strerror})") from None
+        except (TypeError, ValueError):
+            raise self._wrong(f"is no key without a pass phrase; {remedy}") from None
+        if key.public_key() != made.public_key():
+            raise self._wrong(f"is not the key of {self.certificate_file}; {remedy}")
+        until = made.not_valid_after_utc.date()
+        if not is_valid_now(made):
+            since = made.not_valid_before_utc.date()
+            raise self._wrong(f"its certificate is valid from {since} to {until}; {remedy}")
+        if self._uri not in uris_of(made):
+            others = ", ".join(uris_of(made)) or "nobody"
+            why = f"its certificate is made out for {others}, and this is {self._uri}"
+            raise self._wrong(f"{why}; {remedy}")
+        return f"its certificate {fingerprint(made)} is valid until {until}"
+
+    def _wrong(self, remedy: str) -> ConfigurationError:
+        return ConfigurationError("opcua.folder", str(self.key_file), remedy)
+
+    def clients(self, name: str) -> list[x509.Certificate]:
+        """The certificates in one of the folders."""
+        return [x509.load_der_x509_certificate(each) for each in self._known(name)]
 
     def pem(self) -> bytes:
         """Our certificate in another form."""
@@ -71,7 +106,7 @@ class Identity:
         """Keep the certificate of a client that was turned away."""
         made = x509.load_der_x509_certificate(certificate)
         name = made.fingerprint(hashes.SHA256()).hex()[:16]
-        folder = self._folder / "rejected"
+        folder = self.folder / "rejected"
         path = folder / f"{name}.der"
         if not path.exists() and len(list(folder.iterdir())) < _REJECTED:
             path.write_bytes(certificate)
@@ -85,17 +120,45 @@ class Identity:
 
     def _known(self, name: str) -> list[bytes]:
         found = []
-        for path in sorted((self._folder / name).iterdir()):
+        for path in sorted((self.folder / name).glob("*")):
             try:
-                data = path.read_bytes()[:_MOST_BYTES]
-                if data.startswith(b"-----BEGIN"):
-                    made = x509.load_pem_x509_certificate(data)
-                else:
-                    made = x509.load_der_x509_certificate(data)
+                made = _loaded(path)
             except (OSError, ValueError):
                 continue
             found.append(made.public_bytes(serialization.Encoding.DER))
         return found
+
+
+def read_certificate(key: str, path: Path) -> x509.Certificate:
+    """A certificate in DER or PEM; raises `ConfigurationError` that names `key`."""
+    try:
+        return _loaded(path)
+    except OSError as error:
+        raise ConfigurationError(key, str(path), f"cannot be read ({error.strerror})") from None
+    except ValueError:
+        raise ConfigurationError(key, str(path), "is no certificate, in DER or PEM") from None
+
+
+def fingerprint(certificate: x509.Certificate) -> str:
+    """How people name a certificate."""
+    return f"SHA-256 {certificate.fingerprint(hashes.SHA256()).hex()[:16]}…"
+
+
+def uris_of(certificate: x509.Certificate) -> list[str]:
+    """The applications that it is made out for; none where it does not say."""
+    try:
+        names = certificate.extensions.get_extension_for_class(x509.SubjectAlternativeName)
+    except x509.ExtensionNotFound:
+        return []
+    return names.value.get_values_for_type(x509.UniformResourceIdentifier)
+
+
+def _loaded(path: Path) -> x509.Certificate:
+    with path.open("rb") as file:
+        data = file.read(_MOST_BYTES)
+    if data.startswith(b"-----BEGIN"):
+        return x509.load_pem_x509_certificate(data)
+    return x509.load_der_x509_certificate(data)
 
 
 def is_valid_now(certificate: x509.Certificate) -> bool:

@@ -16,7 +16,7 @@ from agent.ports import Announcement, Clock
 from engine.errors import ConfigurationError, TriggerError
 from engine.extras import install
 
-_MODULE: Final = "agent.opcua.client"
+MODULE: Final = "agent.opcua.client"
 _LOOK_S: Final = 0.1
 _STARTING: Final = "its process starts"
 
@@ -27,8 +27,12 @@ def check_installed(key: str) -> None:
         raise ConfigurationError(key, "opcua", f"needs asyncua; install with: {install('opcua')}")
 
 
-def _setup(server: PlcServerSettings, **more: object) -> Mapping[str, object]:
-    return asdict(server) | {"uri": f"urn:{socket.gethostname()}:atac:client"} | more
+def conversation(
+    server: PlcServerSettings, *, only_looks: bool = False, **talk: object
+) -> Mapping[str, object]:
+    """What the process is told that speaks to a PLC's server."""
+    uri = f"urn:{socket.gethostname()}:atac:client"
+    return asdict(server) | {"uri": uri, "only_looks": only_looks} | talk
 
 
 class HandshakeConnection:
@@ -55,8 +59,8 @@ class HandshakeConnection:
         self._block = AgentBlock()
         self._child = ServiceChild(
             "plc",
-            _MODULE,
-            setup=_setup(
+            MODULE,
+            setup=conversation(
                 server,
                 talk="handshake",
                 agent_nodes=agent_nodes,
@@ -113,7 +117,7 @@ class OpcuaTriggers:
         self._stop = stop
         self._clock = clock
         self._url = server.url
-        self._setup = _setup(
+        self._setup = conversation(
             server,
             talk="trigger",
             count_node=count_node,
@@ -127,7 +131,7 @@ class OpcuaTriggers:
 
     def __enter__(self) -> Self:
         self._child = ServiceChild(
-            "opcua-trigger", _MODULE, setup=self._setup, feed=None, answer=self._answer
+            "opcua-trigger", MODULE, setup=self._setup, feed=None, answer=self._answer
         )
         self._fault = _STARTING
         self._child.__enter__()

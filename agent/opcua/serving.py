@@ -15,16 +15,20 @@ from time import monotonic
 from typing import Any, Final
 
 from agent.child import AgentEnd
+from agent.listening import listening
 from agent.opcua.identity import Identity
 from agent.opcua.vision import VisionServer
 from agent.record.feed import follow
 from agent.record.rows import Event
+from engine.errors import ConfigurationError
 
 _LOG: Final = logging.getLogger("atac_agent.opcua")
 _PULSE_S: Final = 0.5
 _START_S: Final = 300.0
 _STILL_S: Final = 10.0
 """A loop that does not turn for so long hangs: the agent hears no pulse, and starts another."""
+_AGAIN_S: Final = 5.0
+"""From one look at what is wrong to the next."""
 _ROOM: Final = 10_000
 _ENDED: Final = 3
 
@@ -45,6 +49,7 @@ class Serving:
         self._turned = monotonic() + _START_S
         self._status: dict[str, Any] = {}
         self._events: deque[Event] = deque(maxlen=_ROOM)
+        self._why: str | None = None
 
     def run(self) -> None:
         """Serve; ends the process when the agent has gone."""
@@ -55,7 +60,7 @@ class Serving:
     def _beat(self) -> None:
         try:
             while monotonic() - self._turned < _STILL_S:
-                said, _ = self._agent.pulse("status")
+                said, _ = self._agent.pulse("status", why=self._why)
                 assert isinstance(said, dict)
                 self._status = said
                 threading.Event().wait(_PULSE_S)
@@ -70,7 +75,10 @@ class Serving:
     async def _serve(self) -> None:
         setup = self._agent.setup
         identity = Identity(Path(setup["folder"]), setup["uri"])
-        identity.prepare()
+        while (why := _wrong(identity, setup["host"], setup["port"])) is not None:
+            self._why, self._turned = why, monotonic() + _AGAIN_S
+            await asyncio.sleep(_AGAIN_S)
+        self._why, self._turned = None, monotonic() + _START_S
         server = VisionServer(identity, setup, self._asked)
         async with server:
             while True:
@@ -84,3 +92,17 @@ class Serving:
         """Ask the agent without holding up the loop; raises `RefusedError` or `ConnectionError`."""
         said, _ = await asyncio.to_thread(self._agent.ask, question, **values)
         return said
+
+
+def _wrong(identity: Identity, host: str, port: int) -> str | None:
+    """Why the server cannot start yet."""
+    try:
+        identity.prepare()
+        identity.check()
+        listening(host, port, backlog=1).close()
+    except ConfigurationError as error:
+        return str(error)
+    except OSError as error:
+        # Without a name it is the port's.
+        return error.strerror if error.filename is None else f"{error.filename}: {error.strerror}"
+    return None

@@ -27,7 +27,7 @@ from cryptography import x509
 from cryptography.hazmat.primitives.serialization import Encoding
 
 from agent.child import RefusedError
-from agent.opcua.identity import Identity, is_valid_now
+from agent.opcua.identity import Identity, is_valid_now, uris_of
 from agent.part import State
 from agent.record.rows import Event
 
@@ -187,12 +187,7 @@ class VisionServer:
             raise ServiceError(ua.StatusCodes.BadCertificateUntrusted)
         if not is_valid_now(certificate):
             raise ServiceError(ua.StatusCodes.BadCertificateTimeInvalid)
-        try:
-            names = certificate.extensions.get_extension_for_class(x509.SubjectAlternativeName)
-        except x509.ExtensionNotFound:
-            raise ServiceError(ua.StatusCodes.BadCertificateInvalid) from None
-        uris = names.value.get_values_for_type(x509.UniformResourceIdentifier)
-        if described.ApplicationUri not in uris:
+        if described.ApplicationUri not in uris_of(certificate):
             raise ServiceError(ua.StatusCodes.BadCertificateUriInvalid)
 
     # ---- the nodes

@@ -23,7 +23,6 @@ from agent.plc.modbus import (
     reading,
     writing,
 )
-from engine.errors import SinkError
 
 _LOG: Final = logging.getLogger("atac_agent.plc")
 _ANSWER_S: Final = 1.0
@@ -82,15 +81,6 @@ class ModbusConnection:
             if not data:
                 raise ConnectionError("the connection was closed")
             self._received += data
-
-
-def read_plc(host: str, port: int, *, unit: int, plc_at: int) -> PlcBlock:
-    """What the PLC has in its registers; raises `SinkError` where they cannot be read."""
-    try:
-        with ModbusConnection(host, port, unit) as connection:
-            return plc_block(connection.read(plc_at, PLC_REGISTERS))
-    except OSError as error:
-        raise SinkError(f"{host}:{port}: {error.strerror or error}") from None
 
 
 class ModbusClient:

@@ -7,7 +7,6 @@ writes, and others may read.
 
 import ipaddress
 import logging
-import os
 import selectors
 import socket
 import threading
@@ -17,6 +16,7 @@ from dataclasses import dataclass, field
 from time import monotonic
 from typing import Final, Self
 
+from agent.listening import listening
 from agent.plc.blocks import (
     AGENT_REGISTERS,
     FLAGS,
@@ -66,18 +66,6 @@ class _Peer:
     watched: int = 0
 
 
-def listening(address: tuple[str, int]) -> socket.socket:
-    """A socket that listens at `address`; raises `SinkError` where it cannot be had."""
-    host, port = address
-    family = socket.AF_INET6 if ":" in host else socket.AF_INET
-    try:
-        return socket.create_server(address, family=family, backlog=MOST_CONNECTIONS)
-    except OSError as error:
-        number = error.errno or 0
-        why = os.strerror(number) if number > 0 else error.strerror
-        raise SinkError(f"cannot listen at {host}:{port}: {why}") from None
-
-
 class ModbusServer:
     """Serves `exchange`; a context manager with a thread of its own.
 
@@ -118,7 +106,11 @@ class ModbusServer:
         """Where it listens, once entered."""
 
     def __enter__(self) -> Self:
-        listener = listening(self._listen)
+        host, port = self._listen
+        try:
+            listener = listening(host, port, backlog=MOST_CONNECTIONS)
+        except OSError as error:
+            raise SinkError(str(error.strerror)) from None
         listener.setblocking(False)
         self.port = listener.getsockname()[1]
         self._listener = listener

@@ -32,10 +32,19 @@ class OpcuaSettings(AnyServiceSettings):
     port: Port = 4840
     folder: AnyPath | None = None
 
+    def place(self, ledger: Path) -> Path:
+        """The folder of the certificates."""
+        return self.folder or ledger.with_name("opcua")
+
     @property
     def written_to(self) -> Mapping[str, Path]:
         """The certificates' folder, where it is named."""
         return {} if self.folder is None else {"folder": self.folder}
+
+
+def uri(agent_id: str) -> str:
+    """What the server calls itself."""
+    return f"urn:{socket.gethostname()}:atac:{agent_id}"
 
 
 def open(settings: OpcuaSettings, watched: Watched) -> "OpcuaService":
@@ -49,8 +58,9 @@ class OpcuaService:
 
     def __init__(self, settings: OpcuaSettings, watched: Watched) -> None:
         self._watched = watched
+        self._wrong: str | None = None
         config = watched.config
-        folder = settings.folder or config.ledger.path.with_name("opcua")
+        folder = settings.place(config.ledger.path)
         self._child = ServiceChild(
             "opcua",
             _MODULE,
@@ -59,7 +69,7 @@ class OpcuaService:
                 "port": settings.port,
                 "folder": folder,
                 "agent_id": config.agent.id,
-                "uri": f"urn:{socket.gethostname()}:atac:{config.agent.id}",
+                "uri": uri(config.agent.id),
             },
             feed=watched.feed,
             answer=self._answer,
@@ -68,7 +78,7 @@ class OpcuaService:
     @property
     def fault(self) -> str | None:
         """What is wrong with the server."""
-        fault = self._child.fault
+        fault = self._child.fault or self._wrong
         return None if fault is None else f"opcua: {fault}"
 
     @property
@@ -86,6 +96,7 @@ class OpcuaService:
     def _answer(self, question: str, values: dict[str, Any]) -> Answer:
         match question:
             case "status":
+                self._wrong = values.get("why")
                 return _told(self._watched.status()), ()
             case "rows_after":
                 cursor = str(values["epoch"]), int(values["sequence"])

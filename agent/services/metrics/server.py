@@ -11,7 +11,6 @@ import asyncio
 import hmac
 import ipaddress
 import logging
-import os
 import socket
 import ssl
 import threading
@@ -19,6 +18,7 @@ from collections.abc import Iterator, Mapping
 from http import HTTPStatus
 from typing import Final, Self
 
+from agent.listening import listening
 from agent.ports import Watched
 from agent.secret import read_secret
 from agent.services.metrics import MetricsSettings, MetricsTls
@@ -83,7 +83,8 @@ class MetricsServer:
 
     def _listen(self) -> bool:
         try:
-            self._listener = listening(self._settings)
+            place = self._settings
+            self._listener = listening(place.address, place.port, backlog=_MOST)
         except OSError as error:
             self.fault = f"metrics: {error.strerror}: nothing is scraped; set another port"
             self._say(f"{error.strerror}; retries")
@@ -212,19 +213,6 @@ def check_settings(settings: MetricsSettings) -> ssl.SSLContext | None:
         remedy = f"is missing where others may ask ({settings.address}); name a file"
         raise ConfigurationError("metrics.token_file", None, remedy)
     return context
-
-
-def listening(settings: MetricsSettings) -> socket.socket:
-    """A socket that listens there; raises `OSError` that says in words why there is none."""
-    place = (settings.address, settings.port)
-    family = socket.AF_INET6 if ":" in settings.address else socket.AF_INET
-    try:
-        return socket.create_server(place, family=family, backlog=_MOST)
-    except OSError as error:
-        number = error.errno or 0
-        reason = os.strerror(number) if number > 0 else error.strerror
-        words = f"cannot listen at {settings.address}:{settings.port} ({reason})"
-        raise OSError(number, words) from None
 
 
 def _token(settings: MetricsSettings) -> str | None:

@@ -251,7 +251,7 @@ class SparkplugSink:
 
     def _topic(self, kind: str, device: str | None = None) -> str:
         levels = ["spBv1.0", self._settings.group, kind, self._node]
-        levels += [] if device is None else [device if device == "+" else _as_level(device)]
+        levels += [] if device is None else [device if device == "+" else as_level(device)]
         return "/".join(levels)
 
     # ---- what hosts say
@@ -343,7 +343,7 @@ def _message(topic: str, payload: bytes, *, qos: Literal[0, 1]) -> Message:
     return Message(topic=topic, payload=payload, qos=qos, content_type="application/protobuf")
 
 
-def _as_level(name: str) -> str:
+def as_level(name: str) -> str:
     """A camera's name as a level of a topic, where some characters have a meaning."""
     return "".join(f"%{ord(c):02X}" if c in "%/+#" else c for c in name)
 

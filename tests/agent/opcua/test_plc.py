@@ -12,17 +12,20 @@ import pytest
 pytest.importorskip("asyncua", reason="needs the extra opcua")
 
 from asyncua import Server, ua
+from cryptography.hazmat.primitives.asymmetric import rsa
+from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat
 
 from agent.clock import SystemClock
-from agent.opcua.client import node_name
 from agent.opcua.identity import Identity
+from agent.opcua.probe import probe_plc
 from agent.opcua.settings import PlcServerSettings
+from agent.opcua.variables import node_name
 from agent.plc.blocks import AgentBlock, PlcBlock, ResultCode
 from agent.plc.simulated import PlcProgram
 from agent.registry import open_trigger
 from agent.services import opcua as services
 from agent.triggers.opcua import OpcuaSettings
-from engine.errors import ConfigurationError, TriggerError
+from engine.errors import ConfigurationError, SinkError, TriggerError
 from tests.agent.plc.line import MOST, Told, score
 from tests.agent.plc.test_line import Line, configured
 
@@ -37,6 +40,7 @@ class Plc:
         self.loop = asyncio.new_event_loop()
         self.ready, self.number, self.parts = threading.Event(), 0, 0
         self.told, self.shown, self.ended, self.show = Told(), 0, set(), None
+        self.beats = False
         self.thread = threading.Thread(target=self.run, daemon=True)
         self.thread.start()
         assert self.ready.wait(60)
@@ -80,11 +84,17 @@ class Plc:
                 )
                 await node.set_writable()
                 self.nodes[side, each.name] = node
+        for name, kind in (("Heartbeat", ua.VariantType.Int16), ("Ready", KINDS[bool])):
+            wrong = ua.NodeId.from_string(f"ns=2;s=Wrong.{name}")
+            value = ua.Variant(0, kind)
+            await server.nodes.objects.add_variable(wrong, ua.QualifiedName(name, 2), value)
         async with server:
             self.url = f"opc.tcp://127.0.0.1:{server.bserver.port}/plc"
             self.program = PlcProgram(arrive=self.arrive, ended=self.end)
             self.ready.set()
             while not self.left.is_set():
+                if self.beats:
+                    await self.write("Plc", "heartbeat", time.monotonic_ns() % 60_000)
                 if self.number or self.parts:
                     await self.scan()
                 await asyncio.sleep(0.01)
@@ -212,20 +222,75 @@ def test_what_cannot_work_is_refused_in_one_line(tmp_path, server, words):
         configured(tmp_path, sink)
 
 
-def test_strangers_certificates_are_not_taken(plc, tmp_path):
-    """A server with another certificate than the one that is configured is not spoken to."""
+HANDSHAKE = {
+    "talk": "handshake",
+    "agent_nodes": NODES.replace("{side}", "Agent"),
+    "plc_nodes": NODES.replace("{side}", "Plc"),
+}
+WRONG = "ns=2;s=Wrong.{name}"
+
+
+def secured(plc, folder, **changes):
+    known = {"url": plc.url, "certificate_file": plc.identity.certificate_file, "folder": folder}
+    return PlcServerSettings(**known | changes)
+
+
+def test_doctor_sees_a_plc_whose_program_runs(plc, tmp_path):
+    plc.set(session=7)
+    plc.beats = True
+    found = probe_plc(secured(plc, tmp_path), **HANDSHAKE)
+    plc.beats = False
+    assert found == {"variables": 29, "is_alive": True, "session": 7}
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"plc_nodes": "ns=2;s=No.{name}"}, r"ns=2;s=No.Heartbeat is not there .*; and 4 more$"),
+        (
+            {"agent_nodes": WRONG},
+            "Wrong.Heartbeat is Int16, and should be Int32 or Int64 or UInt16",
+        ),
+        ({"agent_nodes": WRONG}, "Wrong.Ready may not be written by the agent"),
+    ],
+)
+def test_variables_that_do_not_fit_are_named(plc, tmp_path, changes, words):
+    with pytest.raises(SinkError, match=words):
+        probe_plc(secured(plc, tmp_path), **HANDSHAKE | changes)
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        (lambda own: (own / "certificate.der").write_text("x"), "is no certificate, in DER or PEM"),
+        (lambda own: (own / "certificate.der").unlink(), "cannot be read"),
+        (lambda own: (own / "key.pem").write_text("x"), "is no key without a pass phrase; remove"),
+        (lambda own: shutil.copy(own / "other.pem", own / "key.pem"), "is not the key of"),
+    ],
+)
+def test_what_is_wrong_with_our_own_certificate_is_one_line(plc, tmp_path, change, words):
+    own = tmp_path / "own"
+    shutil.copytree(plc.identity.folder / "own", own)
+    key = rsa.generate_private_key(public_exponent=65537, key_size=1024)
+    (own / "other.pem").write_bytes(
+        key.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, NoEncryption())
+    )
+    assert "is valid until" in Identity(tmp_path, "urn:plc").check()
+    with pytest.raises(ConfigurationError, match="is made out for urn:plc, and this is urn:x"):
+        Identity(tmp_path, "urn:x").check()
+    change(own)
+    with pytest.raises(ConfigurationError, match=words):
+        Identity(tmp_path, "urn:plc").check()
+
+
+def test_a_server_with_another_certificate_is_not_spoken_to(plc, tmp_path):
     other = Identity(tmp_path / "other", "urn:plc")
     other.prepare()
-    shutil.copy(other.certificate_file, tmp_path / "wrong.der")
-    settings = OpcuaSettings(
-        server=PlcServerSettings(
-            url=plc.url, certificate_file=tmp_path / "wrong.der", folder=tmp_path
-        ),
-        count_node=NODES.format(side="Plc", name="Count"),
-    )
+    wrong = secured(plc, tmp_path, certificate_file=other.certificate_file)
+    settings = OpcuaSettings(server=wrong, count_node=NODES.format(side="Plc", name="Count"))
     with (
         open_trigger(settings, threading.Event(), SystemClock()) as source,
-        pytest.raises(TriggerError, match="127"),
+        pytest.raises(TriggerError, match=r"the server has SHA-256 .* is SHA-256 .*: ask those"),
     ):
         source.read()
 

@@ -2,6 +2,7 @@
 
 import asyncio
 import contextlib
+import itertools
 import json
 import socket
 import threading
@@ -18,13 +19,15 @@ from agent.clock import SystemClock
 from agent.doctor import examine
 from agent.plc import modbus
 from agent.plc.blocks import PlcBlock, agent_block, plc_registers
-from agent.plc.client import ModbusClient
+from agent.plc.client import ModbusClient, ModbusConnection
 from agent.plc.exchange import Exchange
 from agent.plc.modbus import Frame, MalformedError, ModbusError, answer, frames
+from agent.plc.probe import probe_client
 from agent.plc.server import MOST_CONNECTIONS, ModbusServer
 from agent.registry import open_trigger
 from agent.triggers import modbus as triggers
 from engine.errors import SinkError, TriggerError
+from tests.ports import free_port
 
 
 class Ten:
@@ -178,11 +181,13 @@ def test_a_thousand_connections_leave_the_plc_its_own(server):
 
 
 def test_a_reader_that_takes_no_answers_is_closed(server, eventually):
-    with client(server) as plc, raw(server) as slow:
+    with client(server) as plc, socket.socket() as slow:
         slow.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 1024)
+        slow.settimeout(10)
+        slow.connect(("127.0.0.1", server.port))
         asked = bytes(Frame(transaction=1, unit=1, pdu=modbus.reading(0, 32)))
         with contextlib.suppress(OSError):
-            slow.sendall(asked * 5000)
+            slow.sendall(asked * 500)
         eventually(lambda: server.refused == 1)
         assert not write(plc, heartbeat=2).isError()
 
@@ -345,8 +350,11 @@ def polled(plc_memory, port=None, **places):
 
 
 def test_doctor_says_whether_the_port_is_free_and_the_plc_has_its_registers(
-    server, plc_memory, tmp_path
+    server, plc_memory, tmp_path, monkeypatch
 ):
+    monkeypatch.setattr("agent.plc.probe.HEARTBEAT_S", 0.2)
+    monkeypatch.setattr("agent.plc.probe._PATIENCE_S", 0.0)
+
     def found(**options):
         path = tmp_path / "agent.yaml"
         sink = json.dumps({"type": "modbus", **options})
@@ -357,9 +365,48 @@ def test_doctor_says_whether_the_port_is_free_and_the_plc_has_its_registers(
         (finding,) = (each for each in examine(path) if each.check == "plc")
         return finding.level, finding.message
 
-    taken = found(allow=["127.0.0.1"], listen="127.0.0.1", port=server.port)
+    here = {"allow": ["127.0.0.1"], "listen": "127.0.0.1"}
+    taken = found(**here, port=server.port)
     assert taken == ("fail", f"cannot listen at 127.0.0.1:{server.port}: Address already in use")
+    level, message = found(**here, port=free_port())
+    assert (level, message.endswith("no PLC is connected")) == ("warn", True)
     level, message = found(host="127.0.0.1", port=plc_memory.port)
-    assert (level, "heartbeat 0, session 0" in message) == ("ok", True)
-    level, message = found(host="127.0.0.1", port=plc_memory.port, plc_at=190)
-    assert (level, "no such registers" in message) == ("fail", True)
+    assert (level, "heartbeat does not change: is its" in message) == ("warn", True)
+    with beating(plc_memory.port):
+        level, message = found(host="127.0.0.1", port=plc_memory.port)
+    assert (level, message.endswith("heartbeat changes, session 3")) == ("ok", True)
+    for place in ({"plc_at": 190}, {"agent_at": 190}):
+        level, message = found(host="127.0.0.1", port=plc_memory.port, **place)
+        assert (level, "no such registers" in message) == ("fail", True)
+
+
+def test_doctor_listens_for_the_plc_that_will_connect(monkeypatch):
+    port = free_port()
+    asked = {"agent_at": 0, "plc_at": 100}
+    with beating(port):
+        assert probe_client(("127.0.0.1", port), allowed=["127.0.0.1"], **asked) is None
+        monkeypatch.setattr("agent.plc.probe._PATIENCE_S", 0.2)
+        refused = probe_client(("127.0.0.1", port), allowed=["10.0.0.1"], **asked)
+    assert refused.endswith("is it in `allow`?")
+
+
+@contextlib.contextmanager
+def beating(port):
+    """A PLC whose program runs, and connects again and again."""
+    stop = threading.Event()
+
+    def beat():
+        while not stop.wait(0.01):
+            with contextlib.suppress(OSError), ModbusConnection("127.0.0.1", port, 1) as plc:
+                for number in itertools.count(1):
+                    plc.write(100, plc_registers(PlcBlock(heartbeat=number & 1, session=3)))
+                    if stop.wait(0.01):
+                        return
+
+    thread = threading.Thread(target=beat)
+    thread.start()
+    try:
+        yield
+    finally:
+        stop.set()
+        thread.join()

@@ -193,12 +193,12 @@ def test_an_address_in_use_is_said_once_and_tried_again(port, get, monkeypatch, 
     with ExitStack() as both:
         with metrics.open(settings, Newest(status())):
             both.enter_context(second)
-            assert second.fault.startswith(f"metrics: cannot listen at 127.0.0.1:{port} (Address")
+            assert second.fault.startswith(f"metrics: cannot listen at 127.0.0.1:{port}: Address")
             assert "atac_uptime_seconds 60.0" in get()[1]
         eventually(lambda: second.fault is None)
         assert "atac_uptime_seconds 7.0" in get()[1]
     assert caplog.messages == [
-        f"metrics: cannot listen at 127.0.0.1:{port} (Address already in use); retries"
+        f"metrics: cannot listen at 127.0.0.1:{port}: Address already in use; retries"
     ]
 
 

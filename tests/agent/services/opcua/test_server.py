@@ -21,9 +21,11 @@ from asyncua import Client, ua
 from asyncua.crypto.security_policies import SecurityPolicyBasic256Sha256
 
 from agent.opcua.identity import Identity
+from agent.opcua.probe import probe_place
 from agent.part import State
 from agent.record.ledger import Ledger
-from agent.services.opcua import OpcuaService, OpcuaSettings
+from agent.services.opcua import OpcuaService, OpcuaSettings, uri
+from engine.errors import ConfigurationError
 from tests.agent.statuses import WELL
 from tests.ports import free_port
 from tests.records import Wants, begin, end, inspected
@@ -73,8 +75,9 @@ class Agent:
                 ledger=SimpleNamespace(path=folder / "ledger.sqlite"),
             ),
         )
-        settings = OpcuaSettings(listen="127.0.0.1", port=self.port)
-        self.service = OpcuaService(settings, watched)
+        self.watched, self.uri = watched, uri("line-3")
+        self.settings = OpcuaSettings(listen="127.0.0.1", port=self.port)
+        self.service = OpcuaService(self.settings, watched)
 
     def part(self, part_id, state=State.OK, score=1.0):
         part = inspected(begin(self.ledger, part_id, triggered_ns=1), score)
@@ -331,6 +334,34 @@ def test_a_client_of_another_make_sees_the_same(agent):
         agent.part("n-1", State.NG, 3.5)
         heard = json.loads(next(said))
     assert heard == {"message": "n-1 NG", "score": 3.5, "part": "n-1", "last": "n-1"}
+
+
+def test_a_port_that_is_taken_is_one_line_of_health_and_doctor_says_it_before(
+    agent, tmp_path, eventually
+):
+    """As are the certificates: who may connect, and what keeps others out."""
+    settings = replace(agent.settings, folder=tmp_path)
+    with OpcuaService(settings, agent.watched) as second:
+        eventually(lambda: "cannot listen" in (second.fault or ""), 60)
+    assert second.fault == f"opcua: cannot listen at 127.0.0.1:{agent.port}: Address already in use"
+
+    here = Identity(tmp_path, "urn:here")
+    with pytest.raises(OSError, match="cannot listen at"):
+        probe_place(here, "127.0.0.1", agent.port, is_running=False)
+    with pytest.raises(ConfigurationError, match="this is urn:here; remove"):
+        probe_place(here, "127.0.0.1", agent.port, is_running=True)
+    here = Identity(agent.folder / "opcua", agent.uri)
+    said, missing = probe_place(here, "127.0.0.1", agent.port, is_running=True)
+    assert "SignAndEncrypt; its certificate SHA-256 " in said
+    assert said.endswith("certificates of clients: 2")
+    assert not missing
+    new = Identity(tmp_path / "new", "urn:here")
+    said, missing = probe_place(new, "127.0.0.1", free_port(), is_running=False)
+    assert "made at the first start" in said
+    assert "none may connect yet" in missing
+    new.prepare()
+    new.reject(agent.clients["strangers"].certificate_file.read_bytes())
+    assert "1 were turned away; move" in probe_place(new, "", 0, is_running=True)[1]
 
 
 def test_a_server_that_is_killed_comes_back(agent):

@@ -360,9 +360,32 @@ def test_both_versions_of_mqtt_do(broker, host, ledger, deliver, eventually, ver
     eventually(lambda: "NDEATH" in host.kinds())
 
 
-def test_a_broker_is_asked_before_the_line_needs_it(start_broker, certify):
-    broker = start_broker(users={"a": "b"}, acl="user a\ntopic read #\n")
+RIGHTS = """user a
+topic write spBv1.0/Plant/+/line1/#
+topic read spBv1.0/Plant/NCMD/line1
+topic read spBv1.0/Plant/DCMD/line1/#
+topic read spBv1.0/STATE/scada
+"""
+
+
+def test_a_broker_is_asked_before_the_line_needs_it(start_broker, tmp_path):
+    broker = start_broker(users={"a": "b"}, acl=RIGHTS)
+    (tmp_path / "password").write_text("b")
+    settings = settings_of(broker, user="a", password_file=tmp_path / "password")
+    said, missing = probe(settings, "line1", ["main"])
+    assert said.endswith("answers MQTT 3.1.1; spBv1.0/Plant/…/line1 may read commands and write")
+    assert not missing
+    acl = RIGHTS.replace("line1/#\ntopic read", "line1\ntopic read", 1)
+    settings = replace(settings, port=start_broker(users={"a": "b"}, acl=acl).port)
+    with pytest.raises(BrokerError, match=r"refuses spBv1.0/Plant/DBIRTH/line1/main, .*; check"):
+        probe(settings, "line1", ["main"])
     with pytest.raises(BrokerError, match="Not authori"):
-        probe(settings_of(broker), "line1")
-    plain = start_broker()
-    assert probe(settings_of(plain), "line1").endswith("commands can be read")
+        probe(settings_of(broker), "line1", [])
+
+
+def test_a_primary_host_that_is_away_is_said_before_the_line_needs_it(broker, host, monkeypatch):
+    monkeypatch.setattr("agent.sinks.sparkplug.probe._HOST_S", 0.2)
+    settings = settings_of(broker, primary_host="scada")
+    assert "scada is not online" in probe(settings, "line1", [])[1][0]
+    host.state(online=True)
+    assert not probe(settings, "line1", [])[1]
