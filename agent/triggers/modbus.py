@@ -93,7 +93,7 @@ class ModbusTriggers:
             connection.__enter__()
             self._connection = connection
             if not settings.counts_parts:
-                self._last = None  # a product is said anew by each connection
+                self._last = None  # a product is said again by each connection
             elif self._last is None:
                 # What comes while there is no connection shows as a leap of the count.
                 self._last = self._read(self._watched)
