@@ -15,7 +15,7 @@ from typing import Final, Literal
 import cv2
 
 from agent.cameras.one_frame import one_frame
-from agent.cameras.settings import AnyCameraSettings
+from agent.cameras.settings import AnyCameraSettings, Features
 from agent.clock import SystemClock
 from agent.listening import listening
 from agent.opcua.plc import check_installed
@@ -100,8 +100,11 @@ def examine(path: Path, *, is_running: bool = False) -> Iterator[Finding]:
     for bundle in [one.bundle for one in config.products] or [config.bundle]:
         yield from _model(replace(config, bundle=bundle), is_running=is_running)
     for camera in () if is_running else config.cameras:
-        found = _checked("camera", partial(_camera, camera))
-        yield replace(found, message=f"{camera.name}: {found.message}")
+        for product in config.features(camera.name) or [None]:
+            features = {} if product is None else {product: config.features(camera.name)[product]}
+            found = _checked("camera", partial(_camera, camera, features))
+            name = camera.name if product is None else f"{camera.name} for {product}"
+            yield replace(found, message=f"{name}: {found.message}")
         for key, source in (("trigger", camera.trigger), ("part ids", camera.part_ids)):
             if isinstance(source, WindowSettings) and not isinstance(source, SinkTriggerSettings):
                 deadline_s = config.lines[camera.name].deadline_s if key == "trigger" else None
@@ -233,12 +236,12 @@ def _backend(config: Config, bundle: Bundle) -> Finding:
     return _ok("backend", f"{inspector.name}, one run in {milliseconds:.1f} ms")
 
 
-def _camera(settings: AnyCameraSettings) -> Finding:
+def _camera(settings: AnyCameraSettings, features: Mapping[str, Features]) -> Finding:
     stop = threading.Event()
     patience = threading.Timer(_FRAME_S, stop.set)
     patience.start()
     try:
-        with open_camera(settings, stop) as camera:
+        with open_camera(settings, stop, features=features) as camera:
             device = f"; {camera.description}" if isinstance(camera, Described) else ""
             notes = camera.notes if isinstance(camera, Described) else ()
             frame = one_frame(camera)

@@ -70,7 +70,7 @@ def _learnt(
         yield finding("trigger", "warn", "is announced by a sink, and cannot be learnt here")
         return
     try:
-        seen = _watch(camera, keys, wanted, patience_s)
+        seen = _watch(config, camera, keys, wanted, patience_s)
     except AtacError as error:
         yield finding(keys[0], "fail", str(error))
         return
@@ -116,11 +116,13 @@ def _words(found: Learnt) -> str:
     return ", ".join(said)
 
 
-def _watch(camera: AnyCameraSettings, keys: list[Key], wanted: int, patience_s: float) -> _Seen:
+def _watch(
+    config: Config, camera: AnyCameraSettings, keys: list[Key], wanted: int, patience_s: float
+) -> _Seen:
     """Watch camera and sources until `wanted` announcements have come, or nothing more does."""
     stop, clock = threading.Event(), SystemClock()
     told: queue.SimpleQueue[tuple[str, float] | AtacError] = queue.SimpleQueue()
-    opened = open_camera(camera, stop, clock=clock)
+    opened = open_camera(camera, stop, clock=clock, features=config.features(camera.name))
     fire = partial(_fire, opened) if "trigger" in keys else None
     work: list[Callable[[], None]] = [partial(_read_camera, opened, clock, told)]
     for key in keys:

@@ -10,7 +10,7 @@ Settings import no vendor library; `open` does, and touches neither device nor n
 """
 
 import threading
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Protocol, Self, runtime_checkable
 
@@ -18,8 +18,10 @@ from agent.clock import SystemClock
 from engine.frame import Frame
 
 if TYPE_CHECKING:
+    from concurrent.futures import Future
     from pathlib import Path
 
+    from agent.cameras.settings import Features
     from agent.part import Part
     from agent.record.feed import Feed
     from agent.record.rows import Delivery, Event
@@ -51,13 +53,15 @@ class CameraContext:
 
     `stop` ends its waits. `recorded` tells which of some `sources` have a part in the ledger; a
     camera that is opened without it remembers nothing and tidies nothing up. `takes_bayer` says
-    whether raw colour pixels may be given as they are (`Frame.bayer`).
+    whether raw colour pixels may be given as they are (`Frame.bayer`). `features` are those that a
+    camera has besides its own, by the product for which it has them.
     """
 
     stop: threading.Event = field(default_factory=threading.Event)
     clock: Clock = field(default_factory=SystemClock)
     recorded: Callable[[Collection[str]], Collection[str]] | None = None
     takes_bayer: Callable[[], bool] = lambda: False
+    features: "Mapping[str, Features]" = field(default_factory=dict)
 
 
 class Camera(Protocol):
@@ -129,6 +133,19 @@ class Fired(Protocol):
 
     def fire(self) -> None:
         """Have it expose now; any thread may call, and nothing waits."""
+        ...
+
+
+@runtime_checkable
+class Adjusted(Protocol):
+    """A camera that may be set up in another way for each product (`CameraContext.features`)."""
+
+    def adjust(self, product: str) -> "Future[str | None]":
+        """Have it set up for `product`; any thread may call, and nothing waits.
+
+        Gives, when the camera has answered, why it refuses, or `None`. Its frames say for which
+        product it was set up (`Frame.product`).
+        """
         ...
 
 

@@ -9,7 +9,7 @@ from collections.abc import Callable, Collection, Mapping
 from types import MappingProxyType
 from typing import Any, Final
 
-from agent.cameras.settings import CAMERAS, UNNAMED, AnyCameraSettings
+from agent.cameras.settings import CAMERAS, UNNAMED, AnyCameraSettings, Features
 from agent.clock import SystemClock
 from agent.part import Part
 from agent.ports import Camera, CameraContext, Clock, Service, Sink, TriggerSource, Watched
@@ -29,6 +29,7 @@ def open_camera(
     clock: Clock | None = None,
     recorded: Callable[[Collection[str]], Collection[str]] | None = None,
     takes_bayer: Callable[[], bool] = lambda: False,
+    features: Mapping[str, Features] = MappingProxyType({}),
 ) -> Camera:
     """The camera that `settings` describe, not entered yet.
 
@@ -38,6 +39,7 @@ def open_camera(
         clock: Paces it; without one the system's.
         recorded: Which of some sources have a part in the ledger; without it nothing is known.
         takes_bayer: Whether what inspects its frames takes raw colour pixels.
+        features: What it has besides its own features, by product; it begins with the first.
 
     Returns:
         The camera, which has touched nothing.
@@ -47,6 +49,7 @@ def open_camera(
         clock=clock or SystemClock(),
         recorded=recorded,
         takes_bayer=takes_bayer,
+        features=features,
     )
     camera: Camera = CAMERAS.of(settings).open(settings, context)
     return camera

@@ -62,6 +62,7 @@ class Products(Protocol):
     def products(self) -> Collection[str]: ...
     @property
     def threshold(self) -> Thresholds: ...
+    def prepare(self, product: str, /) -> str | None: ...
     def switch(self, product: str, /) -> None: ...
 
 
@@ -183,8 +184,8 @@ class Requests:
             As `product`.
 
         Raises:
-            RequestError: There is no such product, something else says what is made, or the ledger
-                cannot be written.
+            RequestError: There is no such product, a camera does not take its features, something
+                else says what is made, or the ledger cannot be written.
         """
         known = self.product()
         assert self._products is not None
@@ -192,6 +193,8 @@ class Requests:
             raise RequestError(f"product: {self._products_by} says what the line makes")
         if product not in self._products.products:
             raise RequestError(f"product: write {' or '.join(self._products.products)}")
+        if (problem := self._products.prepare(product)) is not None:
+            raise RequestError(f"{problem}; the line goes on with {known['product']}")
         old = str(known["product"])
         change = Change(kind="product", who=by, why=why, old=old, new=product, nonce=nonce)
         if not self._ledger.note_change(change):

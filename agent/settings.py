@@ -8,7 +8,7 @@ from typing import Annotated, Any, Final
 
 from pydantic import AfterValidator, Field, TypeAdapter, ValidationError
 
-from agent.cameras.settings import CAMERAS, AnyCameraSettings, LineSettings
+from agent.cameras.settings import CAMERAS, AnyCameraSettings, Features, LineSettings
 from agent.services.settings import SERVICES, AnyServiceSettings
 from agent.settings_errors import explained
 from agent.settings_file import Written, read_yaml
@@ -22,6 +22,7 @@ from agent.triggers.settings import (
     WindowSettings,
 )
 from engine.backends.base import MAX_PIXELS, BackendChoice, FallbackName, PrecisionChoice
+from engine.errors import ConfigurationError
 from engine.spec import spec
 
 
@@ -58,15 +59,25 @@ class BundleSettings:
 
 
 @spec
+class ProductCameraSettings:
+    """What one camera, the only one unless it is named, has for a product: features, in order."""
+
+    name: Name | None = None
+    features: Features
+
+
+@spec
 class ProductSettings:
     """One of the products that the line makes, and the bundle that inspects it.
 
-    A PLC calls it by its `number`, where it has one.
+    A PLC calls it by its `number`, where it has one. `cameras`, or `camera` where there is one,
+    have these features besides their own while the line makes it.
     """
 
     name: Annotated[Name, AfterValidator(_identifier)]
     bundle: BundleSettings
     number: Annotated[int, Field(ge=0, le=65_535)] | None = None
+    cameras: tuple[ProductCameraSettings, ...] = ()
 
 
 def _saying(settings: AnyTriggerSettings) -> AnyTriggerSettings:
@@ -172,6 +183,33 @@ class Config:
         """What the line expects of each camera's parts, by the camera's name."""
         return {camera.name: camera.line or self.line for camera in self.cameras}
 
+    def features(self, camera: str) -> dict[str, Features]:
+        """What a camera has besides its own features, by product; nothing where all are alike."""
+        found = {
+            product.name: tuple(
+                pair
+                for one in product.cameras
+                if one.name in {None, camera}
+                for pair in one.features
+            )
+            for product in self.products
+        }
+        return found if any(found.values()) else {}
+
+    def making(self, product: str | None) -> "Config":
+        """The same where the line makes nothing but `product`; `None`: the first one.
+
+        Raises `ConfigurationError` where there is no such product.
+        """
+        if product is None and not self.products:
+            return self
+        names = [one.name for one in self.products]
+        if product is not None and product not in names:
+            remedy = f"write {' or '.join(names)}" if names else "there are no products to choose"
+            raise ConfigurationError("--product", product, remedy)
+        one = self.products[0 if product is None else names.index(product)]
+        return dataclasses.replace(self, bundle=one.bundle, products=(one,))
+
     @property
     def longest_deadline_s(self) -> float | None:
         """The longest of the cameras' deadlines, in seconds; `None` where one has none."""
@@ -180,6 +218,7 @@ class Config:
         return max(known) if len(known) == len(deadlines) else None
 
 
+_OF_CAMERA: Final = ("TriggerMode", "TriggerSource")
 _CONFIG: Final = TypeAdapter(Config)
 
 
@@ -242,6 +281,47 @@ def _check_products(config: Config, written: Written) -> None:
         if number is not None and known.setdefault(number, product.name) != product.name:
             remedy = f"is product {known[number]} already; give each its own"
             raise written.refused(("products", str(index), "number"), product.number, remedy)
+        for place, one in enumerate(product.cameras):
+            _check_camera(config, written, ("products", index, "cameras", place), one)
+    for camera in config.cameras:
+        _check_features(config, written, camera)
+
+
+def _check_camera(
+    config: Config, written: Written, at: tuple[str | int, ...], one: ProductCameraSettings
+) -> None:
+    """Refuse features of a product for a camera that there is not, or that has none."""
+    names = [camera.name for camera in config.cameras]
+    key = tuple(map(str, written.key((*at, "name"))))
+    if one.name is None and len(names) > 1:
+        raise written.refused(key, None, f"is missing; write {' or '.join(names)}")
+    if one.name is not None and one.name not in names:
+        raise written.refused(key, one.name, f"is no camera; write {' or '.join(names)}")
+    camera = config.cameras[0 if one.name is None else names.index(one.name)]
+    key = tuple(map(str, written.key((*at, "features"))))
+    if not hasattr(camera, "features"):
+        raise written.refused(key, dict(one.features), f"{camera.type} has no features")
+    for name, value in one.features:
+        if name in _OF_CAMERA:
+            remedy = "belongs to the camera, as all products are triggered alike; write it there"
+            raise written.refused((*key, name), value, remedy)
+
+
+def _check_features(config: Config, written: Written, camera: AnyCameraSettings) -> None:
+    """Refuse a feature that one product sets and another leaves as the one before it had it."""
+    of_products = config.features(camera.name)
+    own = {name for name, _ in getattr(camera, "features", ())}
+    for index, product in enumerate(config.products):
+        for other, features in of_products.items():
+            missing = {name for name, _ in features} - {
+                name for name, _ in of_products[product.name]
+            }
+            for name in sorted(missing - own):
+                remedy = (
+                    f"says nothing of {name}, which product {other} sets; write it here too, or "
+                    f"below the features of camera {camera.name}"
+                )
+                raise written.refused(("products", str(index), "name"), product.name, remedy)
 
 
 def _check_sources(config: Config, written: Written) -> None:

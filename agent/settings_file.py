@@ -86,6 +86,9 @@ class Written:
             one = listed.pop(short)
             named = short != "mqtt" or not isinstance(one, dict)
             listed[long] = [one if named else {"type": short, **one}]
+        products = listed.get("products")
+        if isinstance(products, list):
+            listed["products"] = [self._with_cameras(n, one) for n, one in enumerate(products)]
         for short in self._short_services():
             one, others = listed.pop(short), listed.get("services", [])
             if isinstance(others, list):
@@ -98,12 +101,27 @@ class Written:
         for short, long in _SHORT.items():
             if location[:1] == (long,) and long not in self.data:
                 return (short, *location[2:])
+        if location[:1] == ("products",) and location[2:3] == ("cameras",):
+            product = self.data["products"][location[1]]
+            return location if "cameras" in product else (*location[:2], "camera", *location[4:])
         others = self.data.get("services", [])
         if location[:1] == ("services",) and len(location) > 1 and isinstance(others, list):
             index = int(location[1]) - len(others)
             if index >= 0:
                 return (self._short_services()[index], *location[2:])
         return location
+
+    def _with_cameras(self, index: int, product: Any) -> Any:
+        """A product with its `camera` as a list of one."""
+        if not isinstance(product, dict) or "camera" not in product:
+            return product
+        if "cameras" in product:
+            key = ("products", str(index), "cameras")
+            raise self.refused(
+                key, product["cameras"], "stands beside camera; write all in cameras"
+            )
+        others = {name: value for name, value in product.items() if name != "camera"}
+        return others | {"cameras": [product["camera"]]}
 
     def _short_services(self) -> list[str]:
         return [short for short in SHORT_SERVICES if short in self.data]

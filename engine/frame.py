@@ -70,6 +70,7 @@ class Frame:
     `device_id` names the device, `block_id` is the device's own number of the frame, unwrapped,
     `device_ns` is the time on its clock, `trigger_count` counts the triggers it has seen, and
     `problem` says in one sentence why the frame may not be inspected, such as lost packets.
+    `product` is the one whose features the camera had, `""` that of none.
     """
 
     pixels: Pixels
@@ -82,6 +83,7 @@ class Frame:
     exposure_us: float | None = None
     trigger_count: int | None = None
     problem: str | None = None
+    product: str | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

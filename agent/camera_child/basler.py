@@ -1,43 +1,27 @@
 """The child of a Basler camera: pylon."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping
 from multiprocessing.connection import Connection
 from time import monotonic, time_ns
 from typing import Any, Final
 
 from agent.camera_child import stream
-from agent.camera_child.nodes import Nodes, Value, first_line, use_cache
+from agent.camera_child.nodes import Nodes, first_line, use_cache
+from agent.camera_child.nodes_camera import NodesCamera
 from agent.camera_child.wire import GoneError, Message, receive, send
 
-_SILENT_S: Final = 2.0
 _READY_MS: Final = 500
 """How long a camera may take to be ready for the next trigger."""
-_SHOWN: Final = ("PixelFormat", "Width", "Height", "ExposureTime", "Gain", "AcquisitionFrameRate")
 
 
-def serve(
-    connection: Connection,
-    memory: int,
-    *,
-    device: str | None,
-    features: Sequence[tuple[str, Value]] | None,
-    is_free_running: bool,
-    trigger_count_chunk: str | None,
-) -> None:
+def serve(connection: Connection, memory: int, **settings: Any) -> None:
     """Give the camera's frames, or, where no features are named, tell which cameras there are."""
     use_cache()
-    if features is None:
+    if settings["features"] is None:
         receive(connection)
         send(connection, {"found": [_named(each) for each in _devices()]})
         return
-    camera = _Camera(
-        memory,
-        device,
-        features,
-        is_free_running=is_free_running,
-        trigger_count_chunk=trigger_count_chunk,
-    )
-    stream.serve(connection, camera)
+    stream.serve(connection, _Camera(memory, **settings))
 
 
 def _devices() -> list[Any]:
@@ -48,40 +32,27 @@ def _devices() -> list[Any]:
 
 def _named(info: Any) -> dict[str, str]:
     return {
+        "id": info.GetFullName(),
         "serial": info.GetSerialNumber(),
+        "vendor": "Basler",
         "model": info.GetModelName(),
         "title": f"Basler {info.GetModelName()}, {info.GetDeviceClass()}",
     }
 
 
-class _Camera:
-    def __init__(
-        self,
-        memory: int,
-        device: str | None,
-        features: Sequence[tuple[str, Value]],
-        *,
-        is_free_running: bool,
-        trigger_count_chunk: str | None,
-    ) -> None:
-        self._memory = memory
-        self._name = device
-        self._features = features
-        self._is_free_running = is_free_running
-        self._trigger_count_chunk = trigger_count_chunk
-        self._camera: Any = None
-        self._nodes: Any = None
-        self._slots: stream.Slots | None = None
-        self._exposure_us: float | None = None
-        self._newest = 0.0
+class _Camera(NodesCamera):
+    _camera: Any = None
+    _exposure_us: float | None = None
 
-    def open(self, sign: Callable[[], None]) -> Message:
+    def connect(self, sign: Callable[[], None]) -> tuple[Nodes, Mapping[str, str]]:
         from pypylon import genicam, pylon
 
-        info = self._chosen(_devices())
+        infos = _devices()
+        there = [_named(each) for each in infos]
+        index = self.chosen(there)
         sign()
         try:
-            device = pylon.TlFactory.GetInstance().CreateDevice(info)
+            device = pylon.TlFactory.GetInstance().CreateDevice(infos[index])
             self._camera = pylon.InstantCamera(device)
             self._camera.Open()
         except genicam.GenericException as error:
@@ -89,41 +60,19 @@ class _Camera:
                 f"cannot be opened; another program may hold it: close that ({first_line(error)})"
             ) from None
         sign()
-        nodes = self._nodes = Nodes(self._camera.GetNodeMap(), genicam, has_capitals=True)
-        before: dict[str, Value] = {}
-        for name, value in self._features:
-            nodes.write(name, value, before)
-        nodes.check_mode({name for name, _ in self._features})
-        self._exposure_us = nodes.number("ExposureTime") or nodes.number("ExposureTimeAbs")
-        self._slots = stream.Slots(self._memory, int(nodes.number("PayloadSize") or 0))
+        return Nodes(self._camera.GetNodeMap(), genicam, has_capitals=True), there[index]
+
+    def start(self) -> None:
+        from pypylon import pylon
+
+        self._exposure_us = self._nodes.number("ExposureTime") or self._nodes.number(
+            "ExposureTimeAbs"
+        )
         # Every frame is wanted: what cannot be taken in time is known by its block id.
         self._camera.StartGrabbing(pylon.GrabStrategy_OneByOne)
-        self._newest = monotonic()
-        about = _named(info)
-        names = dict.fromkeys([*(name for name, _ in self._features), *_SHOWN])
-        found = {name: nodes.read(name) for name in names}
-        return stream.opened(
-            self._slots,
-            pixel_format=str(nodes.read("PixelFormat")),
-            id=about["serial"],
-            vendor="Basler",
-            model=about["model"],
-            serial=about["serial"],
-            firmware=str(nodes.read("DeviceFirmwareVersion") or ""),
-            features={name: value for name, value in found.items() if value is not None},
-            before=before,
-        )
 
-    def _chosen(self, there: list[Any]) -> Any:
-        serials = [each.GetSerialNumber() for each in there]
-        if self._name in serials:
-            return there[serials.index(self._name)]
-        if self._name is None and len(there) == 1:
-            return there[0]
-        if not there:
-            raise GoneError("was not found: no camera answers; check power, cable and address")
-        what = "was not found" if self._name else f"cannot be chosen among {len(there)} cameras"
-        raise GoneError(f"{what}: write device: with one of {', '.join(serials)}")
+    def stop(self) -> None:
+        self._camera.StopGrabbing()
 
     def next(self, within_s: float) -> Message | None:
         from pypylon import genicam, pylon
@@ -137,15 +86,13 @@ class _Camera:
         if self._camera.IsCameraDeviceRemoved():
             raise GoneError("was lost: it no longer answers; check power and cable")
         if not result.IsValid():
-            if self._is_free_running and monotonic() - self._newest > _SILENT_S:
-                raise GoneError("gives no more frames; check power and cable")
+            self.nothing()
             return None
         self._newest = monotonic()
         with result:
             return self._frame(result)
 
     def _frame(self, result: Any) -> Message | None:
-        assert self._slots is not None
         if (slot := self._slots.take()) is None:
             return None
         problem, width, height = None, 0, 0
@@ -175,10 +122,6 @@ class _Camera:
         if name is None or not result.IsChunkDataAvailable():
             return None
         return int(getattr(result, name).Value)
-
-    def free(self, slot: int) -> None:
-        assert self._slots is not None
-        self._slots.free(slot)
 
     def fire(self) -> None:
         from pypylon import genicam, pylon

@@ -143,6 +143,8 @@ class DeviceCamera(ChildCamera):
         self._first: int | None = None
         self._base = 0
         self._was_open = False
+        self.product: str | None = None
+        """Whose features it has, where they differ from product to product; `""`: nobody's."""
 
     @property
     def description(self) -> str:
@@ -173,22 +175,30 @@ class DeviceCamera(ChildCamera):
             return
         if "refused" in told:
             raise self._refused(told)
-        opened = Opened(**told["opened"] | {"notes": tuple(told["opened"].get("notes", ()))})
+        self.stuck_s = _FROZEN_S
+        self.takes(told["opened"])
+        self._was_open = True
+
+    def takes(self, said: Message) -> None:
+        """The camera is open, or has started again: its ids begin anew."""
+        opened = Opened(**said | {"notes": tuple(said.get("notes", ()))})
         if opened.pixel_format not in PIXEL_FORMATS:
             known = ", ".join(PIXEL_FORMATS)
             remedy = f"this agent does not read it; write one of {known}"
             raise self._refused(
                 {"refused": "PixelFormat", "value": opened.pixel_format, "remedy": remedy}
             )
-        self.stuck_s = _FROZEN_S
         self._ids.restart()
         self._first, self._base = None, self.number
-        self._was_open = True
         self.opened = opened
+
+    def adjusted(self, told: Message) -> None:
+        """The camera has been set up for a product, or refuses that."""
 
     def read(self) -> Frame | None:
         """The next frame; `None` when told to stop. Raises `ImageError`, `CameraError`."""
-        told = self.ask(None)
+        while (told := self.ask(None)) is not None and "adjusted" in told:
+            self.adjusted(told)
         return None if told is None else self._frame(told)
 
     def fire(self) -> None:
@@ -234,6 +244,7 @@ class DeviceCamera(ChildCamera):
             exposure_us=told["exposure_us"],
             trigger_count=told["trigger_count"],
             problem=told["problem"],
+            product=self.product,
         )
         self.number += 1
         return frame

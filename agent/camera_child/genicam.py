@@ -32,6 +32,8 @@ _SILENT_S: Final = 2.0
 """A camera that runs freely is away after so long without a frame, and three exposures."""
 _STALE_S: Final = 0.2
 """A frame that comes so soon after the start is of a trigger before it."""
+_UNDERWAY_S: Final = 0.02
+"""So long packets may still come after a camera was told to stop."""
 _HEARTBEAT_REGISTER: Final = 0x0938
 _SMALL_PACKET: Final = 1500
 _OVERHEAD: Final = 28 + 8
@@ -133,6 +135,33 @@ class _Camera:
             written = [self._written(name, value) for name, value in self._features]
             self._settle()
             sign()
+            self._prepare_stream()
+            told = self._started(dict(written))
+            self._drain()
+            self._newest = monotonic()
+            return told
+        except self._error as error:
+            raise GoneError(f"cannot be used: {_message(error)}") from None
+
+    def pause(self) -> None:
+        with suppress(self._error):
+            self._camera.stop_acquisition()
+        sleep(_UNDERWAY_S)
+
+    def adjust(self, features: Features, sign: Callable[[], None]) -> Message:
+        try:
+            self._before.clear()
+            try:
+                written = [self._written(name, value) for name, value in features]
+            except RefusedError:
+                self._settle()
+                self._started({})
+                raise
+            if self._camera.get_payload() > self._slots.size:
+                raise GoneError("is set up again, as its frames are larger now")
+            self._features = features
+            self._settle()
+            sign()
             return self._started(dict(written))
         except self._error as error:
             raise GoneError(f"cannot be used: {_message(error)}") from None
@@ -205,24 +234,23 @@ class _Camera:
         if self._read("ChunkModeActive") is True:
             self._chunks = self._camera.create_chunk_parser()
 
-    def _started(self, written: dict[str, Value]) -> Message:
-        payload = self._camera.get_payload()
-        slots = stream.Slots(self._memory, payload)
-        self._slots = slots
+    def _prepare_stream(self) -> None:
+        slots = self._slots = stream.Slots(self._memory, self._camera.get_payload())
         self._stream = self._camera.create_stream(None, None)
         if self._stream is None:
             raise GoneError("gives no stream; another program may receive its frames")
-        self._format = self._camera.get_pixel_format()
         for slot in range(slots.count):
             buffer = self._aravis.Buffer.new(slots.size, slots.address(slot))
             self._buffers.append(buffer)
             self._stream.push_buffer(buffer)
+
+    def _started(self, written: dict[str, Value]) -> Message:
+        self._format = self._camera.get_pixel_format()
         self._camera.start_acquisition()
-        self._drain()
         self._newest = monotonic()
         packet_size = self._packet_size()
         return stream.opened(
-            slots,
+            self._slots,
             pixel_format=pixel_format(self._format),
             id=self._camera.get_device_serial_number() or self._camera.get_device_id(),
             vendor=self._camera.get_vendor_name() or "",

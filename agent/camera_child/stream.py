@@ -1,7 +1,7 @@
 """The child's side of a device that gives frames by itself.
 
     device ── open, next ──▶ serve ── frame in a slot of the shared memory, its facts ──▶ agent
-           ◀── free, fire ──       ◀── this slot is free, expose now ──
+           ◀── free, fire, adjust ──   ◀── this slot is free, expose now, be set up like this ──
 
 A module of this package has `serve`, which makes a `Device` and calls `serve` of this module. The
 device writes the pixels of each frame into a slot itself, as they come from the wire or out of a
@@ -13,10 +13,10 @@ import mmap
 import os
 import queue
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from multiprocessing.connection import Connection
-from typing import Final, Protocol
+from typing import Any, Final, Protocol, runtime_checkable
 
 from agent.camera_child.wire import GoneError, Message, RefusedError, receive, send
 
@@ -30,9 +30,10 @@ class Device(Protocol):
     """One camera, as its vendor's code knows it. Made, it has touched nothing.
 
     The main thread calls `open`, then `next` again and again, then `close`, also after an error. A
-    second thread calls `free` and `fire` meanwhile. Any of them may raise `GoneError` when the
-    camera cannot be used now, and `open` may raise `RefusedError` when it never can with this
-    configuration. What hangs or crashes is noticed by the agent.
+    second thread calls `free` and `fire` meanwhile; the main thread may call `fire` too. Any of
+    them may raise `GoneError` when the camera cannot be used now, and `open` may raise
+    `RefusedError` when it never can with this configuration. What hangs or crashes is noticed by
+    the agent.
     """
 
     def open(self, sign: Callable[[], None]) -> Message:
@@ -56,6 +57,23 @@ class Device(Protocol):
 
     def close(self) -> None:
         """Stop, and give the camera back to others."""
+        ...
+
+
+@runtime_checkable
+class Adjustable(Protocol):
+    """A device whose features may change while it is open; the main thread calls."""
+
+    def pause(self) -> None:
+        """Have the camera give no more frames; `next` gives those that are there."""
+        ...
+
+    def adjust(self, features: Sequence[tuple[str, Any]], sign: Callable[[], None]) -> Message:
+        """Write these features, and start again; gives what `open` gives.
+
+        Raises `RefusedError` for a feature that it does not take, and goes on with what it has;
+        `GoneError` where it has to be opened again.
+        """
         ...
 
 
@@ -163,6 +181,9 @@ class _Serving:
         self._telling = threading.Lock()
         self._is_over = threading.Event()
         self._failure: GoneError | None = None
+        self._waiting = threading.Lock()
+        self._wanted: Message | None = None
+        self._is_fired = False
 
     def run(self) -> None:
         receive(self._connection)  # the agent asks for it to be opened
@@ -172,6 +193,8 @@ class _Serving:
             while not self._is_over.is_set():
                 if self._failure is not None:
                     raise self._failure
+                if self._wanted is not None:
+                    self._adjust(self._wanted)
                 self._tell(self._device.next(_SIGN_S) or {"doing": "wait"})
         except GoneError as error:
             self._tell({"gone": str(error)})
@@ -179,6 +202,36 @@ class _Serving:
             self._tell({"refused": error.key, "value": error.value, "remedy": error.remedy})
         finally:
             self._device.close()
+
+    def _adjust(self, wanted: Message) -> None:
+        """Have the device as the agent wants it; frames that are there come before it says so."""
+        assert isinstance(self._device, Adjustable), "asked of cameras with features only"
+        self._device.pause()
+        for _ in range(_MOST_SLOTS):
+            if (before := self._device.next(0)) is None:
+                break
+            self._tell(before)
+        told: Message = {"adjusted": wanted["product"]}
+        try:
+            sign = lambda: self._tell({"doing": "adjust"})  # noqa: E731 - one word
+            told["opened"] = self._device.adjust(wanted["features"], sign)
+        except RefusedError as error:
+            told |= {"refused": error.key, "value": error.value, "remedy": error.remedy}
+        self._tell(told)
+        with self._waiting:
+            if self._wanted is not wanted:
+                return
+            self._wanted, is_fired = None, self._is_fired
+            self._is_fired = False
+        if is_fired:
+            self._device.fire()
+
+    def _fire(self) -> None:
+        with self._waiting:
+            if self._wanted is not None:  # it exposes when it is as it is wanted
+                self._is_fired = True
+                return
+        self._device.fire()
 
     def _obey(self) -> None:
         """Do as the agent says until it goes; in a thread of its own, as `next` waits."""
@@ -190,7 +243,10 @@ class _Serving:
                         case "free":
                             self._device.free(request["slot"])
                         case "fire":
-                            self._device.fire()
+                            self._fire()
+                        case "adjust":
+                            with self._waiting:
+                                self._wanted = request
                 except GoneError as error:
                     self._failure = error
         self._is_over.set()

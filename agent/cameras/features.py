@@ -1,41 +1,17 @@
 """A camera's features in a configuration: their SFNC names and the values to be written."""
 
-import re
-from collections.abc import Mapping
-from typing import Annotated, Any, ClassVar, Final, Self
+import threading
+from concurrent.futures import Future
+from typing import Annotated, Any, ClassVar, Self
 
-from pydantic import BeforeValidator, Field, StringConstraints
+from pydantic import Field
 
 from agent.camera_child.device import DeviceCamera
-from agent.cameras.settings import AnyCameraSettings
+from agent.camera_child.wire import Message
+from agent.cameras.settings import AnyCameraSettings, FeatureName, Features, FeatureValue
 from agent.ports import CameraContext
 from agent.settings_values import Text
 from engine.spec import spec
-
-_NAME: Final = r"^[A-Za-z][A-Za-z0-9_]*$"
-FeatureName = Annotated[str, StringConstraints(pattern=_NAME, max_length=128)]
-FeatureValue = bool | int | float | Text
-
-
-def _pairs(value: Any) -> Any:
-    """One mapping, or a list of them where a feature is written more than once."""
-    several = value if isinstance(value, list) else [value]
-    if not all(isinstance(each, Mapping) for each in several):
-        if isinstance(value, tuple):  # what has been read already
-            return value
-        raise ValueError("should hold features with their values, such as ExposureTime: 4000")
-    pairs = tuple(pair for each in several for pair in each.items())
-    for name, given in pairs:
-        if not re.fullmatch(_NAME, str(name)):
-            raise ValueError(f"the name {name!r} should be of letters and digits, as ExposureTime")
-        if not isinstance(given, bool | int | float | str):
-            what = f"the value of {name} should be one number, text, true or false"
-            raise ValueError(what)  # noqa: TRY004 - pydantic takes no other
-    return pairs
-
-
-Features = Annotated[tuple[tuple[FeatureName, FeatureValue], ...], BeforeValidator(_pairs)]
-"""Features in the order in which they are written to the camera."""
 
 
 def feature(features: Features, name: str) -> FeatureValue | None:
@@ -103,6 +79,10 @@ class FeaturesCamera(DeviceCamera):
             bits=settings.bits,
         )
         self._settings = settings
+        self._changing = threading.Lock()
+        self._wanted = self._sent = next(iter(context.features), None)
+        self._is_refused = False
+        self._asked = _done()
 
     @classmethod
     def looking(cls) -> dict[str, Any]:
@@ -120,7 +100,7 @@ class FeaturesCamera(DeviceCamera):
         return {
             "max_memory": self.max_memory,
             "device": settings.device,
-            "features": settings.features,
+            "features": self._features(),
             "is_free_running": not settings.is_triggered,
             "trigger_count_chunk": settings.trigger_count_chunk,
         }
@@ -128,4 +108,69 @@ class FeaturesCamera(DeviceCamera):
     def renewed(self) -> Self:
         camera = type(self)(self._settings, self.context)
         camera.number = self.number
+        if self._wanted is not None:
+            camera.adjust(self._wanted)
         return camera
+
+    # ---- features that differ from product to product
+
+    def adjust(self, product: str) -> Future[str | None]:
+        """Have the camera set up for `product`; any thread may call, and nothing waits.
+
+        Gives why it refuses, once it has answered. One that is away is set up when it comes back.
+        """
+        with self._changing:
+            if product not in self.context.features:
+                return _done()
+            if product == self._wanted and not self._is_refused:
+                return self._asked
+            self._answer("another product came before it was set up")
+            self._wanted, self._is_refused, self._asked = product, False, Future()
+            if self.opened is None:
+                self._answer(None)
+            else:
+                self._ask()
+            return self._asked
+
+    def connect(self) -> None:
+        super().connect()
+        with self._changing:
+            self.product = self._sent
+            if self._wanted == self._sent:
+                self._answer(None)
+            elif self.opened is not None:
+                self._ask()
+
+    def adjusted(self, told: Message) -> None:
+        with self._changing:
+            product, problem = told["adjusted"], None
+            if "refused" in told:
+                problem = f"does not take {told['refused']} {told['value']!r}: {told['remedy']}"
+                self.product, self._is_refused = "", True
+                self.fault = f"{problem}; parts of {product} end as ERROR"
+            else:
+                self.takes(told["opened"])
+                self.product, self.fault = product, None
+            if product == self._wanted:
+                self._answer(problem)
+
+    def _ask(self) -> None:
+        if self._child is not None:
+            features = self._features()
+            self._child.tell({"do": "adjust", "product": self._sent, "features": features})
+
+    def _features(self) -> Features:
+        """What the child is told of the features; `product` is set when it has them."""
+        self._sent = self._wanted
+        of_product = () if self._sent is None else self.context.features[self._sent]
+        return (*self._settings.features, *of_product)
+
+    def _answer(self, problem: str | None) -> None:
+        if not self._asked.done():
+            self._asked.set_result(problem)
+
+
+def _done() -> Future[str | None]:
+    done: Future[str | None] = Future()
+    done.set_result(None)
+    return done

@@ -1,20 +1,47 @@
 """What all kinds of cameras have in their settings."""
 
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Annotated, Final
+from typing import Annotated, Any, Final
 
-from pydantic import AfterValidator, Field
+from pydantic import AfterValidator, BeforeValidator, Field, StringConstraints
 
 from agent.part import FailSafe
-from agent.settings_values import Milliseconds, Name, PartsPerMinute, Share, Shifts
+from agent.settings_values import Milliseconds, Name, PartsPerMinute, Share, Shifts, Text
 from agent.triggers.settings import TRIGGERS, AnyTriggerSettings, NamingSettings, WindowSettings
 from engine.registry import Kinds
 from engine.spec import spec
 
 UNNAMED: Final = "main"
 """What a camera is called that was given no name."""
+
+
+_NAME: Final = r"^[A-Za-z][A-Za-z0-9_]*$"
+FeatureName = Annotated[str, StringConstraints(pattern=_NAME, max_length=128)]
+FeatureValue = bool | int | float | Text
+
+
+def _pairs(value: Any) -> Any:
+    """One mapping, or a list of them where a feature is written more than once."""
+    several = value if isinstance(value, list) else [value]
+    if not all(isinstance(each, Mapping) for each in several):
+        if isinstance(value, tuple):  # what has been read already
+            return value
+        raise ValueError("should hold features with their values, such as ExposureTime: 4000")
+    pairs = tuple(pair for each in several for pair in each.items())
+    for name, given in pairs:
+        if not re.fullmatch(_NAME, str(name)):
+            raise ValueError(f"the name {name!r} should be of letters and digits, as ExposureTime")
+        if not isinstance(given, bool | int | float | str):
+            what = f"the value of {name} should be one number, text, true or false"
+            raise ValueError(what)  # noqa: TRY004 - pydantic takes no other
+    return pairs
+
+
+Features = Annotated[tuple[tuple[FeatureName, FeatureValue], ...], BeforeValidator(_pairs)]
+"""Features in the order in which they are written to the camera."""
 
 
 @spec

@@ -3,7 +3,7 @@
 import json
 import re
 from collections import deque
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator
 from contextlib import ExitStack
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -16,9 +16,8 @@ from agent.commands.progress import Progress
 from engine.errors import ConfigurationError, ImageError
 
 if TYPE_CHECKING:
-    from agent.cameras.settings import AnyCameraSettings
     from agent.ports import Camera
-    from agent.settings import BundleSettings
+    from agent.settings import BundleSettings, Config
     from calibration.scores import Picture, Scores
     from engine.backends.base import BackendChoice, PrecisionChoice
     from engine.bundle import Bundle
@@ -37,6 +36,7 @@ def calibrate(
     frames: Annotated[
         int | None, typer.Option(min=1, help="How many frames to take from those cameras.")
     ] = None,
+    product: Annotated[str | None, options.PRODUCT] = None,
     defective: Annotated[
         Path | None, typer.Option(help="Folder of defective parts, if there are any.")
     ] = None,
@@ -97,7 +97,7 @@ def calibrate(
         ),
         confidence=share("--confidence", confidence),
     )
-    settings, given = _source(bundle, good, config, frames, backend, precision, bits)
+    settings, given = _source(bundle, good, config, frames, backend, precision, bits, product)
     defective_parts = None if defective is None else _folder("--defective", defective, bits)
     opened = open_bundle(settings.path, signed_by=settings.require_signature)
     cross_fitted = None if strict else cross_fitted_of(opened)
@@ -205,13 +205,15 @@ def _source(
     backend: "BackendChoice | None",
     precision: "PrecisionChoice | None",
     bits: int | None,
+    product: str | None,
 ) -> "tuple[BundleSettings, _Parts | None]":
     """The bundle, what runs it, and the good parts: from a folder, from a camera, or none."""
     from agent.settings import BundleSettings, load_config
 
     if config is None:
-        if frames is not None:
-            raise ConfigurationError("--frames", frames, "goes with --config agent.yaml")
+        for option, given in (("--frames", frames), ("--product", product)):
+            if given is not None:
+                raise ConfigurationError(option, given, "goes with --config agent.yaml")
         if bundle is None:
             raise ConfigurationError(
                 "--bundle", None, "is not given; name it, or use --config agent.yaml --frames N"
@@ -231,8 +233,8 @@ def _source(
             raise ConfigurationError(option, str(value), "does not go with --config, which says it")
     if frames is None:
         raise ConfigurationError("--frames", None, "is not given; say how many frames to take")
-    loaded = load_config(config)
-    parts = _Parts(count=frames, pictures=_filmed(loaded.cameras, frames))
+    loaded = load_config(config).making(product)
+    parts = _Parts(count=frames, pictures=_filmed(loaded, frames))
     return loaded.bundle, parts
 
 
@@ -248,14 +250,15 @@ def _folder(option: str, folder: Path, bits: int | None) -> _Parts:
     )
 
 
-def _filmed(
-    settings: "Sequence[AnyCameraSettings]", frames: int
-) -> "Iterator[Picture | ImageError]":
+def _filmed(config: "Config", frames: int) -> "Iterator[Picture | ImageError]":
     """The next `frames` frames, one of each camera in turns; fewer when all their sources end."""
     from agent.registry import open_camera
 
     with ExitStack() as stack:
-        waiting = deque(stack.enter_context(open_camera(one)) for one in settings)
+        waiting = deque(
+            stack.enter_context(open_camera(one, features=config.features(one.name)))
+            for one in config.cameras
+        )
         while waiting and frames:
             try:
                 picture = _picture(waiting[0])

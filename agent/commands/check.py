@@ -9,10 +9,10 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from agent.commands import options
 from engine.errors import AtacError, CameraError, ConfigurationError, ImageError
 
 if TYPE_CHECKING:
-    from agent.cameras.settings import AnyCameraSettings
     from agent.golden import Kept, Sample, Truth
     from agent.ports import Camera
     from engine.inspector import Inspector
@@ -24,6 +24,7 @@ def check(
     camera: Annotated[
         str | None, typer.Option(help="Which camera; needed where there are several.")
     ] = None,
+    product: Annotated[str | None, options.PRODUCT] = None,
     good: Annotated[int | None, typer.Option(min=0, help="How many good samples.")] = None,
     defective: Annotated[
         int | None, typer.Option(min=0, help="How many defective samples.")
@@ -47,12 +48,13 @@ def check(
     from agent.golden import basis_of, expected, gaps, keep, protocols
     from agent.record.annotations import threshold_in_file
     from agent.record.stopped import stopped_ledger
+    from agent.registry import open_camera
     from agent.runtime import calibrated
     from agent.settings import load_config
     from engine.backends.opening import open_inspector
     from engine.bundle import open_bundle
 
-    settings = load_config(config)
+    settings = load_config(config).making(product)
     folder = settings.check.folder
     if shows:
         found = protocols(folder)
@@ -84,7 +86,13 @@ def check(
     ) as inspector:
         samples = list(
             _shown(
-                settings.cameras[names.index(chosen)], inspector, threshold, truths, silent=as_json
+                open_camera(
+                    settings.cameras[names.index(chosen)], features=settings.features(chosen)
+                ),
+                inspector,
+                threshold,
+                truths,
+                silent=as_json,
             )
         )
     kept = keep(
@@ -111,7 +119,7 @@ def check(
 
 
 def _shown(
-    settings: "AnyCameraSettings",
+    opening: "Camera",
     inspector: "Inspector",
     threshold: float,
     truths: "tuple[Truth, ...]",
@@ -119,10 +127,8 @@ def _shown(
     silent: bool,
 ) -> "Iterator[Sample]":
     """Show each sample and judge it."""
-    from agent.registry import open_camera
-
     asks = sys.stdin.isatty() and not silent
-    with open_camera(settings) as camera:
+    with opening as camera:
         for number, truth in enumerate(truths, start=1):
             if asks:
                 typer.prompt(

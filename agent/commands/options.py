@@ -14,6 +14,9 @@ BITS: Final = typer.Option(
 )
 """Of all commands that read images of parts."""
 
+PRODUCT: Final = typer.Option(help="Which of the products; without it the first one.")
+"""Of all commands that are about one product of a line."""
+
 
 def backend(name: str | None) -> str | None:
     """The value of --backend: `auto`, or a runtime that there is."""

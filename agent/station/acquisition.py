@@ -12,13 +12,13 @@ import functools
 import logging
 import threading
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Final, Protocol, Self
 
 import numpy as np
 
 from agent.part import Part, State
-from agent.ports import Camera, Clock, Fired
+from agent.ports import Adjusted, Camera, Clock, Fired
 from agent.station.queue import PartQueue
 from agent.station.retry import Backoff
 from engine.errors import CameraError, FrameLostError, ImageError
@@ -227,6 +227,11 @@ class Acquisition:
             return False
         camera.fire()
         return True
+
+    def adjust(self, product: str) -> Future[str | None] | None:
+        """Have a camera set up for a product; `None` where it is alike for all of them."""
+        camera = self._camera
+        return camera.adjust(product) if isinstance(camera, Adjusted) else None
 
     def __enter__(self) -> Self:
         self._ended = self._thread.submit(self._watch)

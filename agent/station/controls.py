@@ -7,17 +7,21 @@ On a line that makes several products each has its bundle and its threshold; all
 
 import threading
 from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from concurrent.futures import Future
 from contextlib import contextmanager
 from dataclasses import dataclass
 from types import MappingProxyType
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final
 
 from agent.station.threshold import Threshold
 from engine.inspector import Inspector
 
 if TYPE_CHECKING:
     from agent.station.station import Model
+
+_SET_UP_S: Final = 10.0
+"""So long a camera may take to be set up for another product."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -62,6 +66,7 @@ class Controls:
         self.paused = paused or threading.Event()
         self.products = products
         self._product = product if product in products else next(iter(products), None)
+        self._adjust: Callable[[str], Mapping[str, Future[str | None]]] = lambda _: {}
         self._changed = threading.Condition()
         self._held: Counter[int] = Counter()
         self._serial = 0
@@ -89,10 +94,28 @@ class Controls:
         name = self._product
         return self._threshold if name is None else self.products[name].threshold
 
+    def adjust_by(self, adjust: Callable[[str], Mapping[str, Future[str | None]]]) -> None:
+        """Cameras are set up for a product by `adjust`, which gives their answers by name."""
+        self._adjust = adjust
+
+    def prepare(self, product: str) -> str | None:
+        """Have the cameras set up for `product`; why one of them is not, and then none is."""
+        for name, answer in self._adjust(product).items():
+            try:
+                problem = answer.result(_SET_UP_S)
+            except TimeoutError:
+                problem = f"has not been set up within {_SET_UP_S:g} s"
+            if problem is not None:
+                if self._product is not None:
+                    self._adjust(self._product)
+                return f"camera {name} {problem}"
+        return None
+
     def switch(self, product: str) -> None:
         """Parts that begin from now on are this product; others stay what they are."""
         assert product in self.products, "asked before"
         self._product = product
+        self._adjust(product)
 
     @contextmanager
     def held(self, product: str | None = None) -> Iterator[InForce]:

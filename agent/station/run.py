@@ -123,6 +123,7 @@ def run_station(
                 clock=clock,
                 recorded=ledger.recorded,
                 takes_bayer=lambda: isinstance(inspector, TakesBayer) and inspector.takes_bayer,
+                features=config.features(one.name),
             )
             for one in config.cameras
         ]

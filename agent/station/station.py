@@ -14,15 +14,27 @@ import signal
 import threading
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import Future
 from contextlib import AbstractContextManager, ExitStack, contextmanager
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from types import FrameType, MappingProxyType
 from typing import Final, Protocol
 
 from agent.cameras.settings import LineSettings
 from agent.part import Part, State, Trigger, Verdict, decide, is_alarm
-from agent.ports import Camera, Clock, Fired, HasFault, InFleet, Service, TriggerSource, Watched
+from agent.ports import (
+    Announcement,
+    Camera,
+    Clock,
+    Fired,
+    HasFault,
+    InFleet,
+    Service,
+    TriggerSource,
+    Watched,
+)
 from agent.record.feed import Feed
 from agent.record.retention import AgeClock
 from agent.requests import Requests
@@ -245,6 +257,9 @@ class Station:
             name: self._acquisition(name, camera)
             for name, camera in zip(self._lines, cameras, strict=True)
         }
+        controls.adjust_by(self._adjust)
+        if controls.product is not None:
+            self._adjust(controls.product)
         self._progress = Progress(clock)
         self._timing = Timing()
         self._ends = Ends(self._lines)
@@ -324,7 +339,24 @@ class Station:
         found = Acquisition(name, camera, intake, self._queue, stop=self._stop, clock=self._clock)
         if name in self._announced and isinstance(camera, Fired) and camera.fires:
             self._announced[name].fire_by(found.fire)
+        if name in self._name_products:
+            self._announced[name].tell_of(partial(self._meets, found))
         return found
+
+    def _adjust(self, product: str) -> dict[str, Future[str | None]]:
+        """Have cameras set up for a product, except those whose announcements say what comes."""
+        asked = {
+            name: found.adjust(product)
+            for name, found in self._acquisitions.items()
+            if name not in self._name_products
+        }
+        return {name: answer for name, answer in asked.items() if answer is not None}
+
+    def _meets(self, found: Acquisition, announcement: Announcement) -> None:
+        """A part is announced: its camera is set up for what it is, before it exposes."""
+        told = announcement.product or ""
+        if (product := self._numbers_of_products.get(told, told)) in self._controls.products:
+            found.adjust(product)
 
     def run(self) -> Summary:
         """Run until all cameras end, `parts` triggers have begun or `stop` is set."""
@@ -437,6 +469,9 @@ class Station:
     def _inspected(self, part: Part, in_force: InForce) -> tuple[State, str]:
         """Have the frame inspected, if there is time; the state as it is then, and a reason."""
         assert part.frame is not None
+        if part.frame.product not in {None, part.product}:
+            had = part.frame.product or "no product"
+            return State.ERROR, f"the camera had the features of {had} when it exposed"
         if self._controls.paused.is_set():
             return State.DROPPED, _PAUSED
         if self._late_s(part, self._clock.now()) > 0:

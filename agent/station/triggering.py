@@ -174,6 +174,7 @@ class TriggerIntake:
         self._recent = _Recent(name, clock)
         self.changed: Final = threading.Event()
         self._fire: Callable[[], bool] | None = None
+        self._comes: Callable[[Announcement], object] = lambda _: None
         self._owed_since: float | None = None
         self._answered = -float("inf")
         self.unexpected = 0
@@ -193,6 +194,10 @@ class TriggerIntake:
         self._fire = fire
         self._reconciler.uses_counts = False
 
+    def tell_of(self, comes: Callable[[Announcement], None]) -> None:
+        """Each part that is announced is told to `comes`, before the camera may expose."""
+        self._comes = comes
+
     def due(self) -> float | None:
         """When `passed` has to be called next."""
         with self._lock:
@@ -206,6 +211,8 @@ class TriggerIntake:
         with self._lock:
             if self._is_over:
                 return
+            if announcement.is_trigger:
+                self._comes(announcement)
             is_owed = announcement.is_trigger and self._was_owed(announcement.at)
             refusal = "the camera still owes the frame of an earlier part" if is_owed else ""
             actions = self._reconciler.announced(announcement, refusal=refusal)

@@ -209,7 +209,7 @@ def test_the_agent_runs_with_every_number_at_its_bound(end, tmp_path):
     camera = at_bounds(next(each for each in all_settings() if "Conveyor" in each.__name__), end)
     # Nobody waits for a part a day: the run ends with the first.
     config["cameras"] = [{**camera, "parts": 1}]
-    sink = at_bounds(next(each for each in all_settings() if "Mqtt" in each.__name__), end)
+    sink = at_bounds(next(each for each in all_settings() if each.__name__ == "MqttSettings"), end)
     sink.pop("tls", None)
     config["sinks"] = [{**sink, "host": "127.0.0.1", "port": 9}]
     assert not isinstance(loaded(tmp_path, config), str), loaded(tmp_path, config)

@@ -62,6 +62,21 @@ def test_the_camera_exposes_when_it_is_told_to(stop):
 
 
 @emulated
+def test_it_is_set_up_for_another_product_while_it_runs(stop):
+    features = {"cola": (("Width", 64),), "lemon": (("Width", 32),), "beer": (("Width", 5000),)}
+    with open_camera(settings_of(TriggerMode="Off"), stop, features=features) as camera:
+        for product, width in (("cola", 64), ("lemon", 32), ("cola", 64)):
+            answer = camera.adjust(product)
+            while (frame := camera.read()).product != product:
+                pass
+            assert (frame.pixels.shape[1], answer.result(0)) == (width, None)
+        refused = camera.adjust("beer")
+        while camera.read().product:
+            pass
+        assert "does not take features.Width 5000" in refused.result(0)
+
+
+@emulated
 def test_a_buffer_that_failed_is_a_frame_that_may_not_be_inspected(stop):
     features = {"TriggerMode": "Off", "ForceFailedBufferCount": 3, "ForceFailedBuffer": True}
     with open_camera(settings_of(**features), stop) as camera:

@@ -16,7 +16,7 @@ from agent.ports import CameraContext
 from agent.registry import open_camera
 from agent.settings import load_config
 from agent.triggers.software import SoftwareSettings
-from engine.errors import ConfigurationError
+from engine.errors import CameraError, ConfigurationError
 
 pytest_plugins = ["tests.gige"]
 _SOFTWARE = {"TriggerMode": "On", "TriggerSource": "Software"}
@@ -86,6 +86,59 @@ def test_features_are_written_in_order_and_read_back(opened):
         assert camera.triggered
         camera.fire()
         assert camera.read().exposure_us == 4000.0
+
+
+PRODUCTS = {
+    "cola": (("ExposureTimeAbs", 4000.0), ("Width", 64)),
+    "lemon": (("ExposureTimeAbs", 9000.0), ("Width", 32)),
+    "beer": (("ExposureTimeAbs", 9000.0), ("Width", 4096)),
+    "large": (("ExposureTimeAbs", 5000.0), ("Width", 1024)),
+}
+
+
+def until_it_is_for(camera, product):
+    """The first frame for a product, whose settings each frame must have had."""
+    while (frame := whole(camera)).product != product:
+        known = dict(PRODUCTS.get(frame.product, ()))
+        assert frame.exposure_us == known.get("ExposureTimeAbs", frame.exposure_us)
+        assert frame.pixels.shape[1] == known.get("Width", frame.pixels.shape[1])
+    return frame
+
+
+def test_a_camera_is_set_up_for_another_product_while_it_runs(opened, context):
+    of_products = CameraContext(stop=context.stop, features=PRODUCTS)
+    with opened(context=of_products, TriggerMode="Off") as camera:
+        first = until_it_is_for(camera, "cola")
+        child = camera.child_pid
+        answer = camera.adjust("lemon")
+        lemon = until_it_is_for(camera, "lemon")
+        assert answer.result(0) is None
+        assert (lemon.exposure_us, lemon.pixels.shape) == (9000.0, (48, 32))
+        refused = camera.adjust("beer")
+        until_it_is_for(camera, "")
+        assert "does not take features.Width 4096: write a whole number" in refused.result(0)
+        assert "parts of beer end as ERROR" in camera.fault
+        camera.adjust("cola")
+        again = until_it_is_for(camera, "cola")
+        assert (again.exposure_us, again.pixels.shape, camera.fault) == (4000.0, (48, 64), None)
+        assert first.number < lemon.number < again.number
+        assert camera.child_pid == child
+        camera.adjust("large")
+        with pytest.raises(CameraError, match="its frames are larger now"):
+            until_it_is_for(camera, "large")
+    with camera:
+        assert whole(camera).pixels.shape == (48, 1024)
+
+
+def test_a_camera_that_the_agent_exposes_does_so_when_it_is_set_up(opened, context):
+    of_products = CameraContext(stop=context.stop, features=PRODUCTS)
+    camera = opened(context=of_products, trigger=SoftwareSettings(), **_SOFTWARE)
+    with camera:
+        for product in ("cola", "lemon", "cola", "cola"):
+            camera.adjust(product)
+            camera.fire()
+            frame = camera.read()
+            assert (frame.product, frame.exposure_us) == (product, PRODUCTS[product][0][1])
 
 
 @pytest.mark.parametrize(

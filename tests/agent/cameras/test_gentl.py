@@ -55,6 +55,20 @@ def test_frames_come_with_their_ids_and_features_are_as_written(stop):
     assert frames[0].pixels[..., 1].mean() > frames[0].pixels[..., 0].mean()
 
 
+def test_it_is_set_up_for_another_product_while_it_runs(stop):
+    features = {"cola": (("Width", 200),), "lemon": (("Width", 100),), "beer": (("Width", 7),)}
+    with open_camera(settings_of(), stop, features=features) as camera:
+        for product, width in (("cola", 200), ("lemon", 100), ("cola", 200)):
+            answer = camera.adjust(product)
+            while (frame := camera.read()).product != product:
+                pass
+            assert (frame.pixels.shape[1], answer.result(0)) == (width, None)
+        refused = camera.adjust("beer")
+        while camera.read().product:
+            pass
+        assert "does not take features.Width 7" in refused.result(0)
+
+
 def test_a_mono_format_gives_mono_frames(stop):
     settings = settings_of(device="VikyTL_DEV_red", features={"PixelFormat": "Mono8"})
     with open_camera(settings, stop) as camera:

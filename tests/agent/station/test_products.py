@@ -3,6 +3,7 @@
 import itertools
 import sqlite3
 import threading
+from concurrent.futures import Future
 from dataclasses import replace
 
 import numpy as np
@@ -75,17 +76,42 @@ def configured(folder, **camera):
     )
 
 
-def ran(config, *frames, **options):
+def ran(config, *frames, camera=None, **options):
     products = ready()
     inspector, model = products[NAMES[0]]
     return run_station(
         config,
-        cameras=[ScriptedCamera(*frames)],
+        cameras=[camera or ScriptedCamera(*frames)],
         inspector=inspector,
         model=model,
         products=lambda: products,
         **options,
     )
+
+
+class SetUpCamera(ScriptedCamera):
+    """Takes the features of all products but some; `had` are those it was told, `""` for none.
+
+    So many frames that it gives afterwards were taken `before`.
+    """
+
+    def __init__(self, *script, refuses=(), before=0):
+        super().__init__(*script)
+        self.refuses, self.before = refuses, before
+        self.had, self.underway = [], []
+
+    def adjust(self, product):
+        answer = Future()
+        answer.set_result("does not take Gain" if product in self.refuses else None)
+        if product not in self.had[-1:]:
+            self.underway = self.had[-1:] * self.before
+            self.had.append("" if product in self.refuses else product)
+        return answer
+
+    def read(self):
+        frame = super().read()
+        product = self.underway.pop() if frame and self.underway else self.had[-1]
+        return frame and replace(frame, product=product)
 
 
 def ends(config):
@@ -226,6 +252,51 @@ def test_a_plc_says_what_the_line_makes_and_its_silence_is_no_product(tmp_path, 
     assert changes == [("product_from", "cola", "lemon"), ("product_from", "lemon", "cola")]
 
 
+def test_a_part_whose_frame_was_taken_for_another_product_is_not_inspected(tmp_path, asked):
+    camera = SetUpCamera(0, 1, switching(asked, "lemon"), 2, 3, 4, before=2)
+    config = configured(tmp_path)
+    ran(config, camera=camera)
+    found = ends(config)
+    assert [row["product"] for row in found] == ["cola"] * 2 + ["lemon"] * 3
+    assert [row["state"] for row in found] == ["OK", "OK", "ERROR", "ERROR", "OK"]
+    assert found[2]["reason"] == "the camera had the features of cola when it exposed"
+
+
+def test_a_camera_that_refuses_a_product_leaves_the_line_with_the_old_one(tmp_path, asked):
+    refused = []
+
+    def ask():
+        with pytest.raises(RequestError) as error:
+            switching(asked, "lemon")()
+        refused.append(str(error.value))
+
+    camera = SetUpCamera(0, 1, ask, 2, 3, refuses=("lemon",))
+    config = configured(tmp_path)
+    ran(config, camera=camera)
+    assert refused == ["camera main does not take Gain; the line goes on with cola"]
+    assert camera.had == ["cola", "", "cola"]
+    assert {row["product"] for row in ends(config)} == {"cola"}
+
+
+def test_a_camera_is_set_up_for_what_is_announced(tmp_path):
+    clock, stop = ManualClock(), threading.Event()
+    frames, triggers = [], []
+    for number, product in enumerate(["cola", "lemon", "beer", "lemon", "cola"]):
+        frame = replace(scripted_frame(10), number=number)
+        seen, announced = threading.Event(), threading.Event()
+        triggers += [Announcement(at=clock.now(), product=product), announced.set]
+        triggers.append(lambda seen=seen: seen.wait(20))
+        frames += [lambda announced=announced: announced.wait(20), frame, seen.set]
+    trigger = MqttTriggerSettings(
+        host="127.0.0.1", topic="parts", payload="json", product_key="product", max_ms=50
+    )
+    config, camera = configured(tmp_path, trigger=trigger), SetUpCamera(*frames)
+    sources = {"main": ScriptedTriggers(*triggers)}
+    ran(config, camera=camera, triggers=sources, clock=clock, stop=stop)
+    assert camera.had == ["cola", "lemon", "cola"]
+    assert [row["state"] for row in ends(config)] == ["OK", "OK", "ERROR", "OK", "OK"]
+
+
 def test_a_restarted_line_makes_what_it_made(tmp_path, asked):
     config = configured(tmp_path)
     ran(config, 1, switching(asked, "lemon"), 2)
@@ -300,6 +371,48 @@ def test_the_first_product_is_what_the_line_begins_with(tmp_path):
 )
 def test_products_that_cannot_be_are_refused_in_one_line(tmp_path, old, new, said):
     (tmp_path / "agent.yaml").write_text(FILE.replace(old, new))
+    with pytest.raises(ConfigurationError, match=said):
+        load_config(tmp_path / "agent.yaml")
+
+
+FEATURES = """
+agent: {id: line-3}
+products:
+  - {name: cola, bundle: {path: cola}, camera: {features: {Gain: 2}}}
+  - {name: lemon, bundle: {path: lemon}, cameras: [{name: main, features: {Gain: 3}}]}
+camera: {type: genicam, features: {ExposureTime: 4}}
+mqtt: {host: localhost}
+"""
+
+
+def test_features_of_a_product_stand_beside_those_of_its_camera(tmp_path):
+    (tmp_path / "agent.yaml").write_text(FEATURES)
+    config = load_config(tmp_path / "agent.yaml")
+    assert config.features("main") == {"cola": (("Gain", 2),), "lemon": (("Gain", 3),)}
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "said"),
+    [
+        (
+            "{Gain: 3}",
+            "{}",
+            r"products\.1\.name: 'lemon': says nothing of Gain, which",
+        ),
+        ("{Gain: 3}", "{Gain: 3, Width: 8}", r"products\.0\.name: 'cola': says nothing of Width"),
+        ("name: main", "name: top", r"products\.1\.cameras\.0\.name: 'top': is no camera"),
+        ("Gain: 2", "Gain: [2]", r"products\.0\.camera\.features: .*Gain should be one number"),
+        ("Gain: 2", "TriggerMode: On", "TriggerMode.*belongs to the camera"),
+        (
+            "type: genicam, features: {ExposureTime: 4}",
+            "type: conveyor",
+            "conveyor has no features",
+        ),
+        ("camera: {features: {Gain: 2}}", "camera: {}", r"products\.0\.camera\.features"),
+    ],
+)
+def test_features_that_cannot_be_are_refused_in_one_line(tmp_path, old, new, said):
+    (tmp_path / "agent.yaml").write_text(FEATURES.replace(old, new))
     with pytest.raises(ConfigurationError, match=said):
         load_config(tmp_path / "agent.yaml")
 
