@@ -119,8 +119,7 @@ def gather(found: DataSet, base: Path | None, out: Path) -> dict[Use, int]:
     try:
         out.mkdir(parents=True)
         for use, files in wanted.items():
-            (out / use).mkdir()
-            _put(files, out / use)
+            put_pictures(files, out / use)
     except OSError as error:
         raise ConfigurationError(
             "--out", str(out), f"cannot be written ({error.strerror})"
@@ -128,7 +127,11 @@ def gather(found: DataSet, base: Path | None, out: Path) -> dict[Use, int]:
     return {use: len(files) for use, files in wanted.items()}
 
 
-def _put(files: Iterable[Path], folder: Path) -> None:
+def put_pictures(files: Iterable[Path], folder: Path) -> None:
+    """Make a folder of pictures, in place of what it was; raises `OSError`."""
+    if folder.exists():
+        shutil.rmtree(folder)
+    folder.mkdir(parents=True)
     for number, file in enumerate(files):
         place = folder / f"{number:05d}_{file.name}"
         try:

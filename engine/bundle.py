@@ -32,8 +32,8 @@ MANIFEST: Final = "manifest.json"
 CALIBRATION: Final = "calibration.json"
 WEIGHTS: Final = "weights.safetensors"
 PARITY: Final = "parity.json"
-_MANIFEST_MAX_BYTES: Final = 4_000_000
-_FILE_MAX_BYTES: Final = 2 << 30
+MANIFEST_MAX_BYTES: Final = 4_000_000
+FILE_MAX_BYTES: Final = 2 << 30
 """More than an ONNX file can have."""
 
 Precision = Literal["fp32", "bf16", "fp16", "int8", "int8_symmetric"]
@@ -136,7 +136,7 @@ def open_bundle(
         BundleError: the bundle cannot be used; it names the file at fault.
         ConfigurationError: the key cannot be used.
     """
-    data = _read(path, MANIFEST, limit=_MANIFEST_MAX_BYTES)
+    data = _read(path, MANIFEST, limit=MANIFEST_MAX_BYTES)
     if bundle_id is not None and sha256(data) != bundle_id:
         raise BundleError(
             str(path),
@@ -145,6 +145,21 @@ def open_bundle(
         )
     if signed_by is not None:
         signature.check(data, path, signed_by, option=option)
+    manifest = manifest_of(data, path)
+    for name, digest in manifest.files.items():
+        try:
+            found = file_sha256(path / name, limit=FILE_MAX_BYTES)
+        except OSError as error:
+            raise _unreadable(path / name, error) from error
+        _check_digest(path / name, found, digest)
+    return Bundle(path=path, manifest=manifest, id=sha256(data))
+
+
+def manifest_of(data: bytes, path: Path) -> Manifest:
+    """The manifest in `data`, of the bundle in folder `path`; raises `BundleError`.
+
+    All files that it names lie in that folder itself.
+    """
     try:
         manifest = parse(_MANIFEST, data, version=SCHEMA_VERSION, noun="manifest")
     except SchemaError as error:
@@ -152,14 +167,9 @@ def open_bundle(
     unlisted = set(manifest.networks.values()) - set(manifest.files)
     if unlisted:
         raise BundleError(str(path / MANIFEST), f"gives no hash for {', '.join(sorted(unlisted))}")
-    for name, digest in manifest.files.items():
+    for name in manifest.files:
         _check_name(path, name)
-        try:
-            found = file_sha256(path / name, limit=_FILE_MAX_BYTES)
-        except OSError as error:
-            raise _unreadable(path / name, error) from error
-        _check_digest(path / name, found, digest)
-    return Bundle(path=path, manifest=manifest, id=sha256(data))
+    return manifest
 
 
 def _reason(error: SchemaError) -> str:
@@ -220,7 +230,7 @@ def _check_digest(file: Path, found: str, digest: str) -> None:
         )
 
 
-def _read(folder: Path, name: str, *, limit: int = _FILE_MAX_BYTES) -> bytes:
+def _read(folder: Path, name: str, *, limit: int = FILE_MAX_BYTES) -> bytes:
     file = folder / name
     try:
         return read_regular(file, limit=limit)

@@ -16,7 +16,9 @@
     ├── TriggerError            a trigger source is not ready or has gone; the line retries
     ├── SinkError               a receiver of events is away or refuses; its sink is retried
     │   └── BrokerError         … an MQTT broker
-    └── LedgerError             the ledger's file cannot be read or written
+    ├── LedgerError             the ledger's file cannot be read or written
+    ├── RegistryError           a registry of bundles is away, refuses, or gives what was not asked
+    └── DesiredStateError       a desired state is not for this agent, not now, or not signed
 
 Messages say what is wrong, with which value, and what to do about it; a command-line user sees
 the message alone, never a traceback.
@@ -134,6 +136,21 @@ class BrokerError(SinkError):
 
 class LedgerError(AtacError):
     """The ledger's file cannot be read or written by a command; `agent run` goes on without it."""
+
+
+class RegistryError(AtacError):
+    """A registry of bundles is away, refuses, or gives something else; worth retrying.
+
+    With `is_altered` it gave other bytes than those that were asked for.
+    """
+
+    def __init__(self, message: str, *, is_altered: bool = False) -> None:
+        self.is_altered = is_altered
+        super().__init__(_one_line(message))
+
+
+class DesiredStateError(AtacError):
+    """A desired state that an agent must not obey, or cannot; the message says why."""
 
 
 def without_secrets(text: str) -> str:

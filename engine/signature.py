@@ -47,9 +47,12 @@ def make_key(option: str) -> tuple[bytes, bytes]:
     )
 
 
-def is_signed(data: bytes, signature: bytes, key: Path) -> bool:
-    """Whether `signature` is that of `data` by the owner of the public key in PEM file `key`."""
-    public = _public(key, "--key")
+def is_signed(data: bytes, signature: bytes, key: Path, *, option: str = "--key") -> bool:
+    """Whether `signature` is that of `data` by the owner of the public key in PEM file `key`.
+
+    Raises `ConfigurationError`, naming `option`, where the key cannot be used.
+    """
+    public = _public(key, option)
     from cryptography.exceptions import InvalidSignature
 
     try:
@@ -57,6 +60,11 @@ def is_signed(data: bytes, signature: bytes, key: Path) -> bool:
     except InvalidSignature:
         return False
     return True
+
+
+def require_public_key(key: Path, option: str) -> None:
+    """Raise `ConfigurationError`, naming `option`, unless PEM file `key` has a public key."""
+    _public(key, option)
 
 
 def check(manifest: bytes, folder: Path, key: Path, *, option: str) -> None:

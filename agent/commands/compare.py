@@ -15,6 +15,9 @@ def compare(
     bundle: Annotated[Path | None, typer.Option(help="Another bundle, calibrated.")] = None,
     threshold: Annotated[float | None, typer.Option(help="Another threshold.")] = None,
     days: Annotated[float, typer.Option(min=0.01, max=36_500, help="How far back, in days.")] = 7.0,
+    newest: Annotated[
+        int | None, typer.Option(min=1, help="Judge so many frames, the newest ones.")
+    ] = None,
     report: Annotated[Path, typer.Option(help="The page with pictures.")] = Path(
         "runs/comparison.html"
     ),
@@ -40,7 +43,7 @@ def compare(
     folder = settings.evidence.folder
     if folder is None:
         raise ConfigurationError("evidence.folder", None, "is not named, so no frame is kept")
-    files = kept(folder, settings.agent.id, days=days)
+    files = kept(folder, settings.agent.id, days=days)[-(newest or 0) :]
     if not files:
         raise ConfigurationError(
             "evidence.folder", str(folder), f"has no frame of the last {days:g} days"

@@ -11,6 +11,7 @@ and the line goes on with the old one meanwhile.
 import logging
 import threading
 from collections.abc import Mapping
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Final, Literal, Self
@@ -57,6 +58,8 @@ class Promotion:
         self._controls = controls
         self._deadline_s = deadline_s
         self._changing = threading.Lock()
+        # Lasts as long as what it opens: the kernel ends a child with the thread that began it.
+        self._thread = ThreadPoolExecutor(1, thread_name_prefix="atac-promotion")
         self._opened: ChildInspector | None = None
         self._told: Mapping[str, object] = {"running": False, "error": None, "done": None}
 
@@ -64,6 +67,7 @@ class Promotion:
         return self
 
     def __exit__(self, *_: object) -> None:
+        self._thread.shutdown()
         with self._changing:
             if self._opened is not None:
                 self._opened.__exit__()
@@ -89,7 +93,7 @@ class Promotion:
     def begin(
         self, kind: Kind, bundle_id: str, *, by: str, why: str, nonce: str
     ) -> Mapping[str, object]:
-        """As `change`, in a thread of its own; `told` says what came of it."""
+        """As `change`, in another thread; `told` says what came of it."""
         if self._told["running"]:
             raise RequestError("another bundle is coming into force just now; ask again later")
         self._told = {"running": True, "error": None, "done": None}
@@ -102,7 +106,7 @@ class Promotion:
                 error = str(failure)
             self._told = {"running": False, "error": error, "done": done}
 
-        threading.Thread(target=change, name="atac-promotion", daemon=True).start()
+        self._thread.submit(change)
         return self.told()
 
     def told(self) -> Mapping[str, object]:

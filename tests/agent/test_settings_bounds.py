@@ -31,6 +31,7 @@ USUAL = {
     "device": "/dev/ttyACM0",
     "chip": "/dev/gpiochip0",
     "url": "rtsp://camera/1",
+    "address": "https://registry.example/atac",
     "producer": "a.cti",
 }
 EXTREMES: list[Any] = [

@@ -1,0 +1,119 @@
+"""The agent's side of the fleet: its process, and the answers to its questions."""
+
+from collections import Counter
+from collections.abc import Mapping
+from dataclasses import asdict
+from typing import Any, Final, Self
+
+from pydantic import TypeAdapter
+
+from agent.child import Answer, RefusedError, ServiceChild
+from agent.fleet.oci import password_of
+from agent.part import State
+from agent.ports import Watched
+from agent.requests import RequestError
+from agent.services.fleet import FleetSettings
+from agent.station.status import FleetStatus, Status
+from engine.errors import ConfigurationError
+from engine.signature import require_public_key
+
+_MODULE: Final = "agent.services.fleet.main"
+_STATUS: Final = TypeAdapter(FleetStatus)
+_NO_VERDICT: Final = (State.ERROR, State.TIMEOUT)
+_IS_WRONG: Final = ("refused", "rolled back")
+
+
+class FleetService:
+    """Follows a desired state beside the line; a context manager.
+
+    Raises `ConfigurationError` where key, password or configuration file cannot be used.
+    """
+
+    def __init__(self, settings: FleetSettings, watched: Watched) -> None:
+        self._watched = watched
+        self.fleet = FleetStatus()
+        self._child = ServiceChild(
+            "fleet",
+            _MODULE,
+            setup=_setup(settings, watched),
+            feed=None,
+            answer=self._answer,
+        )
+
+    @property
+    def fault(self) -> str | None:
+        """What is wrong with its process, or with what is desired."""
+        found = self._child.fault
+        if found is None and self.fleet.state in _IS_WRONG:
+            found = f"desired state {self.fleet.state}: {self.fleet.reason}"
+        return None if found is None else f"fleet: {found}"
+
+    @property
+    def pid(self) -> int | None:
+        """The process id; `None` while there is none."""
+        return self._child.pid
+
+    def __enter__(self) -> Self:
+        self._child.__enter__()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._child.__exit__()
+
+    def _answer(self, question: str, values: dict[str, Any]) -> Answer:
+        requests = self._watched.requests
+        match question:
+            case "now":
+                return in_force(self._watched.status()), ()
+            case "tell":
+                self.fleet = _STATUS.validate_python(values["status"])
+                return None, ()
+            case "promotion" | "promotion_status" if requests is not None:
+                try:
+                    return getattr(requests, question)(**values), ()
+                except RequestError as error:
+                    raise RefusedError(str(error)) from None
+        raise RefusedError("the bundle of this run cannot change")
+
+
+def in_force(status: Status) -> Mapping[str, object]:
+    """What inspects now, and how the parts of this epoch have ended."""
+    counts = sum((Counter(each.counts) for each in status.cameras.values()), Counter[State]())
+    return {
+        "bundle_id": status.bundle_id,
+        "ends": {
+            "epoch": status.epoch,
+            "ended": status.ended,
+            "ng": counts[State.NG],
+            "errors": sum(counts[state] for state in _NO_VERDICT),
+        },
+    }
+
+
+def _setup(settings: FleetSettings, watched: Watched) -> Mapping[str, object]:
+    config = watched.config
+    option, key = "fleet.key", settings.key
+    if key is None:
+        option, key = "bundle.require_signature", config.bundle.require_signature
+    if key is None:
+        remedy = "is not named; an agent of a fleet obeys only who holds its private key"
+        raise ConfigurationError("fleet.key", None, remedy)
+    require_public_key(key, option)
+    if watched.config_file is None:
+        remedy = "is read from no file, which the fleet needs to try a bundle with"
+        raise ConfigurationError("--config", None, remedy)
+    beside = config.ledger.path.parent
+    return {
+        "settings": asdict(settings),
+        "password": password_of(settings.registry),
+        "option": option,
+        "key": key,
+        "agent_id": config.agent.id,
+        "folder": settings.folder or beside / "fleet",
+        "labelled": settings.labelled or beside / "page" / "labelled",
+        "bundle": config.bundle.path,
+        "backend": config.bundle.backend,
+        "precision": config.bundle.precision,
+        "evidence": config.evidence.folder,
+        "config_file": watched.config_file,
+    }
