@@ -50,6 +50,8 @@ class Serving:
         self._status: dict[str, Any] = {}
         self._events: deque[Event] = deque(maxlen=_ROOM)
         self._why: str | None = None
+        self._loop: asyncio.AbstractEventLoop | None = None
+        self._news = asyncio.Event()
 
     def run(self) -> None:
         """Serve; ends the process when the agent has gone."""
@@ -63,6 +65,7 @@ class Serving:
                 said, _ = self._agent.pulse("status", why=self._why)
                 assert isinstance(said, dict)
                 self._status = said
+                self._wake()
                 threading.Event().wait(_PULSE_S)
         except ConnectionError:
             os._exit(0)  # the agent has gone; nothing here is kept
@@ -71,6 +74,12 @@ class Serving:
     def _follow(self) -> None:
         for event in follow(self._agent.feed):
             self._events.append(event)
+            self._wake()
+
+    def _wake(self) -> None:
+        """There is something new for the loop."""
+        if self._loop is not None:
+            self._loop.call_soon_threadsafe(self._news.set)
 
     async def _serve(self) -> None:
         setup = self._agent.setup
@@ -81,12 +90,18 @@ class Serving:
         self._why, self._turned = None, monotonic() + _START_S
         server = VisionServer(identity, setup, self._asked)
         async with server:
+            self._loop, shown = asyncio.get_running_loop(), None
             while True:
                 self._turned = monotonic()
-                await server.show(self._status)
+                if shown is not self._status:
+                    shown = self._status
+                    await server.show(shown)
                 for _ in range(min(len(self._events), 100)):
                     await server.tell(self._events.popleft())
-                await asyncio.sleep(0.0 if self._events else 0.02)
+                    await asyncio.sleep(0.0)
+                if not self._events:
+                    await self._news.wait()
+                    self._news.clear()
 
     async def _asked(self, question: str, **values: object) -> Any:
         """Ask the agent without holding up the loop; raises `RefusedError` or `ConnectionError`."""

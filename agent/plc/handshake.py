@@ -19,7 +19,7 @@ that was open in it is forgotten, in one step. An agent that has just started do
 it has been in the session that it finds: it says 0 until the PLC, which sees that, takes another.
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
 from enum import Enum, auto
 from typing import Final
@@ -117,6 +117,8 @@ class Handshake:
     _open: list[_Part] = field(default_factory=list)
     _given_up: dict[int, float] = field(default_factory=dict)
     """Parts whose result the PLC no longer waits for, with their time."""
+    _told_of: tuple[object, ...] = ()
+    _told: AgentBlock = field(default_factory=AgentBlock)
     _tokens: int = 0
     _taken: int = 0
     _missed: int = 0
@@ -167,16 +169,23 @@ class Handshake:
         return []
 
     def block(self, now: float) -> AgentBlock:
-        """What the PLC is to read now."""
+        """What the PLC is to read now; the same object as long as nothing changes."""
         held = self._held
         condition = self.condition(now)
+        state = (
+            *(int(now / BEAT_S) & LARGEST, condition, held, self._trigger, self._shown),
+            *(self._session, self._taken, self._missed, len(self._open), self._laid),
+        )
+        if state == self._told_of:
+            return self._told
         is_valid = self._shown is _Shown.VALID
-        return replace(
+        self._told_of = state
+        self._told = replace(
             self._laid,
-            heartbeat=int(now / BEAT_S) & LARGEST,
+            heartbeat=state[0],
             ready=condition is Condition.READY,
             trigger_ack=self._trigger is _Trigger.TAKEN,
-            busy=any(part.result is None for part in self._open),
+            busy=held < len(self._open),
             results_valid=is_valid,
             ok=is_valid and self._laid.ok,
             ng=is_valid and self._laid.ng,
@@ -190,18 +199,20 @@ class Handshake:
             taken=self._taken & LARGEST,
             missed=self._missed & LARGEST,
         )
+        return self._told
 
     def condition(self, now: float) -> Condition:
         """Whether a trigger would be taken now, and why not."""
-        conditions: tuple[tuple[Condition, Callable[[], bool]], ...] = (
-            (Condition.NO_SESSION, lambda: not self._session),
-            (Condition.NO_HEARTBEAT, lambda: not self.is_alive(now)),
-            (Condition.DISABLED, lambda: not self._plc.trigger_enable),
-            (Condition.OVERRUN, lambda: self._held >= MOST_HELD or len(self._open) >= MOST_OPEN),
-        )
-        if self.unready is not None and self._session:
+        if not self._session:
+            return Condition.NO_SESSION
+        if self.unready is not None:
             return self.unready
-        return next((name for name, holds in conditions if holds()), Condition.READY)
+        if not self.is_alive(now):
+            return Condition.NO_HEARTBEAT
+        if not self._plc.trigger_enable:
+            return Condition.DISABLED
+        is_full = self._held >= MOST_HELD or len(self._open) >= MOST_OPEN
+        return Condition.OVERRUN if is_full else Condition.READY
 
     def is_alive(self, now: float) -> bool:
         """Whether the PLC's heartbeat has changed lately."""

@@ -12,7 +12,7 @@ import socket
 import threading
 from collections.abc import Collection, Sequence
 from contextlib import suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from time import monotonic
 from typing import Final, Self
 
@@ -93,6 +93,7 @@ class ModbusServer:
         self._allowed = [ipaddress.ip_network(each, strict=False) for each in allowed]
         self._agent_at, self._plc_at = agent_at, plc_at
         self._words = plc_registers(PlcBlock())
+        self._heard, self._heard_words = PlcBlock(), self._words[1:]
         self._shown = AgentBlock(), agent_registers(AgentBlock())
         self._peers: dict[socket.socket, _Peer] = {}
         self._writer: _Peer | None = None
@@ -135,7 +136,7 @@ class ModbusServer:
             block = self._exchange.block()
             if first <= FLAGS < first + count and self._speaking is self._writer:
                 self._exchange.seen(block)
-            if block != self._shown[0]:
+            if block is not self._shown[0]:
                 self._shown = block, agent_registers(block)
             return self._shown[1][first : first + count]
         first = self._place(start, count)
@@ -150,7 +151,12 @@ class ModbusServer:
             self._writer = self._speaking
             self._exchange.fails(None)
         self._words[first : first + len(values)] = values
-        self._exchange.heard(plc_block(self._words))
+        # In most scans only the heartbeat is new.
+        if self._words[1:] == self._heard_words:
+            self._heard = replace(self._heard, heartbeat=self._words[0])
+        else:
+            self._heard, self._heard_words = plc_block(self._words), self._words[1:]
+        self._exchange.heard(self._heard)
 
     def _place(self, start: int, count: int) -> int:
         first = start - self._plc_at
