@@ -369,7 +369,7 @@ def follow(
                 return
             is_behind = events is None or bool(events)
             if is_behind:
-                stop.wait(_RETRY_S if events is None else min(_REST * took_s, _REST_MAX_S))
+                stop.wait(_RETRY_S if events is None else rest_s(took_s))
             continue
         item = reader.next(0.25)
         if item is None and reader.is_closed:
@@ -379,6 +379,11 @@ def follow(
         elif item is not None and item.position > position:
             after, position = cursor(item), item.position
             yield item
+
+
+def rest_s(took_s: float) -> float:
+    """How long who catches up rests after a question that took so long."""
+    return min(_REST * took_s, _REST_MAX_S)
 
 
 def cursor(event: Event) -> Cursor:

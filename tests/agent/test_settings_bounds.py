@@ -155,7 +155,7 @@ def loaded(folder: Path, config: dict[str, Any]) -> Config | str:
     except ConfigurationError as error:
         message = str(error)
     assert "\n" not in message
-    assert "secret" not in message
+    assert "secret" not in message.replace("secret_key_", "")  # what S3 calls it
     return message
 
 

@@ -1,0 +1,58 @@
+"""An S3 service on the loopback interface, and one that is away."""
+
+import boto3
+from moto.server import ThreadedMotoServer
+
+from tests.ports import free_port
+
+KEYS = {"aws_access_key_id": "a-key", "aws_secret_access_key": "a-secret"}
+
+
+class S3:
+    """moto's server with a bucket; a context manager that may be away for a while."""
+
+    bucket = "plant"
+
+    def __init__(self):
+        self.port = free_port()
+        self._server = None
+
+    @property
+    def endpoint(self):
+        return f"http://127.0.0.1:{self.port}"
+
+    def __enter__(self):
+        self.start()
+        self.client = boto3.client(
+            "s3", endpoint_url=self.endpoint, region_name="us-east-1", **KEYS
+        )
+        self.client.create_bucket(Bucket=self.bucket)
+        return self
+
+    def __exit__(self, *_):
+        if self._server is not None:
+            self.stop()
+        self.client.close()
+
+    def start(self):
+        """Answer; what was there is there still."""
+        self._server = ThreadedMotoServer(ip_address="127.0.0.1", port=self.port, verbose=False)
+        self._server.start()
+
+    def stop(self):
+        """Nobody listens any more."""
+        self._server.stop()
+        self._server = None
+
+    def names(self, prefix=""):
+        found = self.client.list_objects_v2(Bucket=self.bucket, Prefix=prefix)
+        return [each["Key"] for each in found.get("Contents", ())]
+
+    def get(self, name):
+        return self.client.get_object(Bucket=self.bucket, Key=name)["Body"].read()
+
+    def fetch(self, folder, prefix="parts/"):
+        """Copy objects into a folder, under their names."""
+        for name in self.names(prefix):
+            (folder / name).parent.mkdir(parents=True, exist_ok=True)
+            (folder / name).write_bytes(self.get(name))
