@@ -5,10 +5,9 @@ Imports nothing but Python's own before the child of `agent run` has been starte
 
 import importlib
 import sys
-from collections.abc import Callable
 from contextlib import nullcontext
 from io import TextIOWrapper
-from typing import Final, NoReturn
+from typing import Any, Final, NoReturn
 
 from agent.inference.start import StartingChild
 from engine.errors import (
@@ -42,10 +41,11 @@ COMMANDS: Final = (
     "rollback",
     "trigger",
     "product",
+    "fleet",
     "sign",
     "verify",
 )
-"""Each names the module `agent.commands.<name>` and the function `<name>` in it."""
+"""Each names the module `agent.commands.<name>` and what is called `<name>` in it."""
 _INTERRUPTED: Final = 130
 """The exit code of what Ctrl-C ended, 128 and the signal's number."""
 
@@ -87,7 +87,11 @@ def _invoke(child: StartingChild | None) -> int:
     app.callback()(lambda: None)  # one command alone would not be named on the command line
     asked = sys.argv[1:2]
     for name in asked if asked and asked[0] in COMMANDS else COMMANDS:
-        app.command(name)(_command(name))
+        found = _command(name)
+        if isinstance(found, typer.Typer):
+            app.add_typer(found, name=name)
+        else:
+            app.command(name)(found)
     try:
         code = app(sys.argv[1:] or ["--help"], standalone_mode=False, obj=child)
     except typer.exceptions.TyperException as error:
@@ -99,11 +103,9 @@ def _invoke(child: StartingChild | None) -> int:
     return code if isinstance(code, int) else 0
 
 
-def _command(name: str) -> Callable[..., object]:
-    function: Callable[..., object] = getattr(
-        importlib.import_module(f"agent.commands.{name}"), name
-    )
-    return function
+def _command(name: str) -> Any:
+    """The function of a command, or the `Typer` of one that has commands of its own."""
+    return getattr(importlib.import_module(f"agent.commands.{name}"), name)
 
 
 def _fail(message: str, *, code: int) -> NoReturn:

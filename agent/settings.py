@@ -237,9 +237,9 @@ def load_config(path: Path) -> Config:
     _check_names(config, written)
     _check_products(config, written)
     _check_sources(config, written)
-    anchored: Config = _anchored(config, path.parent)
-    _check_places(anchored, written)
-    return anchored
+    placed: Config = anchored(config, path.parent)
+    _check_places(placed, written)
+    return placed
 
 
 def _with_bundle(written: Written) -> dict[str, Any]:
@@ -377,17 +377,15 @@ def _written_to(config: Config) -> Iterator[tuple[tuple[str | int, ...], Path]]:
             yield ("services", index, key), place
 
 
-def _anchored(value: Any, folder: Path) -> Any:
+def anchored(value: Any, folder: Path) -> Any:
     """`value` with every relative path in it put below `folder`."""
     if isinstance(value, Path):
         return folder / value
     if isinstance(value, tuple):
-        return tuple(_anchored(each, folder) for each in value)
+        return tuple(anchored(each, folder) for each in value)
     if dataclasses.is_dataclass(value) and not isinstance(value, type):
         return dataclasses.replace(
             value,
-            **{
-                f.name: _anchored(getattr(value, f.name), folder) for f in dataclasses.fields(value)
-            },
+            **{f.name: anchored(getattr(value, f.name), folder) for f in dataclasses.fields(value)},
         )
     return value

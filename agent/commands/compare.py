@@ -16,7 +16,8 @@ def compare(
     threshold: Annotated[float | None, typer.Option(help="Another threshold.")] = None,
     days: Annotated[float, typer.Option(min=0.01, max=36_500, help="How far back, in days.")] = 7.0,
     newest: Annotated[
-        int | None, typer.Option(min=1, help="Judge so many frames, the newest ones.")
+        int | None,
+        typer.Option(min=1, help="Judge at most this number of frames, the newest ones."),
     ] = None,
     report: Annotated[Path, typer.Option(help="The page with pictures.")] = Path(
         "runs/comparison.html"

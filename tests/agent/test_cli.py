@@ -7,6 +7,7 @@ import sys
 from pathlib import Path
 
 import pytest
+import typer
 from PIL import Image
 
 from agent import cli
@@ -35,13 +36,24 @@ def test_help_lists_every_command(called):
         assert name in out
 
 
-@pytest.mark.parametrize("name", cli.COMMANDS)
-def test_every_command_explains_itself_with_an_example_and_speaks_json(called, name):
-    code, out, _ = called(name, "--help")
+def functions():
+    """Each command's function; `agent fleet` has commands of its own."""
+    for name in cli.COMMANDS:
+        found = cli._command(name)
+        if isinstance(found, typer.Typer):
+            for one in found.registered_commands:
+                yield pytest.param(f"{name} {one.name}", one.callback, id=f"{name} {one.name}")
+        else:
+            yield pytest.param(name, found, id=name)
+
+
+@pytest.mark.parametrize(("name", "function"), list(functions()))
+def test_every_command_explains_itself_with_an_example_and_speaks_json(called, name, function):
+    code, out, _ = called(*name.split(), "--help")
     assert code == 0
     assert f"Example: agent {name}" in " ".join(out.split())
     assert "--json" in out
-    signature = inspect.signature(cli._command(name))
+    signature = inspect.signature(function)
     assert all(p.kind is p.KEYWORD_ONLY for p in signature.parameters.values())
 
 

@@ -1,0 +1,317 @@
+"""`agent fleet`: bundles, desired states and training for many lines."""
+
+import json
+import re
+import sys
+import time
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Final
+
+import typer
+
+from engine.errors import ConfigurationError
+
+if TYPE_CHECKING:
+    from agent.fleet.desired import Desired
+    from agent.fleet.oci import Registry
+    from agent.fleet.plan import FleetPlan
+    from agent.fleet.reports import Report
+    from agent.fleet.rollout import Step
+
+_SPAN: Final = re.compile(r"(\d+)\s*([hdw])")
+_SPANS: Final = {"h": "hours", "d": "days", "w": "weeks"}
+_LISTEN_S: Final = 10.0
+"""Agents say how they are every five seconds, unless their configuration has another time."""
+
+Address = Annotated[
+    str | None, typer.Option("--registry", help="The registry, where fleet.yaml is not there.")
+]
+Plan = Annotated[Path, typer.Option("--fleet", help="The lines, their registry and brokers.")]
+Key = Annotated[Path, typer.Option(help="The Ed25519 private key to sign with, in PEM.")]
+Serial = Annotated[
+    int | None, typer.Option(min=1, help="Higher than all before; default: the time in seconds.")
+]
+Expires = Annotated[str, typer.Option(help="When it expires: 30d, 12h, or a time with its zone.")]
+Calibration = Annotated[
+    str, typer.Option(help="own: set on the line; or the SHA-256 of one in the registry.")
+]
+AsJson = Annotated[bool, typer.Option("--json", help="Print the answer as JSON.")]
+_PLAN: Final = Path("fleet.yaml")
+
+
+def push(
+    *,
+    bundle: Annotated[Path, typer.Argument(help="The bundle, signed.")],
+    with_calibration: Annotated[
+        bool, typer.Option("--calibration", help="Its calibration too, for the line it is of.")
+    ] = False,
+    registry: Address = None,
+    fleet: Plan = _PLAN,
+    as_json: AsJson = False,
+) -> None:
+    """Put a signed bundle into the registry; no line takes it until it is desired.
+
+    Example: agent fleet push runs/bottle --registry https://registry.plant.example/atac
+    """
+    from agent.fleet.bundles import push_bundle, push_calibration
+    from calibration.record import read_calibration
+    from engine.bundle import CALIBRATION, open_bundle
+
+    client, plan = _registry(registry, fleet)
+    opened = open_bundle(bundle, signed_by=None if plan is None else plan.key, option="key")
+    answer = {"bundle_id": push_bundle(client, opened), "calibration_id": None}
+    if with_calibration:
+        record = read_calibration(opened)
+        push_calibration(client, (bundle / CALIBRATION).read_bytes(), record.id)
+        answer["calibration_id"] = record.id
+    said = "\n".join(f"{name.removesuffix('_id')} {one}" for name, one in answer.items() if one)
+    typer.echo(json.dumps(answer, indent=2) if as_json else said)
+
+
+def desired(
+    *,
+    line: Annotated[str, typer.Argument(help="The id of the line's agent.")],
+    bundle: Annotated[str, typer.Option(help="The SHA-256 of the bundle, as push says it.")],
+    key: Key,
+    calibration: Calibration = "own",
+    serial: Serial = None,
+    expires: Expires = "30d",
+    registry: Address = None,
+    fleet: Plan = _PLAN,
+    as_json: AsJson = False,
+) -> None:
+    """Say which bundle a line should inspect with; its agent takes it at its next look.
+
+    Example: agent fleet desired line-3 --bundle 4f0c… --expires 30d --key signing.pem
+    """
+    from agent.fleet.desired import publish, repository_of
+
+    client, _ = _registry(registry, fleet)
+    state = _state(line, bundle, calibration, serial, expires)
+    publish(client, repository_of(line), state, key)
+    answer = {"agent": line, "serial": state.serial, "bundle": bundle, "expires": state.expires}
+    said = f"{line} should inspect with {bundle[:12]} (serial {state.serial}) until {state.expires}"
+    typer.echo(json.dumps(answer, indent=2) if as_json else said)
+
+
+def stop(
+    *,
+    key: Key,
+    why: Annotated[str, typer.Option(help="The reason; every line shows it.")] = "",
+    lift: Annotated[bool, typer.Option("--lift", help="Let the fleet go on.")] = False,
+    serial: Serial = None,
+    registry: Address = None,
+    fleet: Plan = _PLAN,
+    as_json: AsJson = False,
+) -> None:
+    """Stop the whole fleet: from their next look on, lines take no other bundle.
+
+    Example: agent fleet stop --key signing.pem --why "wrong pictures in the training"
+
+    A line that has taken one keeps it; desire the old one to bring that back.
+    """
+    from agent.fleet.desired import STOP, Stop, publish
+
+    client, _ = _registry(registry, fleet)
+    state = Stop(serial=serial or int(time.time()), is_stopped=not lift, why=why)
+    publish(client, STOP, state, key)
+    answer = {"stopped": state.is_stopped, "serial": state.serial, "why": why}
+    said = "the fleet goes on" if lift else "the fleet is stopped; agent fleet stop --lift ends it"
+    typer.echo(json.dumps(answer, indent=2) if as_json else said)
+
+
+def status(
+    *,
+    fleet: Plan = _PLAN,
+    listen: Annotated[
+        float, typer.Option(min=0.1, max=3600, help="How long to wait for lines, in seconds.")
+    ] = _LISTEN_S,
+    as_json: AsJson = False,
+) -> None:
+    """Say what each line inspects with and what became of its desired state; the worst first.
+
+    Example: agent fleet status --fleet fleet.yaml
+    """
+    from dataclasses import asdict
+
+    from agent.fleet.plan import load_plan
+    from agent.fleet.reports import heard
+
+    plan = load_plan(fleet)
+    found = heard(plan, plan.lines, within_s=listen)
+    if as_json:
+        known = {line: found.get(line) for line in plan.lines}
+        typer.echo(json.dumps({line: one and asdict(one) for line, one in known.items()}, indent=2))
+        return
+    for line in sorted(plan.lines, key=lambda line: _urgency(found.get(line))):
+        typer.echo(_row(line, found.get(line)))
+    typer.echo(f"{len(found)} of {len(plan.lines)} lines have answered")
+
+
+def roll_out(
+    *,
+    bundle: Annotated[str, typer.Argument(help="The SHA-256 of the bundle, as push says it.")],
+    key: Key,
+    fleet: Plan = _PLAN,
+    expires: Expires = "30d",
+    listen: Annotated[
+        float, typer.Option(min=0.1, max=3600, help="How long to wait for lines, in seconds.")
+    ] = _LISTEN_S,
+    once: Annotated[
+        bool, typer.Option("--once", help="Do what can be done now, and do not wait.")
+    ] = False,
+    as_json: AsJson = False,
+) -> None:
+    """Bring a bundle to all lines of fleet.yaml: to the first, to 1 %, to 10 %, to all.
+
+    Example: agent fleet roll-out 4f0c… --fleet fleet.yaml --key signing.pem
+
+    It goes on as long as the lines that have the bundle say that it is in force, with few other
+    verdicts and the promise asked for, and ends with exit code 1 where they do not. Ctrl-C leaves
+    everything as it is; the same command goes on from there.
+    """
+    from agent.fleet.desired import publish, repository_of
+    from agent.fleet.oci import Registry
+    from agent.fleet.plan import load_plan
+    from agent.fleet.reports import heard
+    from agent.fleet.rollout import RollOut
+
+    plan = load_plan(fleet)
+    if not plan.brokers:
+        raise ConfigurationError("brokers", None, "is missing: nobody could say how lines are")
+    registry = Registry.of(plan.registry)
+    _require_pushed(registry, _state(plan.lines[0], bundle, "own", None, expires).bundle)
+
+    def publish_for(line: str) -> int:
+        state = _state(line, bundle, "own", None, expires)
+        publish(registry, repository_of(line), state, key)
+        return state.serial
+
+    going = RollOut(
+        plan,
+        bundle,
+        registry,
+        publish=publish_for,
+        heard=lambda lines: heard(plan, lines, within_s=listen),
+        now=lambda: datetime.now(UTC),
+    )
+    while True:
+        step = going.step()
+        if not as_json:
+            typer.echo(_told(step, plan, bundle), err=step.kind in {"publish", "wait"})
+        if step.kind in {"stop", "done"} or (once and step.kind == "wait"):
+            break
+        if step.kind == "wait":
+            time.sleep(plan.roll_out.ask_every_s)
+    if as_json:
+        answer = {"step": step.kind, "ring": step.ring, "lines": step.lines, "why": step.why}
+        typer.echo(json.dumps(answer, indent=2))
+    if step.kind == "stop":
+        sys.exit(1)
+
+
+def _told(step: "Step", plan: "FleetPlan", bundle: str) -> str:
+    """A step of a roll-out for people."""
+    ring = f"ring {step.ring} of {len(plan.rings)}"
+    match step.kind:
+        case "publish":
+            return f"{ring}: {len(step.lines)} lines should take {bundle[:12]}"
+        case "wait":
+            return f"{ring}: waiting for {len(step.lines)} lines, such as {step.lines[0]}"
+        case "stop":
+            return f"{ring}: stopped: {step.why}"
+        case _:
+            return f"all {len(plan.lines)} lines have {bundle[:12]}, as far as is asked for"
+
+
+def _require_pushed(registry: "Registry", bundle: str) -> None:
+    from agent.fleet.bundles import BUNDLES
+
+    if registry.head(BUNDLES, bundle) is None:
+        remedy = "is not in the registry; push it with: agent fleet push"
+        raise ConfigurationError("bundle", bundle, remedy)
+
+
+def _registry(address: str | None, fleet: Path) -> "tuple[Registry, FleetPlan | None]":
+    from pydantic import ValidationError
+
+    from agent.fleet.oci import Registry
+    from agent.fleet.plan import load_plan
+    from agent.fleet.settings import RegistrySettings
+
+    if address is None:
+        plan = load_plan(fleet)
+        return Registry.of(plan.registry), plan
+    try:
+        return Registry.of(RegistrySettings(address=address)), None
+    except ValidationError as error:
+        remedy = error.errors()[0]["msg"].removeprefix("Value error, ")
+        raise ConfigurationError("--registry", address, remedy) from None
+
+
+def _state(line: str, bundle: str, calibration: str, serial: int | None, expires: str) -> "Desired":
+    from pydantic import ValidationError
+
+    from agent.fleet.desired import Desired
+
+    try:
+        return Desired(
+            agent=line,
+            serial=serial or int(time.time()),
+            bundle=bundle,
+            calibration=calibration,
+            expires=_moment(expires),
+        )
+    except ValidationError as error:
+        first = error.errors()[0]
+        name = str(first["loc"][0])
+        option = "line" if name == "agent" else f"--{name}"
+        raise ConfigurationError(
+            option, first["input"], first["msg"].removeprefix("Value error, ")
+        ) from None
+
+
+def _moment(text: str) -> str:
+    """The time that `30d` or a time means."""
+    span = _SPAN.fullmatch(text.strip())
+    if span is None:
+        return text
+    try:
+        until = datetime.now(UTC) + timedelta(**{_SPANS[span[2]]: int(span[1])})
+    except OverflowError:
+        raise ConfigurationError("--expires", text, "is too far away") from None
+    return until.isoformat(timespec="seconds")
+
+
+def _urgency(report: "Report | None") -> tuple[int, str]:
+    if report is None:
+        return 0, ""
+    if report.state in {"refused", "rolled back"}:
+        return 1, report.agent
+    return (2 if report.is_degraded else 3), report.agent
+
+
+def _row(line: str, report: "Report | None") -> str:
+    if report is None:
+        return f"{line:<20} silent"
+    bundle = (report.bundle_id or "no bundle")[:12]
+    state = report.state or "in no fleet"
+    parts = [f"{line:<20} {state:<12} {bundle:<12}"]
+    if report.serial is not None:
+        parts.append(f"serial {report.serial}")
+    if report.judged:
+        parts.append(f"{report.changed_verdicts} of {report.judged} verdicts changed")
+    if report.max_false_reject is not None:
+        parts.append(f"promise {100 * report.max_false_reject:.3g} %")
+    if report.reason:
+        parts.append(report.reason)
+    return "  ".join(parts)
+
+
+fleet: Final = typer.Typer(help="Roll bundles out to many lines, and train models for them.")
+fleet.command("push")(push)
+fleet.command("desired")(desired)
+fleet.command("status")(status)
+fleet.command("stop")(stop)
+fleet.command("roll-out")(roll_out)

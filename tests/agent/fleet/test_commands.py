@@ -1,0 +1,170 @@
+"""`agent fleet`: from a bundle to lines that have it, with a real registry and a real broker."""
+
+import json
+import subprocess
+import sys
+from dataclasses import replace
+from datetime import UTC, datetime
+
+import pytest
+
+from agent.commands.fleet import desired, push, roll_out, status, stop
+from agent.fleet.desired import STOP, Desired, Stop, current, repository_of
+from agent.mqtt.link import Link
+from agent.sinks.mqtt.messages import Topics, health
+from agent.station.status import FleetStatus, Promise, SinkStatus
+from engine.bundle import replace_file
+from engine.errors import BundleError, ConfigurationError, RegistryError
+from engine.signature import SIGNATURE, sign
+from tests.agent.statuses import status as agent_status
+from tests.calibrations import calibrated
+from tests.registry import RealRegistry
+from tests.tiny_bundle import tiny_bundle
+
+LINES = [f"line-{number}" for number in range(4)]
+
+
+class Plant:
+    """Engineers with a key, a registry and a broker, and lines that say how they are."""
+
+    def __init__(self, registry, keys, broker, folder):
+        self.registry, self.keys, self.broker = registry, keys, broker
+        self.client = registry.client()
+        self.plan = folder / "fleet.yaml"
+        self.plan.write_text(
+            f"registry: {{address: '{registry.settings.address}'}}\nkey: {keys.public}\n"
+            f"lines: [{', '.join(LINES)}]\n"
+            f"brokers: [{{host: {broker.host}, port: {broker.port}}}]\n"
+        )
+        self.bundle = tiny_bundle(folder / "bundle", gain=55.0)
+
+    def sign(self):
+        signature = sign(self.bundle.read("manifest.json"), self.keys.private)
+        replace_file(self.bundle.path / SIGNATURE, signature)
+
+    def desired(self, line):
+        found = current(self.client, repository_of(line), Desired, self.keys.public, option="--key")
+        return None if found is None else found[0]
+
+    def report(self, line, state="in force", **changes):
+        """The line says how it is, with the bundle that is desired."""
+        wanted = self.desired(line)
+        promise = Promise(
+            max_false_reject=0.01,
+            confidence=0.95,
+            is_proved=True,
+            calibrated_at=datetime.now(UTC).isoformat(),
+        )
+        said = FleetStatus(state=state, serial=wanted.serial, bundle=wanted.bundle, promise=promise)
+        now = agent_status(
+            agent_id=line,
+            bundle_id=wanted.bundle,
+            sinks={"mqtt": SinkStatus(is_connected=True)},
+            fleet=replace(said, **changes),
+        )
+        message = replace(health(Topics(agent_id=line), "mqtt", now), retain=True)
+        with Link(self.broker.settings, f"agent-{line}") as link:
+            link.publish(message)
+            link.acknowledged(5.0)
+
+    def rolled(self, capsys, **options):
+        """One look of a roll-out."""
+        capsys.readouterr()
+        code = 0
+        try:
+            roll_out(
+                bundle=self.bundle.id,
+                key=self.keys.private,
+                fleet=self.plan,
+                listen=0.3,
+                once=True,
+                as_json=True,
+                **options,
+            )
+        except SystemExit as end:
+            code = end.code
+        return code, json.loads(capsys.readouterr().out)
+
+
+@pytest.fixture
+def plant(keys, broker, tmp_path):
+    with RealRegistry(tmp_path / "registry") as registry:
+        yield Plant(registry, keys, broker, tmp_path)
+
+
+@pytest.mark.broker
+def test_a_bundle_goes_from_ring_to_ring(plant, capsys):
+    with pytest.raises(BundleError, match="sign"):
+        push(bundle=plant.bundle.path, fleet=plant.plan)
+    plant.sign()
+    with pytest.raises(ConfigurationError, match="is not in the registry; push it"):
+        plant.rolled(capsys)
+    calibrated(plant.bundle, 3.0)
+    push(bundle=plant.bundle.path, fleet=plant.plan, with_calibration=True, as_json=True)
+    assert json.loads(capsys.readouterr().out)["bundle_id"] == plant.bundle.id
+    code, told = plant.rolled(capsys)
+    assert (code, told["step"], told["lines"]) == (0, "wait", ["line-0"])
+    assert [plant.desired(line) is not None for line in LINES] == [True, False, False, False]
+    plant.report("line-0")
+    code, told = plant.rolled(capsys)
+    assert (code, told["step"], told["ring"], told["lines"]) == (0, "wait", 2, LINES[1:])
+    for line in LINES[1:3]:
+        plant.report(line)
+    plant.report("line-3", "rolled back", reason="23 of 40 parts were NG")
+    code, told = plant.rolled(capsys)
+    assert (code, told["step"]) == (1, "stop")
+    assert told["why"] == "line-3: rolled back: 23 of 40 parts were NG"
+    plant.report("line-3")
+    assert plant.rolled(capsys)[1]["step"] == "done"
+    status(fleet=plant.plan, listen=0.3)
+    assert "4 of 4 lines have answered" in capsys.readouterr().out
+    stop(key=plant.keys.private, why="a test", fleet=plant.plan)
+    assert "the fleet is stopped" in capsys.readouterr().out
+    code, told = plant.rolled(capsys)
+    assert (code, told["why"]) == (1, "the fleet is stopped: a test")
+    stop(key=plant.keys.private, lift=True, serial=2**40, fleet=plant.plan)
+    found, _ = current(plant.client, STOP, Stop, plant.keys.public, option="--key")
+    assert not found.is_stopped
+
+
+def test_one_line_gets_a_desired_state(session_registry, keys, capsys):
+    address = session_registry.settings.address
+    options = {"line": "Line 7 (Süd)", "key": keys.private, "registry": address}
+    desired(**options, bundle="a" * 64, serial=12, expires="2w", as_json=True)
+    answer = json.loads(capsys.readouterr().out)
+    found, _ = current(
+        session_registry.client(),
+        repository_of("Line 7 (Süd)"),
+        Desired,
+        keys.public,
+        option="--key",
+    )
+    assert (found.agent, found.serial, found.expires) == ("Line 7 (Süd)", 12, answer["expires"])
+    for wrong, said in [
+        ({"bundle": "bottle"}, "--bundle: 'bottle'"),
+        ({"bundle": "a" * 64, "expires": "soon"}, "--expires: 'soon': should be a time"),
+        ({"bundle": "a" * 64, "calibration": "mine"}, "--calibration: 'mine'"),
+        ({"bundle": "a" * 64, "line": "a/b\n"}, "line"),
+        ({"bundle": "a" * 64, "registry": "registry"}, "--registry: 'registry': should be"),
+        ({"bundle": "a" * 64, "key": keys.public}, "holds no Ed25519 private key"),
+    ]:
+        with pytest.raises(ConfigurationError, match=said) as refused:
+            desired(**{**options, **wrong})
+        assert "\n" not in str(refused.value)
+    with pytest.raises(RegistryError, match="cannot be reached"):
+        desired(**{**options, "bundle": "a" * 64, "registry": "http://127.0.0.1:1/atac"})
+
+
+def test_what_is_wrong_is_one_line_on_the_command_line(tmp_path):
+    code = "from agent.cli import main; main()"
+    missing = str(tmp_path / "fleet.yaml")
+    done = subprocess.run(
+        [sys.executable, "-c", code, "fleet", "status", "--fleet", missing],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert (done.returncode, done.stdout) == (2, "")
+    assert done.stderr == (
+        f"agent: --fleet: '{missing}': there is no such file; name one with --fleet\n"
+    )
