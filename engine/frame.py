@@ -1,7 +1,8 @@
 """The things that travel through the rooms: a frame, a box in it, and what inspection found."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 import numpy.typing as npt
@@ -101,11 +102,27 @@ class Pass:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class FoundRegion:
-    """A region of a frame by its name, the `box` that holds it, and its score."""
+    """A region of a frame by its name, the `box` that holds it, and its score.
+
+    `corners` are those of a region that is turned, in order; empty: those of the box.
+    """
 
     name: str
     box: Box
     score: float
+    corners: tuple[tuple[float, float], ...] = ()
+
+    @classmethod
+    def told(cls, said: Mapping[str, Any]) -> "FoundRegion":
+        """What `dataclasses.asdict` has made of one, also by way of JSON."""
+        corners = tuple((float(x), float(y)) for x, y in said["corners"])
+        return cls(name=said["name"], box=Box(**said["box"]), score=said["score"], corners=corners)
+
+    def scaled(self, *, of: Box, to: Box) -> "FoundRegion":
+        """The same in an image `to` that shows the frame `of` at another size."""
+        across, down = to.width / of.width, to.height / of.height
+        corners = tuple((x * across, y * down) for x, y in self.corners)
+        return replace(self, box=self.box.scaled(of=of, to=to), corners=corners)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -157,5 +174,5 @@ class Inspection:
     def scaled(self, *, of: Box, to: Box) -> "Inspection":
         """The same with the boxes of image `to`, which shows the frame `of` at another size."""
         passes = (replace(each, box=each.box.scaled(of=of, to=to)) for each in self.passes)
-        regions = (replace(each, box=each.box.scaled(of=of, to=to)) for each in self.regions)
+        regions = (each.scaled(of=of, to=to) for each in self.regions)
         return replace(self, passes=tuple(passes), regions=tuple(regions))

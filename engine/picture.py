@@ -177,7 +177,13 @@ def _boxed(
 ) -> Pixels:
     """`picture`, which shows the frame `pixels`, with its regions and pass 2's box drawn in."""
     for region in inspection.regions:
-        picture = _drawn(picture, pixels, region.box, _BOX_COLOUR, width=1)
+        if region.corners:
+            shown = region.scaled(of=Box.around(pixels), to=Box.around(picture))
+            places = [np.round(np.array(shown.corners)).astype(np.int32)]
+            cv2.polylines(picture, places, True, (0, 0, 0), 3)
+            cv2.polylines(picture, places, True, _BOX_COLOUR, 1)
+        else:
+            picture = _drawn(picture, pixels, region.box, _BOX_COLOUR, width=1)
     return _drawn(picture, pixels, inspection.box, colour) if inspection.zoomed else picture
 
 

@@ -6,6 +6,7 @@ A bundle has its regions from training on. Whatever gives frames to its network 
 training, calibration, evaluation and the line.
 """
 
+import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any, Final
@@ -16,7 +17,16 @@ import numpy.typing as npt
 
 from engine.errors import InspectionError
 from engine.frame import Box, Map, Pixels
-from engine.region_spec import ROUNDING, RegionSpec, RegionsSpec, corners, is_inside
+from engine.outline import motion as outline_motion
+from engine.region_spec import (
+    ROUNDING,
+    Motion,
+    RegionSpec,
+    RegionsSpec,
+    corners,
+    is_inside,
+    moved,
+)
 
 _GREY: Final = 127
 """What an ignored place looks like, to training and line alike."""
@@ -38,6 +48,15 @@ class Cut:
     placement: npt.NDArray[np.float64]
     box: Box
 
+    @property
+    def corners(self) -> tuple[tuple[float, float], ...]:
+        """The corners of a region that is turned, in order; none where its box says it all."""
+        if not self.placement[0, 1]:
+            return ()
+        height, width = self.pixels.shape[:2]
+        places = np.array([(0, 0, 1), (width, 0, 1), (width, height, 1), (0, height, 1)])
+        return tuple((float(x), float(y)) for x, y in places @ self.placement.T)
+
     def in_frame(self, box: Box, frame: Box) -> Box:
         """The smallest box of the frame that holds `box` of this region."""
         return _bounding(self.placement, box, frame)
@@ -52,32 +71,34 @@ class Regions:
 
     def cut(self, pixels: Pixels) -> list[Cut]:
         """All regions of a frame; raises `InspectionError` where it has no place for them."""
-        frame, shift = Box.around(pixels), self._shift(pixels)
+        frame, motion = Box.around(pixels), self._motion(pixels)
         return [
-            _cut(region, pixels, ignored, shift, frame)
+            _cut(region, pixels, ignored, motion, frame)
             for region, ignored in zip(self.spec.regions, self._ignored, strict=True)
         ]
 
-    def _shift(self, pixels: Pixels) -> tuple[int, int]:
+    def _motion(self, pixels: Pixels) -> Motion | None:
+        """How the part has moved; `None`: nobody has looked."""
         height, width = pixels.shape[:2]
         if (width, height) != tuple(self.spec.frame):
             raise InspectionError(
                 f"the frame has {width} × {height} pixels, and the regions of the bundle are for "
                 f"{self.spec.frame[0]} × {self.spec.frame[1]}; set the camera as for training"
             )
-        across, down = 0, 0
-        for edge in self.spec.find:
-            if edge.is_across:
-                across = edge.shift(pixels)
-            else:
-                down = edge.shift(pixels)
+        if self.spec.outline is not None:
+            motion = outline_motion(pixels, self.spec.outline)
+        elif self.spec.find:
+            shifts = {edge.is_across: edge.shift(pixels) for edge in self.spec.find}
+            motion = moved(shifts.get(True, 0), shifts.get(False, 0))
+        else:
+            return None
         for region in self.spec.regions:
-            if not is_inside(region, (across, down), self.spec.frame):
+            if not is_inside(region, motion, self.spec.frame):
                 raise InspectionError(
                     f"region {region.name} is not all in the frame: the part lies "
-                    f"{across} right and {down} down of its place"
+                    f"{_said(motion, self.spec)} its place"
                 )
-        return across, down
+        return motion
 
 
 def over_frame(cuts: "Iterator[tuple[Cut, Map]]", frame: Box) -> Map:
@@ -106,10 +127,10 @@ def _cut(
     region: RegionSpec,
     pixels: Pixels,
     ignored: npt.NDArray[np.bool_] | None,
-    shift: tuple[int, int],
+    motion: Motion | None,
     frame: Box,
 ) -> Cut:
-    placement = region.placement(shift)
+    placement = region.placement(motion)
     found = np.asarray(_turned(pixels, region, placement, cv2.INTER_LINEAR), dtype=np.uint8)
     if ignored is not None:
         found[ignored] = _GREY
@@ -141,7 +162,7 @@ def _turned(
     pixels: Pixels, region: RegionSpec, placement: npt.NDArray[np.float64], interpolation: int
 ) -> npt.NDArray[Any]:
     """The region's pixels in an array of their own."""
-    if not region.rotate:
+    if np.array_equal(placement[:, :2], np.eye(2)):
         left, top = (round(float(place)) for place in placement[:, 2])
         width, height = region.size
         return pixels[top : top + height, left : left + width].copy()
@@ -152,6 +173,15 @@ def _turned(
         flags=interpolation | cv2.WARP_INVERSE_MAP,
         borderMode=cv2.BORDER_REPLICATE,
     )
+
+
+def _said(motion: Motion, spec: RegionsSpec) -> str:
+    """How the part has moved, for people."""
+    x, y = (0.0, 0.0) if spec.outline is None else spec.outline.at
+    across, down = motion @ np.array([x, y, 1.0]) - np.array([x, y])
+    turned = math.degrees(math.atan2(motion[1, 0], motion[0, 0]))
+    turn = f", turned by {turned:.1f}°," if abs(turned) > ROUNDING else ""
+    return f"{across:.0f} right and {down:.0f} down{turn} of"
 
 
 def _between_middles(matrix: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:

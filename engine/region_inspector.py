@@ -51,7 +51,7 @@ class _RegionInspector:
             attention=over_frame(zip(cuts, (one.attention for one in found), strict=True), frame),
             score_map=over_frame(zip(cuts, (one.score_map for one in found), strict=True), frame),
             regions=tuple(
-                FoundRegion(name=cut.name, box=cut.box, score=one.score)
+                FoundRegion(name=cut.name, box=cut.box, score=one.score, corners=cut.corners)
                 for cut, one in zip(cuts, found, strict=True)
             ),
         )

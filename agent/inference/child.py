@@ -389,9 +389,7 @@ class _Connection:
             score_map=score_map.copy(),
             attention_s=answer["attention_s"],
             map_threshold=answer["map_threshold"],
-            regions=tuple(
-                FoundRegion(**each | {"box": Box(**each["box"])}) for each in answer["regions"]
-            ),
+            regions=tuple(FoundRegion.told(each) for each in answer["regions"]),
         )
 
     def _extended_hear(self, within_s: float, pid: int) -> dict[str, Any] | None:

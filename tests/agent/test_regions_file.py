@@ -44,6 +44,57 @@ def test_a_drawn_image_is_ignored_to_the_pixel(file):
     assert np.array_equal(label.ignored, drawn[10:70, 70:110])
 
 
+OUTLINE = "outline: {within: [5, 5, 115, 75], drawn_on: part.png"
+
+
+@pytest.fixture
+def outlined(file):
+    part = np.full((80, 120), 200, np.uint8)
+    part[25:45, 20:70] = 120
+    Image.fromarray(part).save(file.parent / "part.png")
+    file.write_text(FILE.partition("find:")[0] + OUTLINE + ", most_degrees: 10}\n")
+    return file
+
+
+def test_an_outline_is_measured_on_the_image_in_which_regions_were_drawn(outlined):
+    spec = read_regions(outlined).outline
+    assert spec.at == pytest.approx((45, 35))
+    assert spec.size == pytest.approx((50, 20), abs=2)
+    assert (round(spec.angle), spec.most_degrees) == (0, 10)
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "said"),
+    [
+        ("part.png", "nothing.png", r"outline\.drawn_on.*nothing.png"),
+        ("drawn_on: part.png", "drawn_on: part.png, contrast: 100", "not found: nothing in"),
+        ("[5, 5, 115, 75]", "[5, 5, 60, 75]", "reaches beyond the window"),
+        ("[5, 5, 115, 75]", "[5, 5, 125, 75]", r"outline\.within.*in the frame"),
+        ("most_degrees: 10", "most_degree: 10", "did you mean most_degrees"),
+        ("drawn_on: part.png, ", "", r"outline\.drawn_on.*is missing"),
+        (
+            "outline: ",
+            "find: [{edge: left, band: [0, 20, 40, 60], at: 12}]\noutline: ",
+            "remove one",
+        ),
+    ],
+)
+def test_an_outline_that_cannot_be_is_refused_in_one_line(outlined, old, new, said):
+    outlined.write_text(outlined.read_text().replace(old, new))
+    with pytest.raises(ConfigurationError, match=said):
+        read_regions(outlined)
+
+
+def test_a_round_part_has_no_direction(outlined):
+    part = np.full((80, 120), 200, np.uint8)
+    part[25:45, 30:51] = 90
+    Image.fromarray(part).save(outlined.parent / "part.png")
+    with pytest.raises(ConfigurationError, match="too round to have a direction; write turns: fal"):
+        read_regions(outlined)
+    outlined.write_text(outlined.read_text().replace("10}", "10, turns: false}"))
+    assert not read_regions(outlined).outline.turns
+
+
 @pytest.mark.parametrize(
     ("old", "new", "said"),
     [

@@ -187,9 +187,7 @@ def _inspection(said: dict[str, Any], picture: Pixels, maps: bytes) -> Inspectio
         attention=score_map,
         score_map=score_map,
         map_threshold=said["map_threshold"],
-        regions=tuple(
-            FoundRegion(**each | {"box": Box(**each["box"])}) for each in said["regions"]
-        ),
+        regions=tuple(FoundRegion.told(each) for each in said["regions"]),
     )
     return found.scaled(of=whole, to=Box.around(picture))
 
