@@ -5,7 +5,8 @@
 One line inspects the demo's frames in its child process as fast as it can, records every part and
 keeps evidence. In turns it is alone, and has the page beside it, with four viewers of the Line
 screen and somebody who loads a screen every second, all on this machine: A, B, B, A and so on.
-Viewers read events and load what a browser would; their processor time is `viewers_cpu`. `ratio` is
+Viewers read events and load what a browser would, each picture once, as the page lets browsers
+keep them; their processor time is `viewers_cpu`. `ratio` is
 parts a second with the page over without, `p99_ratio` that of the 99 % latency, `between` bounds of
 95 % of 2 000 resamplings of the turns.
 
@@ -82,23 +83,25 @@ seen = set()
 events = socket.create_connection((host, port)); lines = events.makefile("rb")
 events.sendall(f"GET /events HTTP/1.1\\r\\nHost: {host}:{port}\\r\\n\\r\\n".encode())
 for line in lines:
-    if line.startswith(b'data: {"camera"'):
-        told = json.loads(line[6:]); load(f"/live/{told['camera']}.jpg?n={told['n']}")
-    elif b"/picture/" in line:
-        for path in re.findall(rb'src="([^"]+)"', line):
+    if line.startswith(b'data: {"whole"'):
+        news = json.loads(line[6:])
+        paths = [told["picture"] for told in news["frames"]]
+        for path in paths + re.findall(r'src="([^"]+)"', "".join(news["rows"].values())):
             if path not in seen:
-                seen.add(path); load(path.decode())
+                seen.add(path); load(path)
 """
 _RELOADER = """
 import http.client, os, re, sys, time
 os.nice(19)
 loads = http.client.HTTPConnection(sys.argv[1], int(sys.argv[2]))
+seen = set()
 def load(path):
     loads.request("GET", path); return loads.getresponse().read()
 while True:
     for screen in ("/line", "/review"):
         for path in re.findall(rb'<img src="([^"]+)"', load(screen))[:12]:
-            load(path.decode())
+            if path not in seen:
+                seen.add(path); load(path.decode())
         time.sleep(1.0)
 """
 

@@ -3,6 +3,9 @@
     owner thread ── after each commit ──▶ bounded buffer ──▶ thread or child process
           ▲────────── rows after (epoch, sequence), a thumbnail ────────┘
 
+The owner thread offers rows; who reads them makes events of them, a child in its own process. A
+child is sent many rows at once, a few times a second: each frame wakes two threads, which the line
+pays for. The first row after a pause is sent at once.
 A buffer never waits. One that is full drops what comes and says so once it has been read: `Gap`.
 A reader that hears of a gap asks for the rows after the newest part that it has. The owner thread
 serves them between two commits, in the order in which parts were recorded. `follow` does all this.
@@ -20,21 +23,25 @@ from contextlib import suppress
 from dataclasses import dataclass
 from functools import cache
 from select import select
-from time import perf_counter
+from time import monotonic, perf_counter
 from typing import Any, Final, Protocol, Self
 
 from pydantic import TypeAdapter
 
-from agent.record.rows import Event
+from agent.record.rows import Event, event_of
 
 _LOG: Final = logging.getLogger("atac_agent.feed")
 Cursor = tuple[str, int]
 """The epoch and the sequence of the newest part that a reader has; `START` before the first."""
+Row = Mapping[str, Any]
+"""A part as it was recorded, without its thumbnail: what `event_of` takes, and JSON can hold."""
 START: Final[Cursor] = ("", 0)
 ROWS: Final = 500
 """The most rows that one question gets."""
 _ROOM: Final = 1000
 _RETRY_S: Final = 1.0
+_PACE_S: Final = 0.25
+"""Between two times that a child is sent parts."""
 _REST: Final = 20.0
 """A reader that catches up rests this many times as long as its last question took: the line goes
 first, and loses at most a twentieth of its time."""
@@ -80,17 +87,17 @@ class _Buffer:
     def __init__(self, room: int) -> None:
         self._room = room
         self._changed = threading.Condition()
-        self._events: deque[Event] = deque()
+        self._rows: deque[Row] = deque()
         self._gap: Gap | None = None
         self._newest: Cursor = START
         self.is_closed = False
 
-    def offer(self, event: Event) -> None:
+    def offer(self, row: Row) -> None:
         """Keep a part, or that it was dropped."""
         with self._changed:
-            if self._gap is None and len(self._events) < self._room:
-                self._events.append(event)
-                self._newest = cursor(event)
+            if self._gap is None and len(self._rows) < self._room:
+                self._rows.append(row)
+                self._newest = row["epoch"], row["sequence"]
             elif self._gap is None:
                 self._gap = Gap(after=self._newest)
             self._changed.notify_all()
@@ -105,12 +112,21 @@ class _Buffer:
         """What `next` gives."""
         with self._changed:
             self._changed.wait_for(
-                lambda: self._events or self._gap is not None or self.is_closed, timeout_s
+                lambda: self._rows or self._gap is not None or self.is_closed, timeout_s
             )
-            if self._events:
-                return self._events.popleft()
-            gap, self._gap = self._gap, None
-            return gap
+            if not self._rows:
+                gap, self._gap = self._gap, None
+                return gap
+            row = self._rows.popleft()
+        return event_of(row)
+
+    def take_all(self) -> tuple[list[Row], Gap | None]:
+        """All that waits, and whether parts were dropped after it."""
+        with self._changed:
+            rows, gap = list(self._rows), self._gap
+            self._rows.clear()
+            self._gap = None
+            return rows, gap
 
     def close(self) -> None:
         """Nothing more will come."""
@@ -125,10 +141,10 @@ class Feed:
     def __init__(
         self,
         *,
-        rows_after: Callable[[Cursor, int], list[Event] | None],
+        rows_after: Callable[[Cursor, int], list[Row] | None],
         thumbnail: Callable[[str, int], bytes | None],
     ) -> None:
-        self.rows_after: Final = rows_after
+        self.raw_rows_after: Final = rows_after
         self.thumbnail: Final = thumbnail
         self._subscriptions: tuple[Subscription, ...] = ()
         self._lock = threading.Lock()
@@ -139,6 +155,11 @@ class Feed:
         """Whether there is any reader."""
         return bool(self._subscriptions)
 
+    def rows_after(self, after: Cursor, limit: int) -> list[Event] | None:
+        """The next events recorded after a part; `None` where they cannot be read now."""
+        rows = self.raw_rows_after(after, limit)
+        return None if rows is None else [event_of(row) for row in rows]
+
     def subscribe(self, *, room: int = _ROOM) -> "Subscription":
         """A reader in this process, a context manager; at most `room` parts wait for it."""
         return Subscription(self, room)
@@ -147,11 +168,11 @@ class Feed:
         """A context manager that feeds the process at the other end of `connection`."""
         return FeedServer(self, connection, room)
 
-    def offer(self, events: Sequence[Event]) -> None:
+    def offer(self, rows: Sequence[Row]) -> None:
         """Tell all readers; called by the owner thread, and never waits."""
         for subscription in self._subscriptions:
-            for event in events:
-                subscription.offer(event)
+            for row in rows:
+                subscription.offer(row)
 
     def close(self) -> None:
         """Nothing more will be recorded."""
@@ -193,9 +214,9 @@ class Subscription(_Buffer):
         """Have `wake`, which must not wait, called after each part."""
         self._wake = wake
 
-    def offer(self, event: Event) -> None:
+    def offer(self, row: Row) -> None:
         """Keep a part, or that it was dropped."""
-        super().offer(event)
+        super().offer(row)
         self._wake()
 
     def next(self, timeout_s: float) -> Event | Gap | None:
@@ -218,10 +239,12 @@ class FeedServer:
     """
 
     def __init__(self, feed: Feed, connection: socket.socket, room: int) -> None:
+        self._feed = feed
         self._subscription = Subscription(feed, room)
         self._connection = connection
         self._woken, self._waker = socket.socketpair()
         self._waker.setblocking(False)
+        self._is_woken = False
         self._thread = threading.Thread(target=self._serve, name="atac-feed")
 
     @property
@@ -247,21 +270,23 @@ class FeedServer:
         self._waker.close()
 
     def _wake(self) -> None:
-        with suppress(OSError):  # full: it is awake already
-            self._waker.send(b"\0")
+        if not self._is_woken:
+            self._is_woken = True
+            with suppress(OSError):  # full: it is awake already
+                self._waker.send(b"\0")
 
     def _serve(self) -> None:
-        subscription = self._subscription
+        subscription, send_at = self._subscription, 0.0
         try:
             while not subscription.is_closed:
-                ready, _, _ = select([self._connection, self._woken], [], [])
+                rest_s = send_at - monotonic()
+                heard = [self._connection, *([] if rest_s > 0 else [self._woken])]
+                ready, _, _ = select(heard, [], [], rest_s if rest_s > 0 else None)
                 if self._woken in ready:
                     self._woken.recv(65_536)
-                while (item := subscription.next(0)) is not None:
-                    answer = (
-                        {"gap": item.after} if isinstance(item, Gap) else {"event": to_json(item)}
-                    )
-                    _send(self._connection, answer)
+                    self._is_woken = False
+                    self._push()
+                    send_at = monotonic() + _PACE_S
                 if self._connection in ready:
                     asked = _receive(self._connection)
                     if asked is None:
@@ -273,14 +298,21 @@ class FeedServer:
         finally:
             subscription.__exit__()
 
+    def _push(self) -> None:
+        rows, gap = self._subscription.take_all()
+        for first in range(0, len(rows), ROWS):
+            _send(self._connection, {"parts": rows[first : first + ROWS]})
+        if gap is not None:
+            _send(self._connection, {"gap": gap.after})
+
     def _answer(self, asked: dict[str, Any]) -> dict[str, object]:
         if "thumbnail" in asked:
             epoch, sequence = asked["thumbnail"]
-            jpeg = self._subscription.thumbnail(str(epoch), int(sequence))
+            jpeg = self._feed.thumbnail(str(epoch), int(sequence))
             return {"thumbnail": jpeg and base64.b64encode(jpeg).decode()}
         epoch, sequence = asked["after"]
-        rows = self._subscription.rows_after((str(epoch), int(sequence)), int(asked["limit"]))
-        return {"rows": None if rows is None else [to_json(event) for event in rows]}
+        limit = min(int(asked["limit"]), ROWS)
+        return {"rows": self._feed.raw_rows_after((str(epoch), int(sequence)), limit)}
 
 
 class FeedClient(_Buffer):
@@ -301,7 +333,7 @@ class FeedClient(_Buffer):
     def rows_after(self, after: Cursor, limit: int = ROWS) -> list[Event] | None:
         """See `Reader`."""
         rows = self._ask({"after": after, "limit": limit}, "rows")
-        return None if rows is None else [from_json(row) for row in rows]
+        return None if rows is None else [event_of(row) for row in rows]
 
     def thumbnail(self, epoch: str, sequence: int) -> bytes | None:
         """See `Reader`."""
@@ -327,8 +359,9 @@ class FeedClient(_Buffer):
             heard = None
         if heard is None:
             self.close()
-        elif "event" in heard:
-            self.offer(from_json(heard["event"]))
+        elif "parts" in heard:
+            for row in heard["parts"]:
+                self.offer(row)
         elif "gap" in heard:
             epoch, sequence = heard["gap"]
             self.skip(Gap(after=(epoch, sequence)))
@@ -395,11 +428,6 @@ def to_json(event: Event) -> dict[str, Any]:
     """An event without its thumbnail, for another process."""
     content: dict[str, Any] = _adapter().dump_python(event, mode="json", exclude={"thumbnail"})
     return content
-
-
-def from_json(content: dict[str, Any]) -> Event:
-    """What `to_json` gave."""
-    return _adapter().validate_python(content)
 
 
 @cache

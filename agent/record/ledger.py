@@ -15,7 +15,7 @@ from typing import Final, Protocol, Self
 from agent.part import Part
 from agent.record import annotations, outbox, sources
 from agent.record.annotations import Audited, Change, Label, ThresholdChange
-from agent.record.feed import Cursor, Feed
+from agent.record.feed import Cursor, Feed, Row
 from agent.record.outbox import Mark, Requeued, Wanted
 from agent.record.queue import Begun, Ended, EntryQueue
 from agent.record.retention import AgeClock, Limits
@@ -27,7 +27,6 @@ from agent.record.rows import (
     begun_row,
     clean,
     ended_row,
-    event_of,
     software,
 )
 from agent.record.runs import Run
@@ -335,14 +334,14 @@ class Ledger:
         )
         return None if row is None else bytes(row["jpeg"])
 
-    def _rows_after(self, cursor: Cursor, limit: int) -> list[Event] | None:
-        """The next events recorded after a part; from the oldest where it is not known."""
+    def _rows_after(self, cursor: Cursor, limit: int) -> list[Row] | None:
+        """The next rows recorded after a part; from the oldest where it is not known."""
         epoch, sequence = cursor
 
         rows = self._writer.read(
             lambda file: outbox.read_recorded_after(file, epoch, sequence, limit)
         )
-        return None if rows is None else [event_of(dict(row)) for row in rows]
+        return None if rows is None else [dict(row) for row in rows]
 
     def _wanted(self, part: Part, *, has_thumbnail: bool) -> tuple[Wanted, ...]:
         return tuple(

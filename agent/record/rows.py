@@ -227,6 +227,7 @@ def open_part(row: Mapping[str, Any], verdict: Verdict) -> Part:
 
 def event_of(row: Mapping[str, Any]) -> Event:
     """The event of a row of `triggers`, with epoch, run and, where it was read, thumbnail."""
+    evidence = {} if row["evidence"] is None else json.loads(row["evidence"])
     return Event(
         agent_id=row["agent_id"],
         epoch=row["epoch"],
@@ -255,8 +256,8 @@ def event_of(row: Mapping[str, Any]) -> Event:
         score=row["score"],
         deviation=row["deviation"],
         attention_s=row["attention_s"],
-        passes=_passes(row["evidence"]),
-        regions=_regions(row["evidence"]),
+        passes=_passes(evidence),
+        regions=_regions(evidence),
         bundle_id=row["bundle_id"],
         calibration_id=row["calibration_id"],
         software=row["software"],
@@ -324,9 +325,7 @@ def _box(sides: Sequence[int]) -> Box:
     return Box(**dict(zip(("left", "top", "right", "bottom"), sides, strict=True)))
 
 
-def _passes(evidence: str | None) -> tuple[Pass, ...]:
-    if evidence is None:
-        return ()
+def _passes(evidence: Mapping[str, Any]) -> tuple[Pass, ...]:
     return tuple(
         Pass(
             box=_box(each["box"]),
@@ -334,16 +333,14 @@ def _passes(evidence: str | None) -> tuple[Pass, ...]:
             view_s=each["view_s"],
             network_s=each["network_s"],
         )
-        for each in json.loads(evidence)["passes"]
+        for each in evidence.get("passes", ())
     )
 
 
-def _regions(evidence: str | None) -> tuple[FoundRegion, ...]:
-    if evidence is None:
-        return ()
+def _regions(evidence: Mapping[str, Any]) -> tuple[FoundRegion, ...]:
     return tuple(
         FoundRegion(name=each["name"], box=_box(each["box"]), score=each["score"])
-        for each in json.loads(evidence).get("regions", [])
+        for each in evidence.get("regions", ())
     )
 
 

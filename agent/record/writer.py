@@ -25,7 +25,7 @@ from typing import Final, TypeVar
 from agent.busy import Busy
 from agent.part import Part
 from agent.record import outbox, runs
-from agent.record.feed import Feed
+from agent.record.feed import Feed, Row
 from agent.record.outbox import Mark, Wanted
 from agent.record.queue import Begun, Ended, Entry, EntryQueue, Group
 from agent.record.rescue import Note, NoteFile, locked, open_or_rescue
@@ -44,7 +44,7 @@ from agent.record.retention import (
     stop_growth,
     write_trusted,
 )
-from agent.record.rows import Event, Kind, PartRow, Span, event_of
+from agent.record.rows import Kind, PartRow, Span
 from agent.record.runs import Run, Standing
 from agent.record.schema import error_code, identity, is_read_only, new_epoch, transaction
 from engine.errors import ConfigurationError, LedgerError
@@ -510,19 +510,21 @@ class Writer:
         self._committed, self._latest, self._position = committed, latest, position
         self._runs = known_runs
         self.waiting, self.refused, self._newest = waiting, refused, newest
-        return _Written(sinks=sinks, events=self._events(ended) if self._feed.is_heard else [])
+        return _Written(sinks=sinks, rows=self._rows(ended) if self._feed.is_heard else [])
 
     def _run_by(self, model: tuple[str, str]) -> Run:
         """The run of parts that this bundle and this calibration have decided."""
         bundle_id, calibration_id = model
         return replace(self._run_of, bundle_id=bundle_id, calibration_id=calibration_id)
 
-    def _events(self, ended: Sequence[tuple[PartRow, tuple[str, str]]]) -> list[Event]:
-        about = asdict(self._run_of) | {"epoch": self.epoch, "jpeg": None}
-        return [
-            event_of(about | (asdict(self._run_by(model)) if any(model) else {}) | runs.values(row))
-            for row, model in ended
-        ]
+    def _rows(self, ended: Sequence[tuple[PartRow, tuple[str, str]]]) -> list[Row]:
+        """What the feed is told: the columns of the parts and of their runs."""
+        about = {
+            model: asdict(self._run_by(model) if any(model) else self._run_of)
+            | {"epoch": self.epoch, "jpeg": None}
+            for model in {model for _, model in ended}
+        }
+        return [about[model] | runs.values(row) for row, model in ended]
 
     def _fail(self, error: sqlite3.Error | OSError | ConfigurationError | LedgerError) -> None:
         """Log once what stops the writing; unless the disk is full, open the connection again."""
@@ -590,7 +592,7 @@ class Writer:
         for sink in written.sinks:
             if (listener := self.listeners.get(sink)) is not None:
                 listener()
-        self._feed.offer(written.events)
+        self._feed.offer(written.rows)
         return True
 
     def _note_losses(self, *, is_last: bool = False) -> None:
@@ -628,4 +630,4 @@ class _Written:
     """What a commit has brought: for which sinks, and for the feed."""
 
     sinks: Sequence[str]
-    events: Sequence[Event]
+    rows: Sequence[Row]

@@ -1,10 +1,9 @@
 """The application: addresses to screens, pictures, live events and logins."""
 
 import asyncio
-import json
 import re
 from collections.abc import AsyncIterator, Callable
-from contextlib import asynccontextmanager
+from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from typing import Any, Final
 from urllib.parse import parse_qsl
 
@@ -21,19 +20,16 @@ from starlette.staticfiles import StaticFiles
 from agent.child import RefusedError
 from agent.services.page.access import COOKIE, Refused, Role
 from agent.services.page.guard import Guard
-from agent.services.page.page import STATIC, Page, local_time, score
+from agent.services.page.page import STATIC, Page
 from agent.services.page.pictures import KINDS
 from agent.services.page.screens import Action, Form, Fragment, Problem, Screen, screens
 
 HOME: Final = "/line"
 _THREADS: Final = 4
-_TICK_S: Final = 0.2
-_PANEL_S: Final = 0.5
-_BEAT_S: Final = 5.0
 _PICTURES: Final = {"cache-control": "private, max-age=604800, immutable"}
 _NAMES: Final = ("kind", "epoch", "sequence")
 _EPOCH: Final = re.compile("[0-9a-f]{12}")
-_QUIET: Final = ("/events", "/live/", "/picture/", "/static/", "/version")
+_QUIET: Final = ("/events", "/picture/", "/static/", "/version")
 
 
 def application(page: Page) -> Starlette:
@@ -43,7 +39,6 @@ def application(page: Page) -> Starlette:
         Route("/login", _login(page), methods=["GET", "POST"]),
         Route("/logout", _logout(page), methods=["POST"]),
         Route("/events", _events(page)),
-        Route("/live/{number:int}.jpg", _live(page)),
         Route("/picture/{kind:str}/{epoch:str}/{sequence:int}.jpg", _picture(page)),
         Mount("/static", _Static(directory=STATIC)),
     ]
@@ -58,14 +53,19 @@ def application(page: Page) -> Starlette:
         routes=routes,
         middleware=[Middleware(Guard, access=page.access, quiet=_QUIET)],
         exception_handlers={HTTPException: _http_error(page), Exception: _error(page)},
-        lifespan=_few_threads,
+        lifespan=_lifespan(page),
     )
 
 
-@asynccontextmanager
-async def _few_threads(_app: Starlette) -> AsyncIterator[None]:
-    anyio.to_thread.current_default_thread_limiter().total_tokens = _THREADS
-    yield
+def _lifespan(page: Page) -> Callable[[Starlette], AbstractAsyncContextManager[None]]:
+    @asynccontextmanager
+    async def running(_app: Starlette) -> AsyncIterator[None]:
+        anyio.to_thread.current_default_thread_limiter().total_tokens = _THREADS
+        board = asyncio.create_task(page.board.run())
+        yield
+        board.cancel()
+
+    return running
 
 
 class _Static(StaticFiles):
@@ -242,92 +242,13 @@ def _picture(page: Page) -> Callable[[Request], Any]:
     return picture
 
 
-def _live(page: Page) -> Callable[[Request], Any]:
-    async def live(request: Request) -> Response:
-        if (refusal := _refused(page, request, Role.VIEWER)) is not None:
-            return refusal
-        cameras, number = page.now.cameras(), request.path_params["number"]
-        data = page.pictures.live(cameras[number]) if number < len(cameras) else None
-        if data is None:
-            raise HTTPException(404)
-        return Response(data, media_type="image/jpeg")
-
-    return live
-
-
 # ---- live events
 
 
 def _events(page: Page) -> Callable[[Request], Any]:
-    panel = _Panel(page)
-
     async def events(request: Request) -> Response:
         if (refusal := _refused(page, request, Role.VIEWER)) is not None:
             return refusal
-        return StreamingResponse(_stream(page, panel), media_type="text/event-stream")
+        return StreamingResponse(page.board.messages(), media_type="text/event-stream")
 
     return events
-
-
-class _Panel:
-    """The numbers of the line's screen as HTML, made once for all browsers."""
-
-    def __init__(self, page: Page) -> None:
-        self._page = page
-        self._version = -1
-        self._made = 0.0
-        self.html = ""
-
-    def version(self, now: float) -> int:
-        """The newest version, made at most twice a second."""
-        if self._page.now.version != self._version and now - self._made >= _PANEL_S:
-            self._version, self._made = self._page.now.version, now
-            from agent.services.page.screens.line import panel  # noqa: PLC0415 - it imports us
-
-            template = self._page.templates.get_template("line_panel.html.j2")
-            self.html = template.render(panel(self._page))
-        return self._version
-
-
-async def _stream(page: Page, panel: _Panel) -> AsyncIterator[str]:
-    """What one browser is told: HTML to show, and the numbers of frames and scores."""
-    loop, sent = asyncio.get_running_loop(), -1
-    frames: dict[str, int] = {}
-    number, beat = 0, loop.time()
-    while True:
-        page.now.look()
-        now = loop.time()
-        if (version := panel.version(now)) != sent:
-            sent, beat = version, now
-            yield "".join(f"data: {line}\n" for line in panel.html.splitlines()) + "\n"
-            seen = page.now.newest(200, after=number)[::-1]
-            if seen:
-                number = seen[-1].number
-                scores = [[each.number, each.score, each.threshold, each.state] for each in seen]
-                yield _event("scores", scores)
-            yield _event("age", page.now.since_last_s())
-        for camera, (frame, said) in page.pictures.frames().items():
-            if frames.get(camera) != frame:
-                frames[camera] = frame
-                yield _event("frame", _caption(page, camera, frame, said))
-        if now - beat > _BEAT_S:
-            beat = now
-            yield _event("age", page.now.since_last_s())
-        await asyncio.sleep(_TICK_S)
-
-
-def _event(name: str, value: object) -> str:
-    return f"event: {name}\ndata: {json.dumps(value)}\n\n"
-
-
-def _caption(page: Page, camera: str, frame: int, said: dict[str, Any]) -> dict[str, object]:
-    cameras = page.now.cameras()
-    words = [said["part_id"] or str(said["sequence"]), local_time(said["decided_ns"])]
-    if said["score"] is not None:
-        words.append(f"{score(said['score'])} / {score(said['threshold'])}")
-    return {
-        "camera": cameras.index(camera) if camera in cameras else 0,
-        "n": frame,
-        "state": said["state"],
-        "text": " · ".join(words),
-    }

@@ -30,6 +30,7 @@ _HEADERS: Final = {
     "cross-origin-opener-policy": "same-origin",
     "x-frame-options": "DENY",
 }
+_ENCODED: Final = [(name.encode(), value.encode()) for name, value in _HEADERS.items()]
 _NO_STORE: Final = (b"cache-control", b"no-store")
 
 
@@ -104,12 +105,10 @@ def _is_here(scope: MutableMapping[str, Any], headers: Headers) -> bool:
 def _with_headers(send: Send) -> Send:
     async def guarded(message: Message) -> None:
         if message["type"] == "http.response.start":
-            names = {name for name, _ in message["headers"]}
-            message["headers"] = [
-                *message["headers"],
-                *((name.encode(), value.encode()) for name, value in _HEADERS.items()),
-                *(() if b"cache-control" in names else (_NO_STORE,)),
-            ]
+            headers = [*message["headers"], *_ENCODED]
+            if all(name != b"cache-control" for name, _ in message["headers"]):
+                headers.append(_NO_STORE)
+            message["headers"] = headers
         await send(message)
 
     return guarded

@@ -19,9 +19,14 @@ from agent.shifts import shift_began_ns
 
 STRIP: Final = 200
 """Scores on the line's screen."""
-_LEASE_S: Final = 5.0
 TILES: Final = 20
 REJECTED: Final = 12
+_LEASE_S: Final = 5.0
+_QUICK: Final = 5.0
+"""Parts a second of which nobody sees each one: the screen shows some, and Review has all."""
+_PACE_S: Final = 0.2
+_QUICK_PACE_S: Final = 1.0
+_OLD_NS: Final = 5_000_000_000
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -65,7 +70,11 @@ class Now:
         self._lock = threading.Lock()
         self._number = 0
         self._newest: deque[Seen] = deque(maxlen=STRIP)
+        self._tiles: deque[Seen] = deque(maxlen=TILES)
+        self._pictured: deque[tuple[str, int]] = deque(maxlen=TILES)
         self._rejected: deque[Seen] = deque(maxlen=REJECTED)
+        self._rejected_next: deque[Seen] = deque(maxlen=REJECTED)
+        self._rejected_at = 0.0
         self._arrived: float | None = None
         self._shift_ns = 0
         self._shift: Counter[str] = Counter()
@@ -74,9 +83,13 @@ class Now:
         """Parts that the newest status does not count yet."""
         self.status: dict[str, Any] | None = None
         self.version = 0
+        self.is_quick = False
+        """Whether more parts come than people can look at."""
         self._looked: float | None = None
         for row in reversed(history.parts(Filters(), STRIP)):
             self._keep(row, row.state)
+        self._rejected.extend(self._rejected_next)
+        self._rejected_next.clear()
         for row in reversed(history.parts(Filters(queue="ng"), REJECTED)):
             if row.id not in {seen.id for seen in self._rejected}:
                 self._rejected.append(self._seen(row, row.state))
@@ -84,12 +97,20 @@ class Now:
             sorted(self._rejected, key=lambda seen: seen.triggered_ns), maxlen=REJECTED
         )
 
+    @property
+    def pace_s(self) -> float:
+        """How often, at most, browsers are shown something new."""
+        return _QUICK_PACE_S if self.is_quick else _PACE_S
+
     def told(self, status: dict[str, Any]) -> None:
         """The agent's status."""
         with self._lock:
             has_changed = self.status is None or any(
                 status[name] != self.status[name] for name in status if name not in _CLOCKS
             )
+            if self.status is not None and (took_ns := status["time_ns"] - self.status["time_ns"]):
+                came = _triggers(status) - _triggers(self.status)
+                self.is_quick = came * 1e9 > _QUICK * abs(took_ns)
             self.status = status
             self.version += has_changed
             while self._later and self._later[0].decided_ns <= status["time_ns"]:
@@ -111,9 +132,34 @@ class Now:
             found = [seen for seen in self._newest if seen.number > after]
         return found[::-1][:count]
 
-    def rejected(self) -> list[Seen]:
-        """The newest NG parts, the newest first."""
+    def pictured(self, epoch: str, sequence: int) -> None:
+        """There is a live picture of this part, which may not have been added yet."""
         with self._lock:
+            self._pictured.append((epoch, sequence))
+            self._tiles.extend(
+                seen
+                for seen in self._newest
+                if self.is_quick and (seen.epoch, seen.sequence) == (epoch, sequence)
+            )
+
+    def tiles(self) -> list[Seen]:
+        """The newest parts to show, the newest first; of a quick line those with a live picture."""
+        with self._lock:
+            if self._tiles and (
+                self._newest[-1].triggered_ns - self._tiles[-1].triggered_ns < _OLD_NS
+            ):
+                return list(self._tiles)[::-1]
+            return list(self._newest)[: -TILES - 1 : -1]
+
+    def rejected(self) -> list[Seen]:
+        """The newest NG parts, the newest first; those of a quick line come one by one."""
+        with self._lock:
+            now = self._steady()
+            while self._rejected_next and (
+                not self.is_quick or now - self._rejected_at >= _QUICK_PACE_S
+            ):
+                self._rejected.append(self._rejected_next.popleft())
+                self._rejected_at = now
             return list(self._rejected)[::-1]
 
     def cameras(self) -> list[str]:
@@ -166,8 +212,10 @@ class Now:
     def _keep(self, part: Event | Row, state: str) -> None:
         seen = self._seen(part, state)
         self._newest.append(seen)
+        if not self.is_quick or (seen.epoch, seen.sequence) in self._pictured:
+            self._tiles.append(seen)
         if seen.state == "NG":
-            self._rejected.append(seen)
+            self._rejected_next.append(seen)
 
     def _seen(self, part: Event | Row, state: str) -> Seen:
         self._number += 1
@@ -184,6 +232,10 @@ class Now:
             triggered_ns=part.triggered_ns,
             has_thumbnail=part.has_thumbnail,
         )
+
+
+def _triggers(status: dict[str, Any]) -> int:
+    return sum(camera["triggers"] for camera in status["cameras"].values())
 
 
 _CLOCKS: Final = {"time_ns", "uptime_s", "age_s", "in_hand_s", "latencies"}

@@ -6,6 +6,7 @@ from typing import Final
 from agent.child import AgentEnd
 from agent.record.evidence_files import EvidenceIndex
 from agent.services.page.access import USERS, Access
+from agent.services.page.board import Board
 from agent.services.page.doctor import Doctor
 from agent.services.page.history import History
 from agent.services.page.jobs import Jobs
@@ -28,6 +29,7 @@ def opened_page(agent: AgentEnd) -> Page:
     pictures = Pictures(
         agent, None if kept is None else EvidenceIndex(Path(kept), setup["agent_id"])
     )
+    now, made = Now(history, tuple(setup["shifts"])), templates(texts)
     return Page(
         agent=agent,
         history=history,
@@ -37,7 +39,8 @@ def opened_page(agent: AgentEnd) -> Page:
         jobs=Jobs(folder / "retrain"),
         labels=Labels(agent, history, pictures, Path(setup["labelled"])),
         looks=Looks(history, pictures),
-        now=Now(history, tuple(setup["shifts"])),
+        now=now,
+        board=Board(now, pictures, made),
         texts=texts,
-        templates=templates(texts),
+        templates=made,
     )

@@ -4,7 +4,6 @@ import hashlib
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from datetime import datetime
 from functools import cache
 from pathlib import Path
 from typing import Any, Final
@@ -16,6 +15,7 @@ from starlette.responses import HTMLResponse
 
 from agent.child import AgentEnd
 from agent.services.page.access import NOBODY, Access, Visitor
+from agent.services.page.board import Board
 from agent.services.page.doctor import Doctor
 from agent.services.page.history import History
 from agent.services.page.jobs import Jobs
@@ -24,7 +24,7 @@ from agent.services.page.looks import Looks
 from agent.services.page.now import Now
 from agent.services.page.pictures import Pictures
 from agent.services.page.screens import Screen, screens
-from agent.services.page.texts import Texts
+from agent.services.page.texts import Texts, local_day, local_time, percent, score
 
 _FOLDER: Final = Path(__file__).parent
 STATIC: Final = _FOLDER / "static"
@@ -43,6 +43,7 @@ class Page:
     jobs: Jobs
     looks: Looks
     now: Now
+    board: Board
     texts: Texts
     templates: Environment
 
@@ -99,29 +100,6 @@ def asset(name: str) -> str:
     """The address of one of our files, which changes with it."""
     digest = hashlib.sha256((STATIC / name).read_bytes()).hexdigest()
     return f"/static/{name}?v={digest[:12]}"
-
-
-def local_time(time_ns: int) -> str:
-    """A time of day where the agent is: `14:05:09`."""
-    return f"{datetime.fromtimestamp(time_ns / 1e9).astimezone():%H:%M:%S}"
-
-
-def local_day(time_ns: int) -> str:
-    """A day where the agent is: `2026-11-22`."""
-    return f"{datetime.fromtimestamp(time_ns / 1e9).astimezone():%Y-%m-%d}"
-
-
-def percent(share: float | None, digits: int = 2) -> str:
-    """A share as people write it; a dash where there is none."""
-    if share is None:
-        return "–"
-    text = f"{100 * share:.{digits}f}"
-    return f"{text} %" if share in {0.0, 1.0} or text not in {"0.00", "100.00"} else f"≈ {text} %"
-
-
-def score(value: float | None) -> str:
-    """A score with three digits."""
-    return "–" if value is None else f"{value:.3g}"
 
 
 Values = dict[str, Any]

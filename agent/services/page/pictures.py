@@ -44,57 +44,54 @@ class Pictures:
         self._lock = threading.Lock()
         self._kept: OrderedDict[tuple[str, Key], bytes] = OrderedDict()
         self._bytes = 0
-        self._live: dict[str, tuple[int, Key, bytes, dict[str, Any]]] = {}
+        self._live: dict[str, tuple[int, Key, dict[str, Any]]] = {}
         self._frames = 0
 
     # ---- live
 
-    def look(self, cameras: list[str]) -> bool:
-        """Ask for the newest frame of each camera; whether there is a new one."""
-        is_new = False
+    @property
+    def version(self) -> int:
+        """Changes with each live frame."""
+        return self._frames
+
+    def look(self, cameras: list[str]) -> list[Key]:
+        """Ask for the newest frame of each camera; gives the parts whose frames are new."""
+        new = []
         for camera in cameras:
             known = self._live.get(camera)
             after = known[1] if known else ("", 0)
             said, blobs = self._agent.pulse("live", camera=camera, after=after)
             if isinstance(said, dict):
-                self._take(camera, said, blobs)
-                is_new = True
-        return is_new
+                new.append(self._take(camera, said, blobs))
+        return new
 
-    def _take(self, camera: str, said: dict[str, Any], blobs: Any) -> None:
+    def _take(self, camera: str, said: dict[str, Any], blobs: Any) -> Key:
         key = str(said["epoch"]), int(said["sequence"])
         pixels = np.frombuffer(blobs[0], np.uint8).reshape(said["shape"])
         picture = reduced(pixels, _LIVE)
         if said["score"] is not None:
             picture = annotated(picture, _inspection(said, picture, blobs[1]), said["threshold"])
-        tile = _tile(picture)
         shown = jpeg(picture, max_bytes=200_000, quality=80)
         with self._lock:
             self._frames += 1
-            self._live[camera] = self._frames, key, shown, said
-            self._keep(("tile", key), tile)
+            self._live[camera] = self._frames, key, said
             self._keep(("large", key), shown)
-
-    def live(self, camera: str) -> bytes | None:
-        """The newest frame of a camera."""
-        with self._lock:
-            found = self._live.get(camera)
-        return None if found is None else found[2]
+        return key
 
     def frames(self) -> dict[str, tuple[int, dict[str, Any]]]:
         """For each camera the number of its newest frame, and what was said of it."""
         with self._lock:
-            return {name: (number, said) for name, (number, _, _, said) in self._live.items()}
+            return {name: (number, said) for name, (number, _, said) in self._live.items()}
 
-    def has_tile(self, epoch: str, sequence: int) -> bool:
-        """Whether there is a small picture without asking anybody."""
-        return ("tile", (epoch, sequence)) in self._kept
+    def is_live(self, epoch: str, sequence: int) -> bool:
+        """Whether there is a large picture without asking anybody."""
+        return ("large", (epoch, sequence)) in self._kept
 
     # ---- parts
 
     def has(self, row: Row) -> bool:
         """Whether there is any picture of a part, as far as can be told without asking."""
-        if row.has_thumbnail or self.has_tile(row.epoch, row.sequence):
+        if row.has_thumbnail or self.is_live(row.epoch, row.sequence):
             return True
         with self._finding:
             return self._evidence is not None and (
@@ -114,6 +111,8 @@ class Pictures:
             made = self._from_thumbnail(row, side)
         if made is None:
             made = self._from_frame(row, side, has_box=not kind.startswith("bare"))
+        if made is None and kind == "tile":
+            made = _small(self.known("large", row.epoch, row.sequence))
         if made is not None:
             with self._lock:
                 self._keep(key, made)
@@ -137,11 +136,7 @@ class Pictures:
             return None
         if not blobs or side == _LARGE:
             return bytes(blobs[0]) if blobs else None
-        try:
-            pixels = decode_image(blobs[0], source="thumbnail")
-        except ImageError:
-            return None
-        return _tile(pixels)
+        return _small(bytes(blobs[0]))
 
     def _from_frame(self, row: Row, side: int, *, has_box: bool) -> bytes | None:
         data = self.frame(row.epoch, row.sequence)
@@ -168,8 +163,14 @@ class Pictures:
             self._bytes -= len(old)
 
 
-def _tile(pixels: Pixels) -> bytes:
+def _small(picture: bytes | None) -> bytes | None:
     """A small picture, quickly: two pixels each way make one, others are left out."""
+    try:
+        pixels = None if picture is None else decode_image(picture, source="picture")
+    except ImageError:
+        return None
+    if pixels is None:
+        return None
     step = max(1, max(pixels.shape[:2]) // (2 * _TILE))
     return jpeg(reduced(pixels[::step, ::step], _TILE), quality=75)
 

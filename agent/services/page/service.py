@@ -143,7 +143,8 @@ class PageService:
     def _answer(self, question: str, values: dict[str, Any]) -> Answer:
         match question:
             case "status":
-                return told(self._watched.status()) | {"age_s": self._watched.age_s()}, ()
+                status = self._watched.status()
+                return None if status.time_ns == values["known"] else told(status), ()
             case "epoch":
                 return self._watched.status().epoch, ()
             case "live":

@@ -7,6 +7,7 @@ Any of them that ends, ends the process, and the agent starts another.
 """
 
 import logging
+import math
 import os
 import threading
 import time
@@ -25,8 +26,9 @@ from agent.services.page.server import Server
 _LOG: Final = logging.getLogger("atac_agent.page")
 _TLS: Final = ("certificate_file", "key_file")
 _NICER: Final = 5
-_TICK_S: Final = 0.25
+_TICK_S: Final = 0.2
 _STATUS_S: Final = 0.5
+_FLUSH_S: Final = 1.0
 _LABELS_S: Final = 2.0
 _LOOKS: Final = 10
 
@@ -62,17 +64,22 @@ def _follow(page: Page) -> None:
 
 
 def _pulse(page: Page) -> None:
-    asked = 0.0
+    asked = looked = flushed = -math.inf
     while True:
         now = time.monotonic()
         if now - asked >= _STATUS_S:
             asked = now
-            status, _ = page.agent.pulse("status")
-            assert isinstance(status, dict)
-            page.now.told(status)
-        if page.now.is_watched:
-            page.pictures.look(page.now.cameras())
-        page.history.flush()
+            known = None if page.now.status is None else page.now.status["time_ns"]
+            status, _ = page.agent.pulse("status", known=known)
+            if isinstance(status, dict):
+                page.now.told(status)
+        if page.now.is_watched and now - looked >= page.now.pace_s:
+            looked = now
+            for key in page.pictures.look(page.now.cameras()):
+                page.now.pictured(*key)
+        if now - flushed >= _FLUSH_S:
+            flushed = now
+            page.history.flush()
         time.sleep(_TICK_S)
 
 

@@ -1,7 +1,8 @@
-"""All words of the page, in one file for each language."""
+"""All words of the page, in one file for each language; and how times and numbers are written."""
 
 import tomllib
 from collections.abc import Mapping
+from datetime import datetime
 from pathlib import Path
 from typing import Final
 
@@ -38,3 +39,26 @@ def _flat(tree: Mapping[str, object], above: str = "") -> dict[str, str]:
         else:
             found[above + name] = str(value)
     return found
+
+
+def local_time(time_ns: int) -> str:
+    """A time of day where the agent is: `14:05:09`."""
+    return f"{datetime.fromtimestamp(time_ns / 1e9).astimezone():%H:%M:%S}"
+
+
+def local_day(time_ns: int) -> str:
+    """A day where the agent is: `2026-11-22`."""
+    return f"{datetime.fromtimestamp(time_ns / 1e9).astimezone():%Y-%m-%d}"
+
+
+def percent(share: float | None, digits: int = 2) -> str:
+    """A share as people write it; a dash where there is none."""
+    if share is None:
+        return "–"
+    text = f"{100 * share:.{digits}f}"
+    return f"{text} %" if share in {0.0, 1.0} or text not in {"0.00", "100.00"} else f"≈ {text} %"
+
+
+def score(value: float | None) -> str:
+    """A score with three digits."""
+    return "–" if value is None else f"{value:.3g}"

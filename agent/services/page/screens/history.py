@@ -11,8 +11,9 @@ from agent.production import HOUR_NS
 from agent.record.evidence_files import local
 from agent.services.page.access import Role
 from agent.services.page.figures import Bar, HistorySource, p99_s, score_bars
-from agent.services.page.page import Page, percent
+from agent.services.page.page import Page
 from agent.services.page.screens import Screen
+from agent.services.page.texts import percent
 from calibration.bound import good_parts_needed
 
 _SPANS: Final = {"day": (24, 1), "week": (7 * 24, 6), "month": (30 * 24, 24)}

@@ -53,24 +53,36 @@ class Camera {
     this.is_loading = true;
     this.at = performance.now();
     this.shown = told.n;
-    this.image.src = `/live/${told.camera}.jpg?n=${told.n}`;
+    this.image.src = told.picture;
     this.figure.className = `camera ${told.state.toLowerCase()}`;
     this.figure.querySelector(".caption").textContent = `${told.state} · ${told.text}`;
   }
 }
 const cameras = [];
-document.addEventListener("frame", (event) => {
-  const told = JSON.parse(event.detail.data);
-  cameras[told.camera]?.tell(told);
+
+// ---- what is new: pictures, scores, tiles
+document.addEventListener("news", (event) => {
+  const { whole, age: seconds, frames, scores, rows } = JSON.parse(event.detail.data);
+  age = seconds === null ? null : performance.now() / 1000 - seconds;
+  showAge();
+  for (const told of frames) cameras[told.camera]?.tell(told);
+  strip?.add(scores, whole);
+  for (const [name, html] of Object.entries(rows)) showTiles(document.getElementById(name), html, whole);
 });
+function showTiles(row, html, whole) {
+  if (!row || (!html && !whole)) return;
+  const piece = document.createElement("template");
+  piece.innerHTML = html;
+  if (whole) return row.replaceChildren(piece.content);
+  for (const tile of [...piece.content.children].reverse()) {
+    const old = document.getElementById(tile.id);
+    old ? old.replaceWith(tile) : row.prepend(tile);
+  }
+  while (row.children.length > row.dataset.most) row.lastElementChild.remove();
+}
 
 // ---- how long no part has come
 let age = null;
-document.addEventListener("age", (event) => {
-  const seconds = JSON.parse(event.detail.data);
-  age = seconds === null ? null : performance.now() / 1000 - seconds;
-  showAge();
-});
 function showAge() {
   const place = document.getElementById("age");
   if (!place || age === null) return;
@@ -99,22 +111,21 @@ class Strip {
     }, [[], [], [], []], place);
     new ResizeObserver(() => this.chart.setSize({ width: place.clientWidth, height: 180 })).observe(place);
   }
-  add(rows) {
-    this.rows = this.rows.concat(rows.filter((row) => row[1] !== null)).slice(-200);
+  add(rows, whole) {
+    this.rows = (whole ? [] : this.rows).concat(rows.filter((row) => row[0] !== null)).slice(-200);
     const start = 200 - this.rows.length;
     // Good parts stay apart from the threshold: what is far above it is drawn at the upper edge.
-    const threshold = Math.max(...this.rows.map((row) => Math.abs(row[2] ?? 0)));
-    const drawn = (row) => (threshold ? Math.min(row[1], 3 * threshold) : row[1]);
+    const threshold = Math.max(...this.rows.map((row) => Math.abs(row[1] ?? 0)));
+    const drawn = (row) => (threshold ? Math.min(row[0], 3 * threshold) : row[0]);
     this.chart.setData([
       this.rows.map((_, i) => start + i + 1),
-      this.rows.map((row) => (row[3] === "NG" ? null : drawn(row))),
-      this.rows.map((row) => (row[3] === "NG" ? drawn(row) : null)),
-      this.rows.map((row) => row[2]),
+      this.rows.map((row) => (row[2] === "NG" ? null : drawn(row))),
+      this.rows.map((row) => (row[2] === "NG" ? drawn(row) : null)),
+      this.rows.map((row) => row[1]),
     ]);
   }
 }
 let strip = null;
-document.addEventListener("scores", (event) => strip?.add(JSON.parse(event.detail.data)));
 
 document.addEventListener("DOMContentLoaded", () => {
   for (const figure of document.querySelectorAll(".camera")) cameras[figure.dataset.camera] = new Camera(figure);
