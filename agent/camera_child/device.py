@@ -180,7 +180,7 @@ class DeviceCamera(ChildCamera):
         self._was_open = True
 
     def takes(self, said: Message) -> None:
-        """The camera is open, or has started again: its ids begin anew."""
+        """The camera is open, or has started again: its ids begin again."""
         opened = Opened(**said | {"notes": tuple(said.get("notes", ()))})
         if opened.pixel_format not in PIXEL_FORMATS:
             known = ", ".join(PIXEL_FORMATS)

@@ -64,7 +64,7 @@ class Board:
     # ---- the screen, for whoever loads it
 
     def panel(self) -> Markup:
-        """The numbers of the line, made anew at most twice a second."""
+        """The numbers of the line, made again at most twice a second."""
         with self._lock:
             version, now = self._now.version, self._steady()
             made_of, made_at = self._panel_of
