@@ -430,6 +430,11 @@ def to_json(event: Event) -> dict[str, Any]:
     return content
 
 
+def from_json(content: dict[str, Any]) -> Event:
+    """What `to_json` gave."""
+    return _adapter().validate_python(content)
+
+
 @cache
 def _adapter() -> TypeAdapter[Event]:
     return TypeAdapter(Event)
