@@ -20,7 +20,7 @@ from PIL import Image
 import agent.cli
 from agent.cameras.conveyor import ConveyorCamera, ConveyorSettings
 from agent.ports import CameraContext
-from tests.training_parts import parts  # noqa: F401 - a fixture
+from tests.training_parts import parts, quick  # noqa: F401 - fixtures
 
 ROOT = Path(__file__).parents[1]
 BUNDLE = ROOT / "agent" / "demo_bundle"
@@ -31,8 +31,8 @@ COMMANDS = {
     "demo": "demo --parts 3 --report {folder}/demo.html",
     "calibrate": "calibrate --bundle {folder}/bundle --good {folder}/good --max-false-reject 50% "
     "--confidence 60%",
-    "train": "train --data {parts} --out {folder}/new --defects 4 --epochs 1 --backbone resnet18 "
-    "--stage layer2 --backbone-weights none --accept-flips",
+    "train": "train --data {parts} --out {folder}/new --defects 4 --recipe {folder}/recipe.json "
+    "--epochs 1 --backbone resnet18 --stage layer2 --backbone-weights none --accept-flips",
     "evaluate": "evaluate --bundle {folder}/bundle --data {parts}",
     "export": "export --bundle {folder}/new --precision fp16 --data {parts} --accept-flips",
     "bench": "bench --bundle {folder}/bundle --seconds 1 --rounds 1",
@@ -81,8 +81,9 @@ def strace():
 
 
 @pytest.fixture(scope="module")
-def folder(tmp_path_factory):
+def folder(quick, tmp_path_factory):  # noqa: F811
     folder = tmp_path_factory.mktemp("private")
+    shutil.copy(quick, folder / "recipe.json")
     shutil.copytree(BUNDLE, folder / "bundle")
     (folder / "good").mkdir()
     with ConveyorCamera(ConveyorSettings(defect_rate=0), CameraContext()) as camera:

@@ -11,7 +11,7 @@ from PIL import Image, ImageDraw
 from train.backbones.resnet import ResNet
 from train.datasets import Images, Source, Split, TrainingImages, draw_split, find_source
 from train.nearest_patch import Bank
-from train.recipes import RecipeSettings, Run, Trained, open_recipe
+from train.recipes import RECIPE, RECIPE_JSON, RecipeSettings, Run, Trained, open_recipe
 from train.recipes.line import Line
 from train.recipes.nearest import Nearest
 from train.recipes.paper import Paper
@@ -109,6 +109,22 @@ def paper() -> Paper:
         least_steps=4,
         schedule=Steps(every=10, factor=0.1),
     )
+
+
+@pytest.fixture(scope="session")
+def quick(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The recipe `line` over few steps of small views, as the file that `--recipe` takes."""
+    settings = Line()
+    settings = replace(
+        settings,
+        view=replace(settings.view, side=96),
+        crop=replace(settings.crop, min_side=32),
+        batch=8,
+        least_steps=2,
+    )
+    path = tmp_path_factory.mktemp("recipes") / RECIPE
+    path.write_bytes(RECIPE_JSON.dump_json(settings))
+    return path
 
 
 @pytest.fixture(scope="session")

@@ -1,3 +1,3 @@
-from tests.training_parts import data, images, line, nearest, paper, parts, source, split
+from tests.training_parts import data, images, line, nearest, paper, parts, quick, source, split
 
-__all__ = ["data", "images", "line", "nearest", "paper", "parts", "source", "split"]
+__all__ = ["data", "images", "line", "nearest", "paper", "parts", "quick", "source", "split"]

@@ -58,13 +58,14 @@ SMALL = ("--backbone", "resnet18", "--stage", "layer2", "--epochs", 1)
 
 
 @pytest.fixture(scope="session")
-def trained(agent, parts, tmp_path_factory):
-    """Trained by the command, in the product's own size; a frozen backbone is quickest."""
+def trained(agent, parts, quick, tmp_path_factory):
+    """Trained by the command; a frozen backbone is quickest."""
     folder = tmp_path_factory.mktemp("commands")
     out, weights = folder / "bundle", folder / "weights.safetensors"
     save_weights(weights, "layer2")
     result = agent(
-        "train", "--data", parts, "--out", out, "--backbone-weights", weights, *SMALL, "--json"
+        *("train", "--data", parts, "--out", out, "--recipe", quick),
+        *("--backbone-weights", weights, *SMALL, "--json"),
     )
     assert result.exit_code == 0, result.output
     stages = [

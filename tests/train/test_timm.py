@@ -20,7 +20,8 @@ from tests.train.test_commands import agent  # noqa: F401
 from train.backbones import BACKBONES, named_backbone
 from train.weights import Weights
 
-MODELS = {"CNN": "mobilenetv3_small_050", "ViT": "vit_tiny_patch16_224"}
+MODELS = ("mobilenetv3_small_050", "vit_tiny_patch16_224")
+TRAINED = {"CNN": MODELS[0], "ViT": "test_vit"}  # of the same blocks as the other, but fewer
 
 
 def _define_operators():
@@ -49,15 +50,16 @@ def timm():
     return timm
 
 
-@pytest.fixture(scope="module", params=MODELS)
-def trained(request, timm, agent, parts, tmp_path_factory):  # noqa: F811
+@pytest.fixture(scope="module", params=TRAINED)
+def trained(request, timm, agent, parts, quick, tmp_path_factory):  # noqa: F811
     """A bundle of `agent train`, from a checkpoint with random weights."""
     folder = tmp_path_factory.mktemp("timm")
-    name = MODELS[request.param]
+    name = TRAINED[request.param]
     torch.manual_seed(0)
     torch.save(timm.create_model(name).state_dict(), folder / "weights.pth")
     result = agent(
-        *("train", "--data", parts, "--out", folder / "bundle", "--backbone", f"timm:{name}"),
+        *("train", "--data", parts, "--out", folder / "bundle", "--recipe", quick),
+        *("--backbone", f"timm:{name}"),
         *("--backbone-weights", folder / "weights.pth", "--epochs", 1, "--defects", 4),
         *("--hold-out", 0.25, "--accept-flips", "--json"),
     )
@@ -68,8 +70,8 @@ def trained(request, timm, agent, parts, tmp_path_factory):  # noqa: F811
 def test_a_model_goes_from_training_to_verdicts(trained, agent, parts, tmp_path):  # noqa: F811
     bundle, answer = trained
     name = answer["training"]["backbone"]
-    assert name in ("timm:mobilenetv3_small_050 2+3", "timm:vit_tiny_patch16_224 4+9")
-    side = 28 if "mobilenet" in name else 14
+    assert name in ("timm:mobilenetv3_small_050 2+3", "timm:test_vit 2+4")
+    side = 12 if "mobilenet" in name else 6
     assert bundle.manifest.method.network.outputs["score_map"] == (side, side)
     parity = json.loads(bundle.read("parity.json"))["onnxruntime cpu fp32"]
     assert parity["max_score_difference"] < 0.01
@@ -120,18 +122,18 @@ def test_a_model_is_exported_in_int8(trained, agent, parts):  # noqa: F811
 
 @pytest.mark.usefixtures("timm")
 def test_levels_follow_the_strides_that_a_recipe_wants():
-    cnn, vit = (named_backbone(f"timm:{name}", (8, 16)) for name in MODELS.values())
+    cnn, vit = (named_backbone(f"timm:{name}", (8, 16)) for name in MODELS)
     assert (cnn.levels, cnn.strides) == ((2, 3), (8, 16))
     assert (vit.levels, vit.strides) == ((4, 9), (16, 16))
     assert vit.up_to("11").levels == (4, 9, 11)
-    assert named_backbone(f"timm:{MODELS['ViT']}", (32,)).levels == (11,)
+    assert named_backbone(f"timm:{MODELS[1]}", (32,)).levels == (11,)
     with pytest.raises(ConfigurationError, match="has the levels 0 … 11"):
         vit.up_to("12")
     with pytest.raises(ConfigurationError, match="timm:nothing_like_it"):
         named_backbone("timm:nothing_like_it", (8,))
 
 
-@pytest.mark.parametrize("name", MODELS.values())
+@pytest.mark.parametrize("name", MODELS)
 def test_a_checkpoint_is_fitted_to_the_size_of_the_views(timm, name):
     torch.manual_seed(0)
     saved = timm.create_model(name).state_dict()
