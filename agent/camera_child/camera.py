@@ -1,5 +1,6 @@
 """What cameras with a child process have in common: it is asked, watched and replaced."""
 
+import math
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from types import MappingProxyType
@@ -31,6 +32,8 @@ class ChildCamera(PacedCamera, ABC):
     """How long the child may take to end by itself when it is no longer wanted."""
     stuck_s: float = 10.0
     """After so long without a sign the child is ended."""
+    asleep_s: float = math.inf
+    """The same for a child that sleeps meanwhile, which no busy processor or disk makes it do."""
 
     def __init__(self, context: CameraContext, *, what: str, interval_s: float = 0.0) -> None:
         super().__init__(context, interval_s=interval_s)
@@ -94,7 +97,7 @@ class ChildCamera(PacedCamera, ABC):
         if request is not None:
             self.begin(request)
         assert self._child is not None
-        quiet_s = 0.0
+        quiet_s = asleep_s = 0.0
         while not self.context.stop.is_set():
             try:
                 told = self._child.hear(_STOP_S)
@@ -102,11 +105,12 @@ class ChildCamera(PacedCamera, ABC):
                 return self._lost(str(error))
             if told is None:
                 quiet_s += _STOP_S
+                asleep_s = asleep_s + _STOP_S if self._child.is_asleep() else 0.0
                 limit_s = self.stuck_s if self._child.has_spoken else _START_S
-                if quiet_s >= limit_s:
-                    return self._lost(f"has not answered for {limit_s:g} s")
+                if quiet_s >= limit_s or asleep_s >= self.asleep_s:
+                    return self._lost(f"has not answered for {quiet_s:g} s")
                 continue
-            quiet_s = 0.0
+            quiet_s = asleep_s = 0.0
             if "gone" in told:
                 raise self.gone(told["gone"])
             if "doing" in told:

@@ -25,6 +25,7 @@ from agent.child_environment import child_environment
 from engine.frame import Pixels
 
 _DYING_S: Final = 1.0
+_ASLEEP: Final = {b"S", b"T", b"t"}
 _PIECE: Final = 8 << 20
 _MAIN: Final = "agent.camera_child.main"
 _SOURCE: Final = str(Path(__file__).parents[2])
@@ -123,6 +124,13 @@ class CameraChild:
         self._process.kill()
         self._memory.close()
         return self.has_ended(_DYING_S)
+
+    def is_asleep(self) -> bool:
+        """Whether its main thread waits for something else than a processor or a disk."""
+        with suppress(OSError):
+            after_name = Path(f"/proc/{self.pid}/stat").read_bytes().rpartition(b")")[2]
+            return after_name.split()[0] in _ASLEEP
+        return False
 
     def has_ended(self, within_s: float = 0.0) -> bool:
         """Whether the process has gone."""

@@ -1,8 +1,9 @@
 """A camera's features in a configuration: their SFNC names and the values to be written."""
 
+import math
 import threading
 from concurrent.futures import Future
-from typing import Annotated, Any, ClassVar, Self
+from typing import Annotated, Any, ClassVar, Final, Self
 
 from pydantic import Field
 
@@ -12,6 +13,9 @@ from agent.cameras.settings import AnyCameraSettings, FeatureName, Features, Fea
 from agent.ports import CameraContext
 from agent.settings_values import Text
 from engine.spec import spec
+
+_HANGS_S: Final = 1.0
+"""A child with an open camera says three times a second that it waits."""
 
 
 def feature(features: Features, name: str) -> FeatureValue | None:
@@ -133,9 +137,11 @@ class FeaturesCamera(DeviceCamera):
             return self._asked
 
     def connect(self) -> None:
+        self.asleep_s = math.inf
         super().connect()
         with self._changing:
             self.product = self._sent
+            self.asleep_s = _HANGS_S
             if self._wanted == self._sent:
                 self._answer(None)
             elif self.opened is not None:
@@ -143,6 +149,7 @@ class FeaturesCamera(DeviceCamera):
 
     def adjusted(self, told: Message) -> None:
         with self._changing:
+            self.asleep_s = _HANGS_S
             product, problem = told["adjusted"], None
             if "refused" in told:
                 problem = f"does not take {told['refused']} {told['value']!r}: {told['remedy']}"
@@ -156,6 +163,7 @@ class FeaturesCamera(DeviceCamera):
 
     def _ask(self) -> None:
         if self._child is not None:
+            self.asleep_s = math.inf  # it may wait for a camera that is slow to answer
             features = self._features()
             self._child.tell({"do": "adjust", "product": self._sent, "features": features})
 
