@@ -253,7 +253,8 @@ def main() -> None:
         # An incomplete frame is given up after 100 ms, within the window of this rate.
         "packets lost": run(200, min(rate, 5.0), lost=5.0),
     }
-    found = {"machine": described(), "rates_tried": tried, "rows": rows}
+    load = os.getloadavg()[2]
+    found = {"machine": described(), "load_average": load, "rates_tried": tried, "rows": rows}
     write_result(json.loads(json.dumps(found)), options.out)
 
 
