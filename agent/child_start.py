@@ -8,6 +8,11 @@ import sys
 from typing import Final
 
 _PR_SET_PDEATHSIG: Final = 1
+COMMAND: Final = (
+    "import ctypes, signal; ctypes.CDLL(None).prctl(1, signal.SIGKILL); "
+    "from agent.cli import main; main()"
+)
+"""What Python runs as `agent`, by whoever waits for its end: it does not outlive that thread."""
 
 
 def begin(module: str, *, nice: int) -> None:

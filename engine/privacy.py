@@ -6,6 +6,7 @@ from typing import Final
 _OFF: Final = {
     "ORT_DISABLE_TELEMETRY": "1",  # ONNX Runtime: events, and a device id below the user's cache
     "HF_HUB_DISABLE_TELEMETRY": "1",  # timm's download of weights
+    "RAY_USAGE_STATS_ENABLED": "0",  # of a cluster that is begun here
     "DO_NOT_TRACK": "1",
 }
 

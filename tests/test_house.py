@@ -70,6 +70,7 @@ def test_complete_examples_in_documents_load(example, tmp_path, monkeypatch):
         ("argon2", {"agent/services/page/access.py"}),
         ("uvicorn", {"agent/services/page/server.py"}),
         ("asyncua", {"agent/opcua/client.py", "agent/opcua/variables.py", "agent/opcua/vision.py"}),
+        ("ray", {"agent/fleet/training.py"}),
         ("pickle", set()),
     ],
 )

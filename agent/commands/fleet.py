@@ -211,6 +211,73 @@ def roll_out(
         sys.exit(1)
 
 
+def train(
+    *,
+    data: Annotated[
+        Path, typer.Argument(help="A folder for each line: good/, defective/, or page/labelled.")
+    ],
+    out: Annotated[Path, typer.Option(help="Gets a bundle for each line.")],
+    ray: Annotated[
+        str | None,
+        typer.Option(help="A Ray cluster: auto, HOST:PORT, or local; without it: train here."),
+    ] = None,
+    gpus: Annotated[
+        float, typer.Option(min=0, max=64, help="GPUs of a task; 0.25: four tasks share one.")
+    ] = 0.0,
+    cpus: Annotated[float, typer.Option(min=0.1, max=1024, help="CPUs of a task.")] = 1.0,
+    retries: Annotated[
+        int, typer.Option(min=0, max=100, help="How often a task begins again if its node dies.")
+    ] = 3,
+    recipe: Annotated[str, typer.Option(help="As for agent train.")] = "line",
+    backbone: Annotated[str | None, typer.Option(help="As for agent train.")] = None,
+    stage: Annotated[str | None, typer.Option(help="As for agent train.")] = None,
+    backbone_weights: Annotated[
+        str, typer.Option(help="As for agent train; a file has to be on each node.")
+    ] = "",
+    epochs: Annotated[int | None, typer.Option(min=1, help="As for agent train.")] = None,
+    seed: Annotated[int, typer.Option(min=0, help="As for agent train.")] = 0,
+    as_json: AsJson = False,
+) -> None:
+    """Train a model for each line, on a Ray cluster or here, one after another.
+
+    Example: agent fleet train sets --out trained --ray auto --gpus 0.25 --backbone-weights r50.pth
+
+    A line that has a bundle in OUT is left alone, so the same command goes on where it was ended.
+    Bundles come back unsigned: look at them, agent sign, agent fleet push. Exit code 1 if a line
+    has none.
+    """
+    from agent.commands.train import require_training_packages
+    from agent.fleet.training import Cluster, missing_in, sets_in, train_here, train_on
+
+    arguments = ["--recipe", recipe, "--seed", str(seed), "--backbone-weights", backbone_weights]
+    for option, value in (("--backbone", backbone), ("--stage", stage), ("--epochs", epochs)):
+        if value is not None:
+            arguments += [option, str(value)]
+    sets = sets_in(data)
+    waiting = missing_in(out, sets)
+    if ray is None:
+        require_training_packages("agent fleet train")
+        found = train_here(waiting, out, arguments)
+    else:
+        cluster = Cluster(address=ray, gpus=gpus, cpus=cpus, retries=retries)
+        found = train_on(cluster, waiting, out, arguments)
+    answer: dict[str, object] = {}
+    failed = 0
+    for one in found:
+        failed += one.failure is not None
+        bundle = None if one.bundle is None else {"path": str(out / one.line), "id": one.bundle.id}
+        answer[one.line] = {"bundle": bundle, "failure": one.failure}
+        said = one.failure if one.bundle is None else f"trained, {one.bundle.id[:12]}"
+        typer.echo(f"{one.line}: {said}", err=True)
+    if as_json:
+        typer.echo(json.dumps(answer, indent=2))
+    else:
+        there = len(sets) - failed
+        typer.echo(f"{there} of {len(sets)} lines have a bundle in {out}; sign them: agent sign")
+    if failed:
+        sys.exit(1)
+
+
 def _told(step: "Step", plan: "FleetPlan", bundle: str) -> str:
     """A step of a roll-out for people."""
     ring = f"ring {step.ring} of {len(plan.rings)}"
@@ -315,3 +382,4 @@ fleet.command("desired")(desired)
 fleet.command("status")(status)
 fleet.command("stop")(stop)
 fleet.command("roll-out")(roll_out)
+fleet.command("train")(train)

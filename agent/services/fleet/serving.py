@@ -24,6 +24,7 @@ from pydantic import TypeAdapter
 
 from agent.bundle_places import put_next
 from agent.child import AgentEnd, RefusedError
+from agent.child_start import COMMAND
 from agent.fleet.follower import Follower, InForce, Rules, Shadowed
 from agent.fleet.oci import Registry
 from agent.labelled import put_pictures, read_labelled
@@ -44,11 +45,6 @@ _CHANGING_S: Final = 150.0
 """A start of the inference process may take two minutes."""
 _SETTINGS: Final = TypeAdapter(FleetSettings)
 _IN_FORCE: Final = TypeAdapter(InForce)
-_BEGIN: Final = (
-    "import ctypes, signal; ctypes.CDLL(None).prctl(1, signal.SIGKILL); "
-    "from agent.cli import main; main()"
-)
-"""A command of ours that does not outlive us."""
 
 
 def serve(argument: str) -> None:
@@ -232,7 +228,7 @@ def _agent(command: str, *arguments: str) -> Mapping[str, Any]:
     """What a command of ours answers; raises `DesiredStateError` with what it complains of."""
     try:
         done = subprocess.run(  # noqa: S603 - our own program
-            [sys.executable, "-P", "-c", _BEGIN, command, *arguments, "--json"],
+            [sys.executable, "-P", "-c", COMMAND, command, *arguments, "--json"],
             stdin=subprocess.DEVNULL,
             capture_output=True,
             timeout=_JUDGING_S,
