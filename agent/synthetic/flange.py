@@ -8,6 +8,7 @@ little off, turned a little, under light that varies, with dust and a faint smud
 import functools
 from collections.abc import Callable
 from dataclasses import dataclass
+from itertools import cycle, islice
 from pathlib import Path
 from typing import Any, Final
 
@@ -77,24 +78,35 @@ def made(seed: int, number: int, defect: str | None) -> GeneratedPart:
     return _pictured(np.random.default_rng([seed, group, number]), defect)
 
 
-def write_parts(folder: Path, *, seed: int, good: int, defective: int, test_good: int) -> None:
+def write_parts(
+    folder: Path,
+    *,
+    seed: int,
+    good: int,
+    defective: int,
+    test_good: int,
+    kinds: tuple[str, ...] = DEFECTS,
+) -> None:
     """Write parts as PNG files in MVTec's layout, to train and test on.
 
     Args:
         folder: Where to.
         seed: Of all parts.
         good: How many good ones go to `train/good`.
-        defective: How many defective ones, each kind in turn, go to `test/<defect>`, with masks as
+        defective: How many defective ones go to `test/<defect>`, with masks as
             `ground_truth/<defect>/NNN_mask.png`.
         test_good: How many good ones go to `test/good`.
+        kinds: The kinds of defects in turn; one that is named twice is drawn twice as often.
     """
     for number in range(good):
         _write(folder / "train" / GOOD / f"{number:03d}.png", made(seed, number, None).pixels)
     for number in range(test_good):
         other = _pictured(np.random.default_rng([seed, 1, number]), None)
         _write(folder / "test" / GOOD / f"{number:03d}.png", other.pixels)
-    for number in range(defective):
-        kind, index = DEFECTS[number % len(DEFECTS)], number // len(DEFECTS)
+    drawn = dict.fromkeys(kinds, 0)
+    for number, kind in enumerate(islice(cycle(kinds), defective)):
+        index = drawn[kind]
+        drawn[kind] += 1
         faulty = made(seed, number, kind)
         _write(folder / "test" / kind / f"{index:03d}.png", faulty.pixels)
         _write(folder / "ground_truth" / kind / f"{index:03d}_mask.png", faulty.mask)

@@ -62,3 +62,10 @@ def test_parts_are_written_in_the_layout_of_mvtec(tmp_path):
         assert mask.shape == (480, 640)
         assert set(np.unique(mask)) == {0, 255}
         assert read_image(tmp_path / "test" / kind / "000.png").shape == (480, 640, 3)
+
+
+def test_a_kind_that_is_named_twice_is_drawn_twice_as_often(tmp_path):
+    kinds = ("stain", "chip", "stain")
+    write_parts(tmp_path, seed=1, good=0, defective=5, test_good=0, kinds=kinds)
+    counts = [len(list((tmp_path / "test" / kind).glob("*.png"))) for kind in ("stain", "chip")]
+    assert counts == [3, 2]
