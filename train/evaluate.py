@@ -17,6 +17,7 @@ from train.network import Network, TorchBackend
 from train.pixels import PixelRanking, pixel_ranking
 
 _PROBED: Final = 16  # held-out good images
+_PROBED_KNOWN: Final = 100  # known defects at most, evenly spaced
 _PIXEL_SIDE: Final = 224  # of the grid on which maps and masks are compared
 
 Scores = npt.NDArray[np.float64]
@@ -125,7 +126,8 @@ class ValidationProbe:
     def __init__(self, images: TrainingImages, network: Network, method: MethodSpec) -> None:
         split = images.split
         good = split.held_out_good[:_PROBED]
-        probed = (*good, *split.train_defective) if good and split.train_defective else ()
+        known = split.train_defective[:: -(-len(split.train_defective) // _PROBED_KNOWN) or 1]
+        probed = (*good, *known) if good and known else ()
         self._frames = [images.images.pixels(item) for item in probed]
         self._defective = [item.defective for item in probed]
         self._network = network

@@ -94,6 +94,40 @@ class TwoPassForward:
         features = self._second_features(features, [seen for seen, _ in closer], zooms)
         return first, SeenPass(self._maps(features), [box for _, box in closer])
 
+    def windows(
+        self, batch: Sequence[Sample], side: int, rng: np.random.Generator
+    ) -> tuple[SeenPass, SeenPass]:
+        """A square of each whole view, `side` pixels wide, instead of both passes: quicker.
+
+        Where the mask is known, a part of the defect is in it.
+        """
+        boxes = [self._window(sample, side, rng) for sample in batch]
+        wholes = self._pool.map(self._whole, batch)
+        maps = self._maps(
+            self._computed(
+                [
+                    whole[box.top : box.bottom, box.left : box.right]
+                    for whole, box in zip(wholes, boxes, strict=True)
+                ]
+            )
+        )
+        in_frames = [
+            box.scaled(of=self._view.box, to=Box.around(sample.pixels))
+            for sample, box in zip(batch, boxes, strict=True)
+        ]
+        seen = SeenPass(maps, in_frames)
+        return seen, seen
+
+    def _window(self, sample: Sample, side: int, rng: np.random.Generator) -> Box:
+        most = self._view.side - side
+        first, last = np.zeros(2, int), np.full(2, most)  # of its corner: down, across
+        if sample.mask is not None and sample.mask.any():
+            places = np.argwhere(sample.mask)
+            place = places[rng.integers(len(places))] * self._view.side // sample.mask.shape
+            first, last = np.clip((place - side + 1, place), 0, most)
+        top, left = (int(edge) for edge in rng.integers(first, last + 1))
+        return Box(left=left, top=top, right=left + side, bottom=top + side)
+
     def features(self, batch: Sequence[Sample]) -> Tensor:
         """The features of the whole views of `batch`: `(N, C, h, w)`."""
         return self._first(batch)[1]

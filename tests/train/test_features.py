@@ -57,6 +57,20 @@ def test_without_zoom_the_second_pass_is_the_first(batch, paper):
     assert second is first
 
 
+def test_a_window_is_a_part_of_the_view_with_some_of_the_defect(batch, paper):
+    side = paper.view.side // 2
+    with two_passes(paper) as (_, forward):
+        seen, again = forward.windows(batch, side, np.random.default_rng(0))
+    assert again is seen
+    assert len({(box.left, box.top) for box in seen.boxes}) > 1
+    for sample, box in zip(batch, seen.boxes, strict=True):
+        half = sample.pixels.shape[0] / 2
+        assert 0 <= box.width - half <= 1
+        assert box.right <= sample.pixels.shape[1]
+        if sample.mask is not None and sample.mask.any():
+            assert sample.mask[box.top : box.bottom, box.left : box.right].any()
+
+
 def test_gradient_reaches_the_backbone_through_both_passes(batch, paper):
     with two_passes(paper, omega=0.9) as (net, forward):
         fed = []

@@ -184,6 +184,17 @@ def test_training_separates_defects(images, line, tmp_path):
     assert not result.network.training
 
 
+def test_windows_of_the_view_teach_too(images, line, tmp_path):
+    epochs = []
+    settings = replace(line, epochs=4, least_steps=8, zoom_from=4, window=32)
+    trained(settings, images, tmp_path, on_epoch=epochs.append)
+    assert epochs[-1].loss < 0.8 * epochs[0].loss
+    assert epochs[-1].separation >= 0.9
+    for wrong in ({"zoom_from": 3}, {"freeze": True}, {"window": 2 * line.view.side}):
+        with pytest.raises(ValidationError, match="window"):
+            replace(settings, **wrong)
+
+
 @pytest.mark.parametrize("recipe", ["line", "nearest", "paper"])
 def test_the_same_seed_gives_the_same_weights(images, recipe, request, tmp_path):
     settings = request.getfixturevalue(recipe)

@@ -106,6 +106,9 @@ class Line(RecipeSettings):
     synthetic: SyntheticDefects = SyntheticDefects()
 
     epochs: Count = 8
+    # A backbone that is trained sees squares of whole views, of this side; None: all of the view.
+    # Where masks are known, a defect is in them.
+    window: Annotated[int, Field(ge=32)] | None = None
     batch: Annotated[int, Field(ge=2, multiple_of=2)] = 16  # half good, half defective
     least_steps: Count = 25  # steps an epoch, however few good images there are
     zoom_from: Annotated[int, Field(ge=0)] = 3  # epochs before the first with a pass 2
@@ -118,6 +121,10 @@ class Line(RecipeSettings):
     def _remembers_what_stays(self) -> Self:
         if self.memory_bank and not self.freeze:
             raise ValueError("a memory bank needs a frozen backbone: set freeze")
+        if self.window and (self.freeze or self.window > self.view.side):
+            raise ValueError("a window is a part of the view, of a backbone that is not frozen")
+        if self.window and self.zoom_from < self.epochs:
+            raise ValueError("a window has no pass 2: let zoom_from be the number of epochs")
         return self
 
     def settled(self, weights: Weights | None) -> Self:
@@ -206,7 +213,11 @@ def train(settings: Line, images: TrainingImages, run: Run) -> Trained:
                 rng=epoch.rng,
             )
             for step, batch in enumerate(islice(batches, steps)):
-                passes = forward.forward(batch, zoom=epoch.number >= settings.zoom_from)
+                passes = (
+                    forward.windows(batch, settings.window, epoch.rng)
+                    if settings.window
+                    else forward.forward(batch, zoom=epoch.number >= settings.zoom_from)
+                )
                 epoch.descend(
                     loss.of(passes, batch),
                     optimiser,
