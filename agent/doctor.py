@@ -25,6 +25,8 @@ from agent.record.annotations import threshold_in_file
 from agent.record.schema import check_place, damage
 from agent.registry import ROOMS, open_camera, open_trigger
 from agent.runtime import bundle_runtime
+from agent.services.fleet import FleetSettings
+from agent.services.fleet.probe import probe as probe_fleet
 from agent.services.metrics import MetricsSettings
 from agent.services.metrics.server import check_settings as check_metrics
 from agent.services.opcua import OpcuaSettings, uri
@@ -125,6 +127,8 @@ def examine(path: Path, *, is_running: bool = False) -> Iterator[Finding]:
     for service in config.services:
         if isinstance(service, MetricsSettings):
             yield _checked("metrics", partial(_metrics, service, is_running=is_running))
+        if isinstance(service, FleetSettings):
+            yield _checked("fleet", partial(_fleet, service, config))
         if isinstance(service, OpcuaSettings):
             yield _checked("opcua", partial(_opcua, service, config, is_running=is_running))
 
@@ -338,6 +342,11 @@ def _plc_by_opcua(sink: PlcByOpcuaSettings) -> Finding:
     security = sink.server.security.replace("_", " ")
     said = f"{sink.server.url} ({security}) has all {found['variables']} variables"
     return _heartbeat(said, found["session"], is_alive=found["is_alive"])
+
+
+def _fleet(settings: FleetSettings, config: Config) -> Finding:
+    said, is_well = probe_fleet(settings, config)
+    return Finding(check="fleet", level="ok" if is_well else "warn", message=said)
 
 
 def _heartbeat(said: str, session: int, *, is_alive: bool) -> Finding:

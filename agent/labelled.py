@@ -77,6 +77,15 @@ def read_labelled(folder: Path) -> DataSet:
     return DataSet(parts=tuple(parts), without_frame=without_frame, unsure=unsure)
 
 
+def calibration_parts(labelled: Path, good: Path | None) -> list[Path]:
+    """The pictures that may set a threshold: good parts of the audit, and those in folder `good`.
+
+    Raises `ConfigurationError` where that folder cannot be read.
+    """
+    files = [part.file for part in read_labelled(labelled).of("calibration")]
+    return files if good is None else [*files, *find_images(good).files]
+
+
 def _records(path: Path) -> Iterator[Mapping[str, Any]]:
     with suppress(FileNotFoundError), path.open(encoding="utf-8", errors="replace") as file:
         for line in file:

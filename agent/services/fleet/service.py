@@ -3,7 +3,8 @@
 from collections import Counter
 from collections.abc import Mapping
 from dataclasses import asdict
-from typing import Any, Final, Self
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Final, Self
 
 from pydantic import TypeAdapter
 
@@ -16,6 +17,9 @@ from agent.services.fleet import FleetSettings
 from agent.station.status import FleetStatus, Status
 from engine.errors import ConfigurationError
 from engine.signature import require_public_key
+
+if TYPE_CHECKING:
+    from agent.settings import Config
 
 _MODULE: Final = "agent.services.fleet.main"
 _STATUS: Final = TypeAdapter(FleetStatus)
@@ -90,8 +94,11 @@ def in_force(status: Status) -> Mapping[str, object]:
     }
 
 
-def _setup(settings: FleetSettings, watched: Watched) -> Mapping[str, object]:
-    config = watched.config
+def key_of(settings: FleetSettings, config: "Config") -> tuple[str, Path]:
+    """Where the public key is named of whoever signs, and which it is.
+
+    Raises `ConfigurationError` where there is none, or it cannot be used.
+    """
     option, key = "fleet.key", settings.key
     if key is None:
         option, key = "bundle.require_signature", config.bundle.require_signature
@@ -99,6 +106,15 @@ def _setup(settings: FleetSettings, watched: Watched) -> Mapping[str, object]:
         remedy = "is not named; an agent of a fleet obeys only who holds its private key"
         raise ConfigurationError("fleet.key", None, remedy)
     require_public_key(key, option)
+    return option, key
+
+
+def _setup(settings: FleetSettings, watched: Watched) -> Mapping[str, object]:
+    config = watched.config
+    option, key = key_of(settings, config)
+    if config.products:
+        remedy = "does not go with products: a desired state names one bundle"
+        raise ConfigurationError("services.type", "fleet", remedy)
     if watched.config_file is None:
         remedy = "is read from no file, which the fleet needs to try a bundle with"
         raise ConfigurationError("--config", None, remedy)
@@ -110,7 +126,7 @@ def _setup(settings: FleetSettings, watched: Watched) -> Mapping[str, object]:
         "key": key,
         "agent_id": config.agent.id,
         "folder": settings.folder or beside / "fleet",
-        "labelled": settings.labelled or beside / "page" / "labelled",
+        "labelled": settings.labelled_by(config.ledger.path),
         "bundle": config.bundle.path,
         "backend": config.bundle.backend,
         "precision": config.bundle.precision,

@@ -27,14 +27,13 @@ from agent.child import AgentEnd, RefusedError
 from agent.child_start import COMMAND
 from agent.fleet.follower import Follower, InForce, Rules, Shadowed
 from agent.fleet.oci import Registry
-from agent.labelled import put_pictures, read_labelled
+from agent.labelled import calibration_parts, put_pictures
 from agent.record.evidence_files import EvidenceIndex
 from agent.services.fleet import FleetSettings
 from agent.station.status import FleetStatus, Promise
 from calibration.record import read_calibration
 from engine.bundle import Bundle, open_bundle
 from engine.errors import AtacError, DesiredStateError
-from engine.listing import find_images
 
 _LOG: Final = logging.getLogger("atac_agent.fleet")
 _TICK_S: Final = 0.5
@@ -196,10 +195,7 @@ class AgentLine:
 
     def _gather(self) -> None:
         """Put our good parts into one folder: those that are kept, and those of the audit."""
-        labelled = read_labelled(Path(self._agent.setup["labelled"]))
-        files = [part.file for part in labelled.of("calibration")]
-        if self._settings.good is not None:
-            files += find_images(self._settings.good).files
+        files = calibration_parts(Path(self._agent.setup["labelled"]), self._settings.good)
         if not files:
             raise DesiredStateError(
                 "no good part of this line is kept to set a threshold with: name a folder of them "

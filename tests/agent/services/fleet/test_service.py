@@ -2,7 +2,7 @@
 
 import itertools
 import threading
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from datetime import UTC, datetime, timedelta
 
 import pytest
@@ -19,6 +19,7 @@ from agent.inference.child import ChildInspector, Setup
 from agent.part import State
 from agent.ports import CameraContext
 from agent.services.fleet import FleetSettings
+from agent.services.fleet.probe import probe
 from agent.services.fleet.serving import AgentLine
 from agent.settings import (
     AgentSettings,
@@ -220,3 +221,25 @@ def test_a_fleet_needs_a_key(line):
             model=Model(threshold=1.0),
             config_file=line.config_file,
         )
+
+
+def test_doctor_says_what_is_desired_and_what_is_missing(line):
+    config = line.config(require_signature=line.keys.public)
+    said, is_well = probe(line.settings, config)
+    assert "has no desired state for line-3; a new bundle would be refused: 0 good parts" in said
+    assert not is_well
+    (line.folder / "good").mkdir()
+    for number in range(9):
+        Image.fromarray(good_part(number)).save(line.folder / "good" / f"{number}.png")
+    line.desire(4, line.first)
+    settings = replace(line.settings, good=line.folder / "good", max_false_reject=0.3)
+    said, is_well = probe(settings, config)
+    assert is_well
+    assert said == (
+        f"desired is bundle {line.first_id[:12]}, with serial 4; 9 good parts of this line can set "
+        "a threshold"
+    )
+    strangers = Keys(line.folder, "stranger")
+    said, is_well = probe(settings, line.config(require_signature=strangers.public))
+    assert "is not signed by the key" in said
+    assert not is_well

@@ -1,0 +1,45 @@
+"""What is desired of an agent, and whether it could follow, before the line depends on it."""
+
+from datetime import UTC, datetime
+from typing import TYPE_CHECKING, Final
+
+from agent.fleet.desired import Desired, current, repository_of, require_current, require_ours
+from agent.fleet.oci import Registry
+from agent.labelled import calibration_parts
+from agent.services.fleet import FleetSettings
+from agent.services.fleet.service import key_of
+from calibration.bound import good_parts_needed
+from engine.errors import DesiredStateError, RegistryError
+
+if TYPE_CHECKING:
+    from agent.settings import Config
+
+_WEAKEST: Final = 0.05
+_CONFIDENCE: Final = 0.95
+
+
+def probe(settings: FleetSettings, config: "Config") -> tuple[str, bool]:
+    """What the registry desires of the agent, in one line; `False`: something should be done.
+
+    Raises `ConfigurationError` where the service could not begin.
+    """
+    option, key = key_of(settings, config)
+    registry, agent_id = Registry.of(settings.registry), config.agent.id
+    try:
+        found = current(registry, repository_of(agent_id), Desired, key, option=option)
+        if found is not None:
+            require_ours(found[0], agent_id)
+            require_current(found[0], datetime.now(UTC))
+    except (RegistryError, DesiredStateError) as error:
+        return str(error), False
+    said = f"{settings.registry.address} has no desired state for {agent_id}"
+    if found is not None:
+        said = f"desired is bundle {found[0].bundle[:12]}, with serial {found[0].serial}"
+    have = len(calibration_parts(settings.labelled_by(config.ledger.path), settings.good))
+    needed = good_parts_needed(
+        max_false_reject=settings.max_false_reject or _WEAKEST, confidence=_CONFIDENCE
+    )
+    if have < needed:
+        lacks = f"{have} good parts of this line are kept, and a threshold needs {needed}"
+        return f"{said}; a new bundle would be refused: {lacks}", False
+    return f"{said}; {have} good parts of this line can set a threshold", True
