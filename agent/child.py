@@ -4,8 +4,9 @@
            atac-NAME-ask  ◀── questions that may wait for a disk ───         its requests
            atac-feed      ── recorded parts ─────────────────────▶         its history
 
-The child asks and the agent answers. A child that ends, or asks nothing for a while, is replaced;
-one that only waits for a busy processor is given more time. Sockets on which the child listens
+The child asks and the agent answers. A child that ends, or asks nothing for a while, is replaced:
+after a second where it was stopped, after two where it sleeps. One that waits for a busy processor
+or a disk is given more time. Sockets on which the child listens
 are the agent's: who connects between two children waits for the next one.
 """
 
@@ -27,6 +28,8 @@ from agent.child_environment import child_environment
 from agent.record.feed import Feed, FeedClient
 
 _LOG: Final = logging.getLogger("atac_agent.service")
+_LOOKED_AT_S: Final = 1.0
+"""After so long without a question, its threads are looked at. One that was stopped never asks."""
 _SILENT_S: Final = 2.0
 """A child that sleeps and has asked nothing for so long hangs."""
 _STARVED: Final = 8
@@ -37,7 +40,7 @@ _START_S: Final = 30.0
 _ENDING_S: Final = 2.0
 _FIRST_RETRY_S: Final = 0.2
 _LAST_RETRY_S: Final = 30.0
-_LASTED_S: Final = 60.0
+_LASTED_S: Final = 10.0
 """A child that has lived so long is no failed start."""
 _ANSWER_S: Final = 10.0
 
@@ -155,11 +158,13 @@ class ServiceChild:
                     process.wait(_ENDING_S)
                 return _how(process)
             silent_s = monotonic() - heard
-            if silent_s < limit_s / 2:
+            if silent_s < _LOOKED_AT_S:
                 continue
+            states = _states(process.pid)
             # Busy at any of its last looks, it is starved and does not hang.
-            idle = 0 if _wants_to_run(process.pid) else idle + 1
-            if silent_s > limit_s and (idle >= _IDLE_LOOKS or silent_s > _STARVED * limit_s):
+            idle = 0 if states & _BUSY else idle + 1
+            is_late = silent_s > limit_s and (idle >= _IDLE_LOOKS or silent_s > _STARVED * limit_s)
+            if is_late or states == _STOPPED:
                 process.kill()
                 return f"has not answered for {silent_s:.0f} s"
         return "was stopped"
@@ -250,11 +255,16 @@ def _how(process: subprocess.Popen[bytes]) -> str:
     return f"was ended by {signal.Signals(-code).name}" if code < 0 else f"ended with {code}"
 
 
-def _wants_to_run(pid: int) -> bool:
-    """Whether any thread of a process waits for a processor or a disk."""
+_BUSY: Final = frozenset("RD")
+"""It waits for a processor, or for a disk."""
+_STOPPED: Final = frozenset("T")
+
+
+def _states(pid: int) -> frozenset[str]:
+    """The states of a process's threads, a letter each, as `/proc` has them."""
+    found = set()
     with suppress(OSError):
         for task in Path(f"/proc/{pid}/task").iterdir():
             with suppress(OSError, IndexError):
-                if (task / "stat").read_text().rpartition(")")[2].split()[0] in {"R", "D"}:
-                    return True
-    return False
+                found.add((task / "stat").read_text().rpartition(")")[2].split()[0])
+    return frozenset(found)

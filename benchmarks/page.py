@@ -68,6 +68,8 @@ VIEWERS = 4
 _FRAMES = 40
 _RESAMPLINGS = 2000
 _SETTLE_S = 4.0
+_APART_S = 11.0
+"""One that ends again sooner is started again later."""
 _PARTS = 1_000_000
 _ANSWERS = 40
 
@@ -359,7 +361,7 @@ def back_after(page: PageService, what: signal.Signals) -> float:
         while page.pid == pid or not get(page.address, "/line"):
             time.sleep(0.02)
         times.append(time.perf_counter() - start)
-        time.sleep(1.0)
+        time.sleep(_APART_S)
     return round(statistics.median(times), 2)
 
 

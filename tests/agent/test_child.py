@@ -24,7 +24,7 @@ said, (blob,) = agent.ask("bytes")
 agent.ask("heard", text=f"{said} {len(blob)}")
 while True:
     agent.pulse("status")
-    time.sleep(0.1)
+    time.sleep(3600 if agent.setup["hangs"] else 0.1)
 """
 
 
@@ -56,7 +56,7 @@ def child(tmp_path, monkeypatch):
         return agent, ServiceChild(
             "test",
             "some_service",
-            setup={"fails": False} | setup,
+            setup={"fails": False, "hangs": False} | setup,
             feed=NO_FEED,
             answer=agent.answer,
         )
@@ -75,7 +75,9 @@ def test_it_asks_and_is_answered(child, eventually):
 
 
 @pytest.mark.parametrize("with_signal", [signal.SIGKILL, signal.SIGSTOP])
-def test_one_that_is_killed_or_frozen_is_replaced(child, eventually, with_signal):
+def test_one_that_is_killed_or_frozen_is_replaced(child, eventually, monkeypatch, with_signal):
+    """Without waiting for what a busy machine is granted."""
+    monkeypatch.setattr("agent.child._SILENT_S", 1000.0)
     agent, running = child()
     with running:
         eventually(lambda: agent.pulses)
@@ -85,6 +87,13 @@ def test_one_that_is_killed_or_frozen_is_replaced(child, eventually, with_signal
         assert running.fault is None
         with pytest.raises(ProcessLookupError):
             os.kill(first, 0)
+
+
+def test_one_that_sleeps_and_asks_nothing_is_replaced(child, eventually, monkeypatch):
+    monkeypatch.setattr("agent.child._SILENT_S", 1.0)
+    _, running = child(hangs=True)
+    with running:
+        eventually(lambda: running.starts == 2)
 
 
 def test_one_that_cannot_start_is_a_fault(child, eventually):
