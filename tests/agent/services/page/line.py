@@ -3,10 +3,12 @@
 import http.client
 import json
 import queue
+import tempfile
 import threading
 import time
 from contextlib import ExitStack
 from dataclasses import replace
+from functools import cache
 from pathlib import Path
 from urllib.parse import urlencode
 
@@ -94,18 +96,23 @@ class Line:
         users=True,
         settings=None,
         bundle=None,
+        trusted=None,
         **evidence,
     ):
-        """With a calibrated `bundle` this inspects, and others may be promoted."""
+        """With a calibrated `bundle` this inspects, and others may be promoted.
+
+        `trusted` is how a page that is encrypted is spoken to.
+        """
         self.folder, self.bundle, self.config_file = folder, bundle, None
         self.products = products
         self.stop = threading.Event()
         self.cameras = {name: ShownParts(self.stop) for name in names}
         self.settings = replace(PageSettings(listen="127.0.0.1:0"), **(settings or {}))
-        self.host = ""
-        with Access(folder / "page" / USERS, idle_s=60) as access:
-            for role in Role if users else ():
-                access.add_user(role.name.lower(), PASSWORD, role)
+        self.host, self._trusted = "", trusted
+        self._cookies: dict[Role, str] = {}
+        if users:
+            (folder / "page").mkdir()
+            (folder / "page" / USERS).write_bytes(users_of_all_roles())
         self.config = Config(
             agent=AgentSettings(id="line-3"),
             bundle=BundleSettings(path=bundle or folder),
@@ -183,7 +190,7 @@ class Line:
         return int(page.text) if page.status == 200 else -1
 
     def ask(self, method, path, *, body=None, headers=None, cookie=None):
-        connection = http.client.HTTPConnection(self.host, timeout=180)
+        connection = self._connection()
         try:
             given = dict(headers or {})
             if cookie:
@@ -194,6 +201,12 @@ class Line:
         finally:
             connection.close()
 
+    def _connection(self):
+        if self._trusted is None:
+            return http.client.HTTPConnection(self.host, timeout=180)
+        host = f"localhost:{self.page.address[1]}"
+        return http.client.HTTPSConnection(host, timeout=180, context=self._trusted)
+
     def get(self, path, **named):
         return self.ask("GET", path, **named)
 
@@ -203,16 +216,30 @@ class Line:
         return self.ask("POST", path, body=urlencode(form), headers=given, cookie=cookie)
 
     def log_in(self, role: Role) -> str:
-        """The cookie of a new session."""
-        form = {"name": role.name.lower(), "password": PASSWORD}
-        answer = self.post("/login", form)
-        assert answer.status == 200, answer.text
-        return answer.headers["set-cookie"].partition(";")[0].partition("=")[2]
+        """The cookie of a session of this role."""
+        if role not in self._cookies:
+            form = {"name": role.name.lower(), "password": PASSWORD}
+            answer = self.post("/login", form)
+            assert answer.status == 200, answer.text
+            value = answer.headers["set-cookie"].partition(";")[0].partition("=")[2]
+            self._cookies[role] = value
+        return self._cookies[role]
 
     def records(self):
         """The lines of the data set."""
         path = self.folder / "page" / "labelled" / "labels.jsonl"
         return [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
+
+
+@cache
+def users_of_all_roles():
+    """The file of users; hashing a password takes long, and so it is meant to."""
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / USERS
+        with Access(path, idle_s=60) as access:
+            for role in Role:
+                access.add_user(role.name.lower(), PASSWORD, role)
+        return path.read_bytes()
 
 
 class Answered:
@@ -226,7 +253,9 @@ class Answered:
 
 
 def until(condition, timeout_s=180.0):
-    end = time.monotonic() + timeout_s
+    """Ask with growing pauses: the page and its jobs are nicer than who asks."""
+    began = time.monotonic()
     while not condition():
-        assert time.monotonic() < end, "it did not happen in time"
-        time.sleep(0.02)
+        waited_s = time.monotonic() - began
+        assert waited_s < timeout_s, "it did not happen in time"
+        time.sleep(min(0.5, 0.02 + waited_s / 10))

@@ -1,6 +1,5 @@
 """Who gets what from the page, and who does not."""
 
-import http.client
 import ssl
 from pathlib import Path
 
@@ -84,25 +83,15 @@ def test_a_body_has_64_kilobytes_at_most(line):
     assert line.ask("PUT", "/login").status == 405
 
 
-def test_it_may_be_encrypted(certify, tmp_path):
+def test_encrypted_and_before_there_are_users_one_may_look_and_change_nothing(certify, tmp_path):
     certificate = certify("localhost")
     files = {"certificate_file": certificate.certificate_file, "key_file": certificate.key_file}
-    with Line(tmp_path, users=False, settings=files) as encrypted:
-        trusted = ssl.create_default_context(cafile=certificate.ca_file)
-        connection = http.client.HTTPSConnection(
-            "localhost", encrypted.page.address[1], timeout=180, context=trusted
-        )
-        connection.request("GET", "/line")
-        answer = connection.getresponse()
-        assert answer.status == 200
-        answer.read()
-        connection.close()
-
-
-def test_nobody_changes_anything_before_there_are_users(tmp_path):
-    with Line(tmp_path, users=False) as line:
+    trusted = ssl.create_default_context(cafile=certificate.ca_file)
+    with Line(tmp_path, users=False, settings=files, trusted=trusted) as line:
         assert line.get("/review").status == 200
-        refused = line.post("/review/label", {"say": f"{'e' * 12}/1=good"})
+        headers = {"Origin": f"https://localhost:{line.page.address[1]}"}
+        said = {"say": f"{'e' * 12}/1=good"}
+        refused = line.post("/review/label", said, headers=headers)
         assert (refused.status, "agent page add-user" in refused.text) == (403, True)
         assert line.get("/line", headers={"Host": "page.plant"}).status == 403
 

@@ -40,11 +40,8 @@ def line(tmp_path_factory):
     made.config_file = folder / "agent.yaml"
     made.config_file.write_text(CONFIG)
     with made as running:
-        for number in range(8):
-            pixels = defective_part(number) if number in {3, 6} else good_part(number)
-            running.cameras["main"].show(pixels, f"A-{number}")
-        cookie = running.log_in(Role.ENGINEER)
-        until(lambda: "8 parts" in running.get("/report", cookie=cookie).text)
+        parts = [defective_part(n) if n in {3, 6} else good_part(n) for n in range(8)]
+        running.show(*parts, ids=[f"A-{number}" for number in range(8)])
         yield running
 
 
