@@ -78,6 +78,7 @@ def retrain(
         seed=seed,
         regions=old.path if old.manifest.method.regions is not None else None,
         bits=bits,
+        curve=out / "curve.jsonl",
     )
     calibrate(bundle=bundle, good=out / "data" / "calibration" if counts["calibration"] else None)
     new = read_calibration(open_bundle(bundle)).calibration

@@ -7,7 +7,7 @@ import sys
 from dataclasses import asdict, replace
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -102,6 +102,7 @@ def train(
     ] = None,
     bits: Annotated[int | None, options.BITS] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print the result as JSON.")] = False,
+    curve: Annotated[Path | None, typer.Option(hidden=True)] = None,
     profile: Annotated[str | None, typer.Option(hidden=True)] = None,
 ) -> None:
     """Train a model from images of good parts and, if there are any, of some defective ones.
@@ -155,7 +156,7 @@ def train(
                 resume=resume,
                 accept_flips=accept_flips,
                 on_split=partial(_say_split, progress, settings),
-                on_epoch=partial(_say_epoch, progress, settings),
+                on_epoch=partial(_say_epoch, progress, settings, curve),
                 on_warning=lambda warning: progress.say(f"WARNING: {warning}."),
             )
 
@@ -178,11 +179,7 @@ def train(
             "id": bundle.id,
             "report": None if report is None else str(report),
             "statement": statement,
-            "epochs": [
-                asdict(epoch)
-                | {"separation": None if math.isnan(epoch.separation) else epoch.separation}
-                for epoch in finished.epochs
-            ],
+            "epochs": [_told(epoch) for epoch in finished.epochs],
             "training": asdict(record),
             "left_out": unused,
         }
@@ -302,6 +299,12 @@ def _weights(given: str, settings: "RecipeSettings") -> "Weights | None":
     return read_weights(Path(given))
 
 
+def _told(epoch: "Epoch") -> dict[str, Any]:
+    """An epoch as JSON can hold it."""
+    separation = None if math.isnan(epoch.separation) else epoch.separation
+    return asdict(epoch) | {"separation": separation}
+
+
 def _say_split(progress: Progress, settings: "RecipeSettings", split: "Split") -> None:
     for dropped in split.dropped:
         progress.say(f"{dropped.path} shows the same as {dropped.same_as}: left out")
@@ -317,7 +320,12 @@ def _say_split(progress: Progress, settings: "RecipeSettings", split: "Split") -
     progress.stage(settings.stage, epochs, "epochs")
 
 
-def _say_epoch(progress: Progress, settings: "RecipeSettings", epoch: "Epoch") -> None:
+def _say_epoch(
+    progress: Progress, settings: "RecipeSettings", curve: Path | None, epoch: "Epoch"
+) -> None:
+    if curve is not None and settings.descends:
+        with curve.open("a", encoding="utf-8") as file:
+            file.write(json.dumps(_told(epoch)) + "\n")
     said = [f"epoch {epoch.number}/{epoch.of}: loss {epoch.loss:.3f}"] if settings.descends else []
     if not math.isnan(epoch.separation):
         said.append(f"held-out good against known defects: AUROC {epoch.separation:.3f}")

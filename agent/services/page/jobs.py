@@ -2,7 +2,8 @@
 
 retrain/20261127-140509/job.json      its process, who began it and when
                         log.txt       what it has said
-                        out/          `agent retrain`'s folder; result.json at its end
+                        out/          `agent retrain`'s folder; curve.jsonl grows by a line for
+                                      each epoch, result.json is there at its end
 """
 
 import json
@@ -36,6 +37,8 @@ class Job:
     begun_ns: int
     is_running: bool
     log: str
+    epochs: tuple[dict[str, Any], ...]
+    """What each epoch came to: `number`, `of`, `loss`, and `separation` where it was measured."""
     result: dict[str, Any] | None
     pages: tuple[str, ...]
     bundle: Path
@@ -117,6 +120,7 @@ class Jobs:
             begun_ns=int(about.get("begun_ns", 0)),
             is_running=result is None and self._is_alive(number, about.get("pid")),
             log=log,
+            epochs=_epochs(out / "curve.jsonl"),
             result=result,
             pages=tuple(name for name in _PAGES if (out / name).is_file()),
             bundle=out / "bundle",
@@ -131,3 +135,11 @@ class Jobs:
             command = Path(f"/proc/{int(str(pid))}/cmdline").read_bytes()
             return b"retrain" in command
         return False
+
+
+def _epochs(file: Path) -> tuple[dict[str, Any], ...]:
+    """The whole lines of a curve."""
+    epochs: list[dict[str, Any]] = []
+    with suppress(OSError, ValueError):  # the last line may be half there
+        epochs.extend(json.loads(line) for line in file.read_text("utf-8").splitlines())
+    return tuple(epochs)

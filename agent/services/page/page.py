@@ -84,6 +84,7 @@ def templates(texts: Texts, clock: Callable[[], float] = time.time) -> Environme
         "language": texts.language,
         "menu": menu,
         "clock": clock,
+        "zip": zip,
     }
     made.filters |= {
         "addressed": urlencode,

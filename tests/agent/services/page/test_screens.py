@@ -219,8 +219,16 @@ def test_a_trained_bundle_is_put_in_force_and_taken_back(line, engineer):
     }  # fmt: skip
     (out / "result.json").write_text(json.dumps(result))
     (out / "comparison.html").write_text("<p>pictures")
+    epochs = [
+        {"number": 1, "of": 4, "loss": 2.0, "separation": None},
+        {"number": 2, "of": 4, "loss": 1.25, "separation": 0.875},
+    ]
+    (out / "curve.jsonl").write_text("".join(f"{json.dumps(each)}\n" for each in epochs) + '{"num')
     html = line.get("/retrain", cookie=engineer).text
     assert "Learnt from 1 good and 2 defective images" in html
+    assert "Epoch 2 of 4: loss 1.25" in html
+    assert '<polyline points="8.0,8.0 202.7,62.0 "' in html
+    assert "0.875 after epoch 2" in html
     assert line.get("/retrain/page?page=comparison.html", cookie=engineer).text == "<p>pictures"
     for wrong in ("../job.json", "result.json", ""):
         assert line.get(f"/retrain/page?page={wrong}", cookie=engineer).status == 404
