@@ -81,7 +81,7 @@ class Mosquitto:
             stdout=subprocess.DEVNULL,
             stderr=subprocess.DEVNULL,
         )
-        until = time.monotonic() + 10
+        until = time.monotonic() + 60
         while True:
             try:
                 socket.create_connection((self.host, self.port), timeout=1).close()
@@ -203,9 +203,9 @@ def hear():
 
 @pytest.fixture
 def eventually():
-    """Wait until a condition holds; fails the test when it does not within 20 s."""
+    """Wait until a condition holds; fails the test when it does not within a minute."""
 
-    def wait(condition: Callable[[], object], timeout_s: float = 20.0) -> None:
+    def wait(condition: Callable[[], object], timeout_s: float = 60.0) -> None:
         until = time.monotonic() + timeout_s
         while not condition():
             assert time.monotonic() < until, "it did not happen in time"

@@ -59,7 +59,7 @@ class RealRegistry:
             stdout=subprocess.DEVNULL,
             stderr=subprocess.DEVNULL,
         )
-        until = time.monotonic() + 20
+        until = time.monotonic() + 60
         while True:
             try:
                 socket.create_connection((_HOST, self._port), timeout=1).close()

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from tests.fresh_environment import FreshEnvironment
-from tests.training_parts import parts  # noqa: F401 - a fixture
+from tests.training_parts import parts, quick  # noqa: F401 - fixtures
 
 ROOT = Path(__file__).parents[1]
 EXAMPLES = ROOT / "examples" / "extending"
@@ -95,9 +95,19 @@ def test_a_type_that_nobody_adds_is_refused_and_those_that_are_there_are_named(e
 
 @pytest.mark.parametrize(
     "options",
-    ["--recipe average", "--backbone pixels --backbone-weights none --epochs 1 --accept-flips"],
+    [
+        "--recipe average",
+        "--recipe recipe.json --backbone pixels --backbone-weights none --epochs 1 --accept-flips",
+    ],
 )
-def test_a_recipe_and_a_backbone_of_another_package_train(extended, parts, tmp_path, options):  # noqa: F811
+def test_a_recipe_and_a_backbone_of_another_package_train(
+    extended,
+    parts,  # noqa: F811
+    quick,  # noqa: F811
+    tmp_path,
+    options,
+):
+    shutil.copy(quick, tmp_path)
     written = ("--data", parts, "--out", "bundle", "--defects", "4", "--hold-out", "0.25")
     done = extended.ran("agent", "train", *written, *options.split(), cwd=tmp_path)
     assert done.returncode == 0, done.stderr

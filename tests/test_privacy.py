@@ -34,7 +34,7 @@ COMMANDS = {
     "train": "train --data {parts} --out {folder}/new --defects 4 --recipe {folder}/recipe.json "
     "--epochs 1 --backbone resnet18 --stage layer2 --backbone-weights none --accept-flips",
     "evaluate": "evaluate --bundle {folder}/bundle --data {parts}",
-    "export": "export --bundle {folder}/new --precision fp16 --data {parts} --accept-flips",
+    "export": "export --bundle {folder}/new --precision int8 --data {parts} --accept-flips",
     "bench": "bench --bundle {folder}/bundle --seconds 1 --rounds 1",
     "build": "build --bundle {folder}/bundle",
     "replay": "replay 1 2 --config {folder}/agent.yaml",
@@ -50,6 +50,7 @@ COMMANDS = {
     "rollback": "rollback --config {folder}/agent.yaml --why test",
     "sign": "sign --bundle {folder}/bundle --key {folder}/key.pem",
     "verify": "verify --bundle {folder}/bundle --key {folder}/key.pub.pem",
+    "fleet": "fleet push {folder}/bundle --registry http://127.0.0.1:9/atac",
 }
 """All that there are, in an order in which each finds what it needs."""
 CODES = {
@@ -63,9 +64,10 @@ CODES = {
     "retrain": {2},
     "promote": {1},
     "rollback": {1},
+    "fleet": {1},
 }
-"""There is no broker here, most machines have no GPU, and only a run makes a ledger; no
-evidence is kept, and the only bundle is in force."""
+"""There is no broker and no registry here, most machines have no GPU, and only a run makes a
+ledger; no evidence is kept, and the only bundle is in force."""
 
 ASKED = {("cameras", "3956")}
 """It asks the networks of this machine, by broadcast, which GigE Vision cameras are there."""

@@ -148,7 +148,7 @@ def test_a_signal_finishes_the_part_in_hand_and_loses_no_verdict(place, number):
     with started("run", "--config", place / "agent.yaml", "--json") as process:
         wait_for_commits(place, 6)
         process.send_signal(number)
-        out, err = process.communicate(timeout=30)
+        out, err = process.communicate(timeout=120)
     assert process.returncode == 0, err
     summary = json.loads(out)
     assert len(states(place)) == summary["triggers"] == summary["counts"]["OK"] >= 3
@@ -198,7 +198,7 @@ def test_systemd_hears_when_it_is_ready_and_when_it_stops(place, monkeypatch):
             process.send_signal(signal.SIGTERM)
             while (last := heard.recv(100)) == b"WATCHDOG=1":
                 pass
-            process.communicate(timeout=30)
+            process.communicate(timeout=120)
     assert last == b"STOPPING=1"
     assert process.returncode == 0
 
@@ -230,7 +230,7 @@ def test_a_camera_that_is_away_at_the_start_is_waited_for(place):
         picture = Image.fromarray(np.full((20, 30, 3), 90, np.uint8))
         picture.save(place / "new" / "1.png")
         (place / "new").rename(folder)
-        out, _ = process.communicate(timeout=30)
+        out, _ = process.communicate(timeout=120)
     assert process.returncode == 0
     assert json.loads(out)["counts"]["OK"] == 1
 

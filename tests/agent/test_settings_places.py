@@ -77,7 +77,7 @@ def test_neighbours_are_fine(place):
 def test_a_share_that_hangs_does_not_hold_up_the_reading(place, monkeypatch):
     hang, found = threading.Event(), os.path.realpath
     monkeypatch.setattr("agent.settings_places._PATIENCE_S", 0.05)
-    monkeypatch.setattr(os.path, "realpath", lambda path, **_: hang.wait(20) and found(path))
+    monkeypatch.setattr(os.path, "realpath", lambda path, **_: hang.wait(60) and found(path))
     loaded(place, IN)
     with pytest.raises(ConfigurationError, match="lies below"):
         loaded(place, IN + "evidence: {folder: in/evidence}\n")

@@ -50,7 +50,7 @@ class Played:
 
     def read(self):
         if not self.pictures:
-            self.over.wait(20)
+            self.over.wait(60)
             return False, None
         return True, self.pictures.pop(0)
 

@@ -48,7 +48,7 @@ class Plc:
 
     def __exit__(self, *_: object):
         self.loop.call_soon_threadsafe(self.left.set)
-        self.thread.join(30)
+        self.thread.join(60)
 
     def run(self):
         asyncio.set_event_loop(self.loop)

@@ -66,13 +66,13 @@ class BeltCamera:
 
     def released(self, count):
         """The agent knows of the trigger; waits until it has the frame, too."""
-        until = time.monotonic() + 20
+        until = time.monotonic() + 60
         while count not in self._shown and not self._stop.is_set():
             assert time.monotonic() < until, "the PLC has shown no part"
             time.sleep(0.001)
         self._idle.clear()
         self._frames.put(self._shown.pop(count, None))
-        self._idle.wait(20)
+        self._idle.wait(60)
 
     def __enter__(self):
         return self

@@ -41,7 +41,7 @@ class Line:
 
     def __exit__(self, *_: object):
         self.stop.set()
-        self.thread.join(30)
+        self.thread.join(60)
         assert not self.thread.is_alive()
 
     def run(self):

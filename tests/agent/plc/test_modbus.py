@@ -201,7 +201,7 @@ def test_a_port_that_is_taken_is_one_clear_line(exchange, server):
 
 
 def raw(server):
-    return socket.create_connection(("127.0.0.1", server.port), timeout=10)
+    return socket.create_connection(("127.0.0.1", server.port), timeout=60)
 
 
 def flooding(server):
@@ -229,7 +229,7 @@ class PlcServer:
         self.ready = threading.Event()
         self.thread = threading.Thread(target=self.run)
         self.thread.start()
-        assert self.ready.wait(20)
+        assert self.ready.wait(60)
         return self
 
     def run(self):
@@ -249,7 +249,7 @@ class PlcServer:
 
     def __exit__(self, *_: object):
         self.loop.call_soon_threadsafe(self.left.set)
-        self.thread.join(20)
+        self.thread.join(60)
 
 
 def test_the_agent_reads_and_writes_the_registers_of_a_plc(plc_memory, exchange, eventually):

@@ -297,7 +297,7 @@ def test_a_listener_hears_of_its_own_deliveries_only(path):
         ledger.flush()
         assert not heard.acquire(blocking=False)
         end(ledger, begin(ledger), State.NG)
-        assert heard.acquire(timeout=10)
+        assert heard.acquire(timeout=60)
 
 
 def test_a_file_that_is_open_elsewhere_is_waited_for_and_that_said_once(
@@ -321,7 +321,7 @@ def test_a_file_that_is_open_elsewhere_is_waited_for_and_that_said_once(
     assert not counted
     cursor.close()
     reader.close()
-    thread.join(20)
+    thread.join(60)
     assert counted == [1]
     assert caplog.text.count("is open in another program") == 1
 
@@ -786,13 +786,13 @@ def test_callers_do_not_wait_for_the_disk(path, monkeypatch):
 
     def slow(*arguments):
         hanging.set()
-        assert go_on.wait(30)
+        assert go_on.wait(60)
         return write(*arguments)
 
     monkeypatch.setattr(agent.record.runs, "write_ended", slow)
     with opened(path) as ledger:
         end(ledger, begin(ledger))
-        assert hanging.wait(30)
+        assert hanging.wait(60)
         for _ in range(2000):
             end(ledger, begin(ledger))
         assert not ledger.flush(0.01)

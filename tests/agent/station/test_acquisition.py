@@ -139,7 +139,7 @@ def test_a_read_that_does_not_return_is_left_and_another_camera_goes_on(caplog, 
     line = Line(camera)
     line.thread.start()
     try:
-        assert hangs.wait(20)
+        assert hangs.wait(60)
         line.let_time_pass(lambda: said(caplog))
         line.thread.join(60)
     finally:
@@ -161,7 +161,7 @@ def test_no_more_than_three_reads_are_left_behind(caplog):
 
     def hang(number):
         names.append(threading.current_thread().name)
-        released.wait(30)
+        released.wait(60)
 
     line = Line(FaultyCamera(hang, parts=100))
     line.thread.start()
@@ -187,7 +187,7 @@ def test_a_hanging_camera_does_not_keep_the_agent_from_stopping():
 
     line = Line(FaultyCamera(hang, parts=3))
     line.thread.start()
-    assert hangs.wait(20)
+    assert hangs.wait(60)
     line.stop.set()
     line.let_time_pass(lambda: not line.thread.is_alive())
     released.set()

@@ -316,7 +316,7 @@ def test_a_disk_that_hangs_is_a_fault_and_a_stop_leaves_it_behind(
     tmp_path, monkeypatch, eventually
 ):
     released = threading.Event()
-    monkeypatch.setattr(Path, "write_bytes", lambda *_: released.wait(30))
+    monkeypatch.setattr(Path, "write_bytes", lambda *_: released.wait(60))
     monkeypatch.setattr("agent.station.evidence._HELD_UP_S", 0.05)
     with Evidence(EvidenceSettings(folder=tmp_path), "line-3", EPOCH) as evidence:
         evidence.offer(part(1))
@@ -331,7 +331,7 @@ def test_nothing_waits_for_a_slow_disk(tmp_path, monkeypatch):
     released = threading.Event()
 
     def slow(path, data):
-        released.wait(30)
+        released.wait(60)
         raise OSError(errno.EIO, "Input/output error")
 
     monkeypatch.setattr(Path, "write_bytes", slow)

@@ -184,8 +184,8 @@ def test_an_announcement_says_what_its_part_is(tmp_path, asked):
         frame = replace(scripted_frame(brightness), number=number)
         seen, announced = threading.Event(), threading.Event()
         triggers += [Announcement(at=clock.now(), product=product), announced.set]
-        triggers.append(lambda seen=seen: seen.wait(20))
-        frames += [lambda announced=announced: announced.wait(20), frame, seen.set]
+        triggers.append(lambda seen=seen: seen.wait(60))
+        frames += [lambda announced=announced: announced.wait(60), frame, seen.set]
     # Whatever the line makes by request, an announced part is what was announced, or nothing.
     frames.insert(3, switching(asked, "lemon"))
     trigger = MqttTriggerSettings(
@@ -212,9 +212,9 @@ def test_a_plc_says_what_the_line_makes_and_its_silence_is_no_product(tmp_path, 
     def step(brightness, *said):
         """Have the PLC say something, then show a part."""
         heard, shown = threading.Event(), threading.Event()
-        source.extend([*said, lambda: (heard.set(), shown.wait(20))])
+        source.extend([*said, lambda: (heard.set(), shown.wait(60))])
         frame = replace(scripted_frame(brightness), number=next(count))
-        frames.extend([lambda: heard.wait(20), frame, shown.set])
+        frames.extend([lambda: heard.wait(60), frame, shown.set])
 
     def says(product):
         return Announcement(at=0.0, is_trigger=False, product=product)
@@ -285,8 +285,8 @@ def test_a_camera_is_set_up_for_what_is_announced(tmp_path):
         frame = replace(scripted_frame(10), number=number)
         seen, announced = threading.Event(), threading.Event()
         triggers += [Announcement(at=clock.now(), product=product), announced.set]
-        triggers.append(lambda seen=seen: seen.wait(20))
-        frames += [lambda announced=announced: announced.wait(20), frame, seen.set]
+        triggers.append(lambda seen=seen: seen.wait(60))
+        frames += [lambda announced=announced: announced.wait(60), frame, seen.set]
     trigger = MqttTriggerSettings(
         host="127.0.0.1", topic="parts", payload="json", product_key="product", max_ms=50
     )

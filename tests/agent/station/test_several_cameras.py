@@ -105,7 +105,7 @@ def test_cameras_that_always_have_parts_get_equal_shares(tmp_path, workers):
         name = settings[int(pixels[0, 0, 0])].name
         with changed:
             taken[name] += 1
-            until = time.monotonic() + 20
+            until = time.monotonic() + 60
             # Nobody tells of `stop`, so it is looked for.
             while not (stop.is_set() or all(read[one] - taken[one] >= 3 for one in sizes)):
                 assert time.monotonic() < until

@@ -45,13 +45,13 @@ class Belt:
             )
 
         self.triggers += [announcement, told.set]
-        self.frames.append(lambda: told.wait(20))
+        self.frames.append(lambda: told.wait(60))
 
     def see(self, *frames, after_s=0.0):
         """The source goes on when the camera is asked for the next frame."""
         seen = threading.Event()
         self.frames += [lambda: self.clock.advance(after_s), *frames, seen.set]
-        self.triggers.append(lambda: seen.wait(20))
+        self.triggers.append(lambda: seen.wait(60))
 
     def run(
         self,
@@ -172,7 +172,7 @@ def test_a_part_that_was_announced_before_a_late_frame_came_does_not_get_it(belt
 
     def announced_earlier():
         at = belt.clock.now()
-        late.wait(20)
+        late.wait(60)
         belt.source.push(Announcement(at=at, part_id="b"))
 
     belt.triggers += [lambda: belt.clock.advance(0.1), announced_earlier]
@@ -199,7 +199,7 @@ def test_an_id_that_comes_after_its_frame_is_that_part_s(belt, config):
     belt.see(40)
     belt.announce("a", count=1, is_trigger=False)
     belt.triggers.append(named.set)
-    belt.run(config, BrightnessInspector(lambda _pixels: named.wait(20)))
+    belt.run(config, BrightnessInspector(lambda _pixels: named.wait(60)))
     assert [row[1:] for row in rows(config)] == [("a", "OK", "")]
 
 
@@ -232,14 +232,14 @@ def test_a_frame_that_was_lost_takes_no_other_part_s_id(belt, config):
 def test_an_id_that_is_read_behind_the_camera_names_the_part_before(belt, config):
     read = threading.Event()
     belt.frames.append(40)
-    belt.triggers.append(lambda: inspecting.wait(20))
+    belt.triggers.append(lambda: inspecting.wait(60))
     belt.announce("a")
     belt.triggers.append(read.set)
     inspecting = threading.Event()
 
     def inspect(_pixels):
         inspecting.set()
-        read.wait(20)
+        read.wait(60)
 
     belt.run(config, BrightnessInspector(inspect), gives="part_ids")
     assert [row[1:] for row in rows(config)] == [("a", "OK", "")]
@@ -285,7 +285,7 @@ def test_a_source_that_goes_away_is_said_once_and_retried(config, caplog):
     camera = replace(config.cameras[0], trigger=SoftwareSettings())
     run_station(
         replace(config, cameras=(camera,)),
-        cameras=[ScriptedCamera(lambda: told.wait(20))],
+        cameras=[ScriptedCamera(lambda: told.wait(60))],
         triggers={"main": source},
         inspector=BrightnessInspector(),
         model=Model(threshold=0.5),
@@ -307,7 +307,7 @@ def test_a_bug_in_a_source_ends_the_run(belt, config):
     with pytest.raises(RuntimeError, match="a bug"):
         run_station(
             replace(config, cameras=(camera,)),
-            cameras=[ScriptedCamera(lambda: failed.wait(20))],
+            cameras=[ScriptedCamera(lambda: failed.wait(60))],
             triggers={"main": Broken()},
             inspector=BrightnessInspector(),
             model=Model(threshold=0.5),

@@ -48,7 +48,7 @@ def belt():
     for parts in queues:
         parts.close()
     for thread in threads:
-        thread.join(10)
+        thread.join(60)
 
 
 def number_of(one: Part) -> int:
@@ -69,7 +69,7 @@ def test_two_parts_are_in_hand_at_once_and_the_earlier_leaves_first(belt):
     def inspect(one: Part) -> int:
         threads.add(threading.get_ident())
         if one.frame.number == 0:
-            assert second_done.wait(10), "part 1 was not inspected beside part 0"
+            assert second_done.wait(60), "part 1 was not inspected beside part 0"
         else:
             second_done.set()
         return one.frame.number
@@ -84,7 +84,7 @@ def test_a_part_does_not_wait_for_the_next_one_to_arrive():
     parts.put(part())
 
     def end() -> None:
-        assert released.wait(10)
+        assert released.wait(60)
         parts.close()
 
     ending = threading.Thread(target=end)
@@ -125,7 +125,7 @@ def test_an_error_ends_every_worker_although_the_camera_goes_on(belt, workers, a
 def test_progress_is_that_of_the_oldest_part_in_hand(belt):
     clock, seen = ManualClock(), []
     progress = Progress(clock)
-    both = threading.Barrier(2, timeout=10)
+    both = threading.Barrier(2, timeout=60)
 
     def life(one):
         both.wait()
@@ -150,7 +150,7 @@ def test_a_part_in_hand_holds_up_its_own_camera_s_verdicts_only():
 
     def inspect(one):
         if (one.camera, one.frame.number) == ("slow", 0):
-            assert last.wait(10), "the others were not released beside it"
+            assert last.wait(60), "the others were not released beside it"
         return one.camera, one.frame.number
 
     def release(found):

@@ -149,7 +149,7 @@ def test_parts_of_a_line_get_the_ids_of_their_messages(broker, publish, tmp_path
         publish({"part_id": f"A-{number}", "count": number})
         eventually(lambda: source.heard > number)
 
-    script = [lambda: source.connected.wait(20)]
+    script = [lambda: source.connected.wait(60)]
     for number in range(3):
         script += [partial(arrives, number), scripted_frame(40 + 10 * number)]
     summary = run_station(

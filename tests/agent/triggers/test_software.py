@@ -28,7 +28,7 @@ def test_a_part_is_announced_from_the_command_line(broker, tmp_path, capsys):
         target=run_station,
         args=(config,),
         kwargs={
-            "cameras": [ScriptedCamera(lambda: done.wait(20), 40)],
+            "cameras": [ScriptedCamera(lambda: done.wait(60), 40)],
             "inspector": BrightnessInspector(),
             "model": Model(threshold=0.5),
             "parts": 1,

@@ -41,7 +41,7 @@ def serve(port):
 @pytest.fixture
 def get(port):
     def ask(path="/metrics", token=None, method="GET"):
-        connection = http.client.HTTPConnection("127.0.0.1", port, timeout=10)
+        connection = http.client.HTTPConnection("127.0.0.1", port, timeout=60)
         headers = {} if token is None else {"Authorization": f"Bearer {token}"}
         connection.request(method, path, headers=headers)
         answer = connection.getresponse()
@@ -54,7 +54,7 @@ def get(port):
 
 def sent(port, data):
     """All that comes back on a connection of its own."""
-    with socket.create_connection(("127.0.0.1", port), timeout=10) as connection:
+    with socket.create_connection(("127.0.0.1", port), timeout=60) as connection:
         connection.sendall(data)
         with connection.makefile("rb") as answer:
             return answer.read()
@@ -119,13 +119,13 @@ def test_the_connection_may_be_encrypted(serve, port, certify):
     tls = MetricsTls(certificate_file=certificate.certificate_file, key_file=certificate.key_file)
     serve(tls=tls)
     trusted = ssl.create_default_context(cafile=certificate.ca_file)
-    connection = http.client.HTTPSConnection("127.0.0.1", port, timeout=10, context=trusted)
+    connection = http.client.HTTPSConnection("127.0.0.1", port, timeout=60, context=trusted)
     connection.request("GET", "/metrics")
     assert connection.getresponse().status == 200
     connection.close()
     assert sent(port, b"GET /metrics HTTP/1.1\r\n\r\n")[:4] != b"HTTP"
     connection = http.client.HTTPSConnection(
-        "127.0.0.1", port, timeout=10, context=ssl.create_default_context()
+        "127.0.0.1", port, timeout=60, context=ssl.create_default_context()
     )
     with pytest.raises(ssl.SSLCertVerificationError):
         connection.request("GET", "/metrics")

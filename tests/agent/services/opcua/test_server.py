@@ -86,7 +86,7 @@ class Agent:
 
     @contextlib.asynccontextmanager
     async def client(self, role="trusted"):
-        client = Client(self.url, timeout=20)
+        client = Client(self.url, timeout=60)
         client.application_uri = URI
         mine = self.clients[role]
         await client.set_security(

@@ -18,7 +18,7 @@ PAGE = "page:\n  # where\n  listen: 127.0.0.1:{port}\n"
 
 
 def read(port, path="/line"):
-    connection = http.client.HTTPConnection("127.0.0.1", port, timeout=5)
+    connection = http.client.HTTPConnection("127.0.0.1", port, timeout=60)
     try:
         connection.request("GET", path)
         answer = connection.getresponse()

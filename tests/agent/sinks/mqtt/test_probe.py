@@ -117,5 +117,5 @@ def test_a_packet_that_no_broker_sends_ends_the_connection_and_no_thread(packet,
         settings = MqttSettings(host="127.0.0.1", port=server.getsockname()[1])
         with Link(settings, "line1") as link:
             eventually(lambda: link.acknowledged(0.1))
-        thread.join(10)
+        thread.join(60)
     assert not thread.is_alive()

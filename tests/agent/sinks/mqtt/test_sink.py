@@ -83,7 +83,7 @@ def alarms(broker):
     client.subscribe("atac/line1/alarm", qos=1)
     client.loop_start()
     try:
-        assert subscribed.wait(10)
+        assert subscribed.wait(60)
         yield got
     finally:
         client.disconnect()

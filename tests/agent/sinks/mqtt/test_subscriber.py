@@ -88,7 +88,7 @@ class Consumer:
     def heard(self):
         if not self._file.exists():
             return []
-        with closing(sqlite3.connect(self._file, timeout=10)) as file:
+        with closing(sqlite3.connect(self._file, timeout=60)) as file:
             try:
                 return [n for (n,) in file.execute("SELECT sequence FROM parts ORDER BY sequence")]
             except sqlite3.OperationalError:  # no table yet

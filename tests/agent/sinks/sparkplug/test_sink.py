@@ -50,7 +50,7 @@ class Host:
         self._client.connect(self._broker.host, self._broker.port)
         self._client.subscribe("spBv1.0/#", qos=1)
         self._client.loop_start()
-        assert subscribed.wait(10)
+        assert subscribed.wait(60)
         return self
 
     def __exit__(self, *_):
