@@ -139,8 +139,10 @@ def describe(summary: "Summary", *, verbose: bool) -> str:
         f"{summary.triggers} parts in {rate}: {describe_counts(summary.counts)}",
         f"{inspected} inspected, {summary.zoomed} of them looked at twice; {others} not inspected",
         f"{summary.alarms} alarms recorded; messages: {sent}",
-        f"inspected by {summary.backend}, first part {summary.start_up_s:.1f} s after the start",
     ]
+    if summary.triggers:
+        first = f"first part {summary.start_up_s:.1f} s after the start"
+        lines.append(f"inspected by {summary.backend}, {first}")
     if len(summary.cameras) > 1:
         lines += [f"{name}: {describe_counts(each)}" for name, each in summary.cameras.items()]
     if verbose and summary.latencies:
