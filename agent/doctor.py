@@ -99,7 +99,10 @@ def examine(path: Path, *, is_running: bool = False) -> Iterator[Finding]:
         yield Finding(check="configuration", level="fail", message=str(error))
         return
     yield _ok("configuration", f"{path} is complete")
-    for bundle in [one.bundle for one in config.products] or [config.bundle]:
+    of_products = [
+        bundle for one in config.products for bundle in (one.bundle, *config.views(one).values())
+    ]
+    for bundle in of_products or [config.bundle]:
         yield from _model(replace(config, bundle=bundle), is_running=is_running)
     for camera in () if is_running else config.cameras:
         for product in config.features(camera.name) or [None]:

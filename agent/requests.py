@@ -62,6 +62,9 @@ class Products(Protocol):
     def products(self) -> Collection[str]: ...
     @property
     def threshold(self) -> Thresholds: ...
+    @property
+    def cameras(self) -> Collection[str]: ...
+    def threshold_at(self, camera: str, /) -> Thresholds: ...
     def prepare(self, product: str, /) -> str | None: ...
     def switch(self, product: str, /) -> None: ...
 
@@ -220,16 +223,31 @@ class Requests:
             self._drift.recount()
 
     def thresholds(self) -> Mapping[str, object]:
-        """The threshold above which a part is NG, and the calibrated one."""
-        threshold = self._in_force
-        return {"threshold": threshold.value, "calibrated": threshold.calibrated}
+        """The threshold above which a part is NG, and the calibrated one.
 
-    @property
-    def _in_force(self) -> Thresholds:
-        return self._threshold if self._products is None else self._products.threshold
+        Cameras with a bundle of their own have theirs below `cameras`.
+        """
+        own = () if self._products is None else self._products.cameras
+        at = {name: _told(self._in_force(name)) for name in own}
+        return _told(self._in_force(None)) | ({"cameras": at} if at else {})
+
+    def _in_force(self, camera: str | None) -> Thresholds:
+        products = self._products
+        if camera is not None:
+            if products is None or camera not in products.cameras:
+                raise RequestError("camera: has no bundle of its own; leave it out")
+            return products.threshold_at(camera)
+        return self._threshold if products is None else products.threshold
 
     def set_threshold(
-        self, value: float | None, *, by: str, nonce: str, why: str = "", force: bool = False
+        self,
+        value: float | None,
+        *,
+        by: str,
+        nonce: str,
+        why: str = "",
+        force: bool = False,
+        camera: str | None = None,
     ) -> Mapping[str, object]:
         """Use another threshold from the next part on.
 
@@ -239,20 +257,21 @@ class Requests:
             nonce: The request's.
             why: The reason, for the record.
             force: Whether it may lie outside the scores of the calibration.
+            camera: Whose threshold, of one that has a bundle of its own; `None`: of the others.
 
         Returns:
-            As `thresholds`.
+            The threshold and the calibrated one.
 
         Raises:
             RequestError: It lies outside, or cannot be put on record.
         """
-        threshold = self._in_force  # whatever product comes meanwhile
+        threshold = self._in_force(camera)  # whatever product comes meanwhile
         outside = None if value is None or force else threshold.outside(value)
         if outside is not None:
             raise RequestError(f"threshold: {outside}; with force: true it is set all the same")
         if not threshold.change(value, by=by, nonce=nonce, why=why):
             raise RequestError("the ledger cannot be written, so the threshold stays as it is")
-        return {"threshold": threshold.value, "calibrated": threshold.calibrated}
+        return _told(threshold)
 
     def promote(self, bundle_id: str, *, by: str, why: str, nonce: str) -> Mapping[str, object]:
         """Have the next part inspected by the bundle that lies beside the one in force.
@@ -385,3 +404,7 @@ class Requests:
         """
         if self._ledger.use_nonce(nonce, until_ns=until_ns, now_ns=now_ns) is False:
             raise RequestError("its nonce has been used")
+
+
+def _told(threshold: Thresholds) -> dict[str, object]:
+    return {"threshold": threshold.value, "calibrated": threshold.calibrated}

@@ -60,10 +60,15 @@ class BundleSettings:
 
 @spec
 class ProductCameraSettings:
-    """What one camera, the only one unless it is named, has for a product: features, in order."""
+    """What one camera, the only one unless it is named, has for a product.
+
+    These are `features` besides its own, written in this order, and a `bundle` where it sees
+    something else of the product than the other cameras do.
+    """
 
     name: Name | None = None
-    features: Features
+    features: Features = ()
+    bundle: BundleSettings | None = None
 
 
 @spec
@@ -196,19 +201,43 @@ class Config:
         }
         return found if any(found.values()) else {}
 
-    def making(self, product: str | None) -> "Config":
+    def views(self, product: ProductSettings) -> dict[str, BundleSettings]:
+        """The bundles that cameras have of their own for a product."""
+        return {
+            camera.name: one.bundle
+            for camera in self.cameras
+            for one in product.cameras
+            if one.name in {None, camera.name} and one.bundle is not None
+        }
+
+    def making(self, product: str | None, camera: str | None = None) -> "Config":
         """The same where the line makes nothing but `product`; `None`: the first one.
 
-        Raises `ConfigurationError` where there is no such product.
+        It has the cameras that share the product's bundle, or only `camera` with the bundle that it
+        has for this product. Raises `ConfigurationError` where there is no such product or camera.
         """
+        if camera is not None and camera not in self.lines:
+            remedy = f"name one of {', '.join(self.lines)}"
+            raise ConfigurationError("--camera", camera, remedy)
         if product is None and not self.products:
-            return self
+            shown = tuple(one for one in self.cameras if camera in {None, one.name})
+            return dataclasses.replace(self, cameras=shown)
         names = [one.name for one in self.products]
         if product is not None and product not in names:
             remedy = f"write {' or '.join(names)}" if names else "there are no products to choose"
             raise ConfigurationError("--product", product, remedy)
         one = self.products[0 if product is None else names.index(product)]
-        return dataclasses.replace(self, bundle=one.bundle, products=(one,))
+        views = self.views(one)
+        shown = tuple(
+            each
+            for each in self.cameras
+            if (each.name == camera if camera is not None else each.name not in views)
+        )
+        if not shown:
+            remedy = f"each camera has a bundle of its own; name one of {', '.join(views)}"
+            raise ConfigurationError("--camera", camera, remedy)
+        bundle = one.bundle if camera is None else views.get(camera, one.bundle)
+        return dataclasses.replace(self, bundle=bundle, products=(one,), cameras=shown)
 
     @property
     def longest_deadline_s(self) -> float | None:
@@ -298,8 +327,12 @@ def _check_camera(
     if one.name is not None and one.name not in names:
         raise written.refused(key, one.name, f"is no camera; write {' or '.join(names)}")
     camera = config.cameras[0 if one.name is None else names.index(one.name)]
+    if one.bundle is not None and len(names) == 1:
+        remedy = "is that of the only camera; write it as the product's bundle"
+        key = tuple(map(str, written.key((*at, "bundle", "path"))))
+        raise written.refused(key, str(one.bundle.path), remedy)
     key = tuple(map(str, written.key((*at, "features"))))
-    if not hasattr(camera, "features"):
+    if one.features and not hasattr(camera, "features"):
         raise written.refused(key, dict(one.features), f"{camera.type} has no features")
     for name, value in one.features:
         if name in _OF_CAMERA:

@@ -21,7 +21,7 @@ from engine.region_spec import Motion, OutlineSpec, Sides, moved
 _SIDE: Final = 480
 """A larger window is looked at in this size."""
 _BORDER: Final = 3
-"""So many pixels along the sides of what is looked at show the background."""
+"""This number of pixels along the sides of what is looked at show the background."""
 _KERNEL: Final = np.ones((3, 3), np.uint8)
 _LEAST: Final = 0.001
 """A smaller part of the window is dirt."""

@@ -37,6 +37,9 @@ def calibrate(
         int | None, typer.Option(min=1, help="How many frames to take from those cameras.")
     ] = None,
     product: Annotated[str | None, options.PRODUCT] = None,
+    camera: Annotated[
+        str | None, typer.Option(help="The only camera to use, and the bundle that it has.")
+    ] = None,
     defective: Annotated[
         Path | None, typer.Option(help="Folder of defective parts, if there are any.")
     ] = None,
@@ -97,7 +100,9 @@ def calibrate(
         ),
         confidence=share("--confidence", confidence),
     )
-    settings, given = _source(bundle, good, config, frames, backend, precision, bits, product)
+    settings, given = _source(
+        bundle, good, config, frames, backend, precision, bits, product, camera
+    )
     defective_parts = None if defective is None else _folder("--defective", defective, bits)
     opened = open_bundle(settings.path, signed_by=settings.require_signature)
     cross_fitted = None if strict else cross_fitted_of(opened)
@@ -206,12 +211,13 @@ def _source(
     precision: "PrecisionChoice | None",
     bits: int | None,
     product: str | None,
+    camera: str | None,
 ) -> "tuple[BundleSettings, _Parts | None]":
     """The bundle, what runs it, and the good parts: from a folder, from a camera, or none."""
     from agent.settings import BundleSettings, load_config
 
     if config is None:
-        for option, given in (("--frames", frames), ("--product", product)):
+        for option, given in (("--frames", frames), ("--product", product), ("--camera", camera)):
             if given is not None:
                 raise ConfigurationError(option, given, "goes with --config agent.yaml")
         if bundle is None:
@@ -233,7 +239,7 @@ def _source(
             raise ConfigurationError(option, str(value), "does not go with --config, which says it")
     if frames is None:
         raise ConfigurationError("--frames", None, "is not given; say how many frames to take")
-    loaded = load_config(config).making(product)
+    loaded = load_config(config).making(product, camera)
     parts = _Parts(count=frames, pictures=_filmed(loaded, frames))
     return loaded.bundle, parts
 

@@ -54,7 +54,7 @@ def check(
     from engine.backends.opening import open_inspector
     from engine.bundle import open_bundle
 
-    settings = load_config(config).making(product)
+    settings = load_config(config)
     folder = settings.check.folder
     if shows:
         found = protocols(folder)
@@ -64,14 +64,15 @@ def check(
     chosen = camera or (names[0] if len(names) == 1 else None)
     if chosen not in names:
         raise ConfigurationError("--camera", camera, f"name one of {', '.join(names)}")
+    made = settings.making(product, chosen)
     truths = expected(
         settings.check.good if good is None else good,
         settings.check.defective if defective is None else defective,
     )
     if not truths:
         raise ConfigurationError("--good", good, "nothing is shown; give at least one sample")
-    bundle = open_bundle(settings.bundle.path, signed_by=settings.bundle.require_signature)
-    record, runtime = calibrated(bundle, settings.bundle)
+    bundle = open_bundle(made.bundle.path, signed_by=made.bundle.require_signature)
+    record, runtime = calibrated(bundle, made.bundle)
     with stopped_ledger(settings.ledger.path, settings.agent.id) as ledger:
         if ledger is None:
             raise AtacError("the agent runs: check on its page, or stop it first")
@@ -81,14 +82,12 @@ def check(
         bundle,
         backend=runtime.backend,
         precision=runtime.precision,
-        fallback=settings.bundle.fallback,
-        max_pixels=round(settings.bundle.max_megapixels * 1e6),
+        fallback=made.bundle.fallback,
+        max_pixels=round(made.bundle.max_megapixels * 1e6),
     ) as inspector:
         samples = list(
             _shown(
-                open_camera(
-                    settings.cameras[names.index(chosen)], features=settings.features(chosen)
-                ),
+                open_camera(made.cameras[0], features=made.features(chosen)),
                 inspector,
                 threshold,
                 truths,

@@ -97,12 +97,20 @@ def run(
                 },
             }
 
+        def all_views() -> "Mapping[tuple[str, str], tuple[Inspector, Model]]":
+            return {
+                (product.name, camera): opened(bundle, settings.longest_deadline_s, inference)
+                for product in settings.products
+                for camera, bundle in settings.views(product).items()
+            }
+
         summary = run_station(
             settings,
             inspector=starting,
             model=model,
             served=served,
             products=all_ready if settings.products else None,
+            views=all_views if settings.products else None,
             parts=parts,
             stop=stop,
             started=started,

@@ -56,12 +56,14 @@ class GoldenCheck:
         settings = self._config.check
         if not settings.required:
             return None
-        due = missing(
-            self._kept,
-            self._basis(),
-            [camera.name for camera in self._config.cameras],
-            since_ns=time.time_ns() - round(settings.every_h * 3.6e12),
-        )
+        since_ns = time.time_ns() - round(settings.every_h * 3.6e12)
+        due = [
+            name
+            for camera in self._config.cameras
+            for name in missing(
+                self._kept, self._basis(camera.name), [camera.name], since_ns=since_ns
+            )
+        ]
         if not due:
             return None
         return (
@@ -138,22 +140,20 @@ class GoldenCheck:
     def _is_running(self) -> bool:
         return bool(self._waiting) and time.monotonic() < self._ends_at
 
-    def _basis(self) -> Basis:
-        model = self._controls.model
-        return basis_of(
-            self._config, model.bundle_id, model.calibration_id, self._controls.threshold.value
-        )
+    def _basis(self, camera: str) -> Basis:
+        model, threshold = self._controls.model_at(camera), self._controls.threshold_at(camera)
+        return basis_of(self._config, model.bundle_id, model.calibration_id, threshold.value)
 
     def _keep(self) -> None:
         try:
             kept = keep(
                 self._folder,
                 self._samples,
-                self._basis(),
+                self._basis(self._camera),
                 camera=self._camera,
                 who=self._who,
                 why=self._why,
-                backend=self._controls.model.backend(),
+                backend=self._controls.model_at(self._camera).backend(),
                 now_ns=time.time_ns(),
             )
         except (AtacError, OSError) as error:

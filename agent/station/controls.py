@@ -7,10 +7,10 @@ On a line that makes several products each has its bundle and its threshold; all
 
 import threading
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from concurrent.futures import Future
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Final
 
@@ -35,11 +35,19 @@ class InForce:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Product:
-    """What inspects one product of the line: ready, with a threshold of its own."""
+    """What inspects one product of the line: ready, with a threshold of its own.
+
+    `cameras` that see something else of it have their own.
+    """
 
     inspector: Inspector
     model: "Model"
     threshold: Threshold
+    cameras: Mapping[str, "Product"] = field(default_factory=dict)
+
+    def at(self, camera: str) -> "Product":
+        """What inspects it at this camera."""
+        return self.cameras.get(camera, self)
 
 
 class Controls:
@@ -94,6 +102,21 @@ class Controls:
         name = self._product
         return self._threshold if name is None else self.products[name].threshold
 
+    def model_at(self, camera: str) -> "Model":
+        """What inspects the next part at this camera."""
+        name = self._product
+        return self._model if name is None else self.products[name].at(camera).model
+
+    def threshold_at(self, camera: str) -> Threshold:
+        """The threshold of the product in force at this camera."""
+        name = self._product
+        return self._threshold if name is None else self.products[name].at(camera).threshold
+
+    @property
+    def cameras(self) -> Collection[str]:
+        """The cameras with a bundle of their own for the product in force."""
+        return () if self._product is None else self.products[self._product].cameras
+
     def adjust_by(self, adjust: Callable[[str], Mapping[str, Future[str | None]]]) -> None:
         """Cameras are set up for a product by `adjust`, which gives their answers by name."""
         self._adjust = adjust
@@ -118,14 +141,14 @@ class Controls:
         self._adjust(product)
 
     @contextmanager
-    def held(self, product: str | None = None) -> Iterator[InForce]:
+    def held(self, product: str | None = None, camera: str = "") -> Iterator[InForce]:
         """What inspects a part of this moment; it is there until the end of the context.
 
-        Of a line with several products it is that of `product`, one of them.
+        Of a line with several products it is that of `product`, one of them, at `camera`.
         """
         if self.products:
             assert product is not None, "a part of nothing is not inspected"
-            one = self.products[product]
+            one = self.products[product].at(camera)
             yield InForce(inspector=one.inspector, model=one.model, threshold=one.threshold.value)
             return
         with self._changed:

@@ -44,6 +44,7 @@ def run_station(
     model: Model,
     served: Callable[[], Model] | None = None,
     products: Callable[[], Mapping[str, tuple[Inspector, Model]]] | None = None,
+    views: Callable[[], Mapping[tuple[str, str], tuple[Inspector, Model]]] | None = None,
     parts: int | None = None,
     stop: threading.Event | None = None,
     started: float | None = None,
@@ -69,6 +70,7 @@ def run_station(
             when sinks and cameras are open, so that a network loads beside them.
         products: Gives what inspects each of the products, ready; the first is in force. Called
             after `served`.
+        views: The same for cameras with a bundle of their own, by product and camera.
         parts: How many triggers may begin; `None`: as many as come.
         stop: Ends the run; set with the last of `parts`, and on return.
         started: `clock.now()` when the program began.
@@ -130,12 +132,20 @@ def run_station(
     if served is not None:
         model = served()
     ready = {} if products is None else products()
+    ready_at = {} if views is None else views()
     with ledger:
         controls = Controls(
             threshold=_threshold(model, ledger),
             products={
-                name: Product(inspector=one, model=its, threshold=_threshold(its, ledger))
-                for name, (one, its) in ready.items()
+                name: replace(
+                    _product(one, ledger),
+                    cameras={
+                        camera: _product(own, ledger)
+                        for (product, camera), own in ready_at.items()
+                        if product == name
+                    },
+                )
+                for name, one in ready.items()
             },
             product=ledger.product() if ready else None,
         )
@@ -210,6 +220,11 @@ def run_station(
         undelivered=sum(sink.pending for sink in ended),
         lost=ledger.lost_in_this_run,
     )
+
+
+def _product(ready: tuple[Inspector, Model], ledger: Ledger) -> Product:
+    inspector, model = ready
+    return Product(inspector=inspector, model=model, threshold=_threshold(model, ledger))
 
 
 def _threshold(model: Model, ledger: Ledger) -> Threshold:

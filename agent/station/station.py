@@ -41,7 +41,7 @@ from agent.requests import Requests
 from agent.settings import Config
 from agent.station.acquisition import Acquisition, FrameIntake, Intake
 from agent.station.audit import chance_if_drawn
-from agent.station.controls import Controls, InForce
+from agent.station.controls import Controls, InForce, Product
 from agent.station.evidence import Evidence
 from agent.station.live import Live
 from agent.station.monitor import DropWatch, Monitor
@@ -449,7 +449,7 @@ class Station:
             yield
             self._end(part, State.ERROR, problem)
             return
-        with self._controls.held(part.product) as in_force:
+        with self._controls.held(part.product, part.camera) as in_force:
             state, reason = self._inspected(part, in_force)
         yield  # until the parts of the same camera before it have left
         part.verdict = self._verdict(part, state, reason, in_force)
@@ -531,7 +531,7 @@ class Station:
             late_s=late_s if late_s > 0 else None,
         )
         if self._unknown(part) is None:
-            with self._controls.held(part.product) as in_force:
+            with self._controls.held(part.product, part.camera) as in_force:
                 part.verdict = replace(
                     part.verdict,
                     threshold=in_force.threshold,
@@ -644,16 +644,21 @@ class Station:
             yield f"line: {_PAUSED}"
 
     def _inference_faults(self) -> dict[str, str | None]:
-        products = self._controls.products
-        if not products:
+        if not self._controls.products:
             return {"inference": self._controls.model.fault()}
-        return {f"inference of {name}": one.model.fault() for name, one in products.items()}
+        return {f"inference of {name}": one.model.fault() for name, one in self._ready()}
 
     def _threshold_faults(self) -> dict[str, str | None]:
-        products = self._controls.products
-        if not products:
+        if not self._controls.products:
             return {"threshold": self._controls.threshold.fault}
-        return {f"threshold of {name}": one.threshold.fault for name, one in products.items()}
+        return {f"threshold of {name}": one.threshold.fault for name, one in self._ready()}
+
+    def _ready(self) -> Iterator[tuple[str, Product]]:
+        """What inspects each product, and what does so at cameras with a bundle of their own."""
+        for name, product in self._controls.products.items():
+            yield name, product
+            for camera, one in product.cameras.items():
+                yield f"{name} at {camera}", one
 
     def _summary(self) -> Summary:
         first = self._last if self._first is None else self._first

@@ -105,7 +105,8 @@ class LabelRequest:
 class ThresholdRequest:
     """Use another threshold from the next part on, `null` for the calibration's; `by` asks so.
 
-    One outside the scores of the calibration needs `force`.
+    One outside the scores of the calibration needs `force`. `camera` is one with a bundle of its
+    own.
     """
 
     command: Literal["set_threshold"]
@@ -115,6 +116,7 @@ class ThresholdRequest:
     by: By
     why: Why = ""
     force: bool = False
+    camera: Name | None = None
 
 
 @spec
@@ -445,6 +447,7 @@ class MqttRequests:
                     nonce=request.nonce,
                     why=request.why,
                     force=request.force,
+                    camera=request.camera,
                 )
             case PromoteRequest():
                 return asked.promote(

@@ -252,6 +252,51 @@ def test_a_plc_says_what_the_line_makes_and_its_silence_is_no_product(tmp_path, 
     assert changes == [("product_from", "cola", "lemon"), ("product_from", "lemon", "cola")]
 
 
+def test_a_camera_that_sees_something_else_has_a_bundle_of_its_own(tmp_path, asked):
+    """Two cameras, two products: each has its inspector, threshold and ids."""
+    config = configured(tmp_path)
+    top, side = (replace(config.cameras[0], name=name) for name in ("top", "side"))
+    config = replace(config, cameras=(top, side))
+    products = {name: ready()[name] for name in NAMES[:2]}
+    views = {
+        (name, "side"): (
+            Scoring(number),
+            Model(threshold=10 * number + 0.2, bundle_id=f"{name}, side"),
+        )
+        for name, number in (("cola", 5), ("lemon", 6))
+    }
+    told = []
+
+    def change():
+        told.append(asked[-1].thresholds())
+        asked[-1].set_threshold(50.1, by="Ada", nonce="", camera="side", force=True)
+        with pytest.raises(RequestError, match="camera: has no bundle of its own"):
+            asked[-1].set_threshold(1, by="Ada", nonce="", camera="top", force=True)
+
+    switched = threading.Event()
+    inspector, model = products["cola"]
+    run_station(
+        config,
+        cameras=[
+            ScriptedCamera(30, change, switching(asked, "lemon"), switched.set, 31),
+            ScriptedCamera(lambda: switched.wait(20), 31, 32),
+        ],
+        inspector=inspector,
+        model=model,
+        products=lambda: products,
+        views=lambda: views,
+    )
+    found = {(row["camera"], row["product"]): row for row in ends(config)}
+    whose = {key: (int(row["score"] // 10), row["bundle_id"]) for key, row in found.items()}
+    assert whose == {
+        ("top", "cola"): (0, "bundle of cola"),
+        ("top", "lemon"): (1, "bundle of lemon"),
+        ("side", "lemon"): (6, "lemon, side"),
+    }
+    assert told[0]["cameras"] == {"side": {"threshold": 50.2, "calibrated": 50.2}}
+    assert found["side", "lemon"]["threshold"] == 60.2
+
+
 def test_a_part_whose_frame_was_taken_for_another_product_is_not_inspected(tmp_path, asked):
     camera = SetUpCamera(0, 1, switching(asked, "lemon"), 2, 3, 4, before=2)
     config = configured(tmp_path)
@@ -408,13 +453,37 @@ def test_features_of_a_product_stand_beside_those_of_its_camera(tmp_path):
             "type: conveyor",
             "conveyor has no features",
         ),
-        ("camera: {features: {Gain: 2}}", "camera: {}", r"products\.0\.camera\.features"),
+        (
+            "features: {Gain: 2}",
+            "features: {Gain: 2}, bundle: {path: x}",
+            r"products\.0\.camera\.bundle\.path.*is that of the only camera",
+        ),
     ],
 )
 def test_features_that_cannot_be_are_refused_in_one_line(tmp_path, old, new, said):
     (tmp_path / "agent.yaml").write_text(FEATURES.replace(old, new))
     with pytest.raises(ConfigurationError, match=said):
         load_config(tmp_path / "agent.yaml")
+
+
+def test_what_is_calibrated_is_one_product_at_the_cameras_that_share_its_bundle(tmp_path):
+    views = "cameras: [{name: side, bundle: {path: side}}]"
+    text = FILE.replace("{path: cola}", "{path: cola}, " + views)
+    cameras = "cameras: [{name: top, type: conveyor}, {name: side, type: conveyor}]"
+    (tmp_path / "agent.yaml").write_text(text.replace("camera: {type: conveyor}", cameras))
+    config = load_config(tmp_path / "agent.yaml")
+
+    def made(*choice):
+        one = config.making(*choice)
+        return one.bundle.path.name, [camera.name for camera in one.cameras]
+
+    assert made(None) == ("cola", ["top"])
+    assert made("cola", "side") == ("side", ["side"])
+    assert made("lemon") == ("lemon", ["top", "side"])
+    assert made("lemon", "side") == ("lemon", ["side"])
+    for wrong, said in ((("beer",), "--product.*write cola or lemon"), ((None, "x"), "--camera")):
+        with pytest.raises(ConfigurationError, match=said):
+            config.making(*wrong)
 
 
 FROM = "product_from: {type: modbus, host: h, product_at: 5}\n"
