@@ -56,6 +56,7 @@ _EVENTS: Final = (
 _PROPERTIES: Final[Callable[[int], Properties]] = Properties
 """paho leaves the type of its constructor out."""
 _NO_ANSWER: Final = " before it was made: TLS on one side only, or set {place}.version: 3.1.1"
+_WITH_WILL: Final = 0x04
 _NO_RETAIN: Final = 0x9A
 _NO_QOS: Final = 0x9B
 _HINTS: Final = {
@@ -135,6 +136,7 @@ class Link:
         client_id: The name of this client at the broker.
         window: How many publications may wait for their acknowledgement, if the broker lets them.
         will: What the broker publishes when this connection breaks.
+        leaves_will: It publishes that also after a farewell, as far as MQTT 5 can say so.
         largest_heard: The largest packet that the broker may send, in bytes.
         most_heard: How many messages it may send before they are acknowledged.
         hear: Gets messages, in paho's thread; while it waits nothing more is read.
@@ -147,6 +149,7 @@ class Link:
         *,
         window: int = 20,
         will: Message | None = None,
+        leaves_will: bool = False,
         largest_heard: int | None = None,
         most_heard: int | None = None,
         hear: Callable[[Heard], None] = lambda _heard: None,
@@ -161,6 +164,9 @@ class Link:
         self.largest: int | None = None
         self.keeps_retained = True
         self._will = will
+        self._leaves_will = leaves_will
+        self.has_asked = False
+        """Whether a CONNECT has been sent."""
         self._has_connected = False
         self._client = _TolerantClient(
             CallbackAPIVersion.VERSION2,
@@ -187,6 +193,7 @@ class Link:
     def __enter__(self) -> Self:
         try:
             self._connect()
+            self.has_asked = True
             answer = self._await(_Connected)
         except BaseException:
             self.close()
@@ -202,7 +209,10 @@ class Link:
     def close(self, *, says_farewell: bool = True) -> None:
         """End the connection and its thread; none of its events comes later."""
         if says_farewell and self._client.is_connected():
-            self._client.disconnect()
+            has_code = self._is_v5 and self._leaves_will
+            self._client.disconnect(
+                ReasonCode(PacketTypes.DISCONNECT, identifier=_WITH_WILL) if has_code else None
+            )
             with suppress(BrokerError):
                 self._await(Lost, timeout_s=1.0)
         if (connection := _socket_of(self._client.socket())) is not None:

@@ -40,6 +40,7 @@ _REBIRTH_S: Final = 1.0
 _FAREWELL_S: Final = 1.0
 _HOST_S: Final = 2.0
 """How long to wait for the retained word of the primary host."""
+_LOOK_S: Final = 0.1
 _EARLY_S: Final = 0.1
 _PER_S: Final = 20.0
 _BURST: Final = 50.0
@@ -83,6 +84,7 @@ class SparkplugSink:
         self._commands = Commands()
         self._budget = Budget(_PER_S, _BURST)
         self._heard: deque[Heard] = deque(maxlen=_MOST_HEARD)
+        self._states: deque[Heard] = deque(maxlen=_MOST_HEARD)
         self._link: Link | None = None
         self._lost: BrokerError | None = None
         self._began_ns = 0
@@ -91,6 +93,8 @@ class SparkplugSink:
         self._born: frozenset[str] | None = None  # the devices of the birth; `None` before it
         self._born_at = 0.0
         self._is_rebirth_due = False
+        self._waits_for_host = False
+        self._host_said_at = 0.0
         self._status: Status | None = None
         self._told: dict[str | None, metrics.Values] = {}
         self._told_at = 0.0
@@ -107,31 +111,47 @@ class SparkplugSink:
         return self._commands
 
     def connect(self) -> int:
-        """Connect with the next will, subscribe to commands, then tell that the node is there."""
+        """Connect with the next will, subscribe to commands, then tell that the node is there.
+
+        While the primary host is away the connection stays, and each call waits for its word again.
+        """
         self._ready.clear()
         self._flight.clear()
-        self._heard.clear()
         self._lost = self._born = None
         self._is_rebirth_due = False
-        self._bd_seq = (self._bd_seq + 1) % _NUMBERS
-        link = Link(
-            self._settings,
-            self._client_id,
-            window=self._settings.window,
-            will=self._death(),
-            largest_heard=_LARGEST_HEARD,
-            most_heard=_MOST_HEARD,
-            hear=self._hear,
-        )
-        link.__enter__()
-        self._link = link
-        for topic_filter in (self._topic("NCMD"), self._topic("DCMD", "+")):
-            link.subscribe(topic_filter)
+        link = self._link or self._opened()
         self._await_host(link)
         self._began_ns = time.time_ns()
         if self._status is not None:
             self._bear(self._status)
         return link.window
+
+    def _opened(self) -> Link:
+        """A connection that hears commands, and the primary host where there is one."""
+        self._heard.clear()
+        self._states.clear()
+        before, self._bd_seq = self._bd_seq, (self._bd_seq + 1) % _NUMBERS
+        link = Link(
+            self._settings,
+            self._client_id,
+            window=self._settings.window,
+            will=self._death(),
+            leaves_will=True,
+            largest_heard=_LARGEST_HEARD,
+            most_heard=_MOST_HEARD,
+            hear=self._hear,
+        )
+        try:
+            link.__enter__()
+        except BrokerError:
+            self._bd_seq = self._bd_seq if link.has_asked else before
+            raise
+        self._link = link
+        for topic_filter in (self._topic("NCMD"), self._topic("DCMD", "+")):
+            link.subscribe(topic_filter)
+        if self._settings.primary_host is not None:
+            link.subscribe(self._host_topic)
+        return link
 
     def send(self, delivery: Delivery, event: Event) -> Receipt | None:
         """Send one part, once the node has been born."""
@@ -163,6 +183,8 @@ class SparkplugSink:
         """Tell what has changed, every `health_s` seconds and at once when a fault does."""
         self._connected()
         before, self._status = self._status, status
+        if self._is_rebirth_due:
+            return  # all of it comes with the birth
         if self._born is None or self._born != frozenset(status.cameras):
             self._bear(status)
             return
@@ -173,6 +195,8 @@ class SparkplugSink:
 
     def disconnect(self, *, is_stopping: bool) -> None:
         """Leave with a death; a broker that is not told publishes the will."""
+        if self._waits_for_host and not is_stopping:
+            return
         link, self._link = self._link, None
         if link is not None:
             link.close(says_farewell=is_stopping and self._has_died(link))
@@ -212,7 +236,7 @@ class SparkplugSink:
 
     def _publish_parts(self) -> None:
         link = self._connected()
-        while self._born is not None and self._ready:
+        while self._born is not None and self._ready and not self._is_rebirth_due:
             delivery, event = self._ready.popleft()
             before = self._newest.get(event.camera)
             is_newest = before is None or event.position > before.position
@@ -260,15 +284,16 @@ class SparkplugSink:
         """Go on only while the primary host is online, where there is one."""
         if self._settings.primary_host is None:
             return
-        link.subscribe(self._host_topic)
+        self._waits_for_host = False
         until = time.monotonic() + _HOST_S
         while time.monotonic() < until:
             for event in link.acknowledged(0.05):
                 if isinstance(event, Lost):
                     raise link.error(event)
-            while self._heard:
-                if self._is_online(self._heard.popleft()):
+            while self._states:
+                if self._is_online(self._states.popleft()):
                     return
+        self._waits_for_host = True
         raise self._host_is_away()
 
     @property
@@ -276,44 +301,44 @@ class SparkplugSink:
         return f"spBv1.0/STATE/{self._settings.primary_host}"
 
     def _is_online(self, heard: Heard) -> bool | None:
-        """What the primary host says of itself; `None` where it is not the one who speaks."""
-        if heard.topic != self._host_topic:
-            return None
+        """What the primary host says of itself; `None` where that is nothing."""
         try:
             said = json.loads(heard.payload)
-            online = said["online"]
+            online, at = said["online"], said["timestamp"]
         except (ValueError, KeyError, TypeError, RecursionError):
-            online = None
-        if not isinstance(online, bool):
+            online = at = None
+        is_number = isinstance(at, int | float) and not isinstance(at, bool)
+        # What is older than what it said before is a will that came late, or forged.
+        if not isinstance(online, bool) or not is_number or at < self._host_said_at:
             self._commands.refused += 1
             return None
+        self._host_said_at = at
         return online
 
     def _host_is_away(self) -> BrokerError:
         where = address(self._settings)
-        return BrokerError(f"{where}: the primary host {self._settings.primary_host} is not online")
+        said = f"{where}: the primary host {self._settings.primary_host} is not online"
+        return BrokerError(said, retry_s=_LOOK_S)
 
     def _hear(self, heard: Heard) -> None:
         """In paho's thread: keep it within the budget; above it nothing is read for a moment."""
-        if self._budget.take(0) and len(heard.payload) <= _LARGEST_HEARD:
+        if heard.topic == self._host_topic and len(heard.payload) <= _LARGEST_HEARD:
+            self._states.append(heard)  # no flood of commands may push it out
+        elif self._budget.take(0) and len(heard.payload) <= _LARGEST_HEARD:
             self._heard.append(heard)
         else:
             self._commands.refused += 1
             time.sleep(_PAUSE_S)
 
     def _obey(self, link: Link) -> None:
+        while self._states:
+            if self._is_online(self._states.popleft()) is False:
+                self._lost = self._host_is_away()
+                link.close(says_farewell=self._has_died(link))
+                self._link = None
+                return
         while self._heard:
-            heard = self._heard.popleft()
-            if (online := self._is_online(heard)) is not None:
-                if not online:
-                    self._lost = self._host_is_away()
-                    link.close(says_farewell=self._has_died(link))
-                    self._link = None
-                    return
-                continue
-            if heard.topic == self._host_topic:
-                continue
-            if _asks_for_rebirth(heard, self._topic("NCMD")):
+            if _asks_for_rebirth(self._heard.popleft(), self._topic("NCMD")):
                 self._commands.accepted += 1
                 self._is_rebirth_due = True
             else:

@@ -3,10 +3,15 @@
 `tck-id-…` names are those of Sparkplug 3.0; each stands where it is asserted.
 """
 
+import contextlib
+import itertools
 import json
+import re
+import socket
 import threading
 import time
 from dataclasses import replace
+from pathlib import Path
 
 import paho.mqtt.client as paho
 import pytest
@@ -61,9 +66,12 @@ class Host:
         topic = NODE.format(kind) + (f"/{device}" if device else "")
         self._client.publish(topic, payload, qos=0).wait_for_publish(10)
 
-    def state(self, *, online):
-        said = json.dumps({"online": online, "timestamp": time.time_ns() // 1_000_000})
-        self._client.publish("spBv1.0/STATE/scada", said, qos=1, retain=True).wait_for_publish(10)
+    def state(self, name="scada", *, online, later_s=0):
+        at = time.time_ns() // 1_000_000 + later_s * 1000
+        self.state_is(json.dumps({"online": online, "timestamp": at}), name)
+
+    def state_is(self, said, name="scada"):
+        self._client.publish(f"spBv1.0/STATE/{name}", said, qos=1, retain=True).wait_for_publish(10)
 
     def kinds(self):
         return [message.topic.split("/")[2] for message in self.heard]
@@ -139,7 +147,7 @@ def test_a_session_from_its_birth_to_its_death(broker, host, ledger, deliver, ev
     nbirth, ndeath = host.payloads("NBIRTH")[0], host.payloads("NDEATH")[0]
     for message in host.heard:
         kind = message.topic.split("/")[2]
-        # tck-id-topics-nbirth-topic, …-dbirth-…, …-ndata-…, …-ddata-…, …-ndeath-topic
+        # tck-id-topic-structure, and the topics of each kind
         own = NODE.format(kind)
         assert message.topic in {own, f"{own}/main", f"{own}/side%2F2"}
         assert (message.topic == own) == (kind in {"NBIRTH", "NDATA", "NDEATH"})
@@ -219,14 +227,76 @@ def test_a_broken_connection_is_a_death_by_will_and_the_next_birth_has_the_next_
         end(ledger, State.NG)  # while there is no connection
         eventually(lambda: len(host.payloads("DBIRTH")) == 4)
         eventually(host.parts)
-    # tck-id-message-flow-edge-node-birth-publish-will-message…, tck-id-payloads-ndeath-will-…
+    # tck-id-message-flow-edge-node-birth-publish-will-message, tck-id-payloads-ndeath-bdseq
     assert host.kinds().index("NDEATH") < host.kinds().index("NBIRTH", 1)
     # tck-id-topics-nbirth-bdseq-increment: by one with every CONNECT, the will's first
     bd_seqs = [metrics_of(each)["bdSeq"].long_value for each in host.payloads("NBIRTH")]
     deaths = [metrics_of(each)["bdSeq"].long_value for each in host.payloads("NDEATH")]
     assert bd_seqs == deaths == [0, 1]
-    # tck-id-payloads-metric-timestamp…, is_historical: it tells of earlier
+    # tck-id-payloads-name-birth-data-requirement, is_historical: it tells of earlier
     assert host.parts() == [(1, True)]
+
+
+def test_an_attempt_without_connect_has_no_number(broker, host, ledger, deliver, eventually):
+    settings = settings_of(broker)
+    broker.kill()
+    sink = sink_of(settings)
+    for _ in range(2):
+        with pytest.raises(BrokerError, match="refused"):
+            sink.connect()
+    broker.start()
+    sink.connect()
+    # tck-id-topics-nbirth-bdseq-increment: zero in the first CONNECT
+    assert sink._bd_seq == 0
+    sink.disconnect(is_stopping=True)
+
+
+def connect_packet(settings):
+    """What a node sends first, as a broker that never answers reads it."""
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        sink = sink_of(replace(settings, port=server.getsockname()[1]))
+
+        def connect():
+            with contextlib.suppress(BrokerError):
+                sink.connect()
+
+        thread = threading.Thread(target=connect)
+        thread.start()
+        server.settimeout(20)
+        connection, _ = server.accept()
+        with connection:
+            packet = connection.recv(4096)
+        thread.join(20)
+    return packet
+
+
+@pytest.mark.parametrize(("version", "level"), [("3.1.1", 4), ("5", 5)])
+def test_the_first_packet_asks_for_a_clean_session_and_leaves_a_will(broker, version, level):
+    packet = connect_packet(settings_of(broker, version=version))
+    name = packet.index(b"\0\4MQTT") + 6
+    flags = packet[name + 1]
+    assert packet[name] == level
+    # tck-id-principles-persistence-clean-session-311, -50: and no session outlives its connection
+    assert flags & 0x02
+    if version == "5":
+        assert packet[name + 4 :][: 1 + packet[name + 4]].count(0x11) == 0  # no session expiry
+    # tck-id-payloads-ndeath-will-message, -qos, -retain
+    assert flags & 0x04
+    assert (flags >> 3) & 3 == 1
+    assert not flags & 0x20
+    # tck-id-message-flow-edge-node-birth-publish-will-message-topic, -payload, -payload-bdSeq
+    topic = NODE.format("NDEATH").encode()
+    at = packet.index(topic) + len(topic)
+    size = int.from_bytes(packet[at : at + 2])
+    assert metrics_of(decoded(packet[at + 2 :][:size]))["bdSeq"].long_value == 0
+
+
+def test_with_mqtt_5_the_farewell_leaves_the_will(broker, host, ledger, deliver, eventually):
+    with deliver(settings_of(broker, version="5")) as delivering:
+        delivering.report(told())
+        eventually(lambda: delivering.status().is_connected and host.payloads("DBIRTH"))
+    # tck-id-payloads-ndeath-will-message-publisher-disconnect-mqtt50: its own, and the will
+    eventually(lambda: host.kinds()[-2:] == ["NDEATH", "NDEATH"])
 
 
 def test_numbers_go_from_255_to_0(broker, host, ledger, deliver, eventually):
@@ -278,6 +348,50 @@ def test_a_host_may_ask_for_births_and_for_nothing_else(
     assert metrics_of(host.payloads("DBIRTH")[2])["Part/Sequence"].long_value == 1
 
 
+def test_between_a_request_for_births_and_the_births_there_is_no_data(
+    broker, host, ledger, deliver, eventually
+):
+    with deliver(settings_of(broker)) as delivering:
+        delivering.report(told())
+        eventually(lambda: len(host.payloads("DBIRTH")) == 2)
+        host.say("NCMD", command())
+        eventually(lambda: delivering.status().requests == 1)
+        end(ledger, State.OK)
+        delivering.report(told(uptime_s=70.0, faults=("camera main: gone",)))
+        eventually(host.parts)
+    # tck-id-operational-behavior-data-commands-rebirth-action-1
+    again = host.kinds().index("NBIRTH", 1)
+    assert host.kinds()[:again] == ["NBIRTH", "DBIRTH", "DBIRTH", "NCMD"]
+
+
+@pytest.mark.parametrize("changes", [{"group": "a/b"}, {"node": "a+"}, {"primary_host": "a#"}])
+def test_a_name_that_is_no_level_of_a_topic_is_refused(changes):
+    with pytest.raises(ValueError, match="without / "):
+        SparkplugSettings(**{"host": "broker", "group": "Plant"} | changes)
+
+
+def test_the_document_names_each_statement_once_and_tests_that_exist():
+    told = (Path(__file__).parents[4] / "docs" / "sparkplug.md").read_text()
+    rows = [line.split("|") for line in told.splitlines() if line.startswith("| `")]
+    rows = [row for row in rows if "-" in row[1]]
+    named = [name for row in rows for name in re.findall(r"`(test_\w+)`", row[2])]
+    assert named
+    assert not set(named) - set(globals())
+    ids = [
+        each for row in rows for text in re.findall(r"`([^`]+)`", row[1]) for each in spread(text)
+    ]
+    assert len(ids) == len(set(ids))
+    held = re.findall(r"tck-id-([a-z][\w-]+\w)", Path(__file__).read_text())
+    assert not {each for each in held if each not in ids}
+
+
+def spread(text):
+    """`a-{b,c}` is `a-b` and `a-c`."""
+    parts = re.split(r"\{([^}]*)\}", text)
+    choices = [part.split(",") if index % 2 else [part] for index, part in enumerate(parts)]
+    return ["".join(each) for each in itertools.product(*choices)]
+
+
 def test_a_flood_of_rebirths_is_answered_by_few(broker, host, deliver, eventually):
     with deliver(settings_of(broker)) as delivering:
         delivering.report(told())
@@ -297,17 +411,28 @@ def test_with_a_primary_host_parts_wait_until_it_is_online(
         delivering.report(told())
         end(ledger, State.NG)
         eventually(lambda: "scada is not online" in (delivering.status().fault or ""))
+        # tck-id-message-flow-edge-node-birth-publish-phid-wait-id, -online
+        host.state("other", online=True)
+        for said in (b"", b"ONLINE", b'{"online": 1, "timestamp": 1}', b'{"online": true}'):
+            host.state_is(said)
+        eventually(lambda: delivering.status().requests_refused == 4)
         # tck-id-operational-behavior-edge-node-birth-sequence-wait
-        assert "NBIRTH" not in host.kinds()
+        assert not {"NBIRTH", "NDEATH"} & set(host.kinds())  # it waits, and connects but once
         host.state(online=True)
         eventually(host.parts)
-        deaths = len(host.payloads("NDEATH"))
+        assert metrics_of(host.payloads("NBIRTH")[0])["bdSeq"].long_value == 0
+        # tck-id-operational-behavior-edge-node-termination-host-offline-timestamp
+        host.state(online=False, later_s=-60)
+        eventually(lambda: delivering.status().requests_refused == 5)
+        assert "NDEATH" not in host.kinds()
         host.state(online=False)
         # tck-id-message-flow-edge-node-birth-publish-phid-offline
-        eventually(lambda: len(host.payloads("NDEATH")) > deaths)
+        eventually(lambda: "NDEATH" in host.kinds())
         eventually(lambda: not delivering.status().is_connected)
         births = len(host.payloads("NBIRTH"))
         end(ledger, State.NG)
+        # tck-id-message-flow-edge-node-birth-publish-phid-wait-timestamp
+        host.state(online=True, later_s=-60)
         host.state(online=True)
         eventually(lambda: len(host.payloads("NBIRTH")) > births and len(host.parts()) == 2)
     assert {sequence for sequence, _ in host.parts()} == {1, 2}
