@@ -39,7 +39,7 @@ from agent.sinks.sparkplug.probe import probe as probe_node
 from agent.sinks.sparkplug.settings import SparkplugSettings
 from agent.station.evidence import check_folder
 from agent.triggers.opcua import OpcuaSettings as OpcuaTriggerSettings
-from agent.triggers.settings import SinkTriggerSettings, WindowSettings
+from agent.triggers.settings import AnyTriggerSettings, SinkTriggerSettings, WindowSettings
 from calibration.record import read_calibration
 from engine.backends.base import BACKENDS
 from engine.backends.opening import open_inspector
@@ -115,6 +115,8 @@ def examine(path: Path, *, is_running: bool = False) -> Iterator[Finding]:
                 deadline_s = config.lines[camera.name].deadline_s if key == "trigger" else None
                 found = _checked(key, partial(_source, key, source, deadline_s))
                 yield replace(found, message=f"{camera.name}: {found.message}")
+    if config.product_from is not None:
+        yield _checked("product", partial(_product, config.product_from, config))
     yield _checked("ledger", lambda: _ledger(config))
     if config.evidence.folder is not None:
         yield _evidence(config.evidence.folder)
@@ -305,6 +307,29 @@ def _source(check: str, settings: WindowSettings, deadline_s: float | None) -> F
         )
         return Finding(check=check, level="warn", message=message)
     return _ok(check, window)
+
+
+def _product(settings: AnyTriggerSettings, config: Config) -> Finding:
+    """What the source says the line makes now."""
+    if isinstance(settings, WindowSettings):
+        _source("product", settings, None)
+    stop = threading.Event()
+    patience = threading.Timer(_FRAME_S, stop.set)
+    patience.start()
+    source = open_trigger(settings, stop, SystemClock())
+    assert source is not None, "frames say nothing of products"
+    try:
+        with source:
+            told = source.read()
+    finally:
+        patience.cancel()
+    said = None if told is None else told.product
+    name = config.numbers.get(said or "", said)
+    if name in {product.name for product in config.products}:
+        return _ok("product", f"{settings.type} says that the line makes {name}")
+    what = "says nothing" if said is None else f"says {said!r}, which is none of the products"
+    message = f"{settings.type} {what}; parts would end as ERROR"
+    return Finding(check="product", level="warn", message=message)
 
 
 def _broker(settings: MqttSettings, agent_id: str) -> Finding:

@@ -281,8 +281,13 @@ class TakesRequests(Protocol):
 class Announces(Protocol):
     """A sink whose receiver also announces the parts of one camera."""
 
-    def announces(self, camera: str, stop: threading.Event) -> TriggerSource:
-        """The source, which is opened beside the sink and shares its connection."""
+    def announces(
+        self, camera: str, stop: threading.Event, *, names_products: bool = False
+    ) -> TriggerSource:
+        """The source, which is opened beside the sink and shares its connection.
+
+        With `names_products` each announcement has to say what the part is.
+        """
         ...
 
 

@@ -188,6 +188,15 @@ class Config:
         """What the line expects of each camera's parts, by the camera's name."""
         return {camera.name: camera.line or self.line for camera in self.cameras}
 
+    @property
+    def numbers(self) -> dict[str, str]:
+        """What a PLC calls the products, in digits, and their names."""
+        return {
+            str(product.number): product.name
+            for product in self.products
+            if product.number is not None
+        }
+
     def features(self, camera: str) -> dict[str, Features]:
         """What a camera has besides its own features, by product; nothing where all are alike."""
         found = {

@@ -172,6 +172,8 @@ def table(places: tuple[Place, ...]) -> str:
         last = place.offset + place.size - 1
         register = f"+{place.offset}" if place.size == 1 else f"+{place.offset} … +{last}"
         bit = "" if place.bit is None else str(place.bit)
+        if place.bits > 1:
+            bit += f" … {int(bit) + place.bits - 1}"
         rows.append(f"| {register} | {bit} | {place.meaning} |")
     return "\n".join(rows)
 

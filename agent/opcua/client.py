@@ -32,7 +32,7 @@ _PULSE_S: Final = 0.5
 _TIMEOUT_S: Final = 2.0
 _LOOK_S: Final = 2.0
 """A heartbeat changes at least once a second."""
-_PART: Final = ("trigger", "session", "count", "part_id")
+_PART: Final = ("trigger", "session", "count", "part_id", "product")
 _SECURITY: Final = "Basic256Sha256 with SignAndEncrypt"
 Values = dict[str, Any]
 Variables = dict[str, Variable]
@@ -76,6 +76,8 @@ class Conversation:
             return
         ours = of_block(client, AgentBlock(), setup["agent_nodes"], is_written=True)
         theirs = of_block(client, PlcBlock(), setup["plc_nodes"], is_written=False)
+        if not setup.get("names_products"):
+            del theirs["product"]  # many a PLC makes one
         if setup["only_looks"]:
             await self._look(ours, theirs)
         else:
@@ -179,7 +181,7 @@ class Conversation:
             heard = await self._read(client, sources)
             if heard["trigger"] and not before.get("trigger"):
                 again = await self._read(client, sources)
-                heard = again if all(heard[name] == again[name] for name in _PART) else None
+                heard = again if all(heard.get(name) == again.get(name) for name in _PART) else None
             before = heard or before
             block = self._asked("exchange", plc=heard, is_written=is_written)
             changed = [name for name in ours if block[name] != shown.get(name)]

@@ -66,6 +66,7 @@ class HandshakeConnection:
                 agent_nodes=agent_nodes,
                 plc_nodes=plc_nodes,
                 every_s=every_s,
+                names_products=exchange.names_products,
             ),
             feed=None,
             answer=self._answer,

@@ -53,6 +53,7 @@ class PlcBlock:
     session: int = 0
     count: int = 0
     part_id: str = ""
+    product: int = 0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -85,13 +86,14 @@ class AgentBlock:
 
 @dataclass(frozen=True, slots=True)
 class Place:
-    """Where a field lies: `offset` and `size` in registers, or one `bit` of a register."""
+    """Where a field lies: `offset` and `size` in registers, or `bits` of one from `bit` on."""
 
     field: str
     offset: int
     meaning: str
     size: int = 1
     bit: int | None = None
+    bits: int = 1
 
 
 AGENT_MAP: Final = (
@@ -123,6 +125,7 @@ PLC_MAP: Final = (
     Place("trigger_enable", 1, "TriggerEnable: triggers may come", bit=0),
     Place("trigger", 1, "Trigger: a part is there; until TriggerAck or MissedTrigger", bit=1),
     Place("results_ack", 1, "ResultsAck: the result was read; until ResultsValid falls", bit=2),
+    Place("product", 1, "number of the part's product; 0: not said", bit=8, bits=8),
     Place("session", 2, "session: the PLC's number for it, 1 to 65 535"),
     Place("count", 3, "count: one more with each part"),
     Place("part_id", 4, "part id; all 0 where there is none", size=ID_REGISTERS),
@@ -182,7 +185,7 @@ def _registers(block: AgentBlock | PlcBlock, places: Sequence[Place], size: int)
     for place in places:
         value = getattr(block, place.field)
         if place.bit is not None:
-            registers[place.offset] |= value << place.bit
+            registers[place.offset] |= (int(value) & _ones(place)) << place.bit
         elif isinstance(value, str):
             data = shown_id(value).encode().ljust(2 * place.size, b"\0")
             for index in range(place.size):
@@ -196,6 +199,10 @@ def _registers(block: AgentBlock | PlcBlock, places: Sequence[Place], size: int)
     return registers
 
 
+def _ones(place: Place) -> int:
+    return (1 << place.bits) - 1
+
+
 def _found(
     registers: Sequence[int], places: Sequence[Place], kind: type[Block]
 ) -> Iterator[tuple[str, Any]]:
@@ -203,7 +210,8 @@ def _found(
     for place in places:
         raw = registers[place.offset : place.offset + place.size]
         if place.bit is not None:
-            yield place.field, bool(raw[0] >> place.bit & 1)
+            found = raw[0] >> place.bit & _ones(place)
+            yield place.field, found if place.bits > 1 else bool(found)
         elif place.field in texts:
             yield place.field, text(raw)
         elif place.size == 2:

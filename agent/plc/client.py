@@ -164,7 +164,7 @@ class ModbusClient:
 
 
 def _part(block: PlcBlock) -> tuple[object, ...]:
-    return block.trigger, block.session, block.count, block.part_id
+    return block.trigger, block.session, block.count, block.part_id, block.product
 
 
 def _why(error: ModbusError | MalformedError) -> str:

@@ -43,6 +43,8 @@ class Exchange:
 
     def __init__(self, *, due_s: float | None, clock: Clock) -> None:
         self._clock = clock
+        self.names_products = False
+        """Whether the PLC says what each part is; set before the connection is made."""
         self._handshake = Handshake(due_s=due_s, unready=Condition.FAULT)
         self._changed = threading.Condition()
         self._announced: deque[Announcement] = deque()
@@ -169,8 +171,14 @@ class Exchange:
         for action in actions:
             if isinstance(action, Announced):
                 _keep(self._taken, (action.at, action.count), action.token)
+                product = str(action.product) if action.product else None
                 self._announced.append(
-                    Announcement(at=action.at, part_id=action.part_id or None, count=action.count)
+                    Announcement(
+                        at=action.at,
+                        part_id=action.part_id or None,
+                        count=action.count,
+                        product=product,
+                    )
                 )
                 continue
             _keep(self._outcomes, action.token, action.refused)

@@ -56,6 +56,7 @@ class Announced:
     at: float
     count: int
     part_id: str
+    product: int = 0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -254,7 +255,13 @@ class Handshake:
             self._tokens += 1
             self._taken += 1
             self._open.append(_Part(self._tokens, now, plc.count, plc.part_id, now + due_s))
-            yield Announced(token=self._tokens, at=now, count=plc.count, part_id=plc.part_id)
+            yield Announced(
+                token=self._tokens,
+                at=now,
+                count=plc.count,
+                part_id=plc.part_id,
+                product=plc.product,
+            )
 
     def _acknowledged(self, plc: PlcBlock) -> Iterator[Action]:
         if self._shown is _Shown.VALID and plc.results_ack:

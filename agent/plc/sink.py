@@ -40,12 +40,15 @@ class PlcSink:
         self._connection: AbstractContextManager[object] | None = None
         self._camera = ""
 
-    def announces(self, camera: str, stop: threading.Event) -> "PlcTriggers":
+    def announces(
+        self, camera: str, stop: threading.Event, *, names_products: bool = False
+    ) -> "PlcTriggers":
         """The source of the parts of `camera`; a handshake is that of one camera."""
         if self._camera:
             why = f"the PLC of {self.name} announces the parts of {self._camera}; use another sink"
             raise ConfigurationError("camera.trigger.sink", self.name, why)
         self._camera = camera
+        self._exchange.names_products = names_products
         return PlcTriggers(self._exchange, stop)
 
     def items(self, part: Part) -> tuple[str, ...]:

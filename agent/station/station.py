@@ -220,11 +220,7 @@ class Station:
         self._name_products = {
             camera.name for camera in config.cameras if _window(camera.trigger).names_products
         }
-        self._numbers_of_products = {
-            str(product.number): product.name
-            for product in config.products
-            if product.number is not None
-        }
+        self._numbers_of_products = config.numbers
         self._made = ProductIntake(
             self._numbers_of_products,
             controls.products,

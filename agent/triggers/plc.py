@@ -12,10 +12,19 @@ from engine.spec import spec
 
 @spec
 class PlcSettings(SinkTriggerSettings):
-    """`sink` is the name of the sink that shakes hands with the PLC."""
+    """`sink` is the name of the sink that shakes hands with the PLC.
+
+    With `products` the PLC gives the number of each part's product.
+    """
 
     type: Literal["plc"] = "plc"
     sink: Name = "plc"
+    products: bool = False
+
+    @property
+    def names_products(self) -> bool:
+        """Whether each announcement says what the part is."""
+        return self.products
 
 
 def open(
@@ -25,4 +34,4 @@ def open(
     if not isinstance(sink, Announces):
         remedy = "this sink announces no parts; name one that does, such as type: modbus"
         raise ConfigurationError("camera.trigger.sink", settings.sink, remedy)
-    return sink.announces(camera, stop)
+    return sink.announces(camera, stop, names_products=settings.products)

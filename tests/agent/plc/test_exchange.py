@@ -92,6 +92,13 @@ def test_a_part_that_was_announced_is_claimed_once_and_its_result_is_told(plc):
     assert (receipt.delivery, receipt.refused) == (1, None)
 
 
+def test_the_product_comes_with_the_trigger(plc):
+    for number, told in ((7, "7"), (0, None)):
+        plc.tell(trigger=True, count=number, product=number)
+        plc.tell(trigger=False)
+        assert plc.exchange.announcement(0).product == told
+
+
 def test_parts_of_others_are_not_claimed(plc):
     part = plc.trigger(7)
     assert not plc.exchange.claims(replace(part, received=part.received + 1e-6))

@@ -340,6 +340,27 @@ def test_a_product_without_a_count_is_said_by_each_connection(plc_memory):
     assert not first.is_trigger
 
 
+def test_doctor_says_what_the_plc_says_the_line_makes(plc_memory, tmp_path):
+    path = tmp_path / "agent.yaml"
+    where = {"type": "modbus", "host": "127.0.0.1", "port": plc_memory.port, "product_at": 40}
+    path.write_text(
+        "agent: {id: test}\ncamera: {type: conveyor}\nmqtt: {host: 127.0.0.1, port: 1}\n"
+        "products: [{name: cola, number: 7, bundle: {path: none}}]\n"
+        f"product_from: {json.dumps(where)}\n"
+    )
+
+    def found():
+        (finding,) = (each for each in examine(path) if each.check == "product")
+        return finding.level, finding.message
+
+    with client(plc_memory) as plc:
+        plc.write_registers(40, [7], device_id=1)
+        assert found() == ("ok", "modbus says that the line makes cola")
+        plc.write_registers(40, [8], device_id=1)
+        assert found()[0] == "warn"
+        assert "says '8', which is none of the products" in found()[1]
+
+
 def polled(plc_memory, port=None, **places):
     where = {"host": "127.0.0.1", "port": port or plc_memory.port, "count_at": 10, "id_at": 20}
     settings = TypeAdapter(triggers.ModbusSettings).validate_python(where | places)
