@@ -128,7 +128,7 @@ def examine(path: Path, *, is_running: bool = False) -> Iterator[Finding]:
         if isinstance(sink, ModbusSettings):
             yield _checked("plc", partial(_plc, sink, is_running=is_running))
         if isinstance(sink, PlcByOpcuaSettings):
-            yield _checked("plc", partial(_plc_by_opcua, sink))
+            yield _checked("plc", partial(_plc_by_opcua, sink, config))
     for service in config.services:
         if isinstance(service, MetricsSettings):
             yield _checked("metrics", partial(_metrics, service, is_running=is_running))
@@ -361,12 +361,16 @@ def _plc(sink: ModbusSettings, *, is_running: bool) -> Finding:
     return _ok("plc", f"{said}, and one does; its heartbeat changes")
 
 
-def _plc_by_opcua(sink: PlcByOpcuaSettings) -> Finding:
+def _plc_by_opcua(sink: PlcByOpcuaSettings, config: Config) -> Finding:
     check_installed("sinks.type")
     from agent.opcua.probe import probe_plc  # noqa: PLC0415 - needs the extra
 
     nodes = {"agent_nodes": sink.agent_nodes, "plc_nodes": sink.plc_nodes}
-    found = probe_plc(sink.server, talk="handshake", **nodes)
+    names_products = any(
+        isinstance(one, SinkTriggerSettings) and one.sink == sink.name and one.names_products
+        for one in (camera.trigger for camera in config.cameras)
+    )
+    found = probe_plc(sink.server, talk="handshake", names_products=names_products, **nodes)
     security = sink.server.security.replace("_", " ")
     said = f"{sink.server.url} ({security}) has all {found['variables']} variables"
     return _heartbeat(said, found["session"], is_alive=found["is_alive"])

@@ -239,8 +239,10 @@ def test_doctor_sees_a_plc_whose_program_runs(plc, tmp_path):
     plc.set(session=7)
     plc.beats = True
     found = probe_plc(secured(plc, tmp_path), **HANDSHAKE)
+    with_product = probe_plc(secured(plc, tmp_path), **HANDSHAKE, names_products=True)
     plc.beats = False
     assert found == {"variables": 29, "is_alive": True, "session": 7}
+    assert with_product["variables"] == 30
 
 
 @pytest.mark.parametrize(
