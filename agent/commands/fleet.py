@@ -13,6 +13,8 @@ import typer
 from engine.errors import ConfigurationError
 
 if TYPE_CHECKING:
+    from collections.abc import Collection, Mapping
+
     from agent.fleet.desired import Desired
     from agent.fleet.oci import Registry
     from agent.fleet.plan import FleetPlan
@@ -136,10 +138,9 @@ def status(
     from dataclasses import asdict
 
     from agent.fleet.plan import load_plan
-    from agent.fleet.reports import heard
 
     plan = load_plan(fleet)
-    found = heard(plan, plan.lines, within_s=listen)
+    found = _heard(plan, plan.lines, listen)
     if as_json:
         known = {line: found.get(line) for line in plan.lines}
         typer.echo(json.dumps({line: one and asdict(one) for line, one in known.items()}, indent=2))
@@ -174,7 +175,6 @@ def roll_out(
     from agent.fleet.desired import publish, repository_of
     from agent.fleet.oci import Registry
     from agent.fleet.plan import load_plan
-    from agent.fleet.reports import heard
     from agent.fleet.rollout import RollOut
 
     plan = load_plan(fleet)
@@ -193,13 +193,14 @@ def roll_out(
         bundle,
         registry,
         publish=publish_for,
-        heard=lambda lines: heard(plan, lines, within_s=listen),
+        heard=lambda lines: _heard(plan, lines, listen),
         now=lambda: datetime.now(UTC),
     )
+    said = ""
     while True:
         step = going.step()
-        if not as_json:
-            typer.echo(_told(step, plan, bundle), err=step.kind in {"publish", "wait"})
+        if not as_json and said != (said := _told(step, plan, bundle)):
+            typer.echo(said, err=step.kind in {"publish", "wait"})
         if step.kind in {"stop", "done"} or (once and step.kind == "wait"):
             break
         if step.kind == "wait":
@@ -280,16 +281,29 @@ def train(
 
 def _told(step: "Step", plan: "FleetPlan", bundle: str) -> str:
     """A step of a roll-out for people."""
+    from engine.pages.text import counted
+
     ring = f"ring {step.ring} of {len(plan.rings)}"
     match step.kind:
         case "publish":
-            return f"{ring}: {len(step.lines)} lines should take {bundle[:12]}"
+            return f"{ring}: {counted(len(step.lines), 'line')} should take {bundle[:12]}"
         case "wait":
-            return f"{ring}: waiting for {len(step.lines)} lines, such as {step.lines[0]}"
+            lines = counted(len(step.lines), "line")
+            return f"{ring}: waiting for {lines}, such as {step.lines[0]}"
         case "stop":
             return f"{ring}: stopped: {step.why}"
         case _:
-            return f"all {len(plan.lines)} lines have {bundle[:12]}, as far as is asked for"
+            return f"{bundle[:12]} is in force, as far as roll_out asks for it"
+
+
+def _heard(plan: "FleetPlan", lines: "Collection[str]", within_s: float) -> "Mapping[str, Report]":
+    """What lines say of themselves; a broker that is away is named."""
+    from agent.fleet.reports import heard
+
+    found = heard(plan, lines, within_s=within_s)
+    for each in found.away:
+        typer.echo(f"WARNING: its lines are silent: {each}", err=True)
+    return found.reports
 
 
 def _require_pushed(registry: "Registry", bundle: str) -> None:

@@ -11,7 +11,7 @@ with exponential back-off.
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from datetime import datetime
+from datetime import datetime, timedelta
 from pathlib import Path
 from typing import Final, Literal, Protocol
 
@@ -37,6 +37,7 @@ from engine.errors import AtacError, DesiredStateError, RegistryError
 _FEWEST: Final = 20
 """Of fewer frames no share is taken."""
 _RETRY_MAX_S: Final = 3600.0
+_CLOCKS: Final = timedelta(hours=1)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -149,7 +150,8 @@ class Follower:
             self._tell(replace(self._kept.status, state="refused", reason=str(error)))
         else:
             if self._kept.status is status:
-                self._tell(replace(status, reason=remark or status.reason))
+                reason = remark or self._clocks_differ() or status.reason
+                self._tell(replace(status, reason=reason))
 
     def watch(self) -> None:
         """Look at the line: whether a trial has ended, or somebody else has changed the bundle."""
@@ -204,6 +206,14 @@ class Follower:
         if self._now() >= ends:
             return f"the desired state expired on {ends:%Y-%m-%d}, and no newer one has come"
         return None
+
+    def _clocks_differ(self) -> str | None:
+        """A remark where states would end at another time than was meant."""
+        date = self._registry.date
+        if date is None or abs(self._now() - date) < _CLOCKS:
+            return None
+        hours = abs(self._now() - date).total_seconds() / 3600
+        return f"this machine's clock and the registry's differ by {hours:.0f} h; set one of them"
 
     def _take(self, desired: Desired, digest: str) -> None:
         """Remember a newer state before anything is done about it."""

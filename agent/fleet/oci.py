@@ -19,6 +19,8 @@ import urllib.request
 from collections.abc import Iterator, Mapping
 from contextlib import closing, suppress
 from dataclasses import dataclass
+from datetime import UTC, datetime
+from email.utils import parsedate_to_datetime
 from pathlib import Path
 from typing import Any, Final, NoReturn
 from urllib.parse import urlencode, urljoin
@@ -70,6 +72,8 @@ class Registry:
         self._password = password
         self._wait_s = wait_s
         self._authorization: str | None = None
+        self.date: datetime | None = None
+        """What the registry's clock said last."""
         try:
             context = ssl.create_default_context(cafile=settings.ca_file)
         except (OSError, ssl.SSLError) as error:
@@ -291,6 +295,8 @@ class Registry:
                 self._told(error)
         except (OSError, http.client.HTTPException) as error:
             self._failed(error)
+        with suppress(ValueError):
+            self.date = parsedate_to_datetime(answer.headers.get("Date", "")).astimezone(UTC)
         return answer
 
     def _told(self, error: urllib.error.HTTPError) -> NoReturn:

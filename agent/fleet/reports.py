@@ -10,6 +10,7 @@ from typing import Any
 
 from agent.fleet.plan import FleetPlan
 from agent.mqtt.link import Subscriber
+from engine.errors import BrokerError
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -45,18 +46,27 @@ class Report:
         )
 
 
-def heard(plan: FleetPlan, lines: Collection[str], *, within_s: float) -> dict[str, Report]:
-    """The newest report of each of these lines that says something in time.
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Heard:
+    """The newest reports by line, and the brokers that are away, each in one line."""
 
-    Raises `BrokerError` where a broker is away.
-    """
+    reports: Mapping[str, Report]
+    away: tuple[str, ...] = ()
+
+
+def heard(plan: FleetPlan, lines: Collection[str], *, within_s: float) -> Heard:
+    """What these lines say of themselves in this time; those whose broker is away are silent."""
     messages: queue.SimpleQueue[bytes] = queue.SimpleQueue()
     found: dict[str, Report] = {}
-    wanted = set(lines)
+    wanted, away = set(lines), []
     with ExitStack() as stack:
         for broker in plan.brokers:
             topic = broker.topics.format(agent="+", what="health")
-            stack.enter_context(Subscriber(broker, topic, lambda _, payload: messages.put(payload)))
+            subscriber = Subscriber(broker, topic, lambda _, payload: messages.put(payload))
+            try:
+                stack.enter_context(subscriber)
+            except BrokerError as error:
+                away.append(str(error))
         until = monotonic() + within_s
         while wanted - found.keys() and (left_s := until - monotonic()) > 0:
             try:
@@ -65,4 +75,4 @@ def heard(plan: FleetPlan, lines: Collection[str], *, within_s: float) -> dict[s
                 continue
             if report.agent in wanted:
                 found[report.agent] = report
-    return found
+    return Heard(reports=found, away=tuple(away))

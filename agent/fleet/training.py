@@ -228,7 +228,7 @@ def _connected(cluster: Cluster) -> Iterator[Any]:
             log_to_driver=False,
             logging_level="ERROR",
         )
-    except (OSError, RuntimeError, ValueError) as error:
+    except (ImportError, OSError, RuntimeError, ValueError) as error:
         raise ConfigurationError(
             "--ray", cluster.address, f"cannot be used: {_in_words(error)}"
         ) from None

@@ -67,6 +67,13 @@ class Plant:
             link.publish(message)
             link.acknowledged(5.0)
 
+    def away(self):
+        """One more broker, which is away."""
+        written = self.plan.read_text()
+        self.plan.write_text(
+            written.replace("brokers: [", "brokers: [{host: 127.0.0.1, port: 1}, ")
+        )
+
     def rolled(self, capsys, **options):
         """One look of a roll-out."""
         capsys.readouterr()
@@ -116,8 +123,11 @@ def test_a_bundle_goes_from_ring_to_ring(plant, capsys):
     assert told["why"] == "line-3: rolled back: 23 of 40 parts were NG"
     plant.report("line-3")
     assert plant.rolled(capsys)[1]["step"] == "done"
+    plant.away()
     status(fleet=plant.plan, listen=0.3)
-    assert "4 of 4 lines have answered" in capsys.readouterr().out
+    said = capsys.readouterr()
+    assert "4 of 4 lines have answered" in said.out
+    assert "WARNING: its lines are silent: 127.0.0.1:1: Connection refused" in said.err
     stop(key=plant.keys.private, why="a test", fleet=plant.plan)
     assert "the fleet is stopped" in capsys.readouterr().out
     code, told = plant.rolled(capsys)

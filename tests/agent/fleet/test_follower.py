@@ -22,8 +22,8 @@ from tests.calibrations import calibrated
 from tests.registry import Keys, RealRegistry
 from tests.tiny_bundle import tiny_bundle
 
-NOON = datetime(2026, 11, 27, 12, tzinfo=UTC)
-LATER = "2026-11-28T12:00:00+00:00"
+NOON = datetime.now(UTC)
+LATER = (NOON + timedelta(days=1)).isoformat()
 OLD = "a" * 64
 LINES = itertools.count()
 
@@ -190,7 +190,7 @@ def test_what_must_not_be_obeyed_is_refused(agent, tmp_path):
     agent.desire(5, bundle.id, keys=strangers)
     assert "is not signed by the key" in agent.poll().reason
     agent.desire(5, bundle.id, expires=NOON.isoformat())
-    assert "expired on 2026-11-27 12:00 UTC" in agent.poll().reason
+    assert f"expired on {NOON:%Y-%m-%d %H:%M} UTC" in agent.poll().reason
     other = agent.push(gain=66.0, keys=strangers)
     agent.desire(5, other.id)
     assert "is not a signature of this manifest by the key" in agent.poll().reason
@@ -214,17 +214,20 @@ def test_a_clock_a_day_off_is_said_and_catches_up(agent):
     bundle = agent.push()
     agent.desire(1, bundle.id)
     agent.time = NOON + timedelta(days=2)
-    assert "this machine's clock says 2026-11-29 12:00" in agent.poll().reason
-    agent.time = NOON
+    said = agent.poll().reason
+    assert f"this machine's clock says {agent.time:%Y-%m-%d %H:%M}" in said
+    agent.time = NOON - timedelta(days=1)
     assert agent.poll().state == "on trial"
     agent.line.more(200)
     assert agent.poll().state == "in force"
-    agent.time = NOON + timedelta(days=2)
-    status = agent.poll()
-    assert (status.state, status.reason) == (
-        "in force",
-        "the desired state expired on 2026-11-28, and no newer one has come",
+    assert agent.poll().reason == (
+        "this machine's clock and the registry's differ by 24 h; set one of them"
     )
+    agent.time = NOON
+    status = agent.poll()
+    assert (status.state, status.reason) == ("in force", None)
+    agent.time = NOON + timedelta(days=2)
+    assert "and no newer one has come" in agent.poll().reason
 
 
 def test_an_altered_blob_is_never_used_and_mended_ones_are(agent):
