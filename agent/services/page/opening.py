@@ -13,8 +13,10 @@ from agent.services.page.jobs import Jobs
 from agent.services.page.labels import Labels
 from agent.services.page.looks import Looks
 from agent.services.page.now import Now
-from agent.services.page.page import Page, templates
+from agent.services.page.page import Page
 from agent.services.page.pictures import Pictures
+from agent.services.page.screens import screens
+from agent.services.page.site import templates
 from agent.services.page.texts import Texts
 
 HISTORY: Final = "history.sqlite"
@@ -29,7 +31,7 @@ def opened_page(agent: AgentEnd) -> Page:
     pictures = Pictures(
         agent, None if kept is None else EvidenceIndex(Path(kept), setup["agent_id"])
     )
-    now, made = Now(history, tuple(setup["shifts"])), templates(texts)
+    now, made = Now(history, tuple(setup["shifts"])), templates(texts, screens())
     return Page(
         agent=agent,
         history=history,
@@ -42,5 +44,6 @@ def opened_page(agent: AgentEnd) -> Page:
         now=now,
         board=Board(now, pictures, made),
         texts=texts,
+        screens=screens(),
         templates=made,
     )

@@ -22,10 +22,10 @@ from starlette.staticfiles import StaticFiles
 from agent.services.heartbeat import notify
 from agent.services.page.access import USERS, Access, Role
 from agent.services.page.guard import Guard
-from agent.services.page.page import STATIC, templates
 from agent.services.page.server import Server
 from agent.services.page.service import listen
 from agent.services.page.settings import PageSettings
+from agent.services.page.site import STATIC, templates
 from agent.services.page.texts import Texts
 from agent.settings_file import read_block
 from engine.errors import AtacError, ConfigurationError

@@ -15,7 +15,8 @@ from engine.spec import spec
 _LISTEN: Final = re.compile(r"(?P<host>\[[0-9a-fA-F:.]+\]|[\w.-]+):(?P<port>\d{1,5})", re.ASCII)
 
 
-def _place(text: str) -> str:
+def check_place(text: str) -> str:
+    """`text` where it is an address and a port; raises `ValueError` else."""
     found = _LISTEN.fullmatch(text)
     if found is None or int(found["port"]) > 65_535:
         raise ValueError("should be an address and a port, such as 127.0.0.1:8080")
@@ -23,28 +24,18 @@ def _place(text: str) -> str:
 
 
 @spec
-class PageSettings(AnyServiceSettings):
-    """The operator's page.
+class ServedSettings:
+    """Where a page is, and for how long somebody who logs in may do something.
 
     `listen` is address and port; other addresses than this machine's own want `certificate_file`
-    and `key_file`, or a proxy on this machine. `folder` has the page's users, its history, which
-    may be deleted at any time, and, unless `dataset` names another folder, the labelled frames in
-    `labelled`; without it: `page` beside the ledger. `training` has the images of the first
-    training in `good`, `defective` and `calibration`, and `backbone_weights` is the file of
-    pretrained weights: both are for the next training.
-    After `idle_minutes` without a click a user may only look. `shifts` begin at these times of day.
+    and `key_file`, or a proxy on this machine. After `idle_minutes` without a click a user may only
+    look.
     """
 
-    type: Literal["page"] = "page"
-    listen: Annotated[Text, AfterValidator(_place)] = "127.0.0.1:8080"
-    folder: AnyPath | None = None
-    dataset: AnyPath | None = None
-    training: AnyPath | None = None
-    backbone_weights: AnyPath | None = None
+    listen: Annotated[Text, AfterValidator(check_place)] = "127.0.0.1:8080"
     certificate_file: AnyPath | None = None
     key_file: AnyPath | None = None
     idle_minutes: Annotated[float, Field(ge=0.05, le=1440)] = 15.0
-    shifts: Shifts = ("06:00", "14:00", "22:00")
 
     def __post_init__(self) -> None:
         if (self.certificate_file is None) != (self.key_file is None):
@@ -69,6 +60,25 @@ class PageSettings(AnyServiceSettings):
             return ipaddress.ip_address(host).is_loopback
         except ValueError:
             return host == "localhost"
+
+
+@spec
+class PageSettings(ServedSettings, AnyServiceSettings):
+    """The operator's page.
+
+    `folder` has the page's users, its history, which may be deleted at any time, and, unless
+    `dataset` names another folder, the labelled frames in `labelled`; without it: `page` beside the
+    ledger. `training` has the images of the first training in `good`, `defective` and
+    `calibration`, and `backbone_weights` is the file of pretrained weights: both are for the next
+    training. `shifts` begin at these times of day.
+    """
+
+    type: Literal["page"] = "page"
+    folder: AnyPath | None = None
+    dataset: AnyPath | None = None
+    training: AnyPath | None = None
+    backbone_weights: AnyPath | None = None
+    shifts: Shifts = ("06:00", "14:00", "22:00")
 
     @property
     def written_to(self) -> Mapping[str, Path]:

@@ -10,11 +10,14 @@ _FOLDER: Final = Path(__file__).parent / "texts"
 
 
 class Texts:
-    """The words in one language: `say("line.yield")`."""
+    """The words in one language: `say("line.yield")`; `folders` have more than ours."""
 
-    def __init__(self, language: str = "en") -> None:
+    def __init__(self, *folders: Path, language: str = "en") -> None:
         self.language: Final = language
-        self._words = _flat(tomllib.loads((_FOLDER / f"{language}.toml").read_text("utf-8")))
+        self._words: dict[str, str] = {}
+        for folder in (_FOLDER, *folders):
+            text = (folder / f"{language}.toml").read_text("utf-8")
+            self._words |= _flat(tomllib.loads(text))
 
     def say(self, key: str, **values: object) -> str:
         """The text of this key, with `values` in their places."""

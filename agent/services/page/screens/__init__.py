@@ -18,15 +18,12 @@ import pkgutil
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from functools import cache
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from starlette.requests import Request
 from starlette.responses import Response
 
 from agent.services.page.access import Role
-
-if TYPE_CHECKING:
-    from agent.services.page.page import Page
 
 Form = Mapping[str, str]
 
@@ -58,7 +55,7 @@ class Action:
     """Something that a `role` may do."""
 
     role: Role
-    do: "Callable[[Page, Request, Form], Answered]"
+    do: Callable[[Any, Request, Form], Answered]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -68,7 +65,7 @@ class Screen:
     name: str
     role: Role
     order: int
-    show: "Callable[[Page, Request], Shown]"
+    show: Callable[[Any, Request], Shown]
     actions: Mapping[str, Action] = field(default_factory=dict)
     fragments: Mapping[str, Action] = field(default_factory=dict)
 

@@ -50,6 +50,11 @@ def words(colour):
     return 0.2126 * parts[0] + 0.7152 * parts[1] + 0.0722 * parts[2]
 
 
+def contrast(ink, ground):
+    light, dark = sorted([words(ink), words(ground)], reverse=True)
+    return (light + 0.05) / (dark + 0.05)
+
+
 CONTRASTS = """
 const found = [];
 const behind = (e) => { for (; e; e = e.parentElement) {
@@ -81,8 +86,7 @@ def test_every_screen_fits_and_can_be_read(fresh, line, scheme, width):
         assert across <= width, path
         assert fresh.execute_script(SMALL) == [], path
         for ink, ground, text in fresh.execute_script(CONTRASTS):
-            light, dark = sorted([words(ink), words(ground)], reverse=True)
-            assert (light + 0.05) / (dark + 0.05) >= 4.5, (path, scheme, text, ink, ground)
+            assert contrast(ink, ground) >= 4.5, (path, scheme, text, ink, ground)
         unnamed = fresh.execute_script(
             "return [...document.querySelectorAll('img')].filter((e) => !e.alt).length +"
             " [...document.querySelectorAll('input, select')].filter("
@@ -208,9 +212,9 @@ SHA256 = {
 def test_scripts_of_others_are_as_published():
     import hashlib
 
-    import agent.services.page.page
+    import agent.services.page.site
 
-    folder = agent.services.page.page.STATIC
+    folder = agent.services.page.site.STATIC
     found = {name: hashlib.sha256((folder / name).read_bytes()).hexdigest() for name in SHA256}
     assert found == SHA256
     notices = (folder / "NOTICES.txt").read_text()
