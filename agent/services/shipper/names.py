@@ -1,13 +1,14 @@
 """Names of objects in the bucket: who, when and which parts, so that a list shows every gap.
 
-    parts/site=hamburg/agent=line-3/date=2026-11-27/4f0c2a9be4d1-3601-7200-3600.parquet
+    parts/date=2026-11-27/site=hamburg/agent=line-3/4f0c2a9be4d1-3601-7200-3600.parquet
                                                     epoch, first, last, how many
     frames/site=hamburg/agent=line-3/4f0c2a9be4d1-4711.jpg
     labels/site=hamburg/agent=line-3/4f0c2a9be4d1-1-12.jsonl
 
 First and last are positions: they count the parts of a ledger in the order in which they were
 recorded, without a gap. Sequences, which a part has from its trigger, may overtake each other. The
-folders are Hive's, which DuckDB, Spark and others read as columns.
+folders are Hive's, which DuckDB, Spark and others read as columns. The day comes first, so that one
+list has the day of a whole fleet.
 """
 
 import re
@@ -20,7 +21,7 @@ from urllib.parse import quote, unquote
 from agent.record.rows import Event
 
 _PARTS: Final = re.compile(
-    r"parts/site=(?P<site>[^/=]+)/agent=(?P<agent>[^/=]+)/date=(?P<date>\d{4}-\d\d-\d\d)/"
+    r"parts/date=(?P<date>\d{4}-\d\d-\d\d)/site=(?P<site>[^/=]+)/agent=(?P<agent>[^/=]+)/"
     r"(?P<epoch>[0-9a-f]+)-(?P<first>\d{1,19})-(?P<last>\d{1,19})-(?P<count>\d{1,19})\.parquet"
 )
 
@@ -41,7 +42,7 @@ class Shipped:
     def name(self) -> str:
         """Its whole name."""
         return (
-            f"parts/{_owner(self.site, self.agent)}/date={self.date}/"
+            f"{parts_of(self.date)}{_owner(self.site, self.agent)}/"
             f"{self.epoch}-{self.first}-{self.last}-{self.count}.parquet"
         )
 
@@ -100,6 +101,11 @@ def missing(objects: Iterable[Shipped]) -> Iterator[Missing]:
         if (parts := one.last - one.first + 1 - one.count) > 0:
             yield Missing(epoch=one.epoch, first=one.first, last=one.last, parts=parts)
         newest[one.epoch] = max(known, one.last)
+
+
+def parts_of(date: str) -> str:
+    """What the names of all objects with parts of a day begin with."""
+    return f"parts/date={date}/"
 
 
 def day(event: Event) -> str:

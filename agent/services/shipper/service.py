@@ -7,7 +7,6 @@ from agent.child import Answer, RefusedError, ServiceChild
 from agent.ports import Watched
 from agent.record.feed import to_json
 from agent.requests import RequestError
-from agent.secret import read_secret
 from agent.services.shipper import ShipperSettings
 from engine.errors import ConfigurationError
 from engine.extras import install
@@ -28,7 +27,7 @@ class ShipperService:
                 raise ConfigurationError("services.type", "shipper", remedy)
         self._settings = settings
         self._watched = watched
-        self._keys()
+        settings.keys("services")
         self._said: str | None = None
         config = watched.config
         self._child = ServiceChild(
@@ -77,7 +76,7 @@ class ShipperService:
                 return None, ()
             case "keys":  # read again each time: they may have been replaced
                 try:
-                    return self._keys(), ()
+                    return self._settings.keys("services"), ()
                 except ConfigurationError as error:
                     raise RefusedError(str(error)) from None
             case "rows_after":
@@ -93,18 +92,3 @@ class ShipperService:
                     raise RefusedError(str(error)) from None
                 return [self._watched.status().epoch, labels], ()
         raise RefusedError(f"there is no question {question}")
-
-    def _keys(self) -> dict[str, str | None]:
-        named = self._settings
-        return {
-            "access_key": read_secret(
-                "services.access_key",
-                file=named.access_key_file,
-                variable=named.access_key_variable,
-            ),
-            "secret_key": read_secret(
-                "services.secret_key",
-                file=named.secret_key_file,
-                variable=named.secret_key_variable,
-            ),
-        }

@@ -7,6 +7,7 @@ from typing import Annotated, Final, Literal
 
 from pydantic import AfterValidator, Field
 
+from agent.secret import read_secret
 from agent.services.settings import AnyServiceSettings
 from agent.settings_values import AnyPath, Name, Text
 from engine.spec import spec
@@ -35,18 +36,13 @@ def _site(text: str) -> str:
 
 
 @spec
-class ShipperSettings(AnyServiceSettings):
-    """Where to, with which key, and how much.
+class BucketSettings:
+    """A bucket and the key to it.
 
     `endpoint` is the address of an S3 service; without it that of AWS in `region`. The two parts of
-    the key are the content of files or of environment variables. Every `every_minutes` what is new
-    goes, at `max_kbit_s` at most, and of each hour `frames_an_hour` frames of alarms, doubtful and
-    audited parts; those of labelled parts all go. `folder` has the cursor; without it: `shipper`
-    beside the ledger.
+    the key are the content of files or of environment variables.
     """
 
-    type: Literal["shipper"] = "shipper"
-    site: Annotated[Name, AfterValidator(_site)]
     bucket: Annotated[Name, AfterValidator(_bucket)]
     endpoint: Annotated[Text, AfterValidator(_endpoint)] | None = None
     region: Text = "us-east-1"
@@ -55,15 +51,37 @@ class ShipperSettings(AnyServiceSettings):
     secret_key_file: AnyPath | None = None
     secret_key_variable: Text | None = None
     ca_file: AnyPath | None = None
-    every_minutes: Annotated[float, Field(ge=0.05, le=1440)] = 60.0
-    max_kbit_s: Annotated[int, Field(ge=64, le=10_000_000)] = 4000
-    frames_an_hour: Annotated[int, Field(ge=0, le=3600)] = 8
-    folder: AnyPath | None = None
 
     def __post_init__(self) -> None:
         for name in ("access_key", "secret_key"):
             if not getattr(self, f"{name}_file") and not getattr(self, f"{name}_variable"):
                 raise ValueError(f"give {name}_file or {name}_variable")
+
+    def keys(self, place: str) -> dict[str, str]:
+        """Both parts of the key, as they are now; errors name them below `place`."""
+        found = {}
+        for name in ("access_key", "secret_key"):
+            file, variable = (getattr(self, f"{name}_{where}") for where in ("file", "variable"))
+            found[name] = read_secret(f"{place}.{name}", file=file, variable=variable) or ""
+        return found
+
+
+@spec
+class ShipperSettings(BucketSettings, AnyServiceSettings):
+    """What goes to a bucket, and how much.
+
+    Every `every_minutes` what is new goes, at `max_kbit_s` at most, and of each hour
+    `frames_an_hour` frames of alarms, doubtful and audited parts; those of labelled parts all go.
+    `site` is in the names of objects. `folder` has the cursor; without it: `shipper` beside the
+    ledger.
+    """
+
+    type: Literal["shipper"] = "shipper"
+    site: Annotated[Name, AfterValidator(_site)]
+    every_minutes: Annotated[float, Field(ge=0.05, le=1440)] = 60.0
+    max_kbit_s: Annotated[int, Field(ge=64, le=10_000_000)] = 4000
+    frames_an_hour: Annotated[int, Field(ge=0, le=3600)] = 8
+    folder: AnyPath | None = None
 
     @property
     def written_to(self) -> Mapping[str, Path]:

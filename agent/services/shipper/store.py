@@ -4,7 +4,7 @@ import time
 from dataclasses import dataclass, field
 from io import BytesIO
 from pathlib import Path
-from typing import Any, Final, Protocol
+from typing import Any, Final, Protocol, Self
 
 import boto3
 from botocore.awsrequest import AWSPreparedRequest
@@ -16,6 +16,8 @@ from botocore.exceptions import (
     EndpointConnectionError,
     SSLError,
 )
+
+from agent.services.shipper.settings import BucketSettings
 
 _CONNECT_S: Final = 10.0
 _ANSWER_S: Final = 60.0
@@ -60,6 +62,17 @@ class S3Address:
     access_key: str = field(repr=False)
     secret_key: str = field(repr=False)
     ca_file: Path | None = None
+
+    @classmethod
+    def of(cls, settings: BucketSettings, place: str) -> Self:
+        """What settings at `place` name; raises `ConfigurationError` where a key cannot be read."""
+        return cls(
+            bucket=settings.bucket,
+            endpoint=settings.endpoint,
+            region=settings.region,
+            ca_file=settings.ca_file,
+            **settings.keys(place),
+        )
 
     @property
     def title(self) -> str:

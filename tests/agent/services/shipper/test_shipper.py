@@ -126,7 +126,7 @@ def test_any_agent_has_a_name_in_the_bucket():
     odd = Shipped(
         site="s", agent="line 3=ä", date="2026-11-27", epoch="e", first=1, last=2, count=2
     )
-    assert odd.name.startswith("parts/site=s/agent=line%203%3D%C3%A4/")
+    assert odd.name.startswith("parts/date=2026-11-27/site=s/agent=line%203%3D%C3%A4/")
     assert Shipped.of(odd.name) == odd
 
 
