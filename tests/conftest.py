@@ -74,6 +74,10 @@ class Mosquitto:
     def settings(self) -> MqttSettings:
         return MqttSettings(host=self.host, port=self.port)
 
+    @property
+    def pid(self) -> int | None:
+        return None if self._process is None else self._process.pid
+
     def start(self) -> None:
         """Start, on the same port each time, and wait until it answers."""
         self._process = subprocess.Popen(

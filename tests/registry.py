@@ -42,6 +42,10 @@ class RealRegistry:
     def settings(self) -> RegistrySettings:
         return RegistrySettings(address=f"http://{_HOST}:{self._port}/atac")
 
+    @property
+    def pid(self) -> int | None:
+        return None if self._process is None else self._process.pid
+
     def client(self, **options) -> Registry:
         return Registry.of(self.settings, **options)
 

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Final
 
 import typer
 
+from agent.commands.fleet_page import page, users
 from engine.errors import ConfigurationError
 
 if TYPE_CHECKING:
@@ -397,3 +398,5 @@ fleet.command("status")(status)
 fleet.command("stop")(stop)
 fleet.command("roll-out")(roll_out)
 fleet.command("train")(train)
+fleet.command("page")(page)
+fleet.command("users")(users)

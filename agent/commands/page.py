@@ -34,30 +34,51 @@ def page(
     A viewer looks, an operator labels parts, an engineer changes threshold and bundle, an
     administrator manages users.
     """
-    from agent.services.page.access import USERS, Access, Role
+    from agent.services.page.access import USERS
     from agent.settings import load_config
 
     settings = load_config(config)
-    place = _page(settings.services, config).place(settings.ledger.path)
-    with Access(place / USERS, idle_s=0) as access:
+    users = _page(settings.services, config).place(settings.ledger.path) / USERS
+    change_users(users, f"agent page {action}", action, name, role=role, as_json=as_json)
+
+
+def change_users(
+    users: Path, command: str, action: str, name: str, *, role: str, as_json: bool
+) -> None:
+    """Add or remove a user of a page, or print all.
+
+    Args:
+        users: The file with them.
+        command: What was called, for errors.
+        action: `add-user`, `remove-user` or `users`.
+        name: The user.
+        role: Of a new one.
+        as_json: Print all as JSON.
+
+    Raises:
+        ConfigurationError: The name or the password cannot be used.
+    """
+    from agent.services.page.access import Access, Role
+
+    with Access(users, idle_s=0) as access:
         said = ""
         if action == "users":
             said = "\n".join(f"{known}  {theirs.name.lower()}" for known, theirs in access.users())
         elif not name:
-            raise ConfigurationError(f"agent page {action}", None, "name the user")
+            raise ConfigurationError(command, None, "name the user")
         elif action == "remove-user":
             if not access.remove_user(name):
-                raise ConfigurationError("agent page remove-user", name, "there is no such user")
+                raise ConfigurationError(command, name, "there is no such user")
             said = f"{name} is removed, and logged out"
         else:
             try:
                 access.add_user(name, _password(), Role[role.upper()])
             except ValueError as error:
-                raise ConfigurationError("agent page add-user", name, str(error)) from None
+                raise ConfigurationError(command, name, str(error)) from None
             said = f"{name} may log in as {role}"
-        users = {known: theirs.name.lower() for known, theirs in access.users()}
+        found = {known: theirs.name.lower() for known, theirs in access.users()}
     if as_json or said:
-        typer.echo(json.dumps({"users": users}, indent=2) if as_json else said)
+        typer.echo(json.dumps({"users": found}, indent=2) if as_json else said)
 
 
 def _page(services: tuple[object, ...], config: Path) -> "PageSettings":

@@ -9,6 +9,8 @@ from pydantic import AfterValidator, Field, TypeAdapter, ValidationError
 
 from agent.fleet.settings import RegistrySettings
 from agent.mqtt.settings import BrokerSettings
+from agent.services.page.settings import ServedSettings, check_place
+from agent.services.shipper.settings import BucketSettings
 from agent.settings import anchored
 from agent.settings_errors import explained
 from agent.settings_file import read_yaml
@@ -21,10 +23,11 @@ PLAN: Final = Path("fleet.yaml")
 
 @spec
 class SiteBroker(BrokerSettings):
-    """A broker of a site, on which its lines say how they are."""
+    """A broker of a site, on which its lines say how they are; `site` is shown beside them."""
 
     place: ClassVar[str] = "brokers"
 
+    site: Name | None = None
     topics: Annotated[Text, AfterValidator(check_template)] = TOPIC_TEMPLATE
 
 
@@ -49,14 +52,27 @@ class RollOutSettings:
 
 
 @spec
+class FleetPageSettings(ServedSettings):
+    """The page of the fleet; `folder` has its users and what it has read of the bucket."""
+
+    listen: Annotated[Text, AfterValidator(check_place)] = "127.0.0.1:8090"
+    folder: AnyPath = Path("fleet-page")
+
+
+@spec
 class FleetPlan:
-    """All of `fleet.yaml`; `key` is the public key of whoever signs."""
+    """All of `fleet.yaml`; `key` is the public key of whoever signs.
+
+    `bucket` is where the lines ship their parts to; the key to it need only read.
+    """
 
     registry: RegistrySettings
     key: AnyPath
     lines: Annotated[tuple[Name, ...], Field(min_length=1, max_length=100_000)]
     brokers: Annotated[tuple[SiteBroker, ...], Field(max_length=1000)] = ()
     roll_out: RollOutSettings = RollOutSettings()
+    bucket: BucketSettings | None = None
+    page: FleetPageSettings = FleetPageSettings()
 
     @property
     def rings(self) -> tuple[tuple[str, ...], ...]:

@@ -1,0 +1,77 @@
+"""What many lines say of themselves, by the product's own encoder; some are in condition."""
+
+import hashlib
+import random
+import time
+from dataclasses import replace
+from datetime import UTC, datetime, timedelta
+
+from agent.part import State
+from agent.sinks.mqtt.messages import Topics, health, state
+from agent.station.status import CameraStatus, FleetStatus, Promise, SinkStatus
+from tests.agent.statuses import status
+
+SITES = ("hamburg", "lyon", "brno", "turin", "gdansk", "porto", "graz", "oulu")
+
+
+def digest(text):
+    return hashlib.sha256(text.encode()).hexdigest()
+
+
+def messages(count, seed=7):
+    """The retained state and health of so many lines in eight sites."""
+    chance = random.Random(seed)
+    now = datetime.now(UTC)
+    for number in range(count):
+        agent, site = f"line-{number:03d}", SITES[number * len(SITES) // count]
+        topics = Topics(agent_id=agent, template=f"{site}/{{agent}}/{{what}}")
+        condition = chance.random()
+        faults, fleet_state, reason, off_s, age = (), "in force", None, 0.0, chance.randrange(60)
+        if condition < 0.004:
+            yield state(topics, online=False)
+            continue
+        if condition < 0.014:
+            faults = ("camera main: no frame for 12 s; look at its cable and its trigger",)
+        elif condition < 0.024:
+            fleet_state = chance.choice(("refused", "rolled back"))
+            reason = "31 of 200 parts were NG; at most 0.1 may be"
+        elif condition < 0.034:
+            faults = ("drift: the scores of OK parts have changed; look at light and lens",)
+        elif condition < 0.039:
+            off_s = 86_400.0
+        elif condition < 0.044:
+            age = 400
+        elif condition < 0.06:
+            fleet_state = "on trial"
+        parts = chance.randrange(10_000, 900_000)
+        ng = round(parts * chance.choice((0.002, 0.01, 0.02, 0.06)))
+        camera = CameraStatus(
+            triggers=parts, counts=dict.fromkeys(State, 0) | {State.OK: parts - ng, State.NG: ng}
+        )
+        bundle = digest(f"bundle {chance.choice((1, 1, 1, 1, 2, 3))}")
+        desired = FleetStatus(
+            state=fleet_state,
+            serial=1_764_000_000 + number,
+            bundle=digest("bundle 1"),
+            reason=reason,
+            judged=200,
+            changed_verdicts=chance.randrange(5),
+            promise=Promise(
+                max_false_reject=chance.choice((0.01, 0.005)),
+                confidence=0.95,
+                is_proved=True,
+                calibrated_at=(now - timedelta(days=age)).isoformat(timespec="seconds"),
+            ),
+        )
+        shown = status(
+            agent_id=agent,
+            time_ns=time.time_ns() + round(off_s * 1e9),
+            uptime_s=3600.0,
+            cameras={"main": camera},
+            sinks={"mqtt": SinkStatus(is_connected=True)},
+            faults=faults,
+            fleet=desired,
+            bundle_id=bundle,
+        )
+        yield state(topics, online=True)
+        yield replace(health(topics, "mqtt", shown), retain=True)
