@@ -14,7 +14,7 @@ from typing import Final, Protocol
 
 from agent.golden import Kept
 from agent.part import State
-from agent.record.annotations import Audited
+from agent.record.annotations import Audited, parted_label
 from agent.record.evidence_files import local
 from engine.frame import Pixels
 from engine.pages.rendering import render
@@ -52,6 +52,10 @@ class Source(Protocol):
         """Where NG parts had their box: camera, and its centre from 0 to 1 across and down."""
         ...
 
+    def said(self, from_ns: int, to_ns: int) -> Mapping[str, int]:
+        """The newest labels of NG parts, as they were given; of those without one: empty."""
+        ...
+
     def worst(self, from_ns: int, to_ns: int, most: int) -> list[Worst]: ...
     def changes(self, from_ns: int, to_ns: int) -> list[Audited]: ...
 
@@ -66,6 +70,8 @@ class Report:
     hourly: Hourly
     positions: Mapping[str, Sequence[Sequence[int]]]
     """By camera, how many NG parts had their box where: three rows of three."""
+    said: Mapping[str, int]
+    """NG parts by what people said of them: the label, or no text."""
     worst: Sequence[Worst]
     changes: Sequence[Audited]
     checks: Sequence[Kept]
@@ -91,6 +97,20 @@ class Report:
         """OK parts of all parts."""
         total = self.total(camera)
         return self.counts(camera)[State.OK] / total if total else None
+
+    @property
+    def kinds(self) -> list[tuple[str, int]]:
+        """NG parts by the kind of defect that people named, the most frequent first."""
+        kinds: Counter[str] = Counter()
+        for label, parts in self.said.items():
+            if (kind := parted_label(label)[1]) != "":
+                kinds[kind] += parts
+        return kinds.most_common()
+
+    @property
+    def others(self) -> dict[str, int]:
+        """NG parts without a kind, by label; `""`: those that nobody has judged."""
+        return {label: parts for label, parts in self.said.items() if not parted_label(label)[1]}
 
     @property
     def span(self) -> str:
@@ -121,6 +141,7 @@ def gather(
         to_ns=to_ns,
         hourly=source.hourly(from_ns, to_ns),
         positions=grids,
+        said=source.said(from_ns, to_ns),
         worst=source.worst(from_ns, to_ns, WORST),
         changes=source.changes(from_ns, to_ns),
         checks=[one for one in checks if from_ns <= one.protocol.at_ns < to_ns],

@@ -1,6 +1,7 @@
 """Where the figures of a report come from, with the pictures of its worst parts."""
 
 import sqlite3
+from collections import Counter
 from collections.abc import Iterator
 from contextlib import suppress
 from typing import Final
@@ -32,6 +33,9 @@ class LedgerSource:
 
     def positions(self, from_ns: int, to_ns: int) -> Iterator[tuple[str, float, float]]:
         return self._figures.positions(from_ns, to_ns)
+
+    def said(self, from_ns: int, to_ns: int) -> Counter[str]:
+        return self._figures.said(from_ns, to_ns)
 
     def worst(self, from_ns: int, to_ns: int, most: int) -> list[Worst]:
         return [

@@ -81,6 +81,7 @@ def report(
                 camera: {state.value: n for state, n in found.counts(camera).items()}
                 for camera in found.cameras
             },
+            "ng_said": dict(found.said),
             "changes": len(found.changes),
             "checks": len(found.checks),
             "html": str(html),

@@ -64,6 +64,15 @@ class Label:
     queue: str = ""
 
 
+def parted_label(label: str) -> tuple[str, str]:
+    """A label as people chose it, and the kind of defect where they named one.
+
+    `defective: scratch` is `defective` and `scratch`.
+    """
+    word, _, kind = label.partition(": ")
+    return word, kind
+
+
 def insert_label(connection: sqlite3.Connection, label: Label) -> bool:
     """Note what somebody says of a part, beside what was said; `False`: there is no such part."""
     return bool(

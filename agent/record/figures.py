@@ -2,6 +2,7 @@
 
 import json
 import sqlite3
+from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any, Final
@@ -44,6 +45,17 @@ class LedgerFigures:
                     (left + right) / 2 / row["frame_width"],
                     (top + bottom) / 2 / row["frame_height"],
                 )
+
+    def said(self, from_ns: int, to_ns: int) -> Counter[str]:
+        """The newest labels of NG parts, as they were given; none and withdrawn are empty."""
+        rows = self.connection.execute(
+            "SELECT (SELECT label FROM labels WHERE labels.epoch = triggers.epoch"  # noqa: S608 (our own words)
+            "  AND labels.sequence = triggers.sequence ORDER BY id DESC LIMIT 1) AS label"
+            f" FROM triggers WHERE {_BETWEEN} AND state = 'NG'",
+            (from_ns, to_ns),
+        )
+        labels = (row["label"] or "" for row in rows)
+        return Counter("" if label == "withdrawn" else label for label in labels)
 
     def highest(self, from_ns: int, to_ns: int, most: int) -> list[dict[str, Any]]:
         """The parts with the highest scores, measured in thresholds where these are positive."""

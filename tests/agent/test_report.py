@@ -10,7 +10,7 @@ import pytest
 from agent.commands.report import report
 from agent.part import State
 from agent.production import moment_ns
-from agent.record.annotations import Change
+from agent.record.annotations import Change, Label
 from agent.record.ledger import Ledger
 from agent.settings import EvidenceSettings
 from agent.station.evidence import Evidence
@@ -73,6 +73,7 @@ def place(tmp_path):
                 with Evidence(settings, "line-3", ledger.epoch) as evidence:
                     evidence.offer(part)
         ledger.flush()
+        ledger.label(Label(epoch=ledger.epoch, sequence=3, label="defective: <i>dent"))
         ledger.note_change(Change(kind="promote", who="<i>Ada", why="better", old="1", new="2"))
     return tmp_path
 
@@ -82,10 +83,13 @@ def test_a_day_in_local_time_also_when_clocks_change(place, capsys):
     options = {"config": place / "agent.yaml", "html": page, "table": table}
     report(**options, begin=DAY, end=DAY, as_json=True)
     answer = json.loads(capsys.readouterr().out)
+    assert answer["ng_said"] == {"defective: <i>dent": 1, "": 1}
     assert (answer["parts"], answer["yield"], answer["changes"]) == (5, 0.4, 0)
     assert answer["cameras"] == {"main": {"OK": 2, "NG": 1}, "=side": {"NG": 1, "TIMEOUT": 1}}
     html = page.read_text()
     assert "5 parts from 2026-03-29 00:00 to 2026-03-30 00:00 CEST, yield 40 %." in html
+    assert "<th>defective: &lt;i&gt;dent</th><td>1</td>" in html
+    assert "<th>nobody has judged it</th><td>1</td>" in html
     assert html.count("<img") == 3  # two frames, and a thumbnail
     assert "&lt;b&gt;4&lt;/b&gt;" in html
     assert html.index("&lt;b&gt;4") < html.index("&lt;b&gt;3")  # the worst one first

@@ -96,6 +96,16 @@ class HistorySource:
         ):
             yield row["camera"], row["across"], row["down"]
 
+    def said(self, from_ns: int, to_ns: int) -> dict[str, int]:
+        """The newest labels of NG parts, as they were given."""
+        rows = self._history.query(
+            "SELECT coalesce(label || coalesce(': ' || kind, ''), '') AS said, count(*) AS parts"  # noqa: S608 (our own words)
+            f" FROM parts WHERE {_BETWEEN} AND state = 'NG' GROUP BY 1",
+            from_ns,
+            to_ns,
+        )
+        return {row["said"]: row["parts"] for row in rows}
+
     def worst(self, from_ns: int, to_ns: int, most: int) -> list[Worst]:
         """The parts with the highest scores."""
         rows = self._history.query(

@@ -19,13 +19,14 @@ from pathlib import Path
 from typing import Any, Final
 
 from agent.part import State
+from agent.record.annotations import parted_label
 from agent.record.feed import START, Cursor
 from agent.record.rows import Event
 from agent.station.status import BOUNDS_S
 from engine.frame import Box
 
 _LOG: Final = logging.getLogger("atac_agent.page")
-VERSION: Final = 2
+VERSION: Final = 3
 HOUR_NS: Final = 3_600_000_000_000
 BINS: Final = 40
 """Of a score histogram, from 0 to twice the threshold where that is positive; see `score_bin`."""
@@ -46,13 +47,14 @@ CREATE TABLE parts (n INTEGER PRIMARY KEY, epoch TEXT NOT NULL, sequence INTEGER
     decided_ns INTEGER NOT NULL, state TEXT NOT NULL, late_state TEXT, reason TEXT NOT NULL,
     score REAL, threshold REAL, box TEXT, across REAL,
     down REAL, audit REAL, has_thumbnail INTEGER NOT NULL,
-    queues INTEGER NOT NULL, label TEXT, UNIQUE (epoch, sequence));
+    queues INTEGER NOT NULL, label TEXT, kind TEXT, UNIQUE (epoch, sequence));
 CREATE INDEX by_part_id ON parts (part_id);
 CREATE INDEX by_time ON parts (triggered_ns);
 CREATE INDEX by_state ON parts (state, n);
 CREATE INDEX by_camera_state ON parts (camera, state, n);
 CREATE INDEX by_score ON parts (score);
 CREATE INDEX by_label ON parts (label, n) WHERE label IS NOT NULL;
+CREATE INDEX by_kind ON parts (kind) WHERE kind IS NOT NULL;
 CREATE INDEX open_ng ON parts (n) WHERE queues & 1 AND label IS NULL;
 CREATE INDEX open_doubtful ON parts (n) WHERE queues & 2 AND label IS NULL;
 CREATE INDEX open_audit ON parts (n) WHERE queues & 4 AND label IS NULL;
@@ -120,6 +122,8 @@ class Row:
     has_thumbnail: bool
     queues: int
     label: str | None
+    kind: str | None
+    """Of defect, where somebody has named it."""
 
     @property
     def id(self) -> str:
@@ -136,7 +140,7 @@ class Row:
 
 _ROW: Final = (
     "n, epoch, sequence, camera, part_id, triggered_ns, decided_ns, state, late_state, reason,"
-    " score, threshold, box, audit, has_thumbnail, queues, label"
+    " score, threshold, box, audit, has_thumbnail, queues, label, kind"
 )
 
 
@@ -308,10 +312,15 @@ class History:
                     " (:epoch, :sequence, :labelled_ns, :id, :label, :who, :role, :queue)",
                     dict(label),
                 )
-                said = None if label["label"] == "withdrawn" else label["label"]
+                said, kind = parted_label(label["label"])
                 self._writer.execute(
-                    "UPDATE parts SET label = ? WHERE epoch = ? AND sequence = ?",
-                    (said, label["epoch"], label["sequence"]),
+                    "UPDATE parts SET label = ?, kind = ? WHERE epoch = ? AND sequence = ?",
+                    (
+                        None if said == "withdrawn" else said,
+                        kind or None,
+                        label["epoch"],
+                        label["sequence"],
+                    ),
                 )
             if labels:
                 self._set("label", json.dumps((epoch, labels[-1]["id"])))
@@ -410,6 +419,14 @@ class History:
             return True
         is_whole = found["first"] == found["last"] and found["sequence"] == 1
         return is_whole and int(found["oldest_ns"]) >= time_ns
+
+    def kinds(self) -> list[str]:
+        """All kinds of defect that somebody has named, the most frequent first."""
+        found = self.query(
+            "SELECT kind FROM parts WHERE kind IS NOT NULL GROUP BY kind"
+            " ORDER BY count(*) DESC, kind LIMIT 100"
+        )
+        return [row["kind"] for row in found]
 
     def cameras(self) -> list[str]:
         """The names of all cameras that had a part."""

@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from agent.child import AgentEnd, RefusedError
+from agent.record.annotations import parted_label
 from agent.record.rows import part_id, utc
 from agent.services.page.access import Visitor
 from agent.services.page.history import History
@@ -47,7 +48,16 @@ class Labels:
         self._lock = threading.Lock()
         self._kept: set[tuple[str, int, int]] | None = None
 
-    def say(self, epoch: str, sequence: int, label: str, *, by: Visitor, queue: str) -> None:
+    def say(
+        self,
+        epoch: str,
+        sequence: int,
+        label: str,
+        *,
+        by: Visitor,
+        queue: str,
+        kind: str = "",
+    ) -> None:
         """Keep what somebody says of a part.
 
         Args:
@@ -56,6 +66,7 @@ class Labels:
             label: One of `LABELS`, or `WITHDRAWN`.
             by: Who says it.
             queue: Why they looked at it.
+            kind: Of defect, in their own words.
 
         Raises:
             RefusedError: The part has gone, or the ledger cannot be written.
@@ -63,7 +74,7 @@ class Labels:
         self._agent.ask(
             "label",
             part=part_id(self._agent.setup["agent_id"], epoch, sequence),
-            label=label,
+            label=f"{label}: {kind}" if kind and label == "defective" else label,
             by=by.name,
             role="" if by.role is None else by.role.name.lower(),
             queue=queue,
@@ -93,13 +104,16 @@ class Labels:
         if (epoch, sequence, label["labelled_ns"]) in kept:
             return
         row = self._history.part(epoch, sequence)
+        word, kind = parted_label(str(label["label"]))
         record: dict[str, object] = {
             "time": utc(label["labelled_ns"]),
             "labelled_ns": label["labelled_ns"],
             "id": part_id(self._agent.setup["agent_id"], epoch, sequence),
             "epoch": epoch,
             "sequence": sequence,
-            **{name: label[name] for name in ("label", "who", "role", "queue")},
+            "label": word,
+            **({"kind": kind} if kind else {}),
+            **{name: label[name] for name in ("who", "role", "queue")},
         }
         if row is not None:
             names = ("camera", "part_id", "state", "score", "threshold", "audit", "triggered_ns")

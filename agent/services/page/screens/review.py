@@ -15,6 +15,7 @@ from starlette.responses import PlainTextResponse
 
 from agent.child import RefusedError
 from agent.part import State
+from agent.record.annotations import parted_label
 from agent.services.page.access import Role
 from agent.services.page.history import QUEUES, Filters
 from agent.services.page.labels import LABELS, WITHDRAWN
@@ -27,6 +28,7 @@ MOST: Final = 500
 _PART: Final = re.compile(r"([0-9a-f]{12})/(\d{1,18})")
 _SAID: Final = re.compile(r"([0-9a-f]{12})/(\d{1,18})=([a-z]{1,10})")
 _TEXT_MAX: Final = 256
+_KIND_MAX: Final = 40
 
 
 def show(page: Page, request: Request) -> Mapping[str, object]:
@@ -48,6 +50,7 @@ def show(page: Page, request: Request) -> Mapping[str, object]:
         "waiting": page.history.waiting(),
         "queues": [*QUEUES, ""],
         "labels": LABELS,
+        "kinds": page.history.kinds(),
         "states": [state.value for state in State],
         "cameras": page.history.cameras(),
         "may_label": page.visitor(request).may(Role.OPERATOR),
@@ -91,7 +94,10 @@ def part(page: Page, _request: Request, form: Form) -> Answered:
             "row": row,
             "has_picture": page.pictures.has(row),
             "is_blind": form.get("blind") == "1" and row.label is None,
-            "said": page.history.labels(row.epoch, row.sequence),
+            "said": [
+                {**one, "word": parted_label(one["label"])}
+                for one in page.history.labels(row.epoch, row.sequence)
+            ],
             "nearest": nearest,
             "alike": alike,
         },
@@ -105,10 +111,16 @@ def label(page: Page, request: Request, form: Form) -> Answered:
     if not 0 < len(said) <= MOST or any(word not in {*LABELS, WITHDRAWN} for *_, word in said):
         raise Problem("review.nothing")
     visitor, gone, why = page.visitor(request), 0, ""
+    kind = " ".join(form.get("kind", "").split())[:_KIND_MAX]
     for epoch, sequence, word in said:
         try:
             page.labels.say(
-                epoch, int(sequence), word, by=visitor, queue=queue if queue in QUEUES else "search"
+                epoch,
+                int(sequence),
+                word,
+                by=visitor,
+                queue=queue if queue in QUEUES else "search",
+                kind=kind,
             )
         except RefusedError as error:
             gone, why = gone + 1, str(error)

@@ -97,6 +97,23 @@ def test_two_people_may_differ_and_the_later_word_counts(line):
     assert one in ids(line.get("/review?queue=ng").text)
 
 
+def test_a_defect_has_a_kind_and_the_report_counts_kinds(line):
+    one = part(line, "bad-4")
+    form = {"say": f"{one}=defective", "queue": "ng", "kind": "  <b>deep   scratch "}
+    assert line.post("/review/label", form, cookie=line.log_in(Role.OPERATOR)).status == 200
+    (*_, record) = [each for each in line.records() if each["part_id"] == "bad-4"]
+    assert (record["label"], record["kind"]) == ("defective", "<b>deep scratch")
+    assert one in ids(line.get("/review?queue=ng&label=defective").text)
+    assert "(&lt;b&gt;deep scratch)" in line.get(f"/review/part?id={one}").text
+    assert (
+        '<option value="&lt;b&gt;deep scratch">'
+        in line.get("/review?queue=ng&label=", cookie=line.log_in(Role.OPERATOR)).text
+    )
+    shown = line.get("/report").text
+    assert '<th scope="row">defective: &lt;b&gt;deep scratch</th><td>1</td>' in shown
+    assert "defective: &lt;b&gt;deep scratch" in line.get("/report/file").text
+
+
 @pytest.mark.parametrize(
     ("role", "say", "status"),
     [
