@@ -349,9 +349,10 @@ def _state(line: str, bundle: str, calibration: str, serial: int | None, expires
         first = error.errors()[0]
         name = str(first["loc"][0])
         option = "line" if name == "agent" else f"--{name}"
-        raise ConfigurationError(
-            option, first["input"], first["msg"].removeprefix("Value error, ")
-        ) from None
+        remedy = first["msg"].removeprefix("Value error, ")
+        if name in {"bundle", "calibration"}:
+            remedy = "should be 64 hexadecimal digits, as agent fleet push prints them"
+        raise ConfigurationError(option, first["input"], remedy) from None
 
 
 def _moment(text: str) -> str:

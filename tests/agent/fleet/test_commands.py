@@ -151,7 +151,7 @@ def test_one_line_gets_a_desired_state(session_registry, keys, capsys):
     )
     assert (found.agent, found.serial, found.expires) == ("Line 7 (Süd)", 12, answer["expires"])
     for wrong, said in [
-        ({"bundle": "bottle"}, "--bundle: 'bottle'"),
+        ({"bundle": "bottle"}, "--bundle: 'bottle': should be 64 hexadecimal digits"),
         ({"bundle": "a" * 64, "expires": "soon"}, "--expires: 'soon': should be a time"),
         ({"bundle": "a" * 64, "calibration": "mine"}, "--calibration: 'mine'"),
         ({"bundle": "a" * 64, "line": "a/b\n"}, "line"),
