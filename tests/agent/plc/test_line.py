@@ -93,20 +93,20 @@ def test_readings_and_writings_may_be_lost_and_either_side_may_begin_again(tmp_p
     port = free_port()
     config = configured(tmp_path, f"{{type: modbus, allow: [127.0.0.1], port: {port}}}")
     faults = {"lost reading": 0.1, "lost writing": 0.1, "reconnect": 0.02}
-    plc = Plc(port, 40, None, scan_s=0.002, faults=faults)
+    plc = Plc(port, 25, None, scan_s=0.002, faults=faults)
     with Line(config) as first:
         plc.show = first.camera.show
         plc.start()
-        while len(plc.ended) < 15:
+        while len(plc.ended) < 10:
             assert plc.is_alive()
             plc.stopping.wait(0.01)
     with Line(config) as second:
         plc.show = second.camera.show
         plc.join(60)
         plc.stopping.set()
-    assert len(plc.ended) == 40
+    assert len(plc.ended) == 25
     assert plc.told.wrong == plc.told.twice == 0
-    assert plc.told.ends["OK"] + plc.told.ends["NG"] > 20
+    assert plc.told.ends["OK"] + plc.told.ends["NG"] > 10
 
 
 @pytest.mark.parametrize(

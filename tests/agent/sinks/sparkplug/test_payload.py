@@ -8,7 +8,7 @@ from contextlib import suppress
 from pathlib import Path
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from agent.sinks.sparkplug.payload import DataType, Metric, booleans, encoded
@@ -53,7 +53,8 @@ def decoded_by_javascript(*payloads: bytes):
     return [json.loads(line) for line in done.stdout.splitlines()]
 
 
-@given(st.lists(METRICS, max_size=5), st.none() | st.integers(0, 255), st.booleans())
+@settings(max_examples=40)
+@given(st.lists(METRICS, max_size=3), st.none() | st.integers(0, 255), st.booleans())
 def test_google_s_protobuf_reads_what_we_write(metrics, seq, has_types):
     read = decoded(encoded(tuple(metrics), time_ms=1_764_000_000_123, seq=seq, has_types=has_types))
     assert read.timestamp == 1_764_000_000_123

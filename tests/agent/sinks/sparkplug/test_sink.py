@@ -396,9 +396,9 @@ def test_a_flood_of_rebirths_is_answered_by_few(broker, host, deliver, eventuall
     with deliver(settings_of(broker)) as delivering:
         delivering.report(told())
         eventually(lambda: len(host.payloads("DBIRTH")) == 2)
-        for _ in range(300):
+        for _ in range(120):
             host.say("NCMD", command())
-        eventually(lambda: delivering.status().requests_refused > 100)
+        eventually(lambda: delivering.status().requests_refused > 20)
         assert len(host.payloads("NBIRTH")) < 10
 
 
