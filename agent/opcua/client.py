@@ -108,7 +108,7 @@ class Conversation:
         """Why there is no conversation, in one line; asks the server what security it offers."""
         if isinstance(error, UnfitError | ConfigurationError):
             return str(error)
-        said = f"{type(error).__name__}: {error}".splitlines()[0].strip(": ")
+        said = _said(error)
         if self._is_connected or self._setup["security"] == "none":
             return said
         try:
@@ -239,6 +239,15 @@ class _Changes:
         """A new value of the count, or of the product."""
         if isinstance(value, int | str):
             self._changes.put_nowait(value)
+
+
+def _said(error: Exception) -> str:
+    """An error of asyncua, or of the system, in one line."""
+    if isinstance(error, TimeoutError):
+        return "does not answer"
+    if isinstance(error, OSError) and error.errno is not None:
+        return os.strerror(error.errno) if error.errno > 0 else str(error.strerror)
+    return f"{type(error).__name__}: {error}".splitlines()[0].strip(": ")
 
 
 def _value(name: str, block: Values) -> Any:

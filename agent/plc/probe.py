@@ -9,7 +9,7 @@ from agent.plc.blocks import AGENT_REGISTERS, PLC_REGISTERS, PlcBlock, plc_block
 from agent.plc.client import ModbusConnection
 from agent.plc.exchange import Exchange
 from agent.plc.handshake import HEARTBEAT_S
-from agent.plc.server import ModbusServer
+from agent.plc.server import NOBODY, ModbusServer
 from engine.errors import SinkError
 
 _LOOK_S: Final = 0.05
@@ -52,5 +52,7 @@ def probe_client(
         while (fault := exchange.fault) is not None and monotonic() < until:
             threading.Event().wait(_LOOK_S)
         if fault is not None and server.refused:
-            return f"{fault}, and others were refused: is it in `allow`?"
-    return fault
+            return "somebody else was refused: is the PLC's address in `allow`?"
+    if fault != NOBODY:
+        return fault
+    return f"{fault} within {_PATIENCE_S:g} s: does its program run, and call this address?"

@@ -51,7 +51,7 @@ _ACCEPTED: Final = 4
 _UNREAD: Final = 4096
 """Bytes of answers that a peer may leave unread."""
 _IDLE_TICKS: Final = 1200
-_NOBODY: Final = "no PLC is connected"
+NOBODY: Final = "no PLC is connected"
 _JOIN_S: Final = 5.0
 
 
@@ -116,7 +116,7 @@ class ModbusServer:
         self.port = listener.getsockname()[1]
         self._listener = listener
         self._selector.register(listener, selectors.EVENT_READ)
-        self._exchange.fails(_NOBODY)
+        self._exchange.fails(NOBODY)
         self._thread.start()
         return self
 
@@ -300,4 +300,4 @@ class ModbusServer:
         peer.connection.close()
         if self._writer is peer:
             self._writer = None
-            self._exchange.fails(_NOBODY)
+            self._exchange.fails(NOBODY)

@@ -204,7 +204,7 @@ def test_a_plc_that_is_away_is_said(tmp_path):
         threading.Event(),
         SystemClock(),
     )
-    with source, pytest.raises(TriggerError, match="Connect call failed"):
+    with source, pytest.raises(TriggerError, match=r"127\.0\.0\.1:1: Connection refused"):
         source.read()
 
 
