@@ -72,7 +72,7 @@ def place(tmp_path):
                 settings = EvidenceSettings(folder=tmp_path / "evidence")
                 with Evidence(settings, "line-3", ledger.epoch) as evidence:
                     evidence.offer(part)
-        ledger.flush()
+        ledger.flush(60)
         ledger.label(Label(epoch=ledger.epoch, sequence=3, label="defective: <i>dent"))
         ledger.note_change(Change(kind="promote", who="<i>Ada", why="better", old="1", new="2"))
     return tmp_path

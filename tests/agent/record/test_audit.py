@@ -16,7 +16,7 @@ def test_only_what_was_looked_at_because_it_was_drawn_counts(tmp_path):
             part.audit = audit
             ledger.expect(part)
             ledger.record(part)
-        ledger.flush()
+        ledger.flush(60)
 
         def say(sequence, label, queue):
             assert ledger.label(

@@ -43,7 +43,7 @@ def numbers(events, count):
 
 def recorded(ledger, count, state=State.OK):
     add(ledger, *[state] * count)
-    assert ledger.flush()
+    assert ledger.flush(60)
 
 
 def test_a_reader_is_told_of_each_part_as_it_is_recorded(ledger):
@@ -51,7 +51,7 @@ def test_a_reader_is_told_of_each_part_as_it_is_recorded(ledger):
         assert reader.next(0) is None
         part = inspected(begin(ledger))
         end(ledger, part, State.NG, PICTURE)
-        ledger.flush()
+        ledger.flush(60)
         event = reader.next(10)
         assert (event.sequence, event.state, event.score) == (1, State.NG, 2.5)
         assert event.passes == part.inspection.passes
@@ -80,7 +80,7 @@ def test_rows_come_in_the_order_of_recording(ledger):
     parts = [begin(ledger) for _ in range(4)]
     for n in (2, 0, 3, 1):
         end(ledger, parts[n])
-    ledger.flush()
+    ledger.flush(60)
     with ledger.feed.subscribe() as reader:
         rows = reader.rows_after(START)
         assert [row.sequence for row in rows] == [3, 1, 4, 2]
@@ -160,7 +160,7 @@ def test_who_asks_after_a_part_that_is_gone_gets_what_there_is(tmp_path, monkeyp
     with Ledger(tmp_path / "ledger.sqlite", agent_id="line1", limits=limits) as ledger:
         add(ledger, *[State.OK] * 10, decided_ns=0)
         add(ledger, *[State.OK] * 5)
-        ledger.flush()
+        ledger.flush(60)
         with ledger.feed.subscribe() as reader:
             eventually(lambda: reader.rows_after(START)[0].sequence == 11)
             rows = reader.rows_after((ledger.epoch, 5))

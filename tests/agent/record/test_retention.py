@@ -50,10 +50,10 @@ def waiting(ledger, limit=100):
 
 def deliver(ledger):
     """Deliver all that waits, as a sink would."""
-    assert ledger.flush()
+    assert ledger.flush(60)
     while found := waiting(ledger):
         settle(ledger, *found)
-        assert ledger.flush()
+        assert ledger.flush(60)
 
 
 def until(condition):
@@ -83,7 +83,7 @@ def test_old_parts_go_with_their_messages_unless_these_still_wait(path):
         deliver(ledger)
         add(ledger, 2, NG, age_days=40)  # waits for the broker
         add(ledger, 1)
-        ledger.flush()
+        ledger.flush(60)
         counts = ledger.cameras()["main"].counts
     keep = list(range(124, 147))
     limits = Limits(keep_ns=30 * DAY_NS, max_bytes=1000 * MB)
@@ -110,18 +110,18 @@ def test_a_content_is_known_as_long_as_a_camera_asks_for_it_also_when_its_part_i
             part = records.begin(ledger, source=source)
             records.end(ledger, part, decided_ns=old)
         add(ledger, 1)
-        ledger.flush()
+        ledger.flush(60)
     with opened(path, limits=Limits(keep_ns=30 * DAY_NS, max_bytes=1000 * MB)) as ledger:
         until(lambda: len(ledger_rows(ledger)) == 1)
         assert set(ledger.recorded(["kept", "gone", "new"])) == {"kept", "gone"}
-        ledger.flush()
+        ledger.flush(60)
     connection = sqlite3.connect(path)
     with connection:
         connection.execute("UPDATE sources SET asked_ns = ?", (time.time_ns() - 20 * DAY_NS,))
     connection.close()
     with opened(path) as ledger:
         assert set(ledger.recorded(["kept"])) == {"kept"}
-        ledger.flush()
+        ledger.flush(60)
     with opened(path, limits=Limits(keep_ns=10 * DAY_NS, max_bytes=1000 * MB)) as ledger:
         remembered = "SELECT source FROM sources"
         until(
@@ -163,7 +163,7 @@ def test_undelivered_pictures_go_before_alarms_and_each_is_named(path):
     with opened(path, limits=limits) as ledger:
         for _ in range(20):
             add(ledger, 20, NG, PICTURE)
-            assert ledger.flush()
+            assert ledger.flush(60)
         until(lambda: len(ledger.discarded["picture"]) == 1 and ledger.is_discarding is False)
         pictures = ledger.discarded["picture"]
         assert ledger.discarded["message"] == ()
@@ -182,7 +182,7 @@ def test_the_rest_goes_when_no_picture_is_left(path, monkeypatch):
     limits = Limits(keep_ns=10_000 * DAY_NS, max_bytes=500_000)
     with opened(path, limits=limits) as ledger:
         add(ledger, 5, NG)
-        ledger.flush()
+        ledger.flush(60)
         held = waiting(ledger, limit=5)  # a sink has these in hand
         for _ in range(10):
             add(ledger, 200, NG)
@@ -228,13 +228,13 @@ def test_a_wrong_clock_at_the_start_removes_nothing(path):
     limits = Limits(keep_ns=30 * DAY_NS, max_bytes=1000 * MB)
     with opened(path, limits=limits) as ledger:
         add(ledger, 20)
-        ledger.flush()
+        ledger.flush(60)
     for _ in range(3):  # started again and again by the system
         ledger = opened(path, limits=limits)
         ledger._writer.ages = AgeClock(lambda: time.time_ns() + 60 * DAY_NS)
         with ledger:
             add(ledger, 1)
-            ledger.flush()
+            ledger.flush(60)
             time.sleep(0.1)  # some sweeps
             assert ledger.ages.now_ns() < time.time_ns() + DAY_NS
     assert len(sequences(path)) == 23

@@ -79,7 +79,7 @@ def test_every_trigger_ends_in_one_state_and_the_states_sum_to_the_triggers(path
     with opened(path) as ledger:
         for state in states:
             assert end(ledger, begin(ledger), state)
-        assert ledger.flush()
+        assert ledger.flush(60)
         assert ledger.cameras()["main"].counts == {state: states.count(state) for state in State}
         assert ledger.total() == total(ledger) == 200
     assert rows(path) == [(n, state.value) for n, state in enumerate(states, 1)]
@@ -116,7 +116,7 @@ def test_a_row_holds_all_that_was_found_and_gives_it_back(path):
     with opened(path, bundle_id="b", calibration_id="c") as ledger:
         part = inspected(begin(ledger, "part 9", count=3))
         end(ledger, part, State.NG, PICTURE, decided_ns=3)
-        assert ledger.flush()
+        assert ledger.flush(60)
         (_, alarm), (_, picture) = waiting(ledger)
     assert alarm == Event(
         agent_id="line1", epoch=ledger.epoch, sequence=1, position=1, camera="main",
@@ -140,7 +140,7 @@ def test_it_knows_the_sources_whose_parts_have_ended(path):
             part = begin(ledger, source=source)
             end(ledger, part)
         begin(ledger, source="open")
-        ledger.flush()
+        ledger.flush(60)
         assert set(ledger.recorded(["a", "x", "open"])) == {"a"}
         assert set(ledger.recorded([])) == set()
     with opened(path) as ledger:
@@ -170,7 +170,7 @@ def test_a_part_id_that_is_no_unicode_does_no_harm(path):
     """A file name in an older encoding, as Python gives it."""
     with opened(path) as ledger:
         end(ledger, begin(ledger, b"part-\xe9".decode(errors="surrogateescape")))
-        assert ledger.flush()
+        assert ledger.flush(60)
     assert rows(path, "SELECT part_id FROM triggers") == [("part-?",)]
 
 
@@ -202,7 +202,7 @@ with Ledger(Path(sys.argv[1]), agent_id="line1", sinks=[Wants()]) as ledger:
     for n in itertools.count():
         part = begin(ledger)
         if n % 10 == 9:  # now and then look what is safe
-            ledger.flush()
+            ledger.flush(60)
             print(part.trigger.sequence, flush=True)
         end(ledger, part, State.NG)
 """
@@ -236,7 +236,7 @@ def test_kill_9_loses_nothing_that_was_committed(path):
 def test_deliveries_come_in_order_until_they_are_settled(path):
     with opened(path) as ledger:
         add(ledger, *[State.NG] * 5, thumbnail=PICTURE)
-        ledger.flush()
+        ledger.flush(60)
         everything = waiting(ledger)
         assert [(one.item, one.sequence) for one, _ in everything] == [
             (item, n) for n in range(1, 6) for item in ("alarm", "thumbnail")
@@ -246,7 +246,7 @@ def test_deliveries_come_in_order_until_they_are_settled(path):
         settle(ledger, everything[0], everything[1])
         settle(ledger, everything[0])
         settle(ledger, everything[2], refused="denied", code=0x87)
-        ledger.flush()
+        ledger.flush(60)
         assert (ledger.waiting("mqtt"), ledger.refused("mqtt")) == (7, 1)
         assert waiting(ledger) == everything[3:]
     with opened(path) as ledger:
@@ -261,10 +261,10 @@ def test_every_sink_has_deliveries_of_its_own(path):
     plc = Wants(lambda _part: ("result",), "plc")
     with Ledger(path, agent_id="line1", sinks=[Wants(), plc]) as ledger:
         add(ledger, State.OK, State.NG)
-        ledger.flush()
+        ledger.flush(60)
         assert (ledger.waiting("mqtt"), ledger.waiting("plc")) == (1, 2)
         settle(ledger, *ledger.waiting_for("plc", after=0, limit=9))
-        ledger.flush()
+        ledger.flush(60)
         assert (ledger.waiting("mqtt"), ledger.waiting("plc")) == (1, 0)
         found = ledger.requeue("plc", ledger.epoch, (1, 9), parts=9)
         assert len(found.ids) == 2
@@ -294,7 +294,7 @@ def test_a_listener_hears_of_its_own_deliveries_only(path):
     with opened(path) as ledger:
         ledger.listen("mqtt", heard.release)
         end(ledger, begin(ledger))
-        ledger.flush()
+        ledger.flush(60)
         assert not heard.acquire(blocking=False)
         end(ledger, begin(ledger), State.NG)
         assert heard.acquire(timeout=60)
@@ -395,7 +395,7 @@ def test_a_damaged_file_is_moved_aside_and_its_readable_rows_are_kept(path, capl
         pictures = [event for _, event in kept if event.thumbnail is not None]
         assert 100 < len(pictures) < 300
         end(ledger, begin(ledger))
-        assert ledger.flush()
+        assert ledger.flush(60)
     assert [old.read_bytes() for old in path.parent.glob("*.damaged-*Z")] == [bytes(data)]
     assert "was damaged: moved to" in caplog.text
 
@@ -404,7 +404,7 @@ def test_doctor_finds_what_the_start_would(path):
     assert damage(path) is None
     with opened(path) as ledger:
         add(ledger, *[State.NG] * 100, thumbnail=PICTURE)
-        ledger.flush()
+        ledger.flush(60)
         assert damage(path) is None  # an agent has it open
     before = {one.name: one.read_bytes() for one in path.parent.iterdir()}
     assert damage(path) is None
@@ -435,7 +435,7 @@ def test_a_file_with_every_kind_of_row_opens_is_sound_and_replays(path):
     with opened(path, calibration_id="c") as ledger:
         add(ledger, *State, thumbnail=PICTURE)
         begin(ledger)
-        ledger.flush()
+        ledger.flush(60)
         everything = waiting(ledger)
         settle(ledger, *everything[:4])
         settle(ledger, everything[4], refused="denied", code=1)
@@ -488,7 +488,7 @@ def test_a_finding_that_the_table_denies_is_no_damage(path, monkeypatch):
 def test_nobody_else_may_read_it(path):
     with opened(path) as ledger:
         add(ledger, State.NG)
-        ledger.flush()
+        ledger.flush(60)
         modes = {one.name: one.stat().st_mode & 0o777 for one in path.parent.iterdir()}
     assert modes["ledger.sqlite"] == modes["ledger.sqlite-wal"] == 0o640
     path.chmod(0o644)
@@ -503,13 +503,13 @@ def test_a_file_that_is_removed_is_noticed_and_a_new_one_begun(
     monkeypatch.setattr(agent.record.writer, "_RETRY_S", 0.05)
     with opened(path) as ledger:
         add(ledger, State.NG, State.NG)
-        ledger.flush()
+        ledger.flush(60)
         newest, epoch = ledger.newest("mqtt"), ledger.epoch
         path.unlink()
         eventually(lambda: "was removed or replaced" in caplog.text)
         eventually(path.exists)
         add(ledger, State.NG)
-        assert ledger.flush()
+        assert ledger.flush(60)
         assert ledger.epoch == epoch
         ((delivery, event),) = waiting(ledger, after=newest)
         assert (delivery.sequence, event.state) == (3, State.NG)
@@ -522,7 +522,7 @@ def test_one_odd_value_costs_one_part(path, caplog):
         end(ledger, parts[0], State.NG)
         end(ledger, parts[1], State.NG, decided_ns=1 << 80)
         end(ledger, parts[2], State.NG, reason="\ud800")
-        assert ledger.flush()
+        assert ledger.flush(60)
         assert ledger.lost == ((2, 2),)
         assert ledger.fault is None
     assert "part 2 cannot be recorded: OverflowError" in caplog.text
@@ -539,7 +539,7 @@ def test_each_delivery_names_the_one_before_of_its_item(path):
         add(ledger, State.NG)
     with opened(path) as ledger:
         add(ledger, State.NG, thumbnail=PICTURE)
-        ledger.flush()
+        ledger.flush(60)
         assert [(one.item, one.previous) for one, _ in waiting(ledger)] == [
             ("alarm", 0),
             ("thumbnail", 0),
@@ -555,11 +555,11 @@ def test_a_mark_does_not_write_the_picture_again(path):
 
     with opened(path) as ledger:
         add(ledger, State.NG, thumbnail=os.urandom(60_000))
-        ledger.flush()
+        ledger.flush(60)
         before = written()
         assert before > 60_000
         settle(ledger, *waiting(ledger))
-        ledger.flush()
+        ledger.flush(60)
         assert 0 < written() - before < 40_000
 
 
@@ -570,13 +570,13 @@ def test_what_lies_beside_the_ledger_is_not_followed_and_not_waited_for(path, tm
         path.with_name(f"{path.name}.{name}").symlink_to(other)
     with opened(path, limits=Limits(keep_ns=10**18, max_bytes=10**9)) as ledger:
         add(ledger, State.NG)
-        assert ledger.flush()
+        assert ledger.flush(60)
     for name in ("lost", "reserve"):
         path.with_name(f"{path.name}.{name}").unlink()
         os.mkfifo(path.with_name(f"{path.name}.{name}"))
     with opened(path, limits=Limits(keep_ns=10**18, max_bytes=10**9)) as ledger:
         add(ledger, State.NG)
-        assert ledger.flush()
+        assert ledger.flush(60)
     assert other.read_text() == "theirs"
 
 
@@ -585,7 +585,7 @@ def test_a_file_that_is_no_database_is_moved_aside_where_a_ledger_was(path):
     path.write_bytes(b"not a database at all" * 1000)
     with opened(path) as ledger:
         end(ledger, begin(ledger))
-        assert ledger.flush()
+        assert ledger.flush(60)
     assert len(list(path.parent.glob("*.damaged-*"))) == 1
 
 
@@ -593,12 +593,12 @@ def test_a_file_damaged_while_in_use_stops_nothing(path, caplog):
     with opened(path) as ledger:
         for _ in range(50):
             end(ledger, begin(ledger), State.NG, PICTURE)
-        ledger.flush()
+        ledger.flush(60)
         for part in path.parent.iterdir():
             part.write_bytes(b"\0" * part.stat().st_size)
         for _ in range(50):
             end(ledger, begin(ledger), State.NG, PICTURE)
-        assert ledger.flush()
+        assert ledger.flush(60)
         assert ledger.total() == total(ledger) == 100
         assert ledger.fault is None
 
@@ -609,7 +609,7 @@ def test_a_full_disk_stops_nothing_and_is_said_once(small_disk, caplog, monkeypa
     path = small_disk / "ledger.sqlite"
     with opened(path) as ledger:
         end(ledger, begin(ledger))
-        ledger.flush()
+        ledger.flush(60)
         ballast.write_bytes(b"x" * (_free(small_disk) - 50_000))
         for _ in range(100):
             end(ledger, begin(ledger), State.NG, PICTURE)
@@ -617,7 +617,7 @@ def test_a_full_disk_stops_nothing_and_is_said_once(small_disk, caplog, monkeypa
         assert ledger.lost == ()
         assert ledger.total() == total(ledger) == 101
         ballast.unlink()
-        assert ledger.flush()
+        assert ledger.flush(60)
         assert ledger.fault is None
         assert ledger.waiting("mqtt") == 200
     assert [sequence for sequence, _ in rows(path)] == list(range(1, 102))
@@ -631,7 +631,7 @@ def test_what_does_not_fit_into_memory_is_counted_to_the_part(small_disk, monkey
     path = small_disk / "ledger.sqlite"
     ballast = small_disk / "ballast"
     with Ledger(path, agent_id="line1", memory_bytes=60_000) as ledger:
-        ledger.flush()
+        ledger.flush(60)
         ballast.write_bytes(b"x" * (_free(small_disk) - 10_000))
         ended = []
         for n in range(60):
@@ -644,9 +644,9 @@ def test_what_does_not_fit_into_memory_is_counted_to_the_part(small_disk, monkey
         assert lost
         assert total(ledger) == ledger.total() == 60
         ballast.unlink()
-        assert ledger.flush()
+        assert ledger.flush(60)
         end(ledger, begin(ledger))
-        assert ledger.flush()
+        assert ledger.flush(60)
         ranges = ledger.lost
     kept = [sequence for sequence, _ in rows(path)]
     assert sorted(kept + lost) == list(range(1, 62))
@@ -671,7 +671,7 @@ def test_a_disk_that_is_full_at_the_start(small_disk, monkeypatch):
         end(ledger, begin(ledger), State.NG)
         epoch = ledger.epoch
         ballast.unlink()
-        assert ledger.flush()
+        assert ledger.flush(60)
         assert ledger.waiting("mqtt") == 1
     with opened(path) as ledger:
         assert ledger.epoch == epoch
@@ -691,7 +691,7 @@ def test_a_disk_that_becomes_read_only(small_disk, monkeypatch):
         assert "read-only" in ledger.fault
         assert waiting(ledger) == []
         subprocess.run(_mount(small_disk, "remount,rw"), check=True)
-        assert ledger.flush()
+        assert ledger.flush(60)
         assert ledger.fault is None
         assert ledger.epoch != first  # nobody could know where the old count stood
     assert {state for _, state in rows(path)} == {"OK", "NG"}
@@ -702,7 +702,7 @@ def test_what_a_full_disk_has_cost_is_known_after_a_stop(small_disk, caplog, mon
     monkeypatch.setattr(agent.record.writer, "_SWEEP_S", 0.01)
     with opened(path) as ledger:
         add(ledger, State.OK)
-        ledger.flush()
+        ledger.flush(60)
         epoch = ledger.epoch
         fill(small_disk)
         add(ledger, *[State.NG] * 200, thumbnail=PICTURE)
@@ -735,7 +735,7 @@ path = Path(sys.argv[1])
 agent.record.writer._SWEEP_S = agent.record.writer._RETRY_S = 0.01
 with Ledger(path, agent_id="line1", sinks=[Wants(with_thumbnails)]) as ledger:
     add(ledger, State.OK)
-    ledger.flush()
+    ledger.flush(60)
     fill(path.parent)
     while ledger.fault is None:
         add(ledger, State.NG, thumbnail=bytes(2000))
@@ -775,7 +775,7 @@ def test_a_sequence_may_leave_once_it_is_committed(path, monkeypatch):
         add(ledger, State.OK)
         part = begin(ledger)
         assert not ledger.may_leave(part.trigger.sequence)
-        ledger.flush()
+        ledger.flush(60)
         assert ledger.may_leave(part.trigger.sequence, 10.0)
 
 
@@ -859,7 +859,7 @@ def test_many_threads_may_record(path):
             thread.start()
         for thread in threads:
             thread.join()
-        assert ledger.flush()
+        assert ledger.flush(60)
         assert ledger.waiting("mqtt") == ledger.total() == total(ledger) == 800
     assert len(rows(path)) == 800
 

@@ -121,7 +121,7 @@ def test_what_is_refused_is_kept_named_and_replayed(sink, ledger, eventually):
         ng(ledger, 2)
         eventually(lambda: deliverer.status().refused == 4)
         assert deliverer.status().fault == "refuses alarm: no room"
-        assert ledger.flush()
+        assert ledger.flush(60)
         assert (ledger.waiting("memory"), ledger.refused("memory")) == (0, 4)
         sink.refuses = lambda _one: None
         assert deliverer.replay(ledger.epoch, 1, 7) == 7
@@ -160,12 +160,12 @@ def test_an_error_that_nobody_expected_is_a_fault_and_tried_again(
 
 def test_live_ones_do_not_wait_for_the_backlog(sink, ledger, eventually):
     ng(ledger, 500)
-    ledger.flush()
+    ledger.flush(60)
     sink.holds_back, sink.window = True, 1
     with Deliverer(sink, ledger) as deliverer:
         eventually(lambda: sink.got)
         ng(ledger)
-        ledger.flush()
+        ledger.flush(60)
         sink.holds_back = False
         eventually(lambda: deliverer.status().delivered == 501)
     order = sent(sink)

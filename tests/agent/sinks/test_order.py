@@ -19,7 +19,7 @@ def ledger(tmp_path):
 
 def add(ledger, count):
     records.add(ledger, *[State.NG] * count)
-    assert ledger.flush()
+    assert ledger.flush(60)
 
 
 def take(order, count):
@@ -106,7 +106,7 @@ def test_a_replay_comes_when_nothing_else_waits(ledger):
     order.connected([])
     while (one := order.next()) is not None:
         done(ledger, order, one)
-    assert ledger.flush()
+    assert ledger.flush(60)
     assert order.replay(ledger.epoch, 5, 50) == 46
     assert order.replay("another", 5, 50) == 0
     assert order.has_more()
@@ -125,7 +125,7 @@ def test_a_replay_tries_again_what_was_refused(ledger):
     order.connected([])
     for _ in range(2):
         done(ledger, order, order.next(), refused="denied", code=0x87)
-    assert ledger.flush()
+    assert ledger.flush(60)
     assert (ledger.waiting("mqtt"), ledger.refused("mqtt")) == (0, 2)
     assert order.next() is None
     assert order.replay(ledger.epoch, 1, 9) == 2
@@ -140,7 +140,7 @@ def delivered(ledger, count):
     order.connected([])
     while (one := order.next()) is not None:
         done(ledger, order, one)
-    assert ledger.flush()
+    assert ledger.flush(60)
     return order
 
 

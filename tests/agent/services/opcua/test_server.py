@@ -82,7 +82,7 @@ class Agent:
     def part(self, part_id, state=State.OK, score=1.0):
         part = inspected(begin(self.ledger, part_id, triggered_ns=1), score)
         end(self.ledger, part, state)
-        self.ledger.flush()
+        self.ledger.flush(60)
 
     @contextlib.asynccontextmanager
     async def client(self, role="trusted"):
@@ -201,7 +201,7 @@ def test_the_last_hundred_results_can_be_read_and_what_was_missed_comes_from_the
             after = [await value(client, "Agent", "Last", each) for each in ("Epoch", "Sequence")]
         for number in range(1000):
             end(agent.ledger, inspected(begin(agent.ledger, f"m-{number}"), 1.0), State.OK)
-        agent.ledger.flush()
+        agent.ledger.flush(60)
         async with agent.client() as client:
             ours = await client.get_namespace_index("urn:atac:agent")
             node = await client.nodes.objects.get_child([f"{ours}:Agent"])

@@ -252,7 +252,7 @@ class Answered:
         return self.body.decode(errors="replace")
 
 
-def until(condition, timeout_s=180.0):
+def until(condition, timeout_s=900.0):
     """Ask with growing pauses: the page and its jobs are nicer than who asks."""
     began = time.monotonic()
     while not condition():

@@ -102,11 +102,11 @@ def test_a_trained_bundle_is_promoted_and_rolled_back_by_clicks(engineer, line):
     engineer.get(f"{line.url}/retrain")
     write(engineer, "why", "learnt 60 labels", within="form[hx-post='/retrain/promote']")
     click(engineer, "Put the new bundle in force")
-    until(lambda: "✓ This bundle is in force." in texts(engineer, "b"), 60)
+    until(lambda: "✓ This bundle is in force." in texts(engineer, "b"))
     assert open_bundle(line.bundle).id == second.id
     write(engineer, "why", "too many alarms", within="form[hx-post='/retrain/rollback']")
     click(engineer, "Bring the bundle before back")
-    until(lambda: f"Bundle {first[:12]}" in texts(engineer, "p"), 60)
+    until(lambda: f"Bundle {first[:12]}" in texts(engineer, "p"))
 
 
 def test_history_and_report_are_reached_by_the_menu(engineer):

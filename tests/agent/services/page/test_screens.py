@@ -174,8 +174,7 @@ def examined(line, cookie):
         lambda: (
             "is being examined"
             not in (told.append(line.get("/system/found", cookie=cookie).text) or told[-1])
-        ),
-        120,
+        )
     )
     return told[-1]
 
@@ -234,11 +233,11 @@ def test_a_trained_bundle_is_put_in_force_and_taken_back(line, engineer):
         assert line.get(f"/retrain/page?page={wrong}", cookie=engineer).status == 404
     assert line.post("/retrain/promote", {"why": ""}, cookie=engineer).status == 400
     assert line.post("/retrain/promote", {"why": "better"}, cookie=engineer).status == 200
-    until(lambda: "hx-redirect" in line.get("/retrain/job", cookie=engineer).headers, 60)
+    until(lambda: "hx-redirect" in line.get("/retrain/job", cookie=engineer).headers)
     until(lambda: "This bundle is in force" in line.get("/retrain", cookie=engineer).text)
     assert open_bundle(line.bundle).id == second.id
     assert line.post("/retrain/rollback", {"why": "worse"}, cookie=engineer).status == 200
-    until(lambda: "hx-redirect" in line.get("/retrain/job", cookie=engineer).headers, 60)
+    until(lambda: "hx-redirect" in line.get("/retrain/job", cookie=engineer).headers)
     until(lambda: open_bundle(line.bundle).id == first)
     report = line.get("/report", cookie=engineer).text
     assert "<td>new bundle</td>" in report
@@ -251,7 +250,7 @@ def test_training_begins_only_while_the_line_stands_and_says_why_it_failed(line,
     until(lambda: "Let the line inspect again" in line.get("/retrain", cookie=engineer).text)
     line.config_file.write_text("agent: {}\n")
     assert line.post("/retrain/begin", cookie=engineer).status == 200
-    until(lambda: "hx-redirect" in line.get("/retrain/job", cookie=engineer).headers, 120)
+    until(lambda: "hx-redirect" in line.get("/retrain/job", cookie=engineer).headers)
     html = line.get("/retrain", cookie=engineer).text
     assert "It has not come to its end" in html
     assert "agent.id: is missing" in html

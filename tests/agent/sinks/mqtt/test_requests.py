@@ -136,7 +136,7 @@ def answer(asked_of, payload, topic=RESPONSE, correlation=None, **how):
 
 def end(ledger, count=1):
     add(ledger, *[State.ERROR] * count)
-    assert ledger.flush()
+    assert ledger.flush(60)
 
 
 def test_ping_and_threshold(ledger):
@@ -612,7 +612,7 @@ def test_a_stopped_agent_sends_again_when_it_starts(tmp_path):
     with opened(path) as ledger:
         end(ledger, 9)
         settle(ledger, *ledger.waiting_for("mqtt", after=0, limit=99))
-        ledger.flush()
+        ledger.flush(60)
         assert requeue_in_file(path, "line1", ["mqtt"], (1, 2), None) is None
     assert requeue_in_file(path, "line1", ["mqtt"], (3, 5), None) == 3
     assert requeue_in_file(path, "line1", ["mqtt"], (3, 5), "0" * 12) == 0

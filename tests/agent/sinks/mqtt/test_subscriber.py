@@ -61,7 +61,7 @@ def sending(broker, ledger):
 def end(ledger, states):
     """Parts that end so; those that are not OK with an alarm."""
     add(ledger, *states)
-    assert ledger.flush()
+    assert ledger.flush(60)
 
 
 class Consumer:
