@@ -6,7 +6,8 @@ One line inspects the demo's frames in its child process as fast as it can, reco
 keeps evidence. In turns it is alone, and has the page beside it, with four viewers of the Line
 screen and somebody who loads a screen every second, all on this machine: A, B, B, A and so on.
 Viewers read events and load what a browser would, each picture once, as the page lets browsers
-keep them; their processor time is `viewers_cpu`. `ratio` is
+keep them; their processor time is `viewers_cpu`, and `agent_ms_a_part` the agent's own for a part
+without and with them, in milliseconds. `ratio` is
 parts a second with the page over without, `p99_ratio` that of the 99 % latency, `between` bounds of
 95 % of 2 000 resamplings of the turns.
 
@@ -114,6 +115,8 @@ class Spent:
 
     parts: int
     wall_s: float
+    cpu_s: float
+    """Of the agent, without the process that inspects."""
     latencies_s: list[float] = field(repr=False)
     not_inspected: int
 
@@ -138,13 +141,14 @@ class RunningLine:
         """Let it run this long."""
         while not self.ended.empty():
             self.ended.get()
-        start = time.perf_counter()
+        start, cpu = time.perf_counter(), time.process_time()
         time.sleep(seconds)
         wall_s = time.perf_counter() - start
         found = [self.ended.get() for _ in range(self.ended.qsize())]
         return Spent(
             parts=len(found),
             wall_s=wall_s,
+            cpu_s=time.process_time() - cpu,
             latencies_s=[latency for latency, _ in found],
             not_inspected=sum(not is_inspected for _, is_inspected in found),
         )
@@ -154,6 +158,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--turns", type=int, default=4, help="turns A, B or B, A")
     parser.add_argument("--seconds", type=float, default=20.0, help="the length of each A and B")
+    parser.add_argument("--rate", type=float, help="parts a second; default: all that it can")
     parser.add_argument("--parts", type=int, default=_PARTS, help="of the history")
     parser.add_argument("--out", type=Path, help="write the result here")
     options = parser.parse_args()
@@ -161,7 +166,7 @@ def main() -> None:
 
     pairs: list[dict[bool, Spent]] = []
     page_cpu = viewers_cpu = 0.0
-    with running_line() as line:
+    with running_line(0.0 if options.rate is None else 1 / options.rate) as line:
         time.sleep(_SETTLE_S)
         for turn in range(options.turns):
             pair = {}
@@ -202,6 +207,16 @@ def main() -> None:
             [[round(pair[has].rate, 2), round(pair[has].p99_ms, 2)] for has in (False, True)]
             for pair in pairs
         ],
+        "rate": options.rate,
+        "agent_ms_a_part": [
+            round(
+                1e3
+                * sum(pair[has].cpu_s for pair in pairs)
+                / sum(pair[has].parts for pair in pairs),
+                3,
+            )
+            for has in (False, True)
+        ],
         "page_cpu": round(page_cpu / seconds, 4),
         "viewers_cpu": round(viewers_cpu / seconds, 4),
         "first_view_s": first_view,
@@ -237,10 +252,10 @@ def spent_by(pids: tuple[int, list[int]] | None) -> tuple[float, float]:
 
 
 @contextmanager
-def running_line() -> Iterator[RunningLine]:
-    """A line at full rate in this process, with its inspection in a child."""
+def running_line(interval_s: float = 0.0) -> Iterator[RunningLine]:
+    """A line in this process, at full rate or slower, with its inspection in a child."""
     frames = [part(0, number, 0.1).pixels for number in range(_FRAMES)]
-    camera = FramesCamera(frames, seconds=math.inf, interval_s=0.0)
+    camera = FramesCamera(frames, seconds=math.inf, interval_s=interval_s)
     stop, ended = threading.Event(), queue.SimpleQueue()
     bundle = open_bundle(BUNDLE)
     threshold = read_calibration(bundle).calibration.threshold
