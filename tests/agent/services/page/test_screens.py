@@ -227,6 +227,7 @@ def test_a_trained_bundle_is_put_in_force_and_taken_back(line, engineer):
     assert "Learnt from 1 good and 2 defective images" in html
     assert "Epoch 2 of 4: loss 1.25" in html
     assert '<polyline points="8.0,8.0 202.7,62.0 "' in html
+    assert html.count('width="8" height="8"') == 2
     assert "0.875 after epoch 2" in html
     assert line.get("/retrain/page?page=comparison.html", cookie=engineer).text == "<p>pictures"
     for wrong in ("../job.json", "result.json", ""):
