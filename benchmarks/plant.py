@@ -20,10 +20,12 @@ while something starts the line stands.
 
 `ratio` is parts a second with it over those without it just before and after, and `between` the
 bounds of 95 % of 2 000 resamplings of the turns. `cpu_ratio` is the same of the parts for each
-second of processor time of all processes of the agent, which other work on the machine changes
-less. `alone_ms_per_s` is the processor time while no part is inspected, in milliseconds a second,
-and `cost_ms` that of the agent's own thread for a scrape, for a connection that is refused, and for
-a part's Sparkplug message; `--turns 0` measures only these.
+second of processor time of all processes of the agent. Where the machine itself is now faster and
+now slower, neither shows a few percent. `share` does: of the processor time of all the agent's
+processes and threads, what those have that were added, and `shares` the smallest and the largest of
+the turns; the line has the rest. `alone_ms_per_s` is the processor time while no part is inspected,
+in milliseconds a second, and `cost_ms` that of a part's Sparkplug message; `--turns 0` measures
+only these.
 """
 
 import argparse
@@ -38,8 +40,8 @@ import tempfile
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import AbstractContextManager, ExitStack, contextmanager
-from dataclasses import dataclass
+from contextlib import AbstractContextManager, ExitStack, contextmanager, suppress
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
@@ -277,11 +279,12 @@ def main() -> None:
 
     load = os.getloadavg()[0]
     turns: dict[str, list[Turn]] = {}
+    shares: dict[str, Shares] = {}
     cost = costs()
     with running_line(options.bundle) as line:
         alone = {kind: spent_alone(line, kind) for kind in options.kinds}
         for _ in range(options.turns):
-            for kind, found in turn(line, options.kinds, options.seconds).items():
+            for kind, found in turn(line, options.kinds, options.seconds, shares).items():
                 turns.setdefault(kind, []).append(found)
     manifest = open_bundle(options.bundle).manifest
     result = {
@@ -300,6 +303,7 @@ def main() -> None:
             kind: {
                 **compared("ratio", "between", found, rate),
                 **compared("cpu_ratio", "cpu_between", found, cpu_rate),
+                **shares[kind].described(),
                 "turns": [
                     [round(rate([one.without]), 2), round(rate([one.beside]), 2)] for one in found
                 ],
@@ -310,18 +314,37 @@ def main() -> None:
     write_result(result, options.out)
 
 
-def turn(line: Line, kinds: Sequence[str], seconds: float) -> dict[str, Turn]:
+@dataclass(slots=True)
+class Shares:
+    """Processor time while something is beside the line, in nanoseconds: of it, and of all."""
+
+    own: list[int] = field(default_factory=list)
+    whole: list[int] = field(default_factory=list)
+
+    def described(self) -> dict[str, object]:
+        """The share of it, and the smallest and the largest of all turns."""
+        each = [own / whole for own, whole in zip(self.own, self.whole, strict=True)]
+        share = sum(self.own) / sum(self.whole)
+        return {"share": round(share, 4), "shares": [round(min(each), 4), round(max(each), 4)]}
+
+
+def turn(
+    line: Line, kinds: Sequence[str], seconds: float, shares: dict[str, Shares]
+) -> dict[str, Turn]:
     """The line without, with each kind and with each that is disturbed, and without between."""
     found: dict[str, Turn] = {}
     before = line.spend(seconds)
     for kind in random.sample(kinds, len(kinds)):
         with ExitStack() as beside:
             with line.standing():
+                known = set(run_ns("self"))
                 pids, disturbed = beside.enter_context(KINDS[kind](line))
-            calm = line.spend(seconds, *pids)
+            with shared(line, shares.setdefault(kind, Shares()), known, pids):
+                calm = line.spend(seconds, *pids)
             with line.standing():
                 beside.enter_context(disturbed())
-            rough = line.spend(seconds, *pids)
+            with shared(line, shares.setdefault(f"{kind}, disturbed", Shares()), known, pids):
+                rough = line.spend(seconds, *pids)
             stack = beside.pop_all()
         with line.standing():
             stack.close()
@@ -329,6 +352,35 @@ def turn(line: Line, kinds: Sequence[str], seconds: float) -> dict[str, Turn]:
         found[kind] = Turn(without=before + after, beside=calm)
         found[f"{kind}, disturbed"] = Turn(without=before + after, beside=rough)
         before = after
+    return found
+
+
+@contextmanager
+def shared(
+    line: Line, shares: Shares, known: set[str], pids: Sequence[int | None]
+) -> Iterator[None]:
+    """Note what is spent meanwhile, by threads that are not `known` and by these processes."""
+
+    def spent() -> tuple[int, int]:
+        threads = run_ns("self")
+        own = sum(ns for name, ns in threads.items() if name not in known)
+        own += sum(sum(run_ns(pid).values()) for pid in pids)
+        rest = sum(ns for name, ns in threads.items() if name in known)
+        return own, own + rest + sum(run_ns(line.child).values())
+
+    own, whole = spent()
+    yield
+    own_after, whole_after = spent()
+    shares.own.append(own_after - own)
+    shares.whole.append(whole_after - whole)
+
+
+def run_ns(process: int | str | None) -> dict[str, int]:
+    """How long each thread of a process has run, in nanoseconds."""
+    found = {}
+    for task in Path(f"/proc/{process}/task").iterdir():
+        with suppress(OSError):
+            found[task.name] = int((task / "schedstat").read_text().split()[0])
     return found
 
 
