@@ -1,6 +1,8 @@
 """Who gets what from the page, and who does not."""
 
+import socket
 import ssl
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
@@ -81,6 +83,16 @@ def test_a_body_has_64_kilobytes_at_most(line):
     chunked = line.ask("POST", "/login", body=iter([b"x" * 40_000] * 2), headers=headers)
     assert chunked.status == 413
     assert line.ask("PUT", "/login").status == 405
+
+
+def test_a_head_without_an_end_is_not_read_for_ever(line):
+    with socket.create_connection(line.page.address, timeout=60) as connection:
+        connection.sendall(b"GET /line HTTP/1.1\r\n")
+        with suppress(OSError):
+            for number in range(100):
+                connection.sendall(b"x-%d: " % number + b"y" * 8_000 + b"\r\n")
+        with suppress(ConnectionResetError):
+            assert connection.recv(1) == b""
 
 
 def test_encrypted_and_before_there_are_users_one_may_look_and_change_nothing(certify, tmp_path):

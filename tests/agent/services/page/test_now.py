@@ -2,6 +2,7 @@
 
 import pytest
 
+from agent.part import State
 from agent.services.page.history import History, score_bin
 from agent.services.page.now import Now, shift_began_ns
 from tests.agent.events import event
@@ -76,3 +77,22 @@ def test_the_upper_half_of_the_bins_is_above_the_threshold(threshold):
     assert {*bins} <= {*range(40)}
     assert score_bin(threshold, threshold) == 19
     assert score_bin(threshold + 1e-9, threshold) == 20
+
+
+def test_of_a_quick_line_parts_with_a_picture_are_shown_and_rejected_ones_come_one_by_one(history):
+    steady = [100.0]
+    now = Now(history, ("00:00",), clock=lambda: 10 * DAY, steady=lambda: steady[0])
+    for second, triggers in ((1, 0), (2, 50)):
+        now.told(
+            {"time_ns": second * 10**9, "cameras": {"main": {"triggers": triggers, "counts": {}}}}
+        )
+    assert now.is_quick
+    now.pictured(event().epoch, 3)  # before the feed tells of it
+    for number in range(1, 7):
+        now.add(part(number, 10 * DAY, state=State.NG if number % 2 else State.OK))
+    now.pictured(event().epoch, 5)
+    assert [seen.sequence for seen in now.tiles()] == [5, 3]
+    assert [seen.sequence for seen in now.rejected()] == [1]
+    steady[0] += 1.0
+    assert [seen.sequence for seen in now.rejected()] == [3, 1]
+    assert [seen.sequence for seen in now.newest(2)] == [6, 5]
