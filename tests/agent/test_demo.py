@@ -50,8 +50,8 @@ def test_every_alarm_sent_is_received_with_its_picture(ended):
 
 def test_the_bundled_model_finds_defects(ended):
     summary, _, _, _ = ended
-    assert summary.caught > summary.missed
-    assert summary.passed > 9 * summary.false_alarms
+    assert summary.caught
+    assert summary.missed == summary.false_alarms == 0
 
 
 def test_the_line_to_listen_with_is_given(ended):
