@@ -158,7 +158,8 @@ class Plc(threading.Thread):
         return self.rng.random() < self.faults.get(fault, 0.0)
 
     def run(self):
-        client = ModbusTcpClient("127.0.0.1", port=self.port, timeout=1, retries=0)
+        # Patient, so that no trigger is written of which it does not know, and shows no part.
+        client = ModbusTcpClient("127.0.0.1", port=self.port, timeout=60, retries=0)
         while len(self.ended) < self.parts and not self.stopping.is_set():
             begun = time.monotonic()
             if self.happens("restart"):

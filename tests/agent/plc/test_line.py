@@ -69,7 +69,7 @@ class Line:
         )
 
 
-def worked(plc, timeout_s=60):
+def worked(plc, timeout_s=180):
     plc.start()
     plc.join(timeout_s)
     plc.stopping.set()
@@ -99,10 +99,11 @@ def test_readings_and_writings_may_be_lost_and_either_side_may_begin_again(tmp_p
         plc.start()
         while len(plc.ended) < 10:
             assert plc.is_alive()
+            assert first.thread.is_alive()
             plc.stopping.wait(0.01)
     with Line(config) as second:
         plc.show = second.camera.show
-        plc.join(60)
+        plc.join(180)
         plc.stopping.set()
     assert len(plc.ended) == 25
     assert plc.told.wrong == plc.told.twice == 0
