@@ -84,15 +84,16 @@ from tests.ports import free_port
 from tests.registry import Keys, RealRegistry
 from tests.tiny_bundle import tiny_bundle
 
+_LOG: Final = logging.getLogger("fleet")
 AGENTS: Final = 200
-SPEED: Final = 40.0
+SPEED: Final = 20.0
 _SEED: Final = 7
 _OLD: Final = "0" * 64
 _PART_S: Final = 10.0
 """From part to part of a line, in the scenario."""
 _HEALTH_S: Final = 60.0
-_POLL_S: Final = 120.0
-_TRIAL: Final = TrialSettings(parts=60, most_ng=0.1)
+_POLL_S: Final = 60.0
+_TRIAL: Final = TrialSettings(parts=20, most_ng=0.2)
 _THRESHOLD: Final = 1.0
 _NO_TIMES: Final = Histogram(counts=(0,) * (len(BOUNDS_S) + 1), total_s=0.0)
 _PROMISE: Final = Promise(
@@ -184,7 +185,8 @@ class SimulatedLine:
     def rows_after(self, after: Cursor) -> list[Event] | None:
         first = after[1] if after[0] == self.epoch else 0
         return [
-            self.event(each) for each in range(first + 1, min(len(self.is_ng), first + 500) + 1)
+            self.event(each)
+            for each in range(first + 1, min(len(self.decided_ns), first + 500) + 1)
         ]
 
     def labels_after(self, known: int) -> None: ...
@@ -212,7 +214,7 @@ class SimulatedLine:
         )
 
     def _ends(self) -> Ends:
-        ended = len(self.is_ng)
+        ended = len(self.decided_ns)
         return Ends(epoch=self.epoch, ended=ended, ng=sum(self.is_ng[:ended]), errors=0)
 
 
@@ -454,7 +456,7 @@ class Fleet:
     def shipper(self, line: SimulatedLine) -> Shipper:
         return Shipper(
             line,
-            self.store,
+            lambda: self.store,
             folder=self.folder / line.agent_id / "shipper",
             site="site-1",
             agent_id=line.agent_id,
@@ -552,10 +554,7 @@ async def scenario(fleet: Fleet) -> dict[str, object]:
     followers = {line.agent_id: fleet.follower(line) for line in fleet.lines}
     for number, line in enumerate(fleet.lines[-10:]):
         line.clock_off = timedelta(days=1 if number % 2 else -1)
-    rounds = [
-        Rounds(lambda line=line: fleet.shipper(line), every_s=3600.0, clock=clock)
-        for line in fleet.lines
-    ]
+    rounds = [Rounds(fleet.shipper(line), every_s=3600.0, clock=clock) for line in fleet.lines]
     shipping = [threading.Thread(target=each.run) for each in rounds]
     for thread in shipping:
         thread.start()
@@ -636,14 +635,14 @@ async def _happening(fleet: Fleet) -> dict[str, object]:
         fleet.store.is_away = is_away
 
     tasks = [
-        asyncio.create_task(later(1200, lambda: away(is_away=True))),
-        asyncio.create_task(later(1200 + 3600, lambda: away(is_away=False))),
+        asyncio.create_task(later(600, lambda: away(is_away=True))),
+        asyncio.create_task(later(600 + 3600, lambda: away(is_away=False))),
     ]
 
-    # A roll-out, in whose third ring the registry is killed for 20 minutes.
+    # A roll-out, in whose third ring the registry is killed for ten minutes.
     def killed() -> None:
         fleet.registry.kill()
-        time.sleep(1200 / clock.speed)
+        time.sleep(600 / clock.speed)
         fleet.registry.start()
 
     told["roll_out"] = await _roll_out(fleet, good.id, at_ring=(3, killed))
@@ -729,6 +728,7 @@ async def _roll_out(
         )
 
     going, began, again = begun(), fleet.clock.now(), 0
+    _LOG.warning("%s rolls out", bundle[:8])
     background: list[asyncio.Task[None]] = []
     while True:
         try:
@@ -740,6 +740,7 @@ async def _roll_out(
         if at_ring and step.kind == "publish" and step.ring == at_ring[0]:
             background.append(asyncio.create_task(asyncio.to_thread(at_ring[1])))
             at_ring = None
+        _LOG.warning("ring %d: %s %s", step.ring, step.kind, step.why)
         if step.kind in {"stop", "done"}:
             break
         if step.kind == "wait":
@@ -868,7 +869,9 @@ def main() -> None:
     parser.add_argument("--speed", type=float, default=SPEED)
     parser.add_argument("--seconds", type=float, default=40.0, help="of `cost`")
     options = parser.parse_args()
-    logging.disable(logging.ERROR)
+    logging.basicConfig(format="%(asctime)s %(message)s")
+    for name in ("atac_agent", "botocore", "urllib3"):
+        logging.getLogger(name).setLevel(logging.CRITICAL)
     mosquitto = shutil.which("mosquitto") or "/usr/sbin/mosquitto"
     result: dict[str, object] = {"environment": described(), "agents": options.agents}
     with tempfile.TemporaryDirectory() as name:

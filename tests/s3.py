@@ -1,5 +1,8 @@
 """An S3 service on the loopback interface, and one that is away."""
 
+from contextlib import closing, contextmanager
+from urllib.request import Request, urlopen
+
 import boto3
 from moto.server import ThreadedMotoServer
 
@@ -43,6 +46,30 @@ class S3:
         """Nobody listens any more."""
         self._server.stop()
         self._server = None
+
+    def key_without_rights(self):
+        """The key of a user who may do nothing."""
+        users = boto3.client("iam", endpoint_url=self.endpoint, region_name="us-east-1", **KEYS)
+        with closing(users):
+            users.create_user(UserName="line")
+            key = users.create_access_key(UserName="line")["AccessKey"]
+        return {"access_key": key["AccessKeyId"], "secret_key": key["SecretAccessKey"]}
+
+    @contextmanager
+    def asking_for_rights(self):
+        """From now on nobody may do anything without rights; then again everybody everything."""
+        self._ask_from(0)
+        try:
+            yield
+        finally:
+            self._ask_from("inf")
+
+    def _ask_from(self, action):
+        place = f"{self.endpoint}/moto-api/reset-auth"
+        with urlopen(
+            Request(place, str(action).encode(), {"content-type": "text/plain"}), timeout=30
+        ):
+            pass
 
     def names(self, prefix=""):
         found = self.client.list_objects_v2(Bucket=self.bucket, Prefix=prefix)

@@ -35,7 +35,7 @@ def serve(argument: str) -> None:
     """Ship until the agent goes."""
     logging.basicConfig(format="agent: shipper: %(message)s", level=logging.WARNING)
     agent, _ = AgentEnd.taken(argument)
-    rounds = Rounds(lambda: opened(agent), every_s=agent.setup["every_s"])
+    rounds = Rounds(opened(agent), every_s=agent.setup["every_s"])
     threading.Thread(target=_pulse, args=(agent, rounds), name="shipper-pulse").start()
     try:
         rounds.run()
@@ -61,7 +61,7 @@ class Rounds:
     Rounds of several agents are spread: each begins at a moment of its own.
 
     Args:
-        opened: Makes the shipper; raises `RefusedError` where it cannot.
+        shipper: Ships what is new.
         every_s: From one round to the next.
         clock: Says when.
         chance: Draws from 0 to 1: when the first round is, and how long a retry waits.
@@ -69,13 +69,13 @@ class Rounds:
 
     def __init__(
         self,
-        opened: Callable[[], Shipper],
+        shipper: Shipper,
         *,
         every_s: float,
         clock: Clock | None = None,
         chance: Callable[[], float] = random.random,
     ) -> None:
-        self._opened = opened
+        self._shipper = shipper
         self._every_s = every_s
         self._clock = clock or SystemClock()
         self._chance = chance
@@ -85,16 +85,13 @@ class Rounds:
 
     def run(self) -> None:
         """Until `stop` is set."""
-        shipper: Shipper | None = None
         retry_s = _FIRST_RETRY_S
         due = self._clock.now() + self._every_s * self._chance()
         while not self._clock.wait(self.stop, due - self._clock.now()):
             try:
-                shipper = shipper or self._opened()
-                shipper.ship()
+                self._shipper.ship()
             except (RefusedError, ShippingError, StoreError) as error:
                 self._failed(str(error))
-                shipper = None  # its key may have been replaced
                 due = self._clock.now() + retry_s * (0.5 + self._chance())
                 retry_s = min(_LAST_RETRY_S, 2 * retry_s)
             else:
@@ -111,19 +108,18 @@ class Rounds:
 
 def opened(agent: AgentEnd) -> Shipper:
     """The shipper of this agent."""
-    setup, (keys, _) = agent.setup, agent.ask("keys")
-    assert isinstance(keys, dict)
-    address = S3Address(
-        bucket=setup["bucket"],
-        endpoint=setup["endpoint"],
-        region=setup["region"],
-        access_key=keys["access_key"],
-        secret_key=keys["secret_key"],
-        ca_file=None if setup["ca_file"] is None else Path(setup["ca_file"]),
-    )
+    setup = agent.setup
+
+    def open_store() -> S3Store:
+        keys: Any = agent.ask("keys")[0]
+        ca_file = None if setup["ca_file"] is None else Path(setup["ca_file"])
+        names = ("bucket", "endpoint", "region")
+        address = S3Address(**{name: setup[name] for name in names}, **keys, ca_file=ca_file)
+        return S3Store(address, max_bytes_s=setup["max_bytes_s"])
+
     return Shipper(
         Agent(agent),
-        S3Store(address, max_bytes_s=setup["max_bytes_s"]),
+        open_store,
         folder=Path(setup["folder"]),
         site=setup["site"],
         agent_id=setup["agent_id"],

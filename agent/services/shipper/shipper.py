@@ -23,7 +23,7 @@ from agent.record.feed import START, Cursor, cursor, rest_s
 from agent.record.rows import Event
 from agent.services.shipper.names import Shipped, day, frame_name, labels_name
 from agent.services.shipper.parquet import to_parquet
-from agent.services.shipper.store import Store
+from agent.services.shipper.store import Store, StoreError
 from engine.bundle import replace_file
 
 _LOG: Final = logging.getLogger("atac_agent.shipper")
@@ -73,12 +73,23 @@ class Progress:
         return event.position <= self.positions.get(event.epoch, 0)
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Made:
+    """An object that is to be put, after these frames, and the progress `then`."""
+
+    name: str
+    data: bytes
+    parts: int
+    frames: tuple[tuple[str, int], ...]
+    then: Progress
+
+
 class Shipper:
     """Ships what is new, when it is told to; used by one thread.
 
     Args:
         source: Has the parts.
-        store: Takes them.
+        open_store: Opens what takes them, again after each failure.
         folder: Has the cursor, and room for an object while it is made.
         site: Where the agent is.
         agent_id: Whose parts these are.
@@ -90,7 +101,7 @@ class Shipper:
     def __init__(
         self,
         source: Source,
-        store: Store,
+        open_store: Callable[[], Store],
         *,
         folder: Path,
         site: str,
@@ -100,7 +111,9 @@ class Shipper:
         rest: Callable[[float], object] = time.sleep,
     ) -> None:
         self._source = source
-        self._store = store
+        self._open_store = open_store
+        self._store: Store | None = None
+        self._made: _Made | None = None
         self._folder = folder
         self._site = site
         self._agent_id = agent_id
@@ -123,9 +136,12 @@ class Shipper:
         shipped = 0
         try:
             self._folder.mkdir(parents=True, exist_ok=True)
-            while parts := self._next():
-                self._ship(parts)
-                shipped += len(parts)
+            while self._made is not None or (parts := self._next()):
+                # What could not be put is put again; making it anew costs the line more.
+                self._made = self._made or self._made_of(parts)
+                self._ship(self._made)
+                shipped += self._made.parts
+                self._made = None
             self._ship_labels()
         except ConnectionError:
             raise
@@ -161,24 +177,39 @@ class Shipper:
             after = cursor(rows[-1])
             self._rest(rest_s(took_s))
 
-    def _ship(self, parts: Sequence[Event]) -> None:
-        shipped, last = Shipped.holding(parts, site=self._site), parts[-1]
+    def _made_of(self, parts: Sequence[Event]) -> "_Made":
+        """The object for these parts, whose end is noted before it is put."""
+        last = parts[-1]
         self._note(replace(self._progress, ends=(last.epoch, last.position)))
-        chosen = self._chosen(parts)
-        for part in chosen:
-            self._ship_frame(part.epoch, part.sequence)
-        self._store.put(shipped.name, to_parquet(parts, self._folder))
-        hour = _hour(last)
-        used = self._used(hour) + sum(_hour(part) == hour for part in chosen)
-        self._note(
-            replace(
+        chosen, hour = self._chosen(parts), _hour(last)
+        return _Made(
+            name=Shipped.holding(parts, site=self._site).name,
+            data=to_parquet(parts, self._folder),
+            parts=len(parts),
+            frames=tuple((part.epoch, part.sequence) for part in chosen),
+            then=replace(
                 self._progress,
                 newest=cursor(last),
                 positions={**self._progress.positions, last.epoch: last.position},
                 ends=None,
-                frames=(hour, used),
-            )
+                frames=(hour, self._used(hour) + sum(_hour(part) == hour for part in chosen)),
+            ),
         )
+
+    def _ship(self, made: "_Made") -> None:
+        for epoch, sequence in made.frames:
+            self._ship_frame(epoch, sequence)
+        self._put(made.name, made.data)
+        self._note(made.then)
+
+    def _put(self, name: str, data: bytes) -> None:
+        if self._store is None:
+            self._store = self._open_store()
+        try:
+            self._store.put(name, data)
+        except StoreError:
+            self._store = None  # its key may have been replaced
+            raise
 
     def _chosen(self, parts: Sequence[Event]) -> list[Event]:
         """Parts whose frames go: of each hour as many audited as doubtful ones and alarms."""
@@ -201,7 +232,7 @@ class Shipper:
     def _ship_frame(self, epoch: str, sequence: int) -> None:
         frame = self._source.frame(epoch, sequence)
         if frame is not None:
-            self._store.put(frame_name(self._site, self._agent_id, epoch, sequence), frame)
+            self._put(frame_name(self._site, self._agent_id, epoch, sequence), frame)
 
     def _ship_labels(self) -> None:
         while True:
@@ -217,7 +248,7 @@ class Shipper:
             first, last = int(labels[0]["id"]), int(labels[-1]["id"])
             lines = "".join(json.dumps(dict(label)) + "\n" for label in labels)
             name = labels_name(self._site, self._agent_id, epoch, first, last)
-            self._store.put(name, lines.encode())
+            self._put(name, lines.encode())
             self._note(replace(self._progress, labels=(epoch, last)))
 
     def _note(self, progress: Progress) -> None:

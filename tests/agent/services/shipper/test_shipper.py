@@ -46,7 +46,9 @@ def store(s3, **changes):
 
 def shipper(source, to, folder, **changes):
     values = {"site": "hamburg", "agent_id": "line-3", "near": 0.1, "frames_an_hour": 100}
-    return Shipper(source, to, folder=folder / "shipper", rest=lambda _: None, **values | changes)
+    return Shipper(
+        source, lambda: to, folder=folder / "shipper", rest=lambda _: None, **values | changes
+    )
 
 
 def read(s3, folder, what="sequence"):
@@ -158,7 +160,7 @@ def test_no_more_frames_than_are_wanted(s3, ledger, tmp_path):
 def test_a_service_that_is_away_for_an_hour_costs_no_part(s3, ledger, tmp_path):
     clock, shipped = ManualClock(), tmp_path / "read"
     rounds = Rounds(
-        lambda: shipper(Source(ledger), store(s3), tmp_path),
+        shipper(Source(ledger), store(s3), tmp_path),
         every_s=600,
         clock=clock,
         chance=lambda: 0.5,
@@ -203,17 +205,23 @@ def wait_for(condition):
         time.sleep(0.001)
 
 
-def test_why_nothing_can_be_put_is_one_line_without_a_key(s3, tmp_path):
+def test_why_nothing_can_be_put_is_one_line_without_a_key(s3):
+    key = s3.key_without_rights()
     wrong = {
-        "there is no such bucket": {"bucket": "another"},
+        "its key may not write there; allow s3:PutObject": key,
+        "its secret key is another; correct secret_key": key | {"secret_key": "a-secret"},
+        "its key is not known there": {},
         "nobody answers there": {"endpoint": "http://127.0.0.1:9"},
     }
-    for said, changes in wrong.items():
-        with pytest.raises(StoreError) as caught:
-            store(s3, **changes).put("name", b"data")
-        assert said in str(caught.value)
-        assert "\n" not in str(caught.value)
-        assert "a-secret" not in str(caught.value)
+    with s3.asking_for_rights():
+        for said, changes in wrong.items():
+            with pytest.raises(StoreError) as caught:
+                store(s3, **changes).put("name", b"data")
+            assert said in str(caught.value)
+            assert "\n" not in str(caught.value)
+            assert "a-secret" not in str(caught.value)
+    with pytest.raises(StoreError, match="there is no such bucket; make it, or correct bucket"):
+        store(s3, bucket="another").put("name", b"data")
     assert "a-secret" not in repr(S3Address(**vars_of(s3)))
 
 
