@@ -150,9 +150,9 @@ def _images() -> tuple[bytes, ...]:
 
 
 def _all_keys() -> bytes:
-    """`agent.yaml` with every key in force and without its comments."""
+    """`agent.yaml` with every key in force beside one camera and one bundle, without comments."""
     shown = re.sub(
-        r"^( *)#(?=[a-z_]+: )(?!camera)",
+        r"^( *)#(?=[a-z_]+: )(?!camera|product_from)",
         r"\1",
         (ROOT / "agent.yaml").read_text(encoding="utf-8"),
         flags=re.MULTILINE,
