@@ -27,7 +27,7 @@ from engine.errors import BundleError
 from tests.calibrations import calibrated
 from tests.tiny_bundle import tiny_bundle
 
-PARTS_PER_MINUTE = 2400
+PARTS_PER_MINUTE = 1200
 
 
 class Line:
