@@ -182,8 +182,8 @@ def test_a_recipe_without_epochs_says_what_it_does_instead(split):
     with Progress(said) as progress:
         _say_split(progress, Nearest(), split)
         epoch = Epoch(number=1, of=1, loss=0.0, learning_rate=0.0, separation=0.9, seconds=1.0)
-        _say_epoch(progress, Nearest(), epoch)
-        _say_epoch(progress, Nearest(), replace(epoch, separation=math.nan))
+        _say_epoch(progress, Nearest(), None, epoch)
+        _say_epoch(progress, Nearest(), None, replace(epoch, separation=math.nan))
     assert "epoch" not in said.getvalue()
     assert "loss" not in said.getvalue()
     assert Nearest.stage in said.getvalue()
