@@ -88,6 +88,8 @@ _LOG: Final = logging.getLogger("fleet")
 AGENTS: Final = 200
 SPEED: Final = 20.0
 _SEED: Final = 7
+_FROZEN_S: Final = 1.0
+"""The clock is asked many times a second; what is longer was no time of this process."""
 _OLD: Final = "0" * 64
 _PART_S: Final = 10.0
 """From part to part of a line, in the scenario."""
@@ -102,14 +104,19 @@ _PROMISE: Final = Promise(
 
 
 class FastClock:
-    """A clock that runs `speed` times as fast as time."""
+    """A clock that runs `speed` times as fast as time, but for times in which nobody could run."""
 
     def __init__(self, speed: float) -> None:
         self.speed = speed
-        self._began, self._utc_ns = time.monotonic(), time.time_ns()
+        self._passed, self._last, self._utc_ns = 0.0, time.monotonic(), time.time_ns()
+        self._lock = threading.Lock()
 
     def now(self) -> float:
-        return (time.monotonic() - self._began) * self.speed
+        with self._lock:
+            now = time.monotonic()
+            self._passed += min(now - self._last, _FROZEN_S)
+            self._last = now
+            return self._passed * self.speed
 
     def utc_ns(self) -> int:
         return self._utc_ns + round(self.now() * 1e9)
