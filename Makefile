@@ -98,7 +98,7 @@ $(VENV)/installed-train: $(VENV)/made pyproject.toml constraints.txt
 
 $(VENV)/installed-all: $(VENV)/made pyproject.toml constraints.txt
 	@echo "Installing the agent, training and test tools into $(VENV)"
-	@$(INSTALL_PRODUCT) '.[benchmarks,cpu,demo,opcua,timm,train,dev]'
+	@$(INSTALL_PRODUCT) '.[benchmarks,cpu,demo,opcua,shipper,timm,train,dev]'
 	@touch $@
 
 $(VENV)/made:

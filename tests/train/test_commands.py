@@ -249,7 +249,7 @@ def test_help_shows_an_example(agent):
 def test_a_bundles_recipe_is_used_again_with_all_its_settings(tmp_path):
     recipe = Path(__file__).parents[2] / "agent" / "demo_bundle" / "recipe.json"
     settings = _settings(str(recipe), None, None, None, 3)
-    assert (settings.type, settings.view.side, settings.epochs) == ("line", 224, 3)
+    assert (settings.type, settings.view.side, settings.epochs) == ("line", 304, 3)
     (tmp_path / "recipe.json").write_text('{"type": "nothing"}')
     for path in (tmp_path / "recipe.json", tmp_path / "nowhere.json"):
         with pytest.raises(ConfigurationError, match="--recipe"):

@@ -137,7 +137,7 @@ class Shipper:
         try:
             self._folder.mkdir(parents=True, exist_ok=True)
             while self._made is not None or (parts := self._next()):
-                # What could not be put is put again; making it anew costs the line more.
+                # What could not be put is put again; making it again costs the line more.
                 self._made = self._made or self._made_of(parts)
                 self._ship(self._made)
                 shipped += self._made.parts

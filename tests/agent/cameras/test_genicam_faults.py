@@ -133,7 +133,9 @@ camera._camera.set_pixel_format_from_string("Mono16")  # as another program migh
 told = []
 try:
     while True:
-        told.append(camera.next(2.0))
+        if (frame := camera.next(2.0)) is not None:
+            told.append(frame)
+            camera.free(frame["frame"])
 except OSError as error:
     told.append(str(error))
 camera.close()

@@ -455,8 +455,9 @@ def test_a_new_camera_is_born_and_a_part_of_an_unknown_one_is_refused(
 def test_a_broker_whose_certificate_is_another_s_hears_nothing(
     start_broker, certify, ledger, deliver, eventually
 ):
-    broker = start_broker(tls=certify("localhost"))
-    settings = settings_of(broker, tls=TlsSettings(ca_file=certify("localhost").ca_file))
+    certificate = certify("localhost")
+    broker = start_broker(tls=certificate)
+    settings = settings_of(broker, tls=TlsSettings(ca_file=certificate.ca_file))
     with deliver(settings) as delivering:  # 127.0.0.1 is not in it
         end(ledger, State.NG)
         eventually(lambda: "certificate" in (delivering.status().fault or ""))
