@@ -7,6 +7,7 @@ little off, turned a little, under light that varies, with dust and a faint smud
 
 import functools
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from itertools import cycle, islice
 from pathlib import Path
@@ -203,16 +204,20 @@ class _Scene:
 @functools.cache
 def _scene() -> _Scene:
     rng = np.random.default_rng(20_240)
-    ink = _ink()
-    return _Scene(
-        part=_flange(ink, holes=True),
-        ink=ink,
-        belt=_belt(rng),
-        rails=_rails(rng),
-        shadow=_shadow(),
-        light=_light(),
-        grain=_grain(rng),
-    )
+    # A second thread draws what is not random, as a start waits for all of it.
+    with ThreadPoolExecutor(1) as beside:
+        ink = beside.submit(_ink)
+        part = beside.submit(lambda: _flange(ink.result(), holes=True))
+        shadow, light = beside.submit(_shadow), beside.submit(_light)
+        return _Scene(
+            belt=_belt(rng),
+            rails=_rails(rng),
+            grain=_grain(rng),
+            ink=ink.result(),
+            part=part.result(),
+            shadow=shadow.result(),
+            light=light.result(),
+        )
 
 
 @functools.cache
