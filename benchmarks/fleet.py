@@ -94,7 +94,7 @@ _OLD: Final = "0" * 64
 _PART_S: Final = 10.0
 """From part to part of a line, in the scenario."""
 _HEALTH_S: Final = 60.0
-_POLL_S: Final = 60.0
+_POLL_S: Final = 90.0
 _TRIAL: Final = TrialSettings(parts=20, most_ng=0.2)
 _THRESHOLD: Final = 1.0
 _NO_TIMES: Final = Histogram(counts=(0,) * (len(BOUNDS_S) + 1), total_s=0.0)
@@ -642,8 +642,8 @@ async def _happening(fleet: Fleet) -> dict[str, object]:
         fleet.store.is_away = is_away
 
     tasks = [
-        asyncio.create_task(later(600, lambda: away(is_away=True))),
-        asyncio.create_task(later(600 + 3600, lambda: away(is_away=False))),
+        asyncio.create_task(later(60, lambda: away(is_away=True))),
+        asyncio.create_task(later(60 + 3600, lambda: away(is_away=False))),
     ]
 
     # A roll-out, in whose third ring the registry is killed for ten minutes.
@@ -695,6 +695,7 @@ async def _happening(fleet: Fleet) -> dict[str, object]:
     }
     told["all_refused_after_s"] = refused
     blob.write_bytes(whole)
+    _LOG.warning("%s", told)
 
     # All catch up.
     told["second_roll_out"] = await _roll_out(fleet, better.id)
@@ -709,6 +710,7 @@ async def _happening(fleet: Fleet) -> dict[str, object]:
         for line in fleet.lines
         for one in line.applied
     )
+    _LOG.warning("%s", told)
     await asyncio.gather(*tasks)
     return told
 
