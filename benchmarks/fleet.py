@@ -442,6 +442,11 @@ class Fleet:
         publish(self.registry.client(), repository_of(at or line), desired, self.keys.private)
         return desired.serial
 
+    def refusal(self, name: str) -> str | None:
+        """Why a line has refused something last; between two tries it says what it waits for."""
+        states = reversed(self.by_name[name].states)
+        return next((reason for state, reason in states if state == "refused"), None)
+
     def follower(self, line: SimulatedLine) -> Follower:
         return Follower(
             Registry.of(self.registry.settings, wait_s=5.0),
@@ -677,19 +682,14 @@ async def _happening(fleet: Fleet) -> dict[str, object]:
         await asyncio.to_thread(fleet.desire, name, better.id, expires=soon)
     groups["clock a day ahead"] = ahead
     refused = await _until(
-        fleet,
-        lambda: all(
-            fleet.by_name[name].fleet.state == "refused"
-            for each in groups.values()
-            for name in each
-        ),
+        fleet, lambda: all(fleet.refusal(name) for each in groups.values() for name in each)
     )
     told["refused"] = {
         attack: {
             "lines": len(each),
-            "refused": sum(fleet.by_name[name].fleet.state == "refused" for name in each),
+            "refused": sum(fleet.refusal(name) is not None for name in each),
             "took_it": sum(fleet.by_name[name].bundle_id != good.id for name in each),
-            "said": fleet.by_name[each[0]].fleet.reason,
+            "said": fleet.refusal(each[0]),
         }
         for attack, each in groups.items()
     }
