@@ -134,6 +134,7 @@ class Follower:
         self._every_s = every_s
         self._retry_s = every_s
         self._not_before = 0.0
+        self._refusal: str | None = None
         self._kept = read_kept(folder)
         tell(self._kept.status)
 
@@ -144,14 +145,18 @@ class Follower:
             remark = self._poll()
         except RegistryError as error:
             # Where somebody alters what we pull, people should know at once.
-            state: FleetState = "refused" if error.is_altered else self._kept.status.state
-            self._tell(replace(self._kept.status, state=state, reason=str(error)))
+            if error.is_altered:
+                self._refuse(error)
+            else:
+                state: FleetState = self._kept.status.state if self._refusal is None else "refused"
+                self._tell(replace(self._kept.status, state=state, reason=str(error)))
         except AtacError as error:
-            self._tell(replace(self._kept.status, state="refused", reason=str(error)))
+            self._refuse(error)
         else:
             if self._kept.status is status:
-                reason = remark or self._clocks_differ() or status.reason
-                self._tell(replace(status, reason=reason))
+                state = status.state if self._refusal is None else "refused"
+                reason = self._refusal or remark or self._clocks_differ() or status.reason
+                self._tell(replace(status, state=state, reason=reason))
 
     def watch(self) -> None:
         """Look at the line: whether a trial has ended, or somebody else has changed the bundle."""
@@ -173,6 +178,11 @@ class Follower:
         elif why is None and ends.ended >= self._rules.trial.parts:
             self._settle("in force", None)
 
+    def _refuse(self, error: AtacError) -> None:
+        """What is refused stays so until it is tried again."""
+        self._refusal = str(error)
+        self._tell(replace(self._kept.status, state="refused", reason=self._refusal))
+
     # ---- from the registry to the line
 
     def _poll(self) -> str | None:
@@ -181,11 +191,13 @@ class Follower:
         repository = repository_of(rules.agent_id)
         digest = self._registry.head(repository, CURRENT)
         if digest is not None and digest == kept.digest and kept.is_settled:
+            self._refusal = None
             return self._expired()
         found = None
         if digest is not None:
             found = current(self._registry, repository, Desired, rules.key, option=rules.option)
         if found is None:
+            self._refusal = None
             gone = "" if kept.status.serial is None else " any more"
             return f"the registry has no desired state for this agent{gone}"
         desired, digest = found
@@ -197,6 +209,7 @@ class Follower:
         if not self._kept.is_settled and self._clock() >= self._not_before:
             self._not_before = self._clock() + self._retry_s
             self._retry_s = min(2 * self._retry_s, _RETRY_MAX_S)
+            self._refusal = None
             self._bring(desired)
         return None
 

@@ -241,6 +241,8 @@ def test_an_altered_blob_is_never_used_and_mended_ones_are(agent):
     assert "were altered or damaged; nothing of them is used" in status.reason
     assert agent.line.asked == []
     assert not list((agent.folder / "fleet").rglob("network.onnx"))
+    agent.follower.poll()  # it is not tried again yet
+    assert agent.said[-1] == status
     stored.write_bytes(good)
     assert agent.poll().state == "on trial"
 
