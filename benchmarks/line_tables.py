@@ -42,7 +42,7 @@ def campaign(found: dict[str, Any]) -> Iterator[str]:
             row["wrong_frames"],
             row["faults"] or "–",
             "{:.1f} s, {:.1f} s".format(*back) if back else "–",
-            "{:.0f}, {:.0f} ms".format(*row["trigger_to_frame_ms"]),
+            "{:.0f}, {:.0f} ms".format(*times) if (times := row["trigger_to_frame_ms"]) else "–",
         ]
         yield f"| {' | '.join(map(str, cells))} |"
 
