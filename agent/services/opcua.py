@@ -3,14 +3,13 @@
 import socket
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, Final, Literal, Self
+from typing import Any, Final, Literal
 
-from agent.child import Answer, RefusedError, ServiceChild
+from agent.child import Answer, RefusedError
 from agent.opcua.plc import check_installed
 from agent.part import State
 from agent.ports import Watched
-from agent.record.feed import to_json
-from agent.requests import RequestError
+from agent.services.child_service import ChildService, obeyed
 from agent.services.settings import AnyServiceSettings
 from agent.settings_values import AnyPath, HostName, Port
 from agent.station.status import Status
@@ -53,45 +52,24 @@ def open(settings: OpcuaSettings, watched: Watched) -> "OpcuaService":
     return OpcuaService(settings, watched)
 
 
-class OpcuaService:
+class OpcuaService(ChildService):
     """Runs the server's process, and answers its questions; a context manager."""
 
     def __init__(self, settings: OpcuaSettings, watched: Watched) -> None:
-        self._watched = watched
-        self._wrong: str | None = None
         config = watched.config
-        folder = settings.place(config.ledger.path)
-        self._child = ServiceChild(
+        super().__init__(
             "opcua",
             _MODULE,
+            watched,
             setup={
                 "host": settings.listen,
                 "port": settings.port,
-                "folder": folder,
+                "folder": settings.place(config.ledger.path),
                 "agent_id": config.agent.id,
                 "uri": uri(config.agent.id),
             },
-            feed=watched.feed,
-            answer=self._answer,
+            reads_feed=True,
         )
-
-    @property
-    def fault(self) -> str | None:
-        """What is wrong with the server."""
-        fault = self._child.fault or self._wrong
-        return None if fault is None else f"opcua: {fault}"
-
-    @property
-    def pid(self) -> int | None:
-        """The process id of the server; `None` while there is none."""
-        return self._child.pid
-
-    def __enter__(self) -> Self:
-        self._child.__enter__()
-        return self
-
-    def __exit__(self, *error: object) -> None:
-        self._child.__exit__(*error)
 
     def _answer(self, question: str, values: dict[str, Any]) -> Answer:
         match question:
@@ -99,11 +77,7 @@ class OpcuaService:
                 self._wrong = values.get("why")
                 return _told(self._watched.status()), ()
             case "rows_after":
-                cursor = str(values["epoch"]), int(values["sequence"])
-                rows = self._watched.feed.rows_after(cursor, int(values["limit"]))
-                if rows is None:
-                    raise RefusedError("the ledger cannot be read")
-                return [to_json(row) for row in rows], ()
+                return self._rows_after(values)
             case "reset":
                 if not _is_able(self._watched.status()):
                     raise RefusedError("; ".join(self._watched.status().faults))
@@ -111,10 +85,8 @@ class OpcuaService:
             case "pause" | "resume" if self._watched.requests is not None:
                 return getattr(self._watched.requests, question)(), ()
             case "trigger" if self._watched.requests is not None:
-                try:
-                    return self._watched.requests.trigger(None, values["part_id"]), ()
-                except RequestError as error:
-                    raise RefusedError(str(error)) from None
+                announced = {"camera": None, "part_id": values["part_id"]}
+                return obeyed(self._watched.requests, "trigger", announced), ()
         raise RefusedError(f"this agent does not obey {question}")
 
 

@@ -4,15 +4,15 @@ from collections import Counter
 from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Final, Self
+from typing import TYPE_CHECKING, Any, Final
 
 from pydantic import TypeAdapter
 
-from agent.child import Answer, RefusedError, ServiceChild
+from agent.child import Answer, RefusedError
 from agent.fleet.oci import password_of
 from agent.part import State
 from agent.ports import Watched
-from agent.requests import RequestError
+from agent.services.child_service import ChildService, obeyed
 from agent.services.fleet import FleetSettings
 from agent.station.status import FleetStatus, Status
 from engine.errors import ConfigurationError
@@ -27,42 +27,16 @@ _NO_VERDICT: Final = (State.ERROR, State.TIMEOUT)
 _IS_WRONG: Final = ("refused", "rolled back")
 
 
-class FleetService:
+class FleetService(ChildService):
     """Follows a desired state beside the line; a context manager.
 
     Raises `ConfigurationError` where key, password or configuration file cannot be used.
     """
 
     def __init__(self, settings: FleetSettings, watched: Watched) -> None:
-        self._watched = watched
         self.fleet = FleetStatus()
-        self._child = ServiceChild(
-            "fleet",
-            _MODULE,
-            setup=_setup(settings, watched),
-            feed=None,
-            answer=self._answer,
-        )
-
-    @property
-    def fault(self) -> str | None:
-        """What is wrong with its process, or with what is desired."""
-        found = self._child.fault
-        if found is None and self.fleet.state in _IS_WRONG:
-            found = f"desired state {self.fleet.state}: {self.fleet.reason}"
-        return None if found is None else f"fleet: {found}"
-
-    @property
-    def pid(self) -> int | None:
-        """The process id; `None` while there is none."""
-        return self._child.pid
-
-    def __enter__(self) -> Self:
-        self._child.__enter__()
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._child.__exit__()
+        setup = _setup(settings, watched)
+        super().__init__("fleet", _MODULE, watched, setup=setup, reads_feed=False)
 
     def _answer(self, question: str, values: dict[str, Any]) -> Answer:
         requests = self._watched.requests
@@ -70,13 +44,12 @@ class FleetService:
             case "now":
                 return in_force(self._watched.status()), ()
             case "tell":
-                self.fleet = _STATUS.validate_python(values["status"])
+                self.fleet = told = _STATUS.validate_python(values["status"])
+                is_wrong = told.state in _IS_WRONG
+                self._wrong = f"desired state {told.state}: {told.reason}" if is_wrong else None
                 return None, ()
             case "promotion" | "promotion_status" if requests is not None:
-                try:
-                    return getattr(requests, question)(**values), ()
-                except RequestError as error:
-                    raise RefusedError(str(error)) from None
+                return obeyed(requests, question, values), ()
         raise RefusedError("the bundle of this run cannot change")
 
 

@@ -13,7 +13,7 @@ import numpy as np
 from agent.child import Answer, RefusedError, ServiceChild
 from agent.part import Part
 from agent.ports import Watched
-from agent.requests import RequestError
+from agent.services.child_service import obeyed
 from agent.services.page.settings import PageSettings
 from agent.station.status import Status
 from engine.frame import Pixels
@@ -156,10 +156,7 @@ class PageService:
                 self._note(str(values["name"]), values["text"])
                 return None, ()
             case _ if question in REQUESTS and self._watched.requests is not None:
-                try:
-                    return getattr(self._watched.requests, question)(**values), ()
-                except RequestError as error:
-                    raise RefusedError(str(error)) from None
+                return obeyed(self._watched.requests, question, values), ()
         raise RefusedError(f"there is no question {question}")
 
     def _note(self, name: str, text: str | None) -> None:

@@ -12,6 +12,7 @@ from agent.cameras.basler import BaslerSettings
 from agent.registry import open_camera
 from agent.triggers.software import SoftwareSettings
 from engine.errors import CameraError, ConfigurationError
+from tests.agent.cameras.set_up import follows_products
 
 emulated = pytest.mark.skipif(
     find_spec("pypylon") is None,
@@ -65,15 +66,7 @@ def test_the_camera_exposes_when_it_is_told_to(stop):
 def test_it_is_set_up_for_another_product_while_it_runs(stop):
     features = {"cola": (("Width", 64),), "lemon": (("Width", 32),), "beer": (("Width", 5000),)}
     with open_camera(settings_of(TriggerMode="Off"), stop, features=features) as camera:
-        for product, width in (("cola", 64), ("lemon", 32), ("cola", 64)):
-            answer = camera.adjust(product)
-            while (frame := camera.read()).product != product:
-                pass
-            assert (frame.pixels.shape[1], answer.result(0)) == (width, None)
-        refused = camera.adjust("beer")
-        while camera.read().product:
-            pass
-        assert "does not take features.Width 5000" in refused.result(0)
+        follows_products(camera, 64, 32, "does not take features.Width 5000")
 
 
 @emulated

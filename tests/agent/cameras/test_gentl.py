@@ -14,6 +14,7 @@ from agent.registry import open_camera
 from agent.settings import load_config
 from agent.triggers.software import SoftwareSettings
 from engine.errors import CameraError, ConfigurationError
+from tests.agent.cameras.set_up import follows_products
 
 pytest.importorskip("harvesters", reason="needs harvesters: pip install '.[gentl]'")
 PRODUCER = Path(find_spec("genicam").origin).with_name("viky.cti")
@@ -58,15 +59,7 @@ def test_frames_come_with_their_ids_and_features_are_as_written(stop):
 def test_it_is_set_up_for_another_product_while_it_runs(stop):
     features = {"cola": (("Width", 200),), "lemon": (("Width", 100),), "beer": (("Width", 7),)}
     with open_camera(settings_of(), stop, features=features) as camera:
-        for product, width in (("cola", 200), ("lemon", 100), ("cola", 200)):
-            answer = camera.adjust(product)
-            while (frame := camera.read()).product != product:
-                pass
-            assert (frame.pixels.shape[1], answer.result(0)) == (width, None)
-        refused = camera.adjust("beer")
-        while camera.read().product:
-            pass
-        assert "does not take features.Width 7" in refused.result(0)
+        follows_products(camera, 200, 100, "does not take features.Width 7")
 
 
 def test_a_mono_format_gives_mono_frames(stop):
