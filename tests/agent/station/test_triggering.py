@@ -30,6 +30,7 @@ class Belt:
     def __init__(self):
         self.clock = ManualClock()
         self.stop = threading.Event()
+        self.ended = threading.Semaphore(0)
         self.triggers, self.frames = [], []
 
     def announce(self, part_id=None, *, count=None, is_trigger=True, after_s=0.0):
@@ -52,6 +53,10 @@ class Belt:
         seen = threading.Event()
         self.frames += [lambda: self.clock.advance(after_s), *frames, seen.set]
         self.triggers.append(lambda: seen.wait(60))
+
+    def decide(self):
+        """The source goes on when one more part has ended."""
+        self.triggers.append(lambda: self.ended.acquire(timeout=60))
 
     def run(
         self,
@@ -79,6 +84,7 @@ class Belt:
             parts=parts,
             stop=self.stop,
             readers=[self.statuses.append],
+            observers=[lambda _part: self.ended.release()],
         )
 
 
@@ -341,6 +347,7 @@ def test_a_decision_is_due_when_the_part_is_at_the_rejector(belt, config):
     """60 mm at 500 mm/s, less 20 ms for the rejector: 100 ms after the trigger."""
     belt.announce("a")
     belt.see(40, after_s=0.04)
+    belt.decide()
     belt.announce("b", after_s=1.0)
     belt.see(41, after_s=0.04)
     takes = iter([0.05, 0.08])
