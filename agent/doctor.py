@@ -22,6 +22,7 @@ from agent.opcua.plc import check_installed
 from agent.plc.probe import probe_client, probe_server
 from agent.ports import Described
 from agent.record.annotations import threshold_in_file
+from agent.record.evidence_files import check_folder
 from agent.record.schema import check_place, damage
 from agent.registry import ROOMS, open_camera, open_trigger
 from agent.runtime import bundle_runtime
@@ -30,6 +31,8 @@ from agent.services.fleet.probe import probe as probe_fleet
 from agent.services.metrics import MetricsSettings
 from agent.services.metrics.server import check_settings as check_metrics
 from agent.services.opcua import OpcuaSettings, uri
+from agent.services.shipper import ShipperSettings
+from agent.services.shipper.service import check_installed as check_shipper_installed
 from agent.settings import Config, load_config
 from agent.sinks.modbus import ModbusSettings
 from agent.sinks.mqtt.probe import probe
@@ -37,7 +40,6 @@ from agent.sinks.mqtt.settings import MqttSettings
 from agent.sinks.opcua import OpcuaSettings as PlcByOpcuaSettings
 from agent.sinks.sparkplug.probe import probe as probe_node
 from agent.sinks.sparkplug.settings import SparkplugSettings
-from agent.station.evidence import check_folder
 from agent.triggers.opcua import OpcuaSettings as OpcuaTriggerSettings
 from agent.triggers.settings import AnyTriggerSettings, SinkTriggerSettings, WindowSettings
 from calibration.record import read_calibration
@@ -85,8 +87,9 @@ def examine(path: Path, *, is_running: bool = False) -> Iterator[Finding]:
     """Every finding about this machine and the configuration in `path`, as it is made.
 
     Reads each camera's next frame and does at the broker what the agent will do, where nobody
-    listens; changes nothing but that folders are made. What depends on something that failed is
-    left out. While the agent `is_running`, its cameras and what inspects are left alone.
+    listens; changes nothing but that folders are made, and a small object in a bucket. What depends
+    on something that failed is left out. While the agent `is_running`, its cameras and what
+    inspects are left alone.
     """
     yield _ok("python", f"{sys.version.split()[0]} in {sys.prefix}")
     owners = packages_distributions()
@@ -122,7 +125,9 @@ def examine(path: Path, *, is_running: bool = False) -> Iterator[Finding]:
         yield _evidence(config.evidence.folder)
     for sink in config.sinks:
         if isinstance(sink, MqttSettings):
-            yield _checked("broker", partial(_broker, sink, config.agent.id))
+            has_fleet = any(isinstance(one, FleetSettings) for one in config.services)
+            look = partial(_broker, sink, config.agent.id, has_fleet=has_fleet)
+            yield _checked("broker", look)
         if isinstance(sink, SparkplugSettings):
             yield _checked("sparkplug", partial(_node, sink, config))
         if isinstance(sink, ModbusSettings):
@@ -134,6 +139,8 @@ def examine(path: Path, *, is_running: bool = False) -> Iterator[Finding]:
             yield _checked("metrics", partial(_metrics, service, is_running=is_running))
         if isinstance(service, FleetSettings):
             yield _checked("fleet", partial(_fleet, service, config))
+        if isinstance(service, ShipperSettings):
+            yield _checked("shipper", partial(_shipper, service, config))
         if isinstance(service, OpcuaSettings):
             yield _checked("opcua", partial(_opcua, service, config, is_running=is_running))
 
@@ -332,8 +339,8 @@ def _product(settings: AnyTriggerSettings, config: Config) -> Finding:
     return Finding(check="product", level="warn", message=message)
 
 
-def _broker(settings: MqttSettings, agent_id: str) -> Finding:
-    found = probe(settings, agent_id)
+def _broker(settings: MqttSettings, agent_id: str, *, has_fleet: bool) -> Finding:
+    found = probe(settings, agent_id, has_fleet=has_fleet)
     level: Level = "fail" if found.refused else "warn" if found.missing else "ok"
     message = "; ".join((found.answer, *found.refused, *found.missing))
     return Finding(check="broker", level=level, message=message)
@@ -379,6 +386,14 @@ def _plc_by_opcua(sink: PlcByOpcuaSettings, config: Config) -> Finding:
 def _fleet(settings: FleetSettings, config: Config) -> Finding:
     said, is_well = probe_fleet(settings, config)
     return Finding(check="fleet", level="ok" if is_well else "warn", message=said)
+
+
+def _shipper(settings: ShipperSettings, config: Config) -> Finding:
+    check_shipper_installed()
+    from agent.services.shipper.probe import probe as probe_bucket  # noqa: PLC0415 - the extra
+
+    said, is_well = probe_bucket(settings, config)
+    return Finding(check="shipper", level="ok" if is_well else "warn", message=said)
 
 
 def _heartbeat(said: str, session: int, *, is_alive: bool) -> Finding:

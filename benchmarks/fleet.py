@@ -25,9 +25,9 @@ import tempfile
 import threading
 import time
 from collections import Counter
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import ExitStack, suppress
+from contextlib import ExitStack
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from itertools import pairwise
@@ -48,10 +48,9 @@ from agent.fleet.follower import Follower, InForce, Rules, Shadowed
 from agent.fleet.kept import Ends
 from agent.fleet.oci import Registry
 from agent.fleet.plan import FleetPlan
-from agent.fleet.reports import Report
+from agent.fleet.reports import heard
 from agent.fleet.rollout import RollOut
 from agent.fleet.settings import TrialSettings
-from agent.mqtt.link import Subscriber
 from agent.mqtt.message import Message
 from agent.part import State
 from agent.record.feed import Cursor
@@ -61,8 +60,7 @@ from agent.services.shipper.parquet import to_parquet
 from agent.services.shipper.serving import Rounds
 from agent.services.shipper.shipper import Shipper
 from agent.services.shipper.store import S3Address, S3Store
-from agent.sinks.mqtt.messages import Topics, alarm, health, state
-from agent.sinks.mqtt.settings import MqttSettings
+from agent.sinks.mqtt.messages import Topics, alarm, fleet, health, state
 from agent.station.status import (
     BOUNDS_S,
     CameraStatus,
@@ -95,6 +93,7 @@ _PART_S: Final = 10.0
 """From part to part of a line, in the scenario."""
 _HEALTH_S: Final = 60.0
 _POLL_S: Final = 90.0
+_LISTEN_S: Final = 10.0
 _TRIAL: Final = TrialSettings(parts=20, most_ng=0.2)
 _THRESHOLD: Final = 1.0
 _NO_TIMES: Final = Histogram(counts=(0,) * (len(BOUNDS_S) + 1), total_s=0.0)
@@ -272,6 +271,7 @@ class Connection:
     def __init__(self, line: SimulatedLine, port: int) -> None:
         self._topics = Topics(agent_id=line.agent_id)
         self._line, self._before = line, None
+        self._told: tuple[str, FleetStatus] | None = None
         self.sent: Counter[str] = Counter()
         self.bytes: Counter[str] = Counter()
         self.acknowledged = 0
@@ -293,6 +293,13 @@ class Connection:
         now = self._line.status()
         self._say("health", health(self._topics, "mqtt", now, self._before))
         self._before = now
+
+    def fleet(self) -> None:
+        """What became of the desired state, where that is something else than was said."""
+        told = self._line.bundle_id, self._line.fleet
+        if told != self._told:
+            self._told = told
+            self._say("fleet", fleet(self._topics, self._line.status()))
 
     def alarm(self, event: Event) -> None:
         self._say("alarm", alarm(self._topics, event))
@@ -387,7 +394,6 @@ class Fleet:
         ]
         self.by_name = {line.agent_id: line for line in self.lines}
         self.keys = Keys(folder)
-        self.reports: dict[str, Report] = {}
         self.polls = 0
 
     def __enter__(self) -> Self:
@@ -405,20 +411,10 @@ class Fleet:
                 "brokers": ({"host": "127.0.0.1", "port": self.broker.port},),
             }
         )
-        stack.enter_context(
-            Subscriber(
-                MqttSettings(host="127.0.0.1", port=self.broker.port), "atac/+/health", self._heard
-            )
-        )
         return self
 
     def __exit__(self, *_: object) -> None:
         self._stack.close()
-
-    def _heard(self, _topic: str, payload: bytes) -> None:
-        with suppress(KeyError, ValueError, TypeError):
-            report = Report.of(json.loads(payload))
-            self.reports[report.agent] = report
 
     def bundle(self, gain: float, key: Keys | None = None) -> Bundle:
         """A signed bundle, in the registry."""
@@ -495,6 +491,7 @@ async def cost(fleet: Fleet, page: subprocess.Popen[str], seconds: float) -> dic
             now = time.monotonic() - began
             if now >= part_at:
                 part_at += 1.0
+                connection.fleet()
                 event = line.part()
                 if event.state is not State.OK:
                     connection.alarm(event)
@@ -582,6 +579,7 @@ async def scenario(fleet: Fleet) -> dict[str, object]:
             event = line.part()
             if event.state is not State.OK:
                 connection.alarm(event)
+            connection.fleet()
             now = clock.now()
             if now >= health_at:
                 health_at = now + _HEALTH_S
@@ -622,7 +620,11 @@ async def scenario(fleet: Fleet) -> dict[str, object]:
         "longest_time_without_a_part_s": round(max(gaps), 1),
         "part_every_s": _PART_S,
         "polls": fleet.polls,
-        "messages": sum((each.sent for each in connections.values()), Counter()),
+        "messages": (sent := sum((each.sent for each in connections.values()), Counter())),
+        "bytes": {
+            what: round(sum(each.bytes[what] for each in connections.values()) / sent[what])
+            for what in sent
+        },
         "unacknowledged": sum(
             each.sent.total() - each.acknowledged for each in connections.values()
         ),
@@ -679,7 +681,7 @@ async def _happening(fleet: Fleet) -> dict[str, object]:
     for name in groups["another agent"]:
         await asyncio.to_thread(lambda name=name: fleet.desire(names[0], better.id, at=name))
     for name in ahead:
-        await asyncio.to_thread(fleet.desire, name, better.id, expires=soon)
+        await asyncio.to_thread(fleet.desire, name, good.id, expires=soon)
     groups["clock a day ahead"] = ahead
     refused = await _until(
         fleet, lambda: all(fleet.refusal(name) for each in groups.values() for name in each)
@@ -723,16 +725,13 @@ async def _roll_out(
 ) -> dict[str, object]:
     """A roll-out as `agent fleet roll-out` does it; begun again where the registry is away."""
 
-    def heard(lines: Collection[str]) -> Mapping[str, Report]:
-        return {line: fleet.reports[line] for line in lines if line in fleet.reports}
-
     def begun() -> RollOut:
         return RollOut(
             fleet.plan,
             bundle,
             fleet.registry.client(),
             publish=lambda line: fleet.desire(line, bundle),
-            heard=heard,
+            heard=lambda lines: heard(fleet.plan, lines, within_s=_LISTEN_S).reports,
             now=fleet.utc,
         )
 

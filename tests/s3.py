@@ -47,12 +47,12 @@ class S3:
         self._server.stop()
         self._server = None
 
-    def key_without_rights(self):
+    def key_without_rights(self, user="line"):
         """The key of a user who may do nothing."""
         users = boto3.client("iam", endpoint_url=self.endpoint, region_name="us-east-1", **KEYS)
         with closing(users):
-            users.create_user(UserName="line")
-            key = users.create_access_key(UserName="line")["AccessKey"]
+            users.create_user(UserName=user)
+            key = users.create_access_key(UserName=user)["AccessKey"]
         return {"access_key": key["AccessKeyId"], "secret_key": key["SecretAccessKey"]}
 
     @contextmanager

@@ -24,8 +24,8 @@ if TYPE_CHECKING:
 
 _SPAN: Final = re.compile(r"(\d+)\s*([hdw])")
 _SPANS: Final = {"h": "hours", "d": "days", "w": "weeks"}
-_LISTEN_S: Final = 10.0
-"""Agents say how they are every five seconds, unless their configuration has another time."""
+_LISTEN_S: Final = 5.0
+"""Brokers say at once what they keep; only of lines that they do not know is more waited for."""
 
 Address = Annotated[
     str | None, typer.Option("--registry", help="The registry, where fleet.yaml is not there.")
@@ -128,7 +128,8 @@ def status(
     *,
     fleet: Plan = _PLAN,
     listen: Annotated[
-        float, typer.Option(min=0.1, max=3600, help="How long to wait for lines, in seconds.")
+        float,
+        typer.Option(min=0.1, max=3600, help="How long to wait for silent lines, in seconds."),
     ] = _LISTEN_S,
     as_json: AsJson = False,
 ) -> None:
@@ -148,7 +149,8 @@ def status(
         return
     for line in sorted(plan.lines, key=lambda line: _urgency(found.get(line))):
         typer.echo(_row(line, found.get(line)))
-    typer.echo(f"{len(found)} of {len(plan.lines)} lines have answered")
+    online = sum(report.is_online for report in found.values())
+    typer.echo(f"{online} of {len(plan.lines)} lines are online")
 
 
 def roll_out(
@@ -158,7 +160,8 @@ def roll_out(
     fleet: Plan = _PLAN,
     expires: Expires = "30d",
     listen: Annotated[
-        float, typer.Option(min=0.1, max=3600, help="How long to wait for lines, in seconds.")
+        float,
+        typer.Option(min=0.1, max=3600, help="How long to wait for silent lines, in seconds."),
     ] = _LISTEN_S,
     once: Annotated[
         bool, typer.Option("--once", help="Do what can be done now, and do not wait.")
@@ -290,7 +293,8 @@ def _told(step: "Step", plan: "FleetPlan", bundle: str) -> str:
             return f"{ring}: {counted(len(step.lines), 'line')} should take {bundle[:12]}"
         case "wait":
             lines = counted(len(step.lines), "line")
-            return f"{ring}: waiting for {lines}, such as {step.lines[0]}"
+            said = f" ({step.why})" if step.why else ""
+            return f"{ring}: waiting for {lines}, such as {step.lines[0]}{said}"
         case "stop":
             return f"{ring}: stopped: {step.why}"
         case _:
@@ -370,16 +374,16 @@ def _moment(text: str) -> str:
 def _urgency(report: "Report | None") -> tuple[int, str]:
     if report is None:
         return 0, ""
-    if report.state in {"refused", "rolled back"}:
+    if not report.is_online:
         return 1, report.agent
-    return (2 if report.is_degraded else 3), report.agent
+    return (2 if report.state in {"refused", "rolled back"} else 3), report.agent
 
 
 def _row(line: str, report: "Report | None") -> str:
     if report is None:
         return f"{line:<20} silent"
     bundle = (report.bundle_id or "no bundle")[:12]
-    state = report.state or "in no fleet"
+    state = (report.state or "in no fleet") if report.is_online else "offline"
     parts = [f"{line:<20} {state:<12} {bundle:<12}"]
     if report.serial is not None:
         parts.append(f"serial {report.serial}")

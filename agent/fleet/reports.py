@@ -1,16 +1,22 @@
-"""What the lines of a fleet say of themselves: the health of their agents, on brokers of sites."""
+"""What the lines of a fleet say of themselves: retained messages of agents, on brokers of sites."""
 
 import json
 import queue
-from collections.abc import Collection, Mapping
-from contextlib import ExitStack
-from dataclasses import dataclass
+import random
+import re
+from collections.abc import Collection, Iterator, Mapping
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, replace
 from time import monotonic
-from typing import Any
+from typing import Any, Final
 
-from agent.fleet.plan import FleetPlan
-from agent.mqtt.link import Subscriber
+from agent.fleet.plan import FleetPlan, SiteBroker
+from agent.mqtt.link import Heard as Message
+from agent.mqtt.link import Link
 from engine.errors import BrokerError
+
+_QUIET_S: Final = 1.0
+"""A broker that has said nothing for so long has said all that it keeps."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -18,9 +24,9 @@ class Report:
     """One agent: what is in force, and what became of its desired state, where it has one."""
 
     agent: str
-    time: str
-    bundle_id: str | None
-    is_degraded: bool
+    is_online: bool = True
+    time: str | None = None
+    bundle_id: str | None = None
     state: str | None = None
     serial: int | None = None
     reason: str | None = None
@@ -29,21 +35,23 @@ class Report:
     max_false_reject: float | None = None
 
     @classmethod
-    def of(cls, health: Mapping[str, Any]) -> "Report":
-        """Of a health message; raises `KeyError` or `TypeError` for anything else."""
-        fleet = health["fleet"] or {}
+    def of(cls, message: Mapping[str, Any]) -> "Report":
+        """Of a message about the fleet; raises `KeyError` or `TypeError` for anything else."""
+        fleet = message["fleet"] or {}
         promise = fleet.get("promise") or {}
+        names = ("state", "serial", "reason", "judged", "changed_verdicts")
+        told: dict[str, Any] = {name: fleet.get(name) for name in names}
         return cls(
-            agent=str(health["agent"]),
-            time=str(health["time"]),
-            bundle_id=health["bundle_id"],
-            is_degraded=bool(health["degraded"]),
+            agent=str(message["agent"]),
+            time=str(message["time"]),
+            bundle_id=message["bundle_id"],
             max_false_reject=promise.get("max_false_reject"),
-            **{
-                name: fleet.get(name)
-                for name in ("state", "serial", "reason", "judged", "changed_verdicts")
-            },
+            **told,
         )
+
+    def has_in_force(self, bundle_id: str) -> bool:
+        """Whether this bundle inspects, and is through its trial."""
+        return (self.state, self.bundle_id) == ("in force", bundle_id)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -55,24 +63,60 @@ class Heard:
 
 
 def heard(plan: FleetPlan, lines: Collection[str], *, within_s: float) -> Heard:
-    """What these lines say of themselves in this time; those whose broker is away are silent."""
-    messages: queue.SimpleQueue[bytes] = queue.SimpleQueue()
-    found: dict[str, Report] = {}
+    """What brokers know of these lines, as soon as they have said it and at most in this time."""
+    messages: queue.SimpleQueue[tuple[str, str, bytes]] = queue.SimpleQueue()
+    reports: dict[str, Report] = {}
+    states: dict[str, bool] = {}
     wanted, away = set(lines), []
     with ExitStack() as stack:
         for broker in plan.brokers:
-            topic = broker.topics.format(agent="+", what="health")
-            subscriber = Subscriber(broker, topic, lambda _, payload: messages.put(payload))
             try:
-                stack.enter_context(subscriber)
+                stack.enter_context(_listening(broker, messages))
             except BrokerError as error:
                 away.append(str(error))
         until = monotonic() + within_s
-        while wanted - found.keys() and (left_s := until - monotonic()) > 0:
+        while (left_s := until - monotonic()) > 0 and wanted - (states.keys() & reports.keys()):
+            is_rest = states.keys() >= wanted  # of lines that follow no desired state
             try:
-                report = Report.of(json.loads(messages.get(timeout=left_s)))
-            except (queue.Empty, ValueError, KeyError, TypeError, AttributeError):
+                wait_s = min(left_s, _QUIET_S) if is_rest else left_s
+                agent, what, payload = messages.get(timeout=wait_s)
+                if agent in wanted and what == "state":
+                    states[agent] = payload != b"offline"
+                elif agent in wanted:
+                    reports[agent] = Report.of(json.loads(payload))
+            except queue.Empty:
+                break
+            except (ValueError, KeyError, TypeError, AttributeError):
                 continue
-            if report.agent in wanted:
-                found[report.agent] = report
-    return Heard(reports=found, away=tuple(away))
+    return Heard(
+        reports={
+            line: replace(reports.get(line, Report(agent=line)), is_online=states.get(line, True))
+            for line in states.keys() | reports.keys()
+        },
+        away=tuple(away),
+    )
+
+
+@contextmanager
+def _listening(
+    broker: SiteBroker, messages: queue.SimpleQueue[tuple[str, str, bytes]]
+) -> Iterator[None]:
+    """While this lasts, agent, kind and payload of what the lines of a broker say are queued."""
+    pattern = pattern_of(broker.topics)
+
+    def hear(message: Message) -> None:
+        if (found := pattern.fullmatch(message.topic)) is not None:
+            messages.put((found["agent"], found["what"], message.payload))
+
+    with Link(broker, f"atac-fleet-{random.randrange(1 << 32):08x}", hear=hear) as link:
+        for what in ("fleet", "state"):
+            link.subscribe(broker.topics.format(agent="+", what=what))
+        yield
+
+
+def pattern_of(template: str) -> re.Pattern[str]:
+    """Finds agent and kind of message in a topic made by this template."""
+    text = re.escape(template)
+    for name in ("agent", "what"):
+        text = text.replace(re.escape(f"{{{name}}}"), f"(?P<{name}>[^/]+)")
+    return re.compile(text)

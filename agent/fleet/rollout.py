@@ -56,14 +56,24 @@ def next_step(
                 waiting.append(line)
             elif (fault := _fault(report, rules)) is not None:
                 faults.append(f"{line}: {fault}")
-            elif report.state != "in force" or report.bundle_id != bundle_id:
+            elif not (report.is_online and report.has_in_force(bundle_id)):
                 waiting.append(line)
         if len(faults) > allowed:
             more = f", and {len(faults) - _SHOWN} more" if len(faults) > _SHOWN else ""
             return Step(kind="stop", ring=number, why="; ".join(faults[:_SHOWN]) + more)
         if len(faults) + len(waiting) > allowed:
-            return Step(kind="wait", ring=number, lines=tuple(waiting))
+            return Step(kind="wait", ring=number, lines=tuple(waiting), why=_said(waiting, reports))
     return Step(kind="done", ring=len(rings))
+
+
+def _said(waiting: Sequence[str], reports: Mapping[str, Report]) -> str:
+    """What the first line that is waited for says, where it says anything."""
+    report = reports.get(waiting[0])
+    if report is None:
+        return "silent"
+    if not report.is_online:
+        return "offline"
+    return f"{report.state}: {report.reason}" if report.reason else report.state or ""
 
 
 def _fault(report: Report, rules: RollOutSettings) -> str | None:
@@ -120,9 +130,8 @@ class RollOut:
         reports = self._heard(self._published) if self._published else {}
         step = self._next(reports)
         while step.kind == "publish" and not self._looked.issuperset(step.lines):
-            if known := self._published_before(step.lines):
-                self._published |= known
-                reports = {**reports, **self._heard(known)}
+            reports = {**reports, **self._heard(step.lines)}
+            self._published |= self._published_before(step.lines, reports)
             step = self._next(reports)
         if step.kind == "publish":
             self._published |= {line: self._publish(line) for line in step.lines}
@@ -141,14 +150,21 @@ class RollOut:
         found = current(self._registry, STOP, Stop, self._plan.key, option="key")
         return (found[0].why or "without a reason") if found and found[0].is_stopped else None
 
-    def _published_before(self, lines: Iterable[str]) -> dict[str, int]:
-        """What an earlier command has published for these lines, where it is this bundle."""
+    def _published_before(
+        self, lines: Iterable[str], reports: Mapping[str, Report]
+    ) -> dict[str, int]:
+        """What an earlier command has published for these lines, where they may obey it."""
         known, now = {}, self._now()
         for line in lines:
             self._looked.add(line)
             found = current(
                 self._registry, repository_of(line), Desired, self._plan.key, option="key"
             )
-            if found and found[0].bundle == self._bundle_id and found[0].ends > now:
-                known[line] = found[0].serial
+            if found is None:
+                continue
+            state, report = found[0], reports.get(line)
+            is_ours = (state.agent, state.bundle) == (line, self._bundle_id)
+            is_newer = report is None or report.serial is None or state.serial >= report.serial
+            if is_ours and is_newer and state.ends > now:
+                known[line] = state.serial
         return known

@@ -11,6 +11,7 @@ file, written before the file. Nothing that it does not name is ever the agent's
 import hashlib
 import os
 import re
+import tempfile
 import unicodedata
 from contextlib import suppress
 from dataclasses import dataclass
@@ -147,3 +148,14 @@ class EvidenceIndex:
             for line in whole.decode(errors="replace").splitlines():
                 if (filed := Filed.of(line)) is not None:
                     self._files[filed.epoch, filed.sequence] = filed
+
+
+def check_folder(folder: Path) -> str | None:
+    """Why nothing can be kept in `folder`; `None` where a file could be written just now."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=folder) as file:
+            file.write(b"a picture")
+    except OSError as error:
+        return f"{folder}: {error.strerror}"
+    return None

@@ -12,7 +12,6 @@ import errno
 import logging
 import os
 import queue
-import tempfile
 import threading
 from collections import deque
 from collections.abc import Callable
@@ -46,17 +45,6 @@ _FOLDER_MODE: Final = 0o750
 _UNFINISHED: Final = ".part"
 _TIDY: Final = 1000
 """After this many lines of files that are gone, the index is written again."""
-
-
-def check_folder(folder: Path) -> str | None:
-    """Why no picture can be kept in `folder`; `None` where one could be written just now."""
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryFile(dir=folder) as file:
-            file.write(b"a picture")
-    except OSError as error:
-        return f"{folder}: {error.strerror}"
-    return None
 
 
 class Evidence:

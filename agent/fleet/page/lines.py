@@ -6,7 +6,6 @@ and lines that are well.
 """
 
 import json
-import re
 import threading
 from collections import deque
 from collections.abc import Iterable, Mapping
@@ -68,10 +67,14 @@ class Line:
 
 @dataclass(slots=True, kw_only=True)
 class _Heard:
-    """What came of one line. `counts` has all parts and NG ones of the last hour's healths."""
+    """What came of one line; `fleet` is what its broker keeps.
+
+    `counts` has all parts and NG ones of the last hour's healths.
+    """
 
     site: str
     is_offline: bool = False
+    fleet: Mapping[str, Any] | None = None
     health: Mapping[str, Any] | None = None
     at: float = 0.0
     clock_off_s: float = 0.0
@@ -94,7 +97,7 @@ class Lines:
         self._lock = threading.Lock()
 
     def hear(self, site: str, agent: str, what: str, payload: bytes) -> None:
-        """Take a message of a line: its `state` or its `health`; what is none is left alone."""
+        """Take a message of a line: `state`, `fleet` or `health`; what is none is left alone."""
         with self._lock:
             is_known = agent in self._heard or agent in self._planned
             if not is_known and len(self._heard) >= _FOREIGN_MAX:
@@ -105,6 +108,11 @@ class Lines:
                 return
             try:
                 health = json.loads(payload)
+                if what == "fleet":
+                    kept = {"bundle_id": health["bundle_id"], "fleet": _mapping(health["fleet"])}
+                    line = self._heard.setdefault(agent, _Heard(site=site))
+                    line.site, line.fleet = site, kept
+                    return
                 ended = sum(health["counts"].values())
                 snapshot = str(health["epoch"]), ended, int(health["counts"]["NG"])
                 said = datetime.fromisoformat(health["time"]).timestamp()
@@ -128,12 +136,12 @@ class Lines:
 
     def _line(self, agent: str, heard: _Heard | None, now: float, today: datetime) -> Line:
         silence = self._silence(heard, now)
-        if heard is None or heard.health is None:
+        health = None if heard is None else heard.health or heard.fleet
+        if heard is None or health is None:
             site = "" if heard is None else heard.site
             return Line(
                 agent=agent, site=site, condition=Condition.SILENT, reasons=(silence or "",)
             )
-        health = heard.health
         fleet = _mapping(health.get("fleet"))
         promise = _mapping(fleet.get("promise"))
         made_at = promise.get("calibrated_at")
@@ -143,6 +151,7 @@ class Lines:
         watched = [*drift, *_watched(heard, days, promise)]
         state = fleet.get("state")
         not_taken = state in _NOT_TAKEN
+        rate = health.get("parts_per_second")
         others = [reason for reason in faults if reason not in drift]
         if silence is not None:
             condition, reasons = Condition.SILENT, [silence]
@@ -170,8 +179,8 @@ class Lines:
             promise=promise.get("max_false_reject"),
             promise_days=days,
             is_drifting=bool(drift),
-            parts_per_minute=60.0 * float(health.get("parts_per_second") or 0.0),
-            ng=_ng(heard, now),
+            parts_per_minute=None if rate is None else 60.0 * float(rate),
+            ng=None if heard.health is None else _ng(heard.health, heard.counts, now),
         )
 
     def _silence(self, heard: _Heard | None, now: float) -> str | None:
@@ -197,12 +206,12 @@ def _watched(heard: _Heard, days: int | None, promise: Mapping[str, Any]) -> lis
     return found
 
 
-def _ng(heard: _Heard, now: float) -> float | None:
+def _ng(
+    health: Mapping[str, Any], counts: Iterable[tuple[float, str, int, int]], now: float
+) -> float | None:
     """The share of NG parts since the oldest health of the last hour; of all, where that is new."""
-    health = heard.health
-    assert health is not None
     ended, ng = int(sum(health["counts"].values())), int(health["counts"]["NG"])
-    for at, epoch, before, before_ng in heard.counts:
+    for at, epoch, before, before_ng in counts:
         if now - at <= _HOUR_S and epoch == health["epoch"] and ended > before:
             return max(0.0, (ng - before_ng) / (ended - before))
     return ng / ended if ended else None
@@ -225,11 +234,3 @@ def _moment(text: object) -> datetime:
 
 def _mapping(value: object) -> Mapping[str, Any]:
     return value if isinstance(value, Mapping) else {}
-
-
-def pattern_of(template: str) -> re.Pattern[str]:
-    """Finds agent and kind of message in a topic made by this template."""
-    text = re.escape(template)
-    for name in ("agent", "what"):
-        text = text.replace(re.escape(f"{{{name}}}"), f"(?P<{name}>[^/]+)")
-    return re.compile(text)

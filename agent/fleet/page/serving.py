@@ -1,6 +1,6 @@
 """Runs the page of a fleet: it listens to the brokers of the sites, reads the bucket, and serves.
 
-    fleet-broker-N ── state, health ──▶ Lines      fleet-bucket ── new objects ──▶ Sums
+    fleet-broker-N ── state, fleet, health ──▶ Lines      fleet-bucket ── new objects ──▶ Sums
     fleet-page ─ asyncio ──▶ browsers
 
 A broker or a bucket that is away is said on the page and tried again; what was heard stays.
@@ -17,9 +17,10 @@ from typing import Any, Final, Self
 from starlette.requests import Request
 
 from agent.clock import SystemClock
-from agent.fleet.page.lines import Condition, Line, Lines, pattern_of
+from agent.fleet.page.lines import Condition, Line, Lines
 from agent.fleet.page.sums import Day, Sums
 from agent.fleet.plan import FleetPlan, SiteBroker
+from agent.fleet.reports import pattern_of
 from agent.mqtt.link import Heard, Link, address
 from agent.ports import Clock
 from agent.services.page.access import USERS, Access, Role
@@ -37,7 +38,7 @@ _LOOK_S: Final = 0.5
 _BUCKET_S: Final = 300.0
 _SHOWN: Final = 100
 """Rows of one table; a search finds the others."""
-_WHAT: Final = ("state", "health")
+_WHAT: Final = ("state", "fleet", "health")
 
 
 class FleetPage:

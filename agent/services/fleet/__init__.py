@@ -44,6 +44,10 @@ class FleetSettings(AnyServiceSettings):
         """The folder, where it is named."""
         return {} if self.folder is None else {"folder": self.folder}
 
+    def folder_by(self, ledger: Path) -> Path:
+        """Where the agent with this ledger keeps what was pulled."""
+        return self.folder or ledger.parent / "fleet"
+
     def labelled_by(self, ledger: Path) -> Path:
         """Where the page of the agent with this ledger keeps what was labelled."""
         return self.labelled or ledger.parent / "page" / "labelled"

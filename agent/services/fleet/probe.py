@@ -1,11 +1,22 @@
 """What is desired of an agent, and whether it could follow, before the line depends on it."""
 
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING, Final
 
-from agent.fleet.desired import Desired, current, repository_of, require_current, require_ours
+from agent.fleet.desired import (
+    STOP,
+    Desired,
+    Stop,
+    current,
+    repository_of,
+    require_current,
+    require_newer,
+    require_ours,
+)
+from agent.fleet.kept import read_kept
 from agent.fleet.oci import Registry
 from agent.labelled import calibration_parts
+from agent.record.evidence_files import check_folder
 from agent.services.fleet import FleetSettings
 from agent.services.fleet.service import key_of
 from calibration.bound import good_parts_needed
@@ -15,6 +26,7 @@ if TYPE_CHECKING:
     from agent.settings import Config
 
 _WEAKEST: Final = 0.05
+_CLOCKS: Final = timedelta(minutes=1)
 _CONFIDENCE: Final = 0.95
 
 
@@ -25,16 +37,28 @@ def probe(settings: FleetSettings, config: "Config") -> tuple[str, bool]:
     """
     option, key = key_of(settings, config)
     registry, agent_id = Registry.of(settings.registry), config.agent.id
+    folder = settings.folder_by(config.ledger.path)
+    if (fault := check_folder(folder)) is not None:
+        return f"{fault}; no bundle could be pulled", False
     try:
+        kept, now = read_kept(folder), datetime.now(UTC)
         found = current(registry, repository_of(agent_id), Desired, key, option=option)
         if found is not None:
             require_ours(found[0], agent_id)
-            require_current(found[0], datetime.now(UTC))
+            require_newer(*found, kept.status.serial or 0, kept.digest)
+            require_current(found[0], now)
+        stop = current(registry, STOP, Stop, key, option=option)
     except (RegistryError, DesiredStateError) as error:
         return str(error), False
     said = f"{settings.registry.address} has no desired state for {agent_id}"
     if found is not None:
         said = f"desired is bundle {found[0].bundle[:12]}, with serial {found[0].serial}"
+    if registry.date is not None and (apart := abs(now - registry.date)) > _CLOCKS:
+        minutes = apart.total_seconds() / 60
+        clocks = f"this machine's clock and the registry's differ by {minutes:.0f} min"
+        return f"{said}; {clocks}: set one of them", False
+    if stop is not None and stop[0].is_stopped:
+        return f"{said}; the fleet is stopped: {stop[0].why or 'without a reason'}", False
     have = len(calibration_parts(settings.labelled_by(config.ledger.path), settings.good))
     needed = good_parts_needed(
         max_false_reject=settings.max_false_reject or _WEAKEST, confidence=_CONFIDENCE

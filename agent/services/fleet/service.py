@@ -70,8 +70,11 @@ def in_force(status: Status) -> Mapping[str, object]:
 def key_of(settings: FleetSettings, config: "Config") -> tuple[str, Path]:
     """Where the public key is named of whoever signs, and which it is.
 
-    Raises `ConfigurationError` where there is none, or it cannot be used.
+    Raises `ConfigurationError` where there is none, it cannot be used, or the line has products.
     """
+    if config.products:
+        remedy = "does not go with products: a desired state names one bundle"
+        raise ConfigurationError("services.type", "fleet", remedy)
     option, key = "fleet.key", settings.key
     if key is None:
         option, key = "bundle.require_signature", config.bundle.require_signature
@@ -85,20 +88,16 @@ def key_of(settings: FleetSettings, config: "Config") -> tuple[str, Path]:
 def _setup(settings: FleetSettings, watched: Watched) -> Mapping[str, object]:
     config = watched.config
     option, key = key_of(settings, config)
-    if config.products:
-        remedy = "does not go with products: a desired state names one bundle"
-        raise ConfigurationError("services.type", "fleet", remedy)
     if watched.config_file is None:
         remedy = "is read from no file, which the fleet needs to try a bundle with"
         raise ConfigurationError("--config", None, remedy)
-    beside = config.ledger.path.parent
     return {
         "settings": asdict(settings),
         "password": password_of(settings.registry),
         "option": option,
         "key": key,
         "agent_id": config.agent.id,
-        "folder": settings.folder or beside / "fleet",
+        "folder": settings.folder_by(config.ledger.path),
         "labelled": settings.labelled_by(config.ledger.path),
         "bundle": config.bundle.path,
         "backend": config.bundle.backend,

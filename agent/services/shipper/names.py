@@ -4,6 +4,7 @@
                                                     epoch, first, last, how many
     frames/site=hamburg/agent=line-3/4f0c2a9be4d1-4711.jpg
     labels/site=hamburg/agent=line-3/4f0c2a9be4d1-1-12.jsonl
+    doctor/site=hamburg/agent=line-3.txt
 
 First and last are positions: they count the parts of a ledger in the order in which they were
 recorded, without a gap. Sequences, which a part has from its trigger, may overtake each other. The
@@ -121,6 +122,11 @@ def frame_name(site: str, agent: str, epoch: str, sequence: int) -> str:
 def labels_name(site: str, agent: str, epoch: str, first: int, last: int) -> str:
     """Where labels are, with the ids of the first and the last."""
     return f"labels/{_owner(site, agent)}/{epoch}-{first}-{last}.jsonl"
+
+
+def probe_name(site: str, agent: str) -> str:
+    """Where `agent doctor` tries whether the bucket takes anything."""
+    return f"doctor/{_owner(site, agent)}.txt"
 
 
 def _owner(site: str, agent: str) -> str:

@@ -1,6 +1,7 @@
 """The agent's side of the shipper: its process, and the answers to its questions."""
 
 import importlib.util
+from pathlib import Path
 from typing import Any, Final
 
 from agent.child import Answer, RefusedError
@@ -20,10 +21,7 @@ class ShipperService(ChildService):
     """
 
     def __init__(self, settings: ShipperSettings, watched: Watched) -> None:
-        for name in _NEEDED:
-            if importlib.util.find_spec(name) is None:
-                remedy = f"needs {name}; install with: {install('shipper')}"
-                raise ConfigurationError("services.type", "shipper", remedy)
+        check_installed()
         self._settings = settings
         settings.keys("services")
         config = watched.config
@@ -43,7 +41,7 @@ class ShipperService(ChildService):
                 "frames_an_hour": settings.frames_an_hour,
                 "near": config.evidence.near,
                 "evidence": config.evidence.folder,
-                "folder": settings.folder or config.ledger.path.with_name("shipper"),
+                "folder": folder_of(settings, config.ledger.path),
             },
             reads_feed=False,  # nothing of a part is wanted at once
         )
@@ -65,3 +63,16 @@ class ShipperService(ChildService):
                 labels = obeyed(self._watched.requests, "labels_after", known)
                 return [self._watched.status().epoch, labels], ()
         raise RefusedError(f"there is no question {question}")
+
+
+def check_installed() -> None:
+    """Raise `ConfigurationError` unless the packages that a shipper needs are there."""
+    for name in _NEEDED:
+        if importlib.util.find_spec(name) is None:
+            remedy = f"needs {name}; install with: {install('shipper')}"
+            raise ConfigurationError("services.type", "shipper", remedy)
+
+
+def folder_of(settings: ShipperSettings, ledger: Path) -> Path:
+    """Where the cursor is of the agent with this ledger."""
+    return settings.folder or ledger.with_name("shipper")

@@ -120,7 +120,7 @@ class Shipper:
         self._near = near
         self._frames_an_hour = frames_an_hour
         self._rest = rest
-        self._progress = _read(folder / _STATE)
+        self._progress = read_progress(folder)
 
     @property
     def progress(self) -> Progress:
@@ -272,8 +272,9 @@ def chosen_as(part: Event, near: float) -> str | None:
     return "doubtful" if is_near else None
 
 
-def _read(path: Path) -> Progress:
-    """The progress in a file; from the beginning where there is none, or none that can be read."""
+def read_progress(folder: Path) -> Progress:
+    """The progress in a folder; from the beginning where there is none, or it cannot be read."""
+    path = folder / _STATE
     try:
         return TypeAdapter(Progress).validate_json(path.read_bytes())
     except FileNotFoundError:

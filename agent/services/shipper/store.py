@@ -1,7 +1,11 @@
 """The bucket: what is put there, and in one line why it cannot be."""
 
 import time
+from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from email.utils import parsedate_to_datetime
 from io import BytesIO
 from pathlib import Path
 from typing import Any, Final, Protocol, Self
@@ -108,25 +112,34 @@ class S3Store:
     def __init__(self, address: S3Address, *, max_bytes_s: float) -> None:
         self._address = address
         self._max_bytes_s = max_bytes_s
+        self.date: datetime | None = None
+        """What the bucket's clock said last."""
         self._client = address.client()
         self._client.meta.events.register("before-send.s3.PutObject", _sending)
 
     def put(self, name: str, data: bytes) -> bool:
         """Put an object unless there is one of this name; `False`: there is one."""
         try:
-            self._client.put_object(
+            answer = self._client.put_object(
                 Bucket=self._address.bucket,
                 Key=name,
                 Body=_Paced(data, self._max_bytes_s),
                 IfNoneMatch="*",
             )
+            self._look_at_clock(answer)
         except ClientError as error:
+            self._look_at_clock(error.response)
             if error.response["Error"]["Code"] in _THERE:
                 return False
             raise StoreError(f"{self._address.title}: {refusal(error)}") from None
         except (BotoCoreError, OSError, ValueError) as error:
             raise StoreError(f"{self._address.title}: {unreached(error)}") from None
         return True
+
+    def _look_at_clock(self, answer: Mapping[str, Any]) -> None:
+        headers = answer.get("ResponseMetadata", {}).get("HTTPHeaders", {})
+        with suppress(ValueError):
+            self.date = parsedate_to_datetime(headers.get("date", "")).astimezone(UTC)
 
 
 class _Paced(BytesIO):

@@ -4,6 +4,7 @@ Topics come from one template, by default `atac/{agent}/{what}`:
 
     state       retained `online` or `offline`; the broker says `offline` when the agent dies
     health      every few seconds: counts, rates, what is wrong
+    fleet       retained: what became of the desired state, where the agent follows one
     alarm       every part that has to be looked after, as JSON
     thumbnail   the JPEG of an alarm, matched by its id
     verdict     every part, as JSON; only where the configuration asks for it
@@ -27,7 +28,7 @@ from agent.station.status import Status
 from engine.frame import Box, FoundRegion, Pass
 from engine.picture import with_comment
 
-What = Literal["state", "health", "alarm", "thumbnail", "verdict", "request", "response"]
+What = Literal["state", "health", "fleet", "alarm", "thumbnail", "verdict", "request", "response"]
 _RANGES: Final = 100
 _DISCARDED: Final = ("picture", "message")
 _RESENT: Final = ("resent", "true")
@@ -152,6 +153,18 @@ def health(topics: Topics, sink: str, now: Status, before: Status | None = None)
         "reasons": list(now.faults),
     }
     return _json(topics.of("health"), content)
+
+
+def fleet(topics: Topics, now: Status) -> Message:
+    """The retained message of an agent that follows a desired state; it holds until the next."""
+    content: dict[str, object] = {
+        "agent": now.agent_id,
+        "time": utc(now.time_ns),
+        "software": software(),
+        "bundle_id": now.bundle_id or None,
+        "fleet": None if now.fleet is None else asdict(now.fleet),
+    }
+    return replace(_json(topics.of("fleet"), content), retain=True)
 
 
 def response(

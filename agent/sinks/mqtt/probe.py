@@ -24,7 +24,7 @@ class Probed:
     missing: tuple[str, ...] = ()
 
 
-def probe(settings: MqttSettings, agent_id: str) -> Probed:
+def probe(settings: MqttSettings, agent_id: str, *, has_fleet: bool = False) -> Probed:
     """Do what the agent will do, with clients of another name and on topics where nobody listens.
 
     Raises `ConfigurationError` for settings that cannot work, and `BrokerError` where the broker is
@@ -37,7 +37,7 @@ def probe(settings: MqttSettings, agent_id: str) -> Probed:
         link = _connected(both, settings, topics)
         if not link.keeps_retained:
             missing.append("keeps no retained messages: who connects later is not told of `state`")
-        refused = list(_unwritable(link, settings, topics))
+        refused = list(_unwritable(link, settings, topics, has_fleet=has_fleet))
         if settings.commands and settings.version == "5":
             missing += _requests(both, settings, topics)
         # A second connection may have cost the first, where each user has but one.
@@ -65,11 +65,14 @@ def _connected(both: ExitStack, settings: MqttSettings, topics: Topics) -> Link:
         return link
 
 
-def _unwritable(link: Link, settings: MqttSettings, topics: Topics) -> Iterator[str]:
+def _unwritable(
+    link: Link, settings: MqttSettings, topics: Topics, *, has_fleet: bool
+) -> Iterator[str]:
     if settings.version != "5" or settings.qos == 0:
         return  # the broker says nothing of what it is sent
     wanted: list[What] = ["state", "health", "alarm", "thumbnail"]
     wanted += ["verdict"] if settings.every_part else []
+    wanted += ["fleet"] if has_fleet else []
     for what in wanted:
         topic = topics.of(what)
         if _published(link, f"{topic}/doctor") is None:

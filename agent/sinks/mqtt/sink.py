@@ -22,10 +22,10 @@ from agent.part import Part
 from agent.ports import Receipt
 from agent.record.rows import THUMBNAIL, Delivery, Event
 from agent.requests import Requests
-from agent.sinks.mqtt.messages import Topics, delivered, health, state
+from agent.sinks.mqtt.messages import Topics, delivered, fleet, health, state
 from agent.sinks.mqtt.requests import MqttRequests
 from agent.sinks.mqtt.settings import MqttSettings
-from agent.station.status import Status
+from agent.station.status import FleetStatus, Status
 from engine.errors import BrokerError
 
 _LOG: Final = logging.getLogger("atac_agent.mqtt")
@@ -80,6 +80,7 @@ class MqttSink:
         self._flight: dict[int, _Ready] = {}
         self._keeps_retained = True
         self._told: Status | None = None
+        self._told_fleet: tuple[str, FleetStatus] | None = None
 
     def items(self, part: Part) -> tuple[str, ...]:
         """An alarm with its thumbnail, and every verdict where that is configured."""
@@ -96,7 +97,7 @@ class MqttSink:
         """Connect, and say `online` before anything else."""
         self._ready.clear()
         self._flight.clear()
-        self._lost = None
+        self._lost = self._told_fleet = None
         offline = state(self._topics, online=False)
         link = self._linked(offline)
         try:
@@ -151,8 +152,14 @@ class MqttSink:
         return receipts
 
     def report(self, status: Status) -> None:
-        """Health every `health_s` seconds, and at once when a fault comes or goes."""
+        """Health every `health_s` seconds, and at once when a fault comes or goes.
+
+        What became of a desired state is said once for each connection and change.
+        """
         self._connected()
+        if status.fleet is not None and self._told_fleet != (status.bundle_id, status.fleet):
+            self._told_fleet = status.bundle_id, status.fleet
+            self._say(fleet(self._topics, status))
         before = self._told
         if (
             before is None

@@ -4,14 +4,14 @@ import json
 import subprocess
 import sys
 from dataclasses import replace
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 
 import pytest
 
 from agent.commands.fleet import desired, push, roll_out, status, stop
-from agent.fleet.desired import STOP, Desired, Stop, current, repository_of
+from agent.fleet.desired import STOP, Desired, Stop, current, publish, repository_of
 from agent.mqtt.link import Link
-from agent.sinks.mqtt.messages import Topics, health
+from agent.sinks.mqtt.messages import Topics, fleet, state
 from agent.station.status import FleetStatus, Promise, SinkStatus
 from engine.bundle import replace_file
 from engine.errors import BundleError, ConfigurationError, RegistryError
@@ -46,7 +46,13 @@ class Plant:
         found = current(self.client, repository_of(line), Desired, self.keys.public, option="--key")
         return None if found is None else found[0]
 
-    def report(self, line, state="in force", **changes):
+    def leave_behind(self, line, **changes):
+        """There is a state already, for the same bundle."""
+        later = (datetime.now(UTC) + timedelta(days=1)).isoformat()
+        values = {"agent": line, "serial": 5, "bundle": self.bundle.id, "expires": later}
+        publish(self.client, repository_of(line), Desired(**values | changes), self.keys.private)
+
+    def report(self, line, said="in force", *, is_online=True, **changes):
         """The line says how it is, with the bundle that is desired."""
         wanted = self.desired(line)
         promise = Promise(
@@ -55,17 +61,18 @@ class Plant:
             is_proved=True,
             calibrated_at=datetime.now(UTC).isoformat(),
         )
-        said = FleetStatus(state=state, serial=wanted.serial, bundle=wanted.bundle, promise=promise)
+        told = FleetStatus(state=said, serial=wanted.serial, bundle=wanted.bundle, promise=promise)
         now = agent_status(
             agent_id=line,
             bundle_id=wanted.bundle,
             sinks={"mqtt": SinkStatus(is_connected=True)},
-            fleet=replace(said, **changes),
+            fleet=replace(told, **changes),
         )
-        message = replace(health(Topics(agent_id=line), "mqtt", now), retain=True)
+        topics = Topics(agent_id=line)
         with Link(self.broker.settings, f"agent-{line}") as link:
-            link.publish(message)
-            link.acknowledged(5.0)
+            for message in (fleet(topics, now), state(topics, online=is_online)):
+                link.publish(message)
+                link.acknowledged(5.0)
 
     def away(self):
         """One more broker, which is away."""
@@ -112,9 +119,17 @@ def test_a_bundle_goes_from_ring_to_ring(plant, capsys):
     code, told = plant.rolled(capsys)
     assert (code, told["step"], told["lines"]) == (0, "wait", ["line-0"])
     assert [plant.desired(line) is not None for line in LINES] == [True, False, False, False]
+    plant.report("line-0", is_online=False)
+    assert plant.rolled(capsys)[1]["why"] == "offline"
     plant.report("line-0")
+    plant.leave_behind("line-1", agent="line-9")
+    plant.leave_behind("line-2", serial=3)
+    plant.report("line-2", serial=7)
     code, told = plant.rolled(capsys)
     assert (code, told["step"], told["ring"], told["lines"]) == (0, "wait", 2, LINES[1:])
+    # What these lines could not obey has been replaced.
+    assert [plant.desired(line).agent for line in LINES] == LINES
+    assert plant.desired("line-2").serial > 7
     for line in LINES[1:3]:
         plant.report(line)
     plant.report("line-3", "rolled back", reason="23 of 40 parts were NG")
@@ -124,9 +139,11 @@ def test_a_bundle_goes_from_ring_to_ring(plant, capsys):
     plant.report("line-3")
     assert plant.rolled(capsys)[1]["step"] == "done"
     plant.away()
-    status(fleet=plant.plan, listen=0.3)
+    plant.report("line-2", is_online=False)
+    status(fleet=plant.plan, listen=3600)  # the broker knows them all
     said = capsys.readouterr()
-    assert "4 of 4 lines have answered" in said.out
+    assert said.out.startswith("line-2               offline")
+    assert "3 of 4 lines are online" in said.out
     assert "WARNING: its lines are silent: 127.0.0.1:1: Connection refused" in said.err
     stop(key=plant.keys.private, why="a test", fleet=plant.plan)
     assert "the fleet is stopped" in capsys.readouterr().out

@@ -17,7 +17,6 @@ WELL = Report(
     agent="",
     time="2026-11-27T12:00:00.000Z",
     bundle_id=BUNDLE,
-    is_degraded=False,
     state="in force",
     serial=1,
     judged=200,
@@ -81,9 +80,10 @@ def test_a_ring_follows_when_the_one_before_is_well():
         ({"changed_verdicts": 11}, "stop", "a: 11 of 200 kept frames have another verdict"),
         ({"max_false_reject": 0.05}, "stop", "a: it promises no less than 0.05 false rejects"),
         ({"max_false_reject": None}, "stop", "a: it reports no promise"),
-        ({"state": "on trial"}, "wait", ""),
-        ({"state": "pulling"}, "wait", ""),
-        ({"serial": 0}, "wait", ""),
+        ({"state": "on trial", "reason": "until 200 parts"}, "wait", "on trial: until 200 parts"),
+        ({"state": "pulling"}, "wait", "pulling"),
+        ({"serial": 0}, "wait", "in force"),
+        ({"is_online": False}, "wait", "offline"),
     ],
 )
 def test_a_line_that_is_not_well_holds_all_others_up(changes, kind, why):

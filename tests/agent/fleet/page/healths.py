@@ -7,7 +7,7 @@ from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 
 from agent.part import State
-from agent.sinks.mqtt.messages import Topics, health, state
+from agent.sinks.mqtt.messages import Topics, fleet, health, state
 from agent.station.status import CameraStatus, FleetStatus, Promise, SinkStatus
 from tests.agent.statuses import status
 
@@ -19,7 +19,7 @@ def digest(text):
 
 
 def messages(count, seed=7):
-    """The retained state and health of so many lines in eight sites."""
+    """The retained states and the healths of so many lines in eight sites."""
     chance = random.Random(seed)
     now = datetime.now(UTC)
     for number in range(count):
@@ -27,21 +27,18 @@ def messages(count, seed=7):
         topics = Topics(agent_id=agent, template=f"{site}/{{agent}}/{{what}}")
         condition = chance.random()
         faults, fleet_state, reason, off_s, age = (), "in force", None, 0.0, chance.randrange(60)
-        if condition < 0.004:
-            yield state(topics, online=False)
-            continue
-        if condition < 0.014:
+        if 0.004 <= condition < 0.014:
             faults = ("camera main: no frame for 12 s; look at its cable and its trigger",)
-        elif condition < 0.024:
+        elif 0.014 <= condition < 0.024:
             fleet_state = chance.choice(("refused", "rolled back"))
             reason = "31 of 200 parts were NG; at most 0.1 may be"
-        elif condition < 0.034:
+        elif 0.024 <= condition < 0.034:
             faults = ("drift: the scores of OK parts have changed; look at light and lens",)
-        elif condition < 0.039:
+        elif 0.034 <= condition < 0.039:
             off_s = 86_400.0
-        elif condition < 0.044:
+        elif 0.039 <= condition < 0.044:
             age = 400
-        elif condition < 0.06:
+        elif 0.044 <= condition < 0.06:
             fleet_state = "on trial"
         parts = chance.randrange(10_000, 900_000)
         ng = round(parts * chance.choice((0.002, 0.01, 0.02, 0.06)))
@@ -73,5 +70,8 @@ def messages(count, seed=7):
             fleet=desired,
             bundle_id=bundle,
         )
-        yield state(topics, online=True)
-        yield replace(health(topics, "mqtt", shown), retain=True)
+        is_online = condition >= 0.004
+        yield state(topics, online=is_online)
+        yield fleet(topics, shown)
+        if is_online:
+            yield replace(health(topics, "mqtt", shown), retain=True)

@@ -12,14 +12,16 @@ from agent.bundle_places import previous_place
 from agent.cameras.conveyor import ConveyorSettings
 from agent.cameras.pace import PacedCamera
 from agent.fleet.bundles import push_bundle, push_calibration
-from agent.fleet.desired import Desired, publish, repository_of
+from agent.fleet.desired import STOP, Desired, Stop, publish, repository_of
 from agent.fleet.follower import Shadowed
+from agent.fleet.kept import Kept, write_kept
 from agent.fleet.settings import RegistrySettings, TrialSettings
 from agent.inference.child import ChildInspector, Setup
 from agent.part import State
 from agent.ports import CameraContext
 from agent.services.fleet import FleetSettings
 from agent.services.fleet.probe import probe
+from agent.services.fleet.service import key_of
 from agent.services.fleet.serving import AgentLine
 from agent.settings import (
     AgentSettings,
@@ -27,11 +29,13 @@ from agent.settings import (
     Config,
     EvidenceSettings,
     LedgerSettings,
+    ProductSettings,
 )
 from agent.sinks.mqtt.settings import MqttSettings
 from agent.station.evidence import Evidence
 from agent.station.run import run_station
 from agent.station.station import Model
+from agent.station.status import FleetStatus
 from calibration.record import read_calibration
 from engine.bundle import open_bundle, replace_file
 from engine.errors import ConfigurationError, DesiredStateError
@@ -214,6 +218,12 @@ def test_a_line_calibrates_with_its_own_parts_and_judges_its_own_frames(tmp_path
 
 
 def test_a_fleet_needs_a_key(line):
+    several = replace(
+        line.config(),
+        products=(ProductSettings(name="cola", bundle=BundleSettings(path=line.first.path)),),
+    )
+    with pytest.raises(ConfigurationError, match="does not go with products"):
+        key_of(line.settings, several)
     with pytest.raises(ConfigurationError, match=r"fleet.key: is not named"):
         run_station(
             line.config(),
@@ -223,7 +233,15 @@ def test_a_fleet_needs_a_key(line):
         )
 
 
-def test_doctor_says_what_is_desired_and_what_is_missing(line):
+class AnHourOff(datetime):
+    """A clock that is an hour ahead."""
+
+    @classmethod
+    def now(cls, tz=None):
+        return datetime.now(tz) + timedelta(hours=1)
+
+
+def test_doctor_says_what_is_desired_and_what_is_missing(line, monkeypatch):
     config = line.config(require_signature=line.keys.public)
     said, is_well = probe(line.settings, config)
     assert "has no desired state for line-3; a new bundle would be refused: 0 good parts" in said
@@ -239,6 +257,22 @@ def test_doctor_says_what_is_desired_and_what_is_missing(line):
         f"desired is bundle {line.first_id[:12]}, with serial 4; 9 good parts of this line can set "
         "a threshold"
     )
+    client = line.registry.client()
+    publish(client, STOP, Stop(serial=1, is_stopped=True, why="a test"), line.keys.private)
+    assert probe(settings, config)[0].endswith("; the fleet is stopped: a test")
+    publish(client, STOP, Stop(serial=2, is_stopped=False), line.keys.private)
+    with monkeypatch.context() as patch:
+        patch.setattr("agent.services.fleet.probe.datetime", AnHourOff)
+        said, is_well = probe(settings, config)
+        assert "this machine's clock and the registry's differ by 60 min" in said
+        assert not is_well
+    kept = replace(Kept(), status=FleetStatus(serial=9))
+    write_kept(line.settings.folder_by(config.ledger.path), kept)
+    assert "serial 4, and 9 is known already" in probe(settings, config)[0]
+    write_kept(line.settings.folder_by(config.ledger.path), Kept())
+    line.registry.kill()
+    assert "cannot be reached (Connection refused)" in probe(settings, config)[0]
+    line.registry.start()
     strangers = Keys(line.folder, "stranger")
     said, is_well = probe(settings, line.config(require_signature=strangers.public))
     assert "is not signed by the key" in said

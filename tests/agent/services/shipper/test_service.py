@@ -1,6 +1,7 @@
 """The shipper's own process, and what it says where a bucket cannot be used."""
 
 import time
+from datetime import datetime, timedelta
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -8,8 +9,11 @@ import pytest
 from pydantic import ValidationError
 
 from agent.part import State
+from agent.record.ledger import Ledger
 from agent.registry import open_service
+from agent.services.shipper.probe import probe
 from agent.services.shipper.settings import ShipperSettings
+from agent.services.shipper.store import S3Store
 from engine.errors import ConfigurationError
 from tests.records import add
 from tests.s3 import KEYS
@@ -81,3 +85,42 @@ def test_keys_are_named_and_never_written(s3, ledger, tmp_path):
     missing = settings(s3, tmp_path, secret_key_file=tmp_path / "none")
     with pytest.raises(ConfigurationError, match=r"secret_key_file: .*none"):
         open_service(missing, Watched(ledger, tmp_path / "ledger.sqlite"))
+
+
+def test_doctor_says_what_would_become_of_parts(s3, tmp_path, monkeypatch):
+    path = tmp_path / "ledger.sqlite"
+    watched = Watched(SimpleNamespace(feed=None), path)
+    asked = settings(s3, tmp_path)
+    said, is_well = probe(asked, watched.config)
+    name = "doctor/site=hamburg/agent=line-3.txt"
+    assert said == f"bucket plant at {s3.endpoint} takes {name}, and takes it once"
+    assert (is_well, s3.names()) == (True, [name])
+    with Ledger(path, agent_id="line-3") as ledger:
+        add(ledger, *[State.OK] * 3)
+        assert ledger.flush(5)
+    assert probe(asked, watched.config) == (f"{said}; parts that wait for it: 3", True)
+
+    class AnHourOff(datetime):
+        @classmethod
+        def now(cls, tz=None):
+            return datetime.now(tz) + timedelta(hours=1)
+
+    with monkeypatch.context() as patch:
+        patch.setattr("agent.services.shipper.probe.datetime", AnHourOff)
+        said, is_well = probe(asked, watched.config)
+        assert said.endswith("this machine's clock and the bucket's differ by 60 min: set it")
+        assert not is_well
+    with monkeypatch.context() as patch:
+        s3.client.delete_object(Bucket=s3.bucket, Key=name)
+        patch.setattr(S3Store, "put", lambda *_: True)  # a service that knows no conditions
+        assert "it ignores If-None-Match" in probe(asked, watched.config)[0]
+    key = s3.key_without_rights("line-3")
+    with s3.asking_for_rights():
+        (tmp_path / "access").write_text(key["access_key"])
+        (tmp_path / "secret").write_text(key["secret_key"])
+        said, is_well = probe(asked, watched.config)
+        assert "its key may not write there; allow s3:PutObject" in said
+        assert not is_well
+    (tmp_path / "shipper").rmdir()
+    (tmp_path / "shipper").write_text("a file in its place")
+    assert "the cursor could not be kept" in probe(asked, watched.config)[0]

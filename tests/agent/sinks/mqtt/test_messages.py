@@ -450,7 +450,7 @@ def test_messages_taken_off_a_broker_fit_the_asyncapi_document(
             for state in State:
                 part = inspected(begin(ledger))
                 end(ledger, part, state, jpeg())
-            deliverer.report(status(sinks={"mqtt": deliverer.status()}))
+            deliverer.report(status(sinks={"mqtt": deliverer.status()}, fleet=FleetStatus()))
         eventually(lambda: ("atac/line1/state", b"offline") in heard.messages)
         ids = {f"line1:{ledger.epoch}:{n}" for n in range(2, 7)}
     seen = set()
