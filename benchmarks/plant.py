@@ -554,7 +554,7 @@ class Answering(Exchange):
             self.report(status, next(iter(status.cameras)))
             announcement = self.announcement(0.1)
             if announcement is not None:
-                with self._changed:
+                with self._lock:
                     token = self._taken.pop((announcement.at, announcement.count))
                     self._do(self._handshake.offer(token, good, self._clock.now()))
 

@@ -168,10 +168,10 @@ class Registers:
     def __init__(self) -> None:
         self.count = 0
 
-    def read(self, _start: int, count: int) -> list[int]:
-        return [self.count, *[0] * (count - 1)]
+    def read(self, _start: int, count: int) -> bytes:
+        return self.count.to_bytes(2) + bytes(2 * count - 2)
 
-    def write(self, _start: int, _values: object) -> None: ...
+    def write(self, _start: int, _data: bytes) -> None: ...
 
 
 def serve_modbus(listener: socket.socket, registers: Registers) -> None:

@@ -4,10 +4,11 @@ A block is a value; `AGENT_MAP` and `PLC_MAP` say where each of its fields lies.
 of UTF-8 a register, the high byte first; numbers of 32 bits have their high word first.
 """
 
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, fields
+import struct
+from collections.abc import Sequence
+from dataclasses import dataclass
 from enum import IntEnum
-from typing import Any, Final, TypeVar
+from typing import Any, Final
 
 ID_REGISTERS: Final = 16
 ID_BYTES: Final = 2 * ID_REGISTERS
@@ -135,30 +136,49 @@ PLC_REGISTERS: Final = 20
 FLAGS: Final = 1
 """The register of all flags, in both blocks."""
 
-Block = TypeVar("Block", AgentBlock, PlcBlock)
+
+def agent_bytes(block: AgentBlock) -> bytes:
+    """The registers that the PLC reads, each with its high byte first."""
+    return _packed(block, _AGENT)
+
+
+def plc_bytes(block: PlcBlock) -> bytes:
+    """The registers that a PLC writes, each with its high byte first."""
+    return _packed(block, _PLC)
 
 
 def agent_registers(block: AgentBlock) -> list[int]:
     """The registers that the PLC reads."""
-    return _registers(block, AGENT_MAP, AGENT_REGISTERS)
+    return words(agent_bytes(block))
 
 
 def plc_registers(block: PlcBlock) -> list[int]:
     """The registers that a PLC writes."""
-    return _registers(block, PLC_MAP, PLC_REGISTERS)
+    return words(plc_bytes(block))
 
 
 def agent_block(registers: Sequence[int]) -> AgentBlock:
     """What a PLC understands of the registers that it has read."""
-    found = dict(_found(registers, AGENT_MAP, AgentBlock))
+    found = _found(register_bytes(registers), _AGENT)
     found["condition"] = Condition(found["condition"])
     found["code"] = ResultCode(found["code"])
     return AgentBlock(**found)
 
 
-def plc_block(registers: Sequence[int]) -> PlcBlock:
+def plc_block(registers: Sequence[int] | bytes | bytearray) -> PlcBlock:
     """What the agent understands of what a PLC has written; any registers have a meaning."""
-    return PlcBlock(**dict(_found(registers, PLC_MAP, PlcBlock)))
+    data = registers if isinstance(registers, bytes | bytearray) else register_bytes(registers)
+    return PlcBlock(**_found(data, _PLC))
+
+
+def words(data: bytes | bytearray) -> list[int]:
+    """Registers from their bytes."""
+    return list(struct.unpack(f">{len(data) // 2}H", data))
+
+
+def register_bytes(registers: Sequence[int]) -> bytes:
+    """The bytes of registers."""
+    return struct.pack(f">{len(registers)}H", *registers)
 
 
 def shown_id(part_id: str) -> str:
@@ -168,10 +188,7 @@ def shown_id(part_id: str) -> str:
 
 def text(registers: Sequence[int]) -> str:
     """The text in registers, up to the first zero byte."""
-    data = b"".join(each.to_bytes(2) for each in registers)
-    found = data.split(b"\0")[0].decode(errors="replace")
-    # What cannot be printed must reach no log and no topic.
-    return "".join(c if c.isprintable() else "�" for c in found).strip()
+    return _text(register_bytes(registers))
 
 
 def thousandths(value: float | None) -> int:
@@ -180,42 +197,65 @@ def thousandths(value: float | None) -> int:
     return UNKNOWN if value is None else round(max(-largest, min(largest, value * 1000)))
 
 
-def _registers(block: AgentBlock | PlcBlock, places: Sequence[Place], size: int) -> list[int]:
-    registers = [0] * size
-    for place in places:
-        value = getattr(block, place.field)
-        if place.bit is not None:
-            registers[place.offset] |= (int(value) & _ones(place)) << place.bit
-        elif isinstance(value, str):
-            data = shown_id(value).encode().ljust(2 * place.size, b"\0")
-            for index in range(place.size):
-                pair = data[2 * index : 2 * index + 2]
-                registers[place.offset + index] = int.from_bytes(pair)
+class _Layout:
+    """A block's registers as `struct` packs them: the flags are one number, texts are bytes."""
+
+    def __init__(self, places: Sequence[Place], registers: int) -> None:
+        self.flags = tuple(
+            (place.field, place.bit, (1 << place.bits) - 1)
+            for place in places
+            if place.bit is not None
+        )
+        """Each with its lowest bit, and as many ones as it has bits."""
+        self.fields: list[str | None] = []
+        """Of each value in turn; `None`: the flags."""
+        self.texts = {place.field for place in places if place.size > 2}
+        form, end = ">", 0
+        for place in places:
+            if place.offset < end:
+                continue  # one more flag
+            size = 2 * place.size
+            form += "xx" * (place.offset - end)
+            form += f"{size}s" if place.size > 2 else "Hi"[place.size - 1]
+            self.fields.append(place.field if place.bit is None else None)
+            end = place.offset + place.size
+        self.struct = struct.Struct(form + "xx" * (registers - end))
+
+
+_AGENT: Final = _Layout(AGENT_MAP, AGENT_REGISTERS)
+_PLC: Final = _Layout(PLC_MAP, PLC_REGISTERS)
+
+
+def _packed(block: AgentBlock | PlcBlock, layout: _Layout) -> bytes:
+    values: list[int | bytes] = []
+    for name in layout.fields:
+        if name is None:
+            flags = 0
+            for flag, bit, ones in layout.flags:
+                flags |= (getattr(block, flag) & ones) << bit
+            values.append(flags)
+        elif name in layout.texts:
+            values.append(shown_id(getattr(block, name)).encode())
         else:
-            bits = int(value) & ((1 << 16 * place.size) - 1)
-            for index in range(place.size):
-                shift = 16 * (place.size - 1 - index)
-                registers[place.offset + index] = bits >> shift & LARGEST
-    return registers
+            values.append(getattr(block, name))
+    return layout.struct.pack(*values)
 
 
-def _ones(place: Place) -> int:
-    return (1 << place.bits) - 1
-
-
-def _found(
-    registers: Sequence[int], places: Sequence[Place], kind: type[Block]
-) -> Iterator[tuple[str, Any]]:
-    texts = {field.name for field in fields(kind) if field.type is str}
-    for place in places:
-        raw = registers[place.offset : place.offset + place.size]
-        if place.bit is not None:
-            found = raw[0] >> place.bit & _ones(place)
-            yield place.field, found if place.bits > 1 else bool(found)
-        elif place.field in texts:
-            yield place.field, text(raw)
-        elif place.size == 2:
-            value = raw[0] << 16 | raw[1]
-            yield place.field, value - (1 << 32) if value >> 31 else value
+def _found(data: bytes | bytearray, layout: _Layout) -> dict[str, Any]:
+    found: dict[str, Any] = {}
+    for name, value in zip(layout.fields, layout.struct.unpack(data), strict=True):
+        if name is None:
+            for flag, bit, ones in layout.flags:
+                bits = value >> bit & ones
+                found[flag] = bits if ones > 1 else bool(bits)
         else:
-            yield place.field, raw[0]
+            found[name] = _text(value) if name in layout.texts else value
+    return found
+
+
+def _text(data: bytes) -> str:
+    found = data.split(b"\0", 1)[0].decode(errors="replace")
+    # What cannot be printed must reach no log and no topic.
+    if not found.isprintable():
+        found = "".join(c if c.isprintable() else "�" for c in found)
+    return found.strip()

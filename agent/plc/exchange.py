@@ -46,7 +46,9 @@ class Exchange:
         self.names_products = False
         """Whether the PLC says what each part is; set before the connection is made."""
         self._handshake = Handshake(due_s=due_s, unready=Condition.FAULT)
-        self._changed = threading.Condition()
+        self._lock = threading.RLock()
+        self._has_announced = threading.Condition(self._lock)
+        self._has_settled = threading.Condition(self._lock)
         self._announced: deque[Announcement] = deque()
         self._taken: OrderedDict[tuple[float, int | None], int] = OrderedDict()
         self._tokens: OrderedDict[int, int] = OrderedDict()
@@ -61,52 +63,60 @@ class Exchange:
 
     def heard(self, plc: PlcBlock) -> None:
         """The PLC has written this."""
-        with self._changed:
-            now = self._looked()
-            self._do(self._handshake.heard(plc, now))
+        with self._lock:
+            self._do(self._handshake.heard(plc, self._looked()))
+
+    def beats(self, heartbeat: int) -> None:
+        """The PLC has written the same again, but for its heartbeat."""
+        with self._lock:
+            self._do(self._handshake.beats(heartbeat, self._looked()))
 
     def passed(self) -> None:
         """Time has passed."""
-        with self._changed:
+        with self._lock:
             self._handshake.passed(self._looked())
 
-    def block(self) -> AgentBlock:
-        """What the PLC is to read now."""
-        with self._changed:
+    def block(self, *, is_read: bool = False) -> AgentBlock:
+        """What the PLC is to read now; `is_read`: it has it with this call."""
+        with self._lock:
             now = self._looked()
             self._handshake.passed(now)
-            return self._handshake.block(now)
+            block = self._handshake.block(now)
+            if is_read:
+                self._handshake.seen(block)
+            return block
 
     def seen(self, block: AgentBlock) -> None:
         """The PLC has this block."""
-        with self._changed:
+        with self._lock:
             self._handshake.seen(block)
 
     @property
     def hears(self) -> bool:
         """Whether the PLC's heartbeat has changed lately."""
-        with self._changed:
+        with self._lock:
             return self._handshake.is_alive(self._clock.now())
 
     def fails(self, fault: str | None) -> None:
         """Why there is no connection; `None`: there is one."""
-        with self._changed:
-            self._fault = fault
-            self._changed.notify_all()
+        with self._lock:
+            if fault != self._fault:
+                self._fault = fault
+                self._has_settled.notify_all()
 
     # ---- by the trigger's thread
 
     def announcement(self, timeout_s: float) -> Announcement | None:
         """The next part that the PLC has announced; `None` when none came in time."""
-        with self._changed:
-            self._changed.wait_for(lambda: self._announced, timeout_s)
+        with self._has_announced:
+            self._has_announced.wait_for(lambda: self._announced, timeout_s)
             return self._announced.popleft() if self._announced else None
 
     # ---- by the recorder's thread
 
     def claims(self, part: Part) -> bool:
         """Whether the PLC waits for the result of an ended part."""
-        with self._changed:
+        with self._lock:
             token = self._taken.pop((part.received, part.trigger.count), None)
             if token is None:
                 return False
@@ -118,14 +128,14 @@ class Exchange:
     @property
     def fault(self) -> str | None:
         """Why no results reach a PLC."""
-        with self._changed:
+        with self._lock:
             if self._fault is None and not self._handshake.is_alive(self._clock.now()):
                 return "the PLC's heartbeat does not change: is its program running?"
             return self._fault
 
     def offer(self, delivery: Delivery, event: Event) -> Receipt | None:
         """A part's result is to be told; a receipt at once where nobody waits for it."""
-        with self._changed:
+        with self._lock:
             token = self._tokens.get(event.sequence)
             if token is None:
                 return Receipt(delivery=delivery.id, refused=_FROM_BEFORE)
@@ -137,14 +147,14 @@ class Exchange:
 
     def receipts(self, timeout_s: float) -> Sequence[Receipt]:
         """What has become of the results; waits for the first."""
-        with self._changed:
-            self._changed.wait_for(lambda: self._receipts or self._fault, timeout_s)
+        with self._has_settled:
+            self._has_settled.wait_for(lambda: self._receipts or self._fault, timeout_s)
             receipts, self._receipts = self._receipts, []
             return receipts
 
     def report(self, status: Status, camera: str) -> None:
         """How the agent is: while it cannot inspect, the PLC is told that it is not ready."""
-        with self._changed:
+        with self._lock:
             self._reported_at = self._clock.now()
             known = status.cameras.get(camera)
             is_faulty = known is None or not known.gives_frames
@@ -180,13 +190,13 @@ class Exchange:
                         product=product,
                     )
                 )
+                self._has_announced.notify()
                 continue
             _keep(self._outcomes, action.token, action.refused)
             delivery = self._deliveries.pop(action.token, None)
             if delivery is not None:
                 self._receipts.append(Receipt(delivery=delivery, refused=action.refused))
-        if actions:
-            self._changed.notify_all()
+                self._has_settled.notify()
 
 
 def _keep(known: OrderedDict[Key, Value], key: Key, value: Value) -> None:

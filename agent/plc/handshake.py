@@ -108,6 +108,7 @@ class Handshake:
     due_s: float | None = None
     unready: Condition | None = None
     _plc: PlcBlock = field(default_factory=PlcBlock)
+    _heartbeat: int = 0
     _alive_at: float | None = None
     _found: int | None = None
     """The session that was there at the start, until another one begins."""
@@ -128,13 +129,19 @@ class Handshake:
 
     def heard(self, plc: PlcBlock, now: float) -> list[Action]:
         """The PLC has written this, all of it in one piece."""
-        if self._alive_at is None or plc.heartbeat != self._plc.heartbeat:
-            self._alive_at = now
+        self._hear_beat(plc.heartbeat, now)
         self._plc = plc
         actions = list(self._session_of(plc))
         if self._session:
             actions += self._triggered(plc, now)
             actions += self._acknowledged(plc)
+        self.passed(now)
+        return actions
+
+    def beats(self, heartbeat: int, now: float) -> list[Action]:
+        """The PLC has written the same again, but for its heartbeat."""
+        self._hear_beat(heartbeat, now)
+        actions = list(self._acknowledged(self._plc)) if self._plc.results_ack else []
         self.passed(now)
         return actions
 
@@ -220,6 +227,10 @@ class Handshake:
         return self._alive_at is not None and now - self._alive_at <= HEARTBEAT_S
 
     # ---- what follows
+
+    def _hear_beat(self, heartbeat: int, now: float) -> None:
+        if self._alive_at is None or heartbeat != self._heartbeat:
+            self._heartbeat, self._alive_at = heartbeat, now
 
     @property
     def _held(self) -> int:

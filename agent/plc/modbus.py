@@ -8,8 +8,7 @@ and ends the connection; a request that cannot be obeyed gets an exception code.
 
 import struct
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
-from typing import Final, Protocol
+from typing import Final, NamedTuple, Protocol
 
 _HEAD: Final = struct.Struct(">HHHB")
 _LONGEST: Final = 254
@@ -39,14 +38,16 @@ class ModbusError(Exception):
 
 
 class Registers(Protocol):
-    """What a server has; both raise `ModbusError` where there are no such registers."""
+    """What a server has, two bytes each, the high one first.
 
-    def read(self, start: int, count: int) -> Sequence[int]: ...
-    def write(self, start: int, values: Sequence[int]) -> None: ...
+    Both raise `ModbusError` where there are no such registers.
+    """
+
+    def read(self, start: int, count: int) -> bytes: ...
+    def write(self, start: int, data: bytes) -> None: ...
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Frame:
+class Frame(NamedTuple):
     """One request or answer."""
 
     transaction: int
@@ -112,8 +113,8 @@ def _answer(pdu: bytes, registers: Registers) -> bytes:
             start, count = _words(body, 2)
             return _values(function, _read(registers, start, count))
         case 6:
-            start, value = _words(body, 2)
-            registers.write(start, [value])
+            start, _ = _words(body, 2)
+            registers.write(start, body[2:])
             return pdu
         case 16:
             start, count = _words(body[:4], 2)
@@ -121,9 +122,9 @@ def _answer(pdu: bytes, registers: Registers) -> bytes:
             return pdu[:5]
         case 23:
             start, count, into, written = _words(body[:8], 4)
-            values = _written(body[8:], written, _MOST_WRITTEN_OF_BOTH)
+            data = _written(body[8:], written, _MOST_WRITTEN_OF_BOTH)
             _check(count, MOST_READ)
-            registers.write(into, values)
+            registers.write(into, data)
             return _values(function, _read(registers, start, count))
         case _:
             raise ModbusError(ILLEGAL_FUNCTION)
@@ -136,7 +137,7 @@ def _check_answer(pdu: bytes, function: int) -> None:
         raise MalformedError("an answer to another request")
 
 
-def _read(registers: Registers, start: int, count: int) -> Sequence[int]:
+def _read(registers: Registers, start: int, count: int) -> bytes:
     _check(count, MOST_READ)
     return registers.read(start, count)
 
@@ -146,15 +147,15 @@ def _check(count: int, most: int) -> None:
         raise ModbusError(ILLEGAL_VALUE)
 
 
-def _values(function: int, values: Sequence[int]) -> bytes:
-    return struct.pack(f">BB{len(values)}H", function, 2 * len(values), *values)
+def _values(function: int, data: bytes) -> bytes:
+    return bytes((function, len(data))) + data
 
 
-def _written(body: bytes, count: int, most: int) -> Sequence[int]:
+def _written(body: bytes, count: int, most: int) -> bytes:
     _check(count, most)
     if not body or body[0] != 2 * count or len(body) != 1 + 2 * count:
         raise ModbusError(ILLEGAL_VALUE)
-    return _words(body[1:], count)
+    return body[1:]
 
 
 def _words(body: bytes, count: int) -> tuple[int, ...]:

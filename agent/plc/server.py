@@ -7,12 +7,12 @@ writes, and others may read.
 
 import ipaddress
 import logging
-import selectors
+import select
 import socket
 import threading
-from collections.abc import Collection, Sequence
+from collections.abc import Collection
 from contextlib import suppress
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from time import monotonic
 from typing import Final, Self
 
@@ -23,9 +23,9 @@ from agent.plc.blocks import (
     PLC_REGISTERS,
     AgentBlock,
     PlcBlock,
-    agent_registers,
+    agent_bytes,
     plc_block,
-    plc_registers,
+    plc_bytes,
 )
 from agent.plc.exchange import Exchange
 from agent.plc.modbus import (
@@ -48,6 +48,8 @@ _OTHERS: Final = 5
 """The same of each other connection."""
 _ACCEPTED: Final = 4
 """Connections that are looked at in one tick."""
+_BEAT: Final = 2
+"""Bytes of the PLC's heartbeat, which come first."""
 _UNREAD: Final = 4096
 """Bytes of answers that a peer may leave unread."""
 _IDLE_TICKS: Final = 1200
@@ -63,7 +65,7 @@ class _Peer:
     unsent: bytearray = field(default_factory=bytearray)
     requests: int = 0
     idle_ticks: int = 0
-    watched: int = 0
+    watched: int = select.EPOLLIN
 
 
 class ModbusServer:
@@ -92,14 +94,15 @@ class ModbusServer:
         self._listen = listen
         self._allowed = [ipaddress.ip_network(each, strict=False) for each in allowed]
         self._agent_at, self._plc_at = agent_at, plc_at
-        self._words = plc_registers(PlcBlock())
-        self._heard, self._heard_words = PlcBlock(), self._words[1:]
-        self._shown = AgentBlock(), agent_registers(AgentBlock())
-        self._peers: dict[socket.socket, _Peer] = {}
+        self._written = bytearray(plc_bytes(PlcBlock()))
+        self._heard = b""
+        self._shown = AgentBlock(), agent_bytes(AgentBlock())
+        self._peers: dict[int, _Peer] = {}
+        """By the numbers of their sockets."""
         self._writer: _Peer | None = None
         self._speaking: _Peer | None = None
         self._leaving = threading.Event()
-        self._selector = selectors.DefaultSelector()
+        self._poll = select.epoll()
         self._thread = threading.Thread(target=self._run, name="atac-plc", daemon=True)
         self.refused = 0
         """Connections and requests that were not served."""
@@ -115,7 +118,7 @@ class ModbusServer:
         listener.setblocking(False)
         self.port = listener.getsockname()[1]
         self._listener = listener
-        self._selector.register(listener, selectors.EVENT_READ)
+        self._poll.register(listener, select.EPOLLIN)
         self._exchange.fails(NOBODY)
         self._thread.start()
         return self
@@ -126,37 +129,37 @@ class ModbusServer:
         for peer in list(self._peers.values()):
             self._close(peer)
         self._listener.close()
-        self._selector.close()
+        self._poll.close()
 
     # ---- what Modbus asks
 
-    def read(self, start: int, count: int) -> Sequence[int]:
+    def read(self, start: int, count: int) -> bytes:
         """Registers of one of the two blocks."""
         if (first := start - self._agent_at) >= 0 and first + count <= AGENT_REGISTERS:
-            block = self._exchange.block()
-            if first <= FLAGS < first + count and self._speaking is self._writer:
-                self._exchange.seen(block)
+            is_read = first <= FLAGS < first + count and self._speaking is self._writer
+            block = self._exchange.block(is_read=is_read)
             if block is not self._shown[0]:
-                self._shown = block, agent_registers(block)
-            return self._shown[1][first : first + count]
+                self._shown = block, agent_bytes(block)
+            return self._shown[1][2 * first : 2 * (first + count)]
         first = self._place(start, count)
-        return self._words[first : first + count]
+        return bytes(self._written[2 * first : 2 * (first + count)])
 
-    def write(self, start: int, values: Sequence[int]) -> None:
+    def write(self, start: int, data: bytes) -> None:
         """Registers of the PLC's block; refused while another PLC writes."""
-        first = self._place(start, len(values))
-        if self._writer not in (None, self._speaking) and self._exchange.hears:
-            raise ModbusError(BUSY)
+        first = self._place(start, len(data) // 2)
         if self._writer is not self._speaking:
+            if self._writer is not None and self._exchange.hears:
+                raise ModbusError(BUSY)
             self._writer = self._speaking
             self._exchange.fails(None)
-        self._words[first : first + len(values)] = values
+        self._written[2 * first : 2 * first + len(data)] = data
         # In most scans only the heartbeat is new.
-        if self._words[1:] == self._heard_words:
-            self._heard = replace(self._heard, heartbeat=self._words[0])
+        written = bytes(self._written)
+        if written[_BEAT:] == self._heard[_BEAT:]:
+            self._exchange.beats(int.from_bytes(written[:_BEAT]))
         else:
-            self._heard, self._heard_words = plc_block(self._words), self._words[1:]
-        self._exchange.heard(self._heard)
+            self._exchange.heard(plc_block(written))
+        self._heard = written
 
     def _place(self, start: int, count: int) -> int:
         first = start - self._plc_at
@@ -177,7 +180,7 @@ class ModbusServer:
 
     def _tick(self) -> None:
         """What has come, and every 50 ms what is due by time."""
-        begun = monotonic()
+        until = monotonic() + _TICK_S
         accepted = 0
         for peer in list(self._peers.values()):
             was_cut_short = peer.requests >= self._limit(peer)
@@ -187,20 +190,21 @@ class ModbusServer:
                 self._close(peer)
             elif was_cut_short:
                 self._serve(peer)
-        while (left := begun + _TICK_S - monotonic()) > 0 and not self._leaving.is_set():
-            ready = self._selector.select(left)
-            for key, events in ready:
-                if key.data is None:
+        while (left := until - monotonic()) > 0 and not self._leaving.is_set():
+            for number, events in self._poll.poll(left):
+                if number == self._listener.fileno():
                     accepted += 1
                     self._accept()
                     if accepted >= _ACCEPTED:
-                        self._selector.unregister(self._listener)
-                elif events & selectors.EVENT_WRITE:
-                    self._send(key.data)
+                        self._poll.modify(self._listener, 0)
+                elif (speaker := self._peers.get(number)) is None:
+                    continue  # closed since
+                elif events & select.EPOLLOUT:
+                    self._send(speaker)
                 else:
-                    self._receive(key.data)
+                    self._receive(speaker)
         if accepted >= _ACCEPTED:
-            self._selector.register(self._listener, selectors.EVENT_READ)
+            self._poll.modify(self._listener, select.EPOLLIN)
         self._exchange.passed()
 
     def _accept(self) -> None:
@@ -224,8 +228,8 @@ class ModbusServer:
             connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
             connection.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, _UNREAD)
         peer = _Peer(connection, str(source))
-        self._peers[connection] = peer
-        self._watch(peer, selectors.EVENT_READ)
+        self._peers[connection.fileno()] = peer
+        self._poll.register(connection, select.EPOLLIN)
 
     def _receive(self, peer: _Peer) -> None:
         try:
@@ -279,25 +283,15 @@ class ModbusServer:
             self.refused += 1
             self._close(peer)
             return
-        wanted = 0 if peer.requests >= self._limit(peer) else selectors.EVENT_READ
-        wanted |= selectors.EVENT_WRITE if peer.unsent else 0
-        self._watch(peer, wanted)
-
-    def _watch(self, peer: _Peer, wanted: int) -> None:
-        if wanted == peer.watched:
-            return
-        if not peer.watched:
-            self._selector.register(peer.connection, wanted, peer)
-        elif not wanted:
-            self._selector.unregister(peer.connection)
-        else:
-            self._selector.modify(peer.connection, wanted, peer)
-        peer.watched = wanted
+        wanted = 0 if peer.requests >= self._limit(peer) else select.EPOLLIN
+        wanted |= select.EPOLLOUT if peer.unsent else 0
+        if wanted != peer.watched:
+            peer.watched = wanted
+            self._poll.modify(peer.connection, wanted)
 
     def _close(self, peer: _Peer) -> None:
-        self._peers.pop(peer.connection, None)
-        self._watch(peer, 0)
-        peer.connection.close()
+        self._peers.pop(peer.connection.fileno(), None)
+        peer.connection.close()  # which ends its being watched
         if self._writer is peer:
             self._writer = None
             self._exchange.fails(NOBODY)

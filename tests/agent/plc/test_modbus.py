@@ -18,7 +18,7 @@ from pymodbus.simulator import DataType, SimData, SimDevice
 from agent.clock import SystemClock
 from agent.doctor import examine
 from agent.plc import modbus
-from agent.plc.blocks import PlcBlock, agent_block, plc_registers
+from agent.plc.blocks import PlcBlock, agent_block, plc_registers, register_bytes, words
 from agent.plc.client import ModbusClient, ModbusConnection
 from agent.plc.exchange import Exchange
 from agent.plc.modbus import Frame, MalformedError, ModbusError, answer, frames
@@ -38,11 +38,11 @@ class Ten:
 
     def read(self, start, count):
         self.check(start, count)
-        return self.words[start - 100 :][:count]
+        return register_bytes(self.words[start - 100 :][:count])
 
-    def write(self, start, values):
-        self.check(start, len(values))
-        self.words[start - 100 : start - 100 + len(values)] = values
+    def write(self, start, data):
+        self.check(start, len(data) // 2)
+        self.words[start - 100 : start - 100 + len(data) // 2] = words(data)
 
     def check(self, start, count):
         if not 100 <= start <= start + count <= 110:
