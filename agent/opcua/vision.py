@@ -287,9 +287,9 @@ class VisionServer:
             machine, automatic, system = "Operational", "Ready", 2
         else:
             machine, automatic, system = "Operational", "ContinuousExecution", 1
-        await self._write(self._machine, "machine", ua.LocalizedText(machine))
-        await self._write(self._automatic, "automatic", ua.LocalizedText(automatic))
-        await self._write(self._system_state, "system", _system_state(system))
+        await self._show(self._machine, "machine", machine, ua.LocalizedText)
+        await self._show(self._automatic, "automatic", automatic, ua.LocalizedText)
+        await self._show(self._system_state, "system", system, _system_state)
         if not status:
             return
         values = {
@@ -301,23 +301,40 @@ class VisionServer:
             "Epoch": status["epoch"],
         }
         for name, kind, _ in STATUS:
-            await self._write(self._status[name], name, ua.Variant(values[name], kind))
+            await self._show(self._status[name], f"Status.{name}", values[name], kind)
         for name, count in status["counts"].items():
-            count_now = ua.Variant(count, ua.VariantType.UInt64)
-            await self._write(self._parts[name], name, count_now)
-        await self._write(self._recipe, "recipe", ua.Variant(status["bundle_id"]))
+            await self._show(self._parts[name], f"Parts.{name}", count, ua.VariantType.UInt64)
+        await self._show(self._recipe, "recipe", status["bundle_id"], ua.VariantType.String)
 
-    async def _write(self, node: Node, name: str, value: Any) -> None:
-        if self._shown.get(name) != value:
-            self._shown[name] = value
-            await node.write_value(value)
+    async def _show(
+        self,
+        node: Node,
+        name: str,
+        value: object,
+        kind: ua.VariantType | Callable[[Any], object],
+    ) -> None:
+        """Write a variable where `value` is another than before; `kind` makes of it what it holds.
+
+        By the server's own way: that of clients, with its checks, takes twice as long.
+        """
+        if name in self._shown and self._shown[name] == value:
+            return
+        self._shown[name] = value
+        is_type = isinstance(kind, ua.VariantType)
+        await self._write(node, ua.Variant(value, kind) if is_type else ua.Variant(kind(value)))
+
+    async def _write(self, node: Node, value: ua.Variant) -> None:
+        now = dt.datetime.now(dt.UTC)
+        said = ua.DataValue(value, SourceTimestamp=now, ServerTimestamp=now)
+        await self._server.write_attribute_value(node.nodeid, said)
 
     async def tell(self, event: Event) -> None:
         """A part has ended: its variables, its place among the results, its event."""
-        for name, kind, value in LAST:
-            await self._last[name].write_value(ua.Variant(value(event), kind))
+        values = {name: value(event) for name, _, value in LAST}
+        for name, kind, _ in LAST:
+            await self._show(self._last[name], f"Last.{name}", values[name], kind)
         result = _result(event)
-        await self._results[self._told % RESULTS].write_value(result)
+        await self._write(self._results[self._told % RESULTS], ua.Variant(result))
         self._told += 1
         ready = self._ready.event
         for each in fields(result):
@@ -325,9 +342,8 @@ class VisionServer:
                 setattr(ready, each.name, getattr(result, each.name))
         # As it is declared, asyncua would send nothing for this one.
         ready.ResultState = ua.Variant(int(result.ResultState), ua.VariantType.Int32)
-        for name, kind, value in LAST:
-            if name in _EVENT_FIELDS:
-                setattr(ready, name, ua.Variant(value(event), kind))
+        for name in _EVENT_FIELDS:
+            setattr(ready, name, values[name])
         ready.Message = ua.LocalizedText(f"{event.part_id or event.id} {event.state}")
         ready.Severity = _SEVERITIES.get(event.state, _SEVERE)
         await self._ready.trigger(time_attr=_time(event.decided_ns))
