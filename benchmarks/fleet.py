@@ -10,7 +10,7 @@ says over MQTT are the product's own, against one mosquitto, one docker-registry
 fleet's page need of the processor. `scenario` runs `speed` times as fast as time: a bundle rolls
 out while the registry is killed and S3 is away for an hour; then states and bundles come that must
 not be taken; then a second bundle rolls out, and a third that must stop at the ring of 1 %.
-`parquet` is an hour of one line at a part a second.
+`parquet` is an hour of one line at a part a second, `pictures` what thumbnails and kept frames are.
 """
 
 import argparse
@@ -42,6 +42,7 @@ from paho.mqtt.packettypes import PacketTypes
 from paho.mqtt.properties import Properties
 from pydantic import TypeAdapter
 
+from agent.demo import BUNDLE
 from agent.fleet.bundles import push_bundle
 from agent.fleet.desired import Desired, publish, repository_of
 from agent.fleet.follower import Follower, InForce, Rules, Shadowed
@@ -54,7 +55,7 @@ from agent.fleet.settings import TrialSettings
 from agent.mqtt.message import Message
 from agent.part import State
 from agent.record.feed import Cursor
-from agent.record.rows import Event
+from agent.record.rows import THUMBNAIL_MAX_BYTES, Event
 from agent.services.shipper.names import Shipped, missing
 from agent.services.shipper.parquet import to_parquet
 from agent.services.shipper.serving import Rounds
@@ -72,10 +73,14 @@ from agent.station.status import (
     Status,
 )
 from agent.station.summary import STAGES
+from agent.synthetic.flange import part
 from benchmarks.machine import cpu_s, described, resident_mb, write_result
-from engine.bundle import Bundle, replace_file
+from engine.backends.opening import open_inspector
+from engine.bundle import Bundle, open_bundle, replace_file
 from engine.errors import AtacError
 from engine.frame import Box, Pass
+from engine.image import read_image
+from engine.picture import annotated, captioned, jpeg
 from engine.signature import SIGNATURE, sign
 from tests.conftest import Mosquitto
 from tests.ports import free_port
@@ -94,6 +99,7 @@ _PART_S: Final = 10.0
 _HEALTH_S: Final = 60.0
 _POLL_S: Final = 90.0
 _LISTEN_S: Final = 10.0
+_PICTURES: Final = 30
 _TRIAL: Final = TrialSettings(parts=20, most_ng=0.2)
 _THRESHOLD: Final = 1.0
 _NO_TIMES: Final = Histogram(counts=(0,) * (len(BOUNDS_S) + 1), total_s=0.0)
@@ -707,8 +713,9 @@ async def _happening(fleet: Fleet) -> dict[str, object]:
     told["bad_roll_out"] = await _roll_out(fleet, bad.id)
     await _until(fleet, lambda: all(line.bundle_id != bad.id for line in fleet.lines[1:]))
     told["lines_that_ever_had_the_bad_bundle"] = sum(bad.id in line.applied for line in fleet.lines)
+    # What was poisoned has been mended since, and may be taken.
     told["applied_unverified"] = sum(
-        one not in {good.id, better.id, bad.id, _OLD}
+        one not in {good.id, better.id, bad.id, poisoned.id, _OLD}
         for line in fleet.lines
         for one in line.applied
     )
@@ -845,6 +852,35 @@ def an_hour(folder: Path) -> dict[str, object]:
     }
 
 
+def pictures(data: Path | None) -> dict[str, object]:
+    """Bytes of thumbnails and kept frames: of images in a folder, or of parts that are drawn."""
+    if data is None:
+        frames = [part(_SEED, number, 0.5).pixels for number in range(_PICTURES)]
+    else:
+        files = sorted(
+            path
+            for path in data.rglob("*")
+            if path.suffix in {".png", ".jpg"} and "ground_truth" not in path.parts
+        )
+        frames = [read_image(path) for path in files[:: max(1, len(files) // _PICTURES)]]
+    bundle = open_bundle(BUNDLE)
+    thumbnails, kept, pixels = 0, 0, 0
+    with open_inspector(bundle, backend="onnxruntime", precision="fp32") as inspector:
+        for frame in frames:
+            found = inspector.inspect(frame)
+            shown = captioned(annotated(frame, found, 1.0), "part-0001204", "2026-11-28 14:05:09")
+            thumbnails += len(jpeg(shown, max_bytes=THUMBNAIL_MAX_BYTES))
+            kept += len(jpeg(frame, max_bytes=8_000_000, quality=95))
+            pixels += frame.shape[0] * frame.shape[1]
+    return {
+        "frames": len(frames),
+        "pixels": round(pixels / len(frames)),
+        "thumbnail_bytes": round(thumbnails / len(frames)),
+        "frame_bytes": round(kept / len(frames)),
+        "frame_bytes_a_pixel": round(kept / pixels, 3),
+    }
+
+
 def page_of(fleet: Fleet, folder: Path) -> subprocess.Popen[str]:
     """The fleet's page, in a process of its own."""
     path = folder / "fleet.yaml"
@@ -876,6 +912,7 @@ def main() -> None:
     parser.add_argument("--agents", type=int, default=AGENTS)
     parser.add_argument("--speed", type=float, default=SPEED)
     parser.add_argument("--seconds", type=float, default=40.0, help="of `cost`")
+    parser.add_argument("--data", type=Path, help="images for `pictures`; without: drawn parts")
     options = parser.parse_args()
     logging.basicConfig(format="%(asctime)s %(message)s")
     for name in ("atac_agent", "botocore", "urllib3"):
@@ -885,6 +922,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         result["parquet"] = an_hour(folder)
+        result["pictures"] = pictures(options.data)
         (folder / "cost").mkdir()
         with Fleet(folder / "cost", mosquitto, options.agents, 1.0) as fleet:
             page = page_of(fleet, folder)

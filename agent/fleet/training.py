@@ -8,6 +8,7 @@ whose training fails is told, and costs the others nothing. Nobody signs here: a
 Only this module imports Ray, when it is used.
 """
 
+import fcntl
 import os
 import shutil
 import subprocess
@@ -29,6 +30,7 @@ from engine.extras import install
 _IN_FLIGHT: Final = 2
 """Sets that wait in the cluster's memory, for each task that it can run at once."""
 _SAID: Final = 300
+_WORKPLACE: Final = "atac-train-"
 
 Files = Mapping[str, bytes]
 
@@ -145,12 +147,12 @@ def trained(
     """
     if software() != expected:
         raise TrainingError(f"this node has {software()}, and not {expected}; install the same")
-    with tempfile.TemporaryDirectory(prefix="atac-train-") as name:
-        folder, bundle = Path(name) / "set", Path(name) / "bundle"
+    with _workplace() as place:
+        folder, bundle = place / "set", place / "bundle"
         _unpacked(files, folder)
         data = ["--data", str(folder)]
         if (folder / RECORDS).is_file():
-            gathered = Path(name) / "data"
+            gathered = place / "data"
             try:
                 counts = gather(read_labelled(folder), None, gathered)
             except ConfigurationError as error:
@@ -171,6 +173,22 @@ def trained(
             said = done.stderr.decode(errors="replace").strip().splitlines() or ["it was ended"]
             raise TrainingError(said[-1].removeprefix("agent: ")[:_SAID])
         return {file.name: file.read_bytes() for file in bundle.iterdir() if file.is_file()}
+
+
+@contextmanager
+def _workplace() -> Iterator[Path]:
+    """A folder of our own; those whose owners were killed on this machine are removed."""
+    with tempfile.TemporaryDirectory(prefix=_WORKPLACE) as name:
+        # Under its name it is locked already: others take what is not for left behind.
+        mark = Path(name, "owner.new")
+        with mark.open("w") as file:
+            fcntl.flock(file, fcntl.LOCK_EX)
+            mark.rename(mark.with_suffix(""))
+            for other in Path(name).parent.glob(f"{_WORKPLACE}*/owner"):
+                with suppress(OSError), other.open() as left:
+                    fcntl.flock(left, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                    shutil.rmtree(other.parent, ignore_errors=True)
+            yield Path(name)
 
 
 def _packed(folder: Path) -> dict[str, bytes]:

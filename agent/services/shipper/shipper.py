@@ -128,7 +128,7 @@ class Shipper:
         return self._progress
 
     def ship(self) -> int:
-        """Ship all that is there; says how many parts.
+        """Ship all that is there when it begins; says how many parts.
 
         Raises `ShippingError` where the ledger cannot be read or the disk is full, `StoreError`
         where nothing can be put. What was shipped until then is not shipped again.
@@ -136,9 +136,14 @@ class Shipper:
         shipped = 0
         try:
             self._folder.mkdir(parents=True, exist_ok=True)
-            while self._made is not None or (parts := self._next()):
+            is_all = False
+            while not is_all:
                 # What could not be put is put again; making it again costs the line more.
-                self._made = self._made or self._made_of(parts)
+                if self._made is None:
+                    parts, is_all = self._next()
+                    if not parts:
+                        break
+                    self._made = self._made_of(parts)
                 self._ship(self._made)
                 shipped += self._made.parts
                 self._made = None
@@ -152,8 +157,11 @@ class Shipper:
             raise ShippingError(f"{self._folder}: {' '.join(str(error).split())}") from None
         return shipped
 
-    def _next(self) -> list[Event]:
-        """The parts of the next object."""
+    def _next(self) -> tuple[list[Event], bool]:
+        """The parts of the next object, and whether there are no more: others wait their turn.
+
+        On a line that makes parts while an object is put, there would be small ones without end.
+        """
         parts: list[Event] = []
         for part in self._new():
             if parts and (part.epoch, day(part)) != (parts[0].epoch, day(parts[0])):
@@ -161,7 +169,9 @@ class Shipper:
             parts.append(part)
             if (part.epoch, part.position) == self._progress.ends or len(parts) == _MOST:
                 break
-        return parts
+        else:
+            return parts, True
+        return parts, False
 
     def _new(self) -> Iterator[Event]:
         after = self._progress.newest

@@ -4,12 +4,15 @@ import importlib.util
 import json
 import os
 import signal
+import subprocess
+import sys
 import threading
 import time
+from pathlib import Path
 
 import pytest
 
-from agent.fleet.training import Cluster, missing_in, sets_in, train_here, train_on
+from agent.fleet.training import Cluster, _workplace, missing_in, sets_in, train_here, train_on
 from engine.bundle import open_bundle
 from engine.errors import ConfigurationError
 
@@ -61,6 +64,30 @@ def test_lines_are_trained_one_after_another(place):
         assert open_bundle(place / "out" / line).id == done[line].bundle.id
     with pytest.raises(ConfigurationError, match="has no folders"):
         sets_in(place / "sets" / "line-0" / "good")
+
+
+def test_what_a_killed_worker_has_left_is_removed_by_the_next(place, monkeypatch):
+    monkeypatch.setattr("agent.fleet.training.tempfile.tempdir", str(place / "tmp"))
+    (place / "tmp").mkdir()
+    code = "from agent.fleet.training import _workplace\n"
+    code += "with _workplace() as place:\n    print(place, flush=True)\n    input()\n"
+    environment = {**os.environ, "TMPDIR": str(place / "tmp")}
+    worker = subprocess.Popen(
+        [sys.executable, "-c", code],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
+        env=environment,
+    )
+    left = Path(worker.stdout.readline().strip())
+    with _workplace():
+        assert left.is_dir()  # its owner lives
+    worker.kill()
+    worker.communicate()
+    assert left.is_dir()
+    with _workplace() as ours:
+        assert list((place / "tmp").iterdir()) == [ours]
+    assert not ours.exists()
 
 
 @pytest.mark.skipif(

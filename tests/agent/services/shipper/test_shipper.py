@@ -98,6 +98,20 @@ def test_what_was_put_without_an_answer_is_not_there_twice(s3, ledger, tmp_path)
     assert len(s3.names()) == 2
 
 
+def test_parts_that_are_made_meanwhile_wait_for_the_next_round(s3, ledger, tmp_path):
+    class Busy:
+        def put(self, name, data):
+            add(ledger, *[State.OK] * 2)
+            assert ledger.flush(5)
+            return store(s3).put(name, data)
+
+    add(ledger, *[State.OK] * 3)
+    assert ledger.flush(5)
+    shipping = shipper(Source(ledger), Busy(), tmp_path)
+    assert [shipping.ship(), shipping.ship()] == [3, 2]
+    assert len(s3.names()) == 2
+
+
 def test_a_day_has_objects_of_its_own(s3, ledger, tmp_path):
     midnight = 1_767_225_600_000_000_000
     add(ledger, State.OK, decided_ns=midnight - 1)
