@@ -37,10 +37,25 @@ class Bundles(Protocol):
     """What puts another bundle in force."""
 
     def change(
-        self, kind: Literal["promote", "rollback"], bundle_id: str, *, by: str, why: str, nonce: str
+        self,
+        kind: Literal["promote", "rollback"],
+        bundle_id: str,
+        *,
+        by: str,
+        why: str,
+        nonce: str,
+        product: str | None = None,
+        camera: str | None = None,
     ) -> Mapping[str, object]: ...
     def begin(
-        self, kind: Literal["promote", "rollback"], bundle_id: str, *, by: str, why: str, nonce: str
+        self,
+        kind: Literal["promote", "rollback"],
+        bundle_id: str,
+        *,
+        by: str,
+        why: str,
+        nonce: str,
+        product: str | None = None,
     ) -> Mapping[str, object]: ...
     def told(self) -> Mapping[str, object]: ...
 
@@ -273,7 +288,16 @@ class Requests:
             raise RequestError("the ledger cannot be written, so the threshold stays as it is")
         return _told(threshold)
 
-    def promote(self, bundle_id: str, *, by: str, why: str, nonce: str) -> Mapping[str, object]:
+    def promote(
+        self,
+        bundle_id: str,
+        *,
+        by: str,
+        why: str,
+        nonce: str,
+        product: str | None = None,
+        camera: str | None = None,
+    ) -> Mapping[str, object]:
         """Have the next part inspected by the bundle that lies beside the one in force.
 
         Returns when the new one inspects; the line goes on with the old one until then.
@@ -283,6 +307,8 @@ class Requests:
             by: Who asks.
             why: The reason, for the record.
             nonce: The request's.
+            product: Whose bundle it takes the place of, where the line makes several products.
+            camera: The camera whose own bundle for this product it is.
 
         Returns:
             The ids of both bundles, the new threshold, and what runs it.
@@ -290,21 +316,38 @@ class Requests:
         Raises:
             RequestError: It is not there, is refused, or cannot be put on record.
         """
-        return self._changed_bundle("promote", bundle_id, by=by, why=why, nonce=nonce)
+        return self._changing().change(
+            "promote", bundle_id, by=by, why=why, nonce=nonce, product=product, camera=camera
+        )
 
-    def rollback(self, *, by: str, why: str, nonce: str) -> Mapping[str, object]:
-        """Have the next part inspected by the bundle that was in force before; as `promote`."""
-        return self._changed_bundle("rollback", "", by=by, why=why, nonce=nonce)
-
-    def _changed_bundle(
-        self, kind: Literal["promote", "rollback"], bundle_id: str, *, by: str, why: str, nonce: str
+    def rollback(
+        self,
+        *,
+        by: str,
+        why: str,
+        nonce: str,
+        product: str | None = None,
+        camera: str | None = None,
     ) -> Mapping[str, object]:
+        """Have the next part inspected by the bundle that was in force before; as `promote`."""
+        return self._changing().change(
+            "rollback", "", by=by, why=why, nonce=nonce, product=product, camera=camera
+        )
+
+    def _changing(self) -> Bundles:
         if self._bundles is None:
             raise RequestError("the bundle of this run cannot change")
-        return self._bundles.change(kind, bundle_id, by=by, why=why, nonce=nonce)
+        return self._bundles
 
     def promotion(
-        self, kind: Literal["promote", "rollback"], bundle_id: str, *, by: str, why: str, nonce: str
+        self,
+        kind: Literal["promote", "rollback"],
+        bundle_id: str,
+        *,
+        by: str,
+        why: str,
+        nonce: str,
+        product: str | None = None,
     ) -> Mapping[str, object]:
         """Begin what `promote` and `rollback` do, and do not wait for its end.
 
@@ -314,13 +357,14 @@ class Requests:
             by: Who asks.
             why: The reason, for the record.
             nonce: The request's.
+            product: As for `promote`.
 
         Returns:
             As `promotion_status`.
         """
-        if self._bundles is None or kind not in {"promote", "rollback"}:
+        if kind not in {"promote", "rollback"}:
             raise RequestError("the bundle of this run cannot change")
-        return self._bundles.begin(kind, bundle_id, by=by, why=why, nonce=nonce)
+        return self._changing().begin(kind, bundle_id, by=by, why=why, nonce=nonce, product=product)
 
     def promotion_status(self) -> Mapping[str, object]:
         """Whether a change of bundles is `running`, what the last one came to, what is in force."""

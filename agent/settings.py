@@ -248,6 +248,35 @@ class Config:
         bundle = one.bundle if camera is None else views.get(camera, one.bundle)
         return dataclasses.replace(self, bundle=bundle, products=(one,), cameras=shown)
 
+    def promoted(self, product: str | None, camera: str | None) -> BundleSettings:
+        """The bundle whose place another one may take: of `product`, where the line makes several.
+
+        `camera` is one that has a bundle of its own for it. Raises `ConfigurationError` where this
+        is not exactly one.
+        """
+        names = [one.name for one in self.products]
+        known = f"write {' or '.join(names)}" if names else "the configuration has no products"
+        if product is None and names:
+            remedy = f"is missing, as each product has a bundle of its own; {known}"
+            raise ConfigurationError("product", None, remedy)
+        if product is not None and product not in names:
+            raise ConfigurationError("product", product, known)
+        found, at = self.bundle, None
+        if product is not None:
+            one = self.products[names.index(product)]
+            found, at = one.bundle, self.views(one)
+            known = f"write {' or '.join(at)}" if at else "no camera has a bundle of its own"
+        if camera is not None:
+            if not at or camera not in at:
+                raise ConfigurationError("camera", camera, known)
+            found = at[camera]
+        places = [each.bundle.path for each in self.products]
+        places += [own.path for each in self.products for own in self.views(each).values()]
+        if places.count(found.path) > 1:
+            remedy = "is the bundle of several products or cameras; give each a folder of its own"
+            raise ConfigurationError("bundle.path", str(found.path), remedy)
+        return found
+
     @property
     def longest_deadline_s(self) -> float | None:
         """The longest of the cameras' deadlines, in seconds; `None` where one has none."""

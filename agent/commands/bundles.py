@@ -27,7 +27,14 @@ def user(by: str | None) -> str:
 
 
 def change_bundle(
-    config: "Config", kind: Kind, place: Path, *, by: str, why: str
+    config: "Config",
+    kind: Kind,
+    place: Path,
+    *,
+    by: str,
+    why: str,
+    product: str | None = None,
+    camera: str | None = None,
 ) -> Mapping[str, object]:
     """Put the bundle at `place` in force, now or at the next start.
 
@@ -37,6 +44,8 @@ def change_bundle(
         place: Beside the bundle in force.
         by: Who asks.
         why: The reason.
+        product: Whose bundle it is, where the line makes several products.
+        camera: The camera whose own bundle it is.
 
     Returns:
         The answer of a running agent, or the ids of both bundles; `running` says which.
@@ -53,7 +62,7 @@ def change_bundle(
     from calibration.record import read_calibration
     from engine.bundle import open_bundle
 
-    settings, agent = config.bundle, config.agent.id
+    settings, agent = config.promoted(product, camera), config.agent.id
     new = open_bundle(place, signed_by=settings.require_signature)
     record = read_calibration(new, precision=settings.precision)
     with stopped_ledger(config.ledger.path, agent) as ledger:
@@ -71,7 +80,7 @@ def change_bundle(
     if not brokers:
         remedy = "names no broker, so a running agent cannot be asked; stop it first"
         raise ConfigurationError("sinks", None, remedy)
-    asked: dict[str, object] = {"by": by, "why": why}
+    asked: dict[str, object] = {"by": by, "why": why, "product": product, "camera": camera}
     if kind == "promote":
         asked["bundle_id"] = new.id
     return {**ask(brokers[0], agent, kind, within_s=_WITHIN_S, **asked), "running": True}

@@ -17,6 +17,14 @@ BITS: Final = typer.Option(
 PRODUCT: Final = typer.Option(help="Which of the products; without it the first one.")
 """Of all commands that are about one product of a line."""
 
+PROMOTED_PRODUCT: Final = typer.Option(
+    "--product", help="Whose bundle changes, where the line makes several products."
+)
+PROMOTED_CAMERA: Final = typer.Option(
+    "--camera", help="Of a camera that has a bundle of its own for this product."
+)
+"""Of the commands that change a bundle: which one is never a guess."""
+
 
 def backend(name: str | None) -> str | None:
     """The value of --backend: `auto`, or a runtime that there is."""

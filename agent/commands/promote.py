@@ -6,11 +6,15 @@ from typing import Annotated
 
 import typer
 
+from agent.commands import options
+
 
 def promote(
     *,
     bundle: Annotated[Path, typer.Argument(help="The bundle, calibrated.")],
     config: Annotated[Path, typer.Option(help="The configuration.")] = Path("agent.yaml"),
+    product: Annotated[str | None, options.PROMOTED_PRODUCT] = None,
+    camera: Annotated[str | None, options.PROMOTED_CAMERA] = None,
     why: Annotated[str, typer.Option(help="The reason, for the audit log.")] = "",
     by: Annotated[
         str | None, typer.Option(help="Who asks, for the audit log; default: this user.")
@@ -32,10 +36,18 @@ def promote(
     from engine.errors import BundleError
 
     settings = load_config(config)
-    chosen = settings.bundle
+    chosen = settings.promoted(product, camera)
     new = open_bundle(bundle, signed_by=chosen.require_signature)
     calibrated(new, chosen)  # refuses what has no threshold, or cannot be run here
     if new.id == open_bundle(chosen.path).id:
         raise BundleError(str(bundle), "is the bundle in force already")
-    answer = change_bundle(settings, "promote", put_next(new, chosen.path), by=user(by), why=why)
+    answer = change_bundle(
+        settings,
+        "promote",
+        put_next(new, chosen.path),
+        by=user(by),
+        why=why,
+        product=product,
+        camera=camera,
+    )
     typer.echo(json.dumps(answer, indent=2) if as_json else told(answer))

@@ -6,10 +6,14 @@ from typing import Annotated
 
 import typer
 
+from agent.commands import options
+
 
 def rollback(
     *,
     config: Annotated[Path, typer.Option(help="The configuration.")] = Path("agent.yaml"),
+    product: Annotated[str | None, options.PROMOTED_PRODUCT] = None,
+    camera: Annotated[str | None, options.PROMOTED_CAMERA] = None,
     why: Annotated[str, typer.Option(help="The reason, for the audit log.")] = "",
     by: Annotated[
         str | None, typer.Option(help="Who asks, for the audit log; default: this user.")
@@ -29,8 +33,10 @@ def rollback(
     from engine.errors import BundleError
 
     settings = load_config(config)
-    place = previous_place(settings.bundle.path)
+    place = previous_place(settings.promoted(product, camera).path)
     if not place.is_dir():
         raise BundleError(str(place), "there is no bundle from before: none has been promoted")
-    answer = change_bundle(settings, "rollback", place, by=user(by), why=why)
+    answer = change_bundle(
+        settings, "rollback", place, by=user(by), why=why, product=product, camera=camera
+    )
     typer.echo(json.dumps(answer, indent=2) if as_json else told(answer))

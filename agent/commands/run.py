@@ -115,7 +115,7 @@ def run(
             stop=stop,
             started=started,
             services=(TerminalSettings(), HeartbeatSettings()),
-            may_promote=not settings.products,
+            may_promote=True,
             config_file=config.absolute(),
         )
     typer.echo(

@@ -10,7 +10,7 @@ from collections import Counter
 from collections.abc import Callable, Collection, Iterator, Mapping
 from concurrent.futures import Future
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Final
 
@@ -33,21 +33,77 @@ class InForce:
     threshold: float
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Product:
-    """What inspects one product of the line: ready, with a threshold of its own.
+class Ready:
+    """What inspects with one bundle, and the bundle's threshold; another may take its place.
 
-    `cameras` that see something else of it have their own.
+    Args:
+        inspector: What inspects, started.
+        model: What it is.
+        threshold: Decides.
+        cameras: What does so at cameras that see something else, by name.
     """
 
-    inspector: Inspector
-    model: "Model"
-    threshold: Threshold
-    cameras: Mapping[str, "Product"] = field(default_factory=dict)
+    def __init__(
+        self,
+        *,
+        inspector: Inspector,
+        model: "Model",
+        threshold: Threshold,
+        cameras: Mapping[str, "Ready"] = MappingProxyType({}),
+    ) -> None:
+        self._inspector = inspector
+        self.model = model
+        self.threshold: Final = threshold
+        self.cameras: Final = cameras
+        self._changed = threading.Condition()
+        self._held: Counter[int] = Counter()
+        self._serial = 0
 
-    def at(self, camera: str) -> "Product":
-        """What inspects it at this camera."""
+    def at(self, camera: str) -> "Ready":
+        """What inspects at this camera."""
         return self.cameras.get(camera, self)
+
+    @contextmanager
+    def held(self) -> Iterator[InForce]:
+        """What inspects a part of this moment; it is there until the end of the context."""
+        with self._changed:
+            serial = self._serial
+            self._held[serial] += 1
+            in_force = InForce(
+                inspector=self._inspector, model=self.model, threshold=self.threshold.value
+            )
+        try:
+            yield in_force
+        finally:
+            with self._changed:
+                self._held[serial] -= 1
+                self._changed.notify_all()
+
+    def replace(
+        self, inspector: Inspector, model: "Model", changed: float | None, *, within_s: float
+    ) -> Inspector:
+        """Inspect the next part with another bundle.
+
+        Returns the old inspector when no part needs it.
+
+        Args:
+            inspector: The new one, ready.
+            model: What it is.
+            changed: What its threshold was changed to by a request, if it was.
+            within_s: How long to wait for parts that the old one inspects.
+        """
+        with self._changed:
+            old, replaced = self._serial, self._inspector
+            self._inspector, self.model = inspector, model
+            self.threshold.take(
+                calibrated=model.threshold,
+                calibration_id=model.calibration_id,
+                scores=model.scores,
+                changed=changed,
+            )
+            self._serial += 1
+            self._changed.wait_for(lambda: not self._held[old], within_s)
+            return replaced
 
 
 class Controls:
@@ -67,7 +123,7 @@ class Controls:
         *,
         threshold: Threshold,
         paused: threading.Event | None = None,
-        products: Mapping[str, Product] = MappingProxyType({}),
+        products: Mapping[str, Ready] = MappingProxyType({}),
         product: str | None = None,
     ) -> None:
         self._threshold = threshold
@@ -75,42 +131,42 @@ class Controls:
         self.products = products
         self._product = product if product in products else next(iter(products), None)
         self._adjust: Callable[[str], Mapping[str, Future[str | None]]] = lambda _: {}
-        self._changed = threading.Condition()
-        self._held: Counter[int] = Counter()
-        self._serial = 0
-        self._inspector: Inspector
-        self._model: Model
+        self._whole: Ready
 
     def begin(self, inspector: Inspector, model: "Model") -> None:
         """What inspects from the first part on."""
-        self._inspector, self._model = inspector, model
+        self._whole = Ready(inspector=inspector, model=model, threshold=self._threshold)
 
     @property
     def product(self) -> str | None:
         """What the next part is, unless its announcement says it; `None` where all are alike."""
         return self._product
 
+    def ready(self, product: str | None = None, camera: str | None = None) -> Ready:
+        """What inspects `product`, one of them, at `camera`; of a line without products, all."""
+        if not self.products:
+            return self._whole
+        assert product is not None, "a part of nothing is not inspected"
+        one = self.products[product]
+        return one if camera is None else one.at(camera)
+
     @property
     def model(self) -> "Model":
         """What inspects the next part."""
-        name = self._product
-        return self._model if name is None else self.products[name].model
+        return self.ready(self._product).model
 
     @property
     def threshold(self) -> Threshold:
         """The threshold of the product in force."""
-        name = self._product
-        return self._threshold if name is None else self.products[name].threshold
+        return self._threshold if self._product is None else self.ready(self._product).threshold
 
     def model_at(self, camera: str) -> "Model":
         """What inspects the next part at this camera."""
-        name = self._product
-        return self._model if name is None else self.products[name].at(camera).model
+        return self.ready(self._product, camera).model
 
     def threshold_at(self, camera: str) -> Threshold:
         """The threshold of the product in force at this camera."""
-        name = self._product
-        return self._threshold if name is None else self.products[name].at(camera).threshold
+        return self.threshold if not self.products else self.ready(self._product, camera).threshold
 
     @property
     def cameras(self) -> Collection[str]:
@@ -139,53 +195,3 @@ class Controls:
         assert product in self.products, "asked before"
         self._product = product
         self._adjust(product)
-
-    @contextmanager
-    def held(self, product: str | None = None, camera: str = "") -> Iterator[InForce]:
-        """What inspects a part of this moment; it is there until the end of the context.
-
-        Of a line with several products it is that of `product`, one of them, at `camera`.
-        """
-        if self.products:
-            assert product is not None, "a part of nothing is not inspected"
-            one = self.products[product].at(camera)
-            yield InForce(inspector=one.inspector, model=one.model, threshold=one.threshold.value)
-            return
-        with self._changed:
-            serial = self._serial
-            self._held[serial] += 1
-            in_force = InForce(
-                inspector=self._inspector, model=self._model, threshold=self._threshold.value
-            )
-        try:
-            yield in_force
-        finally:
-            with self._changed:
-                self._held[serial] -= 1
-                self._changed.notify_all()
-
-    def replace(
-        self, inspector: Inspector, model: "Model", changed: float | None, *, within_s: float
-    ) -> Inspector:
-        """Inspect the next part with another bundle.
-
-        Returns the old inspector when no part needs it.
-
-        Args:
-            inspector: The new one, ready.
-            model: What it is.
-            changed: What its threshold was changed to by a request, if it was.
-            within_s: How long to wait for parts that the old one inspects.
-        """
-        with self._changed:
-            old, replaced = self._serial, self._inspector
-            self._inspector, self._model = inspector, model
-            self._threshold.take(
-                calibrated=model.threshold,
-                calibration_id=model.calibration_id,
-                scores=model.scores,
-                changed=changed,
-            )
-            self._serial += 1
-            self._changed.wait_for(lambda: not self._held[old], within_s)
-            return replaced

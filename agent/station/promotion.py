@@ -4,8 +4,9 @@
                                                                  old child ends ◀── next part
 
 The new bundle lies beside the old one (`agent/bundle_places.py`) and brings a calibration of its
-own: a threshold belongs to one bundle. Whatever is wrong with it is found before anything changes,
-and the line goes on with the old one meanwhile.
+own: a threshold belongs to one bundle. On a line with products it is that of one product, and the
+parts of the others notice nothing. Whatever is wrong with it is found before anything changes, and
+the line goes on with the old one meanwhile.
 """
 
 import logging
@@ -13,6 +14,7 @@ import threading
 from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
+from dataclasses import replace
 from pathlib import Path
 from typing import Final, Literal, Self
 
@@ -22,8 +24,8 @@ from agent.record.annotations import Change
 from agent.record.ledger import Ledger
 from agent.requests import RequestError
 from agent.runtime import calibrated, child_setup
-from agent.settings import BundleSettings
-from agent.station.controls import Controls
+from agent.settings import BundleSettings, Config
+from agent.station.controls import Controls, Ready
 from agent.station.station import Model
 from engine.bundle import open_bundle
 from engine.errors import AtacError
@@ -39,28 +41,19 @@ class Promotion:
     """Obeys `promote` and `rollback`, one at a time; a context manager that ends what it opened.
 
     Args:
-        settings: The bundle of the configuration.
+        config: Names the bundles.
         ledger: Keeps who asked.
         controls: What is in force.
-        deadline_s: As for `ChildInspector`.
     """
 
-    def __init__(
-        self,
-        settings: BundleSettings,
-        *,
-        ledger: Ledger,
-        controls: Controls,
-        deadline_s: float | None,
-    ) -> None:
-        self._settings = settings
+    def __init__(self, config: Config, *, ledger: Ledger, controls: Controls) -> None:
+        self._config = config
         self._ledger = ledger
         self._controls = controls
-        self._deadline_s = deadline_s
         self._changing = threading.Lock()
         # Lasts as long as what it opens: the kernel ends a child with the thread that began it.
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="atac-promotion")
-        self._opened: ChildInspector | None = None
+        self._opened: dict[Path, ChildInspector] = {}
         self._told: Mapping[str, object] = {"running": False, "error": None, "done": None}
 
     def __enter__(self) -> Self:
@@ -69,19 +62,27 @@ class Promotion:
     def __exit__(self, *_: object) -> None:
         self._thread.shutdown()
         with self._changing:
-            if self._opened is not None:
-                self._opened.__exit__()
+            for opened in self._opened.values():
+                opened.__exit__()
 
     def change(
-        self, kind: Kind, bundle_id: str, *, by: str, why: str, nonce: str
+        self,
+        kind: Kind,
+        bundle_id: str,
+        *,
+        by: str,
+        why: str,
+        nonce: str,
+        product: str | None = None,
+        camera: str | None = None,
     ) -> Mapping[str, object]:
         """Have the next part inspected by the bundle of this id; see `Requests.promote`."""
-        path = self._settings.path
-        place = next_place(path) if kind == "promote" else previous_place(path)
         if not self._changing.acquire(blocking=False):
             raise RequestError("another bundle is coming into force just now; ask again later")
         try:
-            return self._change(kind, place, bundle_id, by=by, why=why, nonce=nonce)
+            settings = self._config.promoted(product, camera)
+            change = Change(kind=kind, who=by, why=why, old="", new=bundle_id, nonce=nonce)
+            return self._change(settings, self._controls.ready(product, camera), change)
         except AtacError as error:
             if not isinstance(error, RequestError):
                 error = RequestError(f"{error}; the line goes on with the bundle that it has")
@@ -91,7 +92,14 @@ class Promotion:
             self._changing.release()
 
     def begin(
-        self, kind: Kind, bundle_id: str, *, by: str, why: str, nonce: str
+        self,
+        kind: Kind,
+        bundle_id: str,
+        *,
+        by: str,
+        why: str,
+        nonce: str,
+        product: str | None = None,
     ) -> Mapping[str, object]:
         """As `change`, in another thread; `told` says what came of it."""
         if self._told["running"]:
@@ -101,7 +109,7 @@ class Promotion:
         def change() -> None:
             error, done = None, None
             try:
-                done = self.change(kind, bundle_id, by=by, why=why, nonce=nonce)
+                done = self.change(kind, bundle_id, by=by, why=why, nonce=nonce, product=product)
             except Exception as failure:  # noqa: BLE001 - told to whoever has asked
                 error = str(failure)
             self._told = {"running": False, "error": error, "done": done}
@@ -118,38 +126,40 @@ class Promotion:
         return {**told, "bundle_id": self._controls.model.bundle_id}
 
     def _change(
-        self, kind: Kind, place: Path, bundle_id: str, *, by: str, why: str, nonce: str
+        self, settings: BundleSettings, ready: Ready, asked: Change
     ) -> Mapping[str, object]:
-        settings, old = self._settings, self._controls.model
+        path, old = settings.path, ready.model
+        place = next_place(path) if asked.kind == "promote" else previous_place(path)
         bundle = open_bundle(
-            place, signed_by=settings.require_signature, bundle_id=bundle_id or None
+            place, signed_by=settings.require_signature, bundle_id=asked.new or None
         )
         if bundle.id == old.bundle_id:
             raise RequestError("is the bundle in force already")
         record, runtime = calibrated(bundle, settings)
         setup = child_setup(bundle, settings, runtime)
-        change = Change(kind=kind, who=by, why=why, old=old.bundle_id, new=bundle.id, nonce=nonce)
+        change = replace(asked, old=old.bundle_id, new=bundle.id)
+        deadline_s = self._config.longest_deadline_s
         changed = self._ledger.changed_threshold(record.id)
         with ExitStack() as opening:
-            inspector = opening.enter_context(ChildInspector(setup, deadline_s=self._deadline_s))
-            put_in_force(settings.path, place)
-            inspector.moved(settings.path)
+            inspector = opening.enter_context(ChildInspector(setup, deadline_s=deadline_s))
+            put_in_force(path, place)
+            inspector.moved(path)
             if not self._ledger.note_change(change):
-                take_back(settings.path, place)
+                take_back(path, place)
                 raise RequestError("the ledger cannot be written, so the bundle stays as it is")
             model = Model.of(record).on(inspector)
-            replaced = self._controls.replace(inspector, model, changed, within_s=_PART_S)
-            self._opened = inspector
+            replaced = ready.replace(inspector, model, changed, within_s=_PART_S)
+            self._opened[path] = inspector
             opening.pop_all()
         if isinstance(replaced, ChildInspector):
             replaced.__exit__()
         _LOG.warning(
             '"%s" put bundle %s in force in place of %s: %s',
-            by, bundle.id[:12], old.bundle_id[:12], why or "no reason given",
+            change.who, bundle.id[:12], old.bundle_id[:12], change.why or "no reason given",
         )  # fmt: skip
         return {
             "bundle_id": bundle.id,
             "previous": old.bundle_id,
-            "threshold": self._controls.threshold.value,
+            "threshold": ready.threshold.value,
             "backend": inspector.backend,
         }

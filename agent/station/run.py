@@ -21,7 +21,7 @@ from agent.services.settings import AnyServiceSettings
 from agent.settings import Config
 from agent.sinks.delivery import Deliverer
 from agent.station.check import GoldenCheck
-from agent.station.controls import Controls, Product
+from agent.station.controls import Controls, Ready
 from agent.station.counts import CountWatch
 from agent.station.drift import DriftWatch
 from agent.station.promotion import Promotion
@@ -137,10 +137,11 @@ def run_station(
         controls = Controls(
             threshold=_threshold(model, ledger),
             products={
-                name: replace(
-                    _product(one, ledger),
+                name: _ready(
+                    one,
+                    ledger,
                     cameras={
-                        camera: _product(own, ledger)
+                        camera: _ready(own, ledger)
                         for (product, camera), own in ready_at.items()
                         if product == name
                     },
@@ -153,12 +154,7 @@ def run_station(
             _LOG.warning("the line begins with product %s", controls.product)
         drift, check = DriftWatch(controls, ledger.audited), GoldenCheck(config, controls)
         with ExitStack() as delivering:
-            bundles = Promotion(
-                config.bundle,
-                ledger=ledger,
-                controls=controls,
-                deadline_s=config.longest_deadline_s,
-            )
+            bundles = Promotion(config, ledger=ledger, controls=controls)
             delivering.enter_context(bundles)
             requests = Requests(
                 ledger,
@@ -222,9 +218,14 @@ def run_station(
     )
 
 
-def _product(ready: tuple[Inspector, Model], ledger: Ledger) -> Product:
-    inspector, model = ready
-    return Product(inspector=inspector, model=model, threshold=_threshold(model, ledger))
+def _ready(
+    opened: tuple[Inspector, Model],
+    ledger: Ledger,
+    cameras: Mapping[str, Ready] = MappingProxyType({}),
+) -> Ready:
+    inspector, model = opened
+    threshold = _threshold(model, ledger)
+    return Ready(inspector=inspector, model=model, threshold=threshold, cameras=cameras)
 
 
 def _threshold(model: Model, ledger: Ledger) -> Threshold:

@@ -41,7 +41,7 @@ from agent.requests import Requests
 from agent.settings import Config
 from agent.station.acquisition import Acquisition, FrameIntake, Intake
 from agent.station.audit import chance_if_drawn
-from agent.station.controls import Controls, InForce, Product
+from agent.station.controls import Controls, InForce, Ready
 from agent.station.evidence import Evidence
 from agent.station.live import Live
 from agent.station.monitor import DropWatch, Monitor
@@ -445,7 +445,7 @@ class Station:
             yield
             self._end(part, State.ERROR, problem)
             return
-        with self._controls.held(part.product, part.camera) as in_force:
+        with self._controls.ready(part.product, part.camera).held() as in_force:
             state, reason = self._inspected(part, in_force)
         yield  # until the parts of the same camera before it have left
         part.verdict = self._verdict(part, state, reason, in_force)
@@ -527,7 +527,7 @@ class Station:
             late_s=late_s if late_s > 0 else None,
         )
         if self._unknown(part) is None:
-            with self._controls.held(part.product, part.camera) as in_force:
+            with self._controls.ready(part.product, part.camera).held() as in_force:
                 part.verdict = replace(
                     part.verdict,
                     threshold=in_force.threshold,
@@ -649,7 +649,7 @@ class Station:
             return {"threshold": self._controls.threshold.fault}
         return {f"threshold of {name}": one.threshold.fault for name, one in self._ready()}
 
-    def _ready(self) -> Iterator[tuple[str, Product]]:
+    def _ready(self) -> Iterator[tuple[str, Ready]]:
         """What inspects each product, and what does so at cameras with a bundle of their own."""
         for name, product in self._controls.products.items():
             yield name, product

@@ -9,7 +9,7 @@ from agent.commands.promote import promote
 from agent.commands.rollback import rollback
 from agent.record.ledger import Ledger
 from engine.bundle import open_bundle
-from engine.errors import BundleError, CalibrationError
+from engine.errors import BundleError, CalibrationError, ConfigurationError
 from tests.calibrations import calibrated
 from tests.tiny_bundle import tiny_bundle
 
@@ -55,6 +55,30 @@ def test_what_cannot_be_used_is_refused_and_nothing_changes(place):
         promote(bundle=place / "new", config=config)
     assert not next_place(place / "bundle").exists()
     assert not previous_place(place / "bundle").exists()
+
+
+def test_of_a_line_with_products_the_one_that_is_named_changes(place, capsys):
+    calibrated(tiny_bundle(place / "side", gain=7.0), 5.0)
+    config, new = place / "agent.yaml", open_bundle(place / "better").id
+    config.write_text(
+        "agent: {id: test}\nmqtt: {host: 127.0.0.1, port: 1}\n"
+        "products:\n- {name: cola, bundle: {path: bundle}}\n- name: lemon\n"
+        "  bundle: {path: bundle}\n  cameras: [{name: side, bundle: {path: side}}]\n"
+        "cameras: [{name: top, type: conveyor}, {name: side, type: conveyor}]\n"
+    )
+    for which, why in [
+        ({}, "product: is missing, as each product has a bundle of its own; write cola or lemon"),
+        ({"product": "cola", "camera": "top"}, "camera: 'top': no camera has a bundle of its own"),
+        ({"product": "lemon", "camera": "top"}, "camera: 'top': write side"),
+        ({"product": "cola"}, "is the bundle of several products or cameras"),
+    ]:
+        with pytest.raises(ConfigurationError, match=why):
+            promote(bundle=place / "better", config=config, **which)
+    promote(bundle=place / "better", config=config, product="lemon", camera="side", by="Ada")
+    assert "agent rollback" in capsys.readouterr().out
+    assert open_bundle(place / "side").id == new
+    rollback(config=config, product="lemon", camera="side", by="Ada")
+    assert open_bundle(previous_place(place / "side")).id == new
 
 
 def test_a_file_system_that_cannot_exchange_names_is_used_all_the_same(place, monkeypatch):

@@ -121,7 +121,10 @@ class ThresholdRequest:
 
 @spec
 class PromoteRequest:
-    """Inspect with the bundle of this id, which lies beside the one in force."""
+    """Inspect with the bundle of this id, which lies beside the one in force.
+
+    On a line with products it is that of `product`, and of `camera` where it has its own.
+    """
 
     command: Literal["promote"]
     nonce: Nonce
@@ -129,17 +132,21 @@ class PromoteRequest:
     bundle_id: Sha256
     by: By
     why: Why = ""
+    product: Name | None = None
+    camera: Name | None = None
 
 
 @spec
 class RollbackRequest:
-    """Inspect with the bundle that was in force before."""
+    """Inspect with the bundle that was in force before; `product` and `camera` as for promote."""
 
     command: Literal["rollback"]
     nonce: Nonce
     expires: Expiry
     by: By
     why: Why = ""
+    product: Name | None = None
+    camera: Name | None = None
 
 
 @spec
@@ -451,10 +458,21 @@ class MqttRequests:
                 )
             case PromoteRequest():
                 return asked.promote(
-                    request.bundle_id, by=request.by, why=request.why, nonce=request.nonce
+                    request.bundle_id,
+                    by=request.by,
+                    why=request.why,
+                    nonce=request.nonce,
+                    product=request.product,
+                    camera=request.camera,
                 )
             case RollbackRequest():
-                return asked.rollback(by=request.by, why=request.why, nonce=request.nonce)
+                return asked.rollback(
+                    by=request.by,
+                    why=request.why,
+                    nonce=request.nonce,
+                    product=request.product,
+                    camera=request.camera,
+                )
             case TriggerRequest():
                 return asked.trigger(request.camera, request.part_id)
             case ProductRequest():

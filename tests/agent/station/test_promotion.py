@@ -14,26 +14,35 @@ from agent.cameras.conveyor import ConveyorCamera, ConveyorSettings
 from agent.commands.promote import promote
 from agent.commands.rollback import rollback
 from agent.inference.child import ChildInspector, Setup
+from agent.part import State
 from agent.ports import CameraContext
 from agent.record.schema import read_only
 from agent.requests import RequestError
-from agent.settings import AgentSettings, BundleSettings, Config, LedgerSettings
+from agent.settings import (
+    AgentSettings,
+    BundleSettings,
+    Config,
+    LedgerSettings,
+    ProductSettings,
+)
 from agent.sinks.mqtt.requests import ask
 from agent.station.run import run_station
 from agent.station.station import Model
 from calibration.record import read_calibration
 from engine.bundle import open_bundle
 from engine.errors import BundleError
+from engine.scripted_inspector import BrightnessInspector
 from tests.calibrations import calibrated
 from tests.tiny_bundle import tiny_bundle
 
 PARTS_PER_MINUTE = 1200
+COMMANDS = ("promote", "rollback", "ping", "switch_product")
 
 
 class Line:
     """A line that runs in the background, and whose broker may ask for other bundles."""
 
-    def __init__(self, broker, folder):
+    def __init__(self, broker, folder, products=()):
         self.first = tiny_bundle(folder / "bundle")
         calibrated(self.first, 3.0)
         self.second = tiny_bundle(folder / "second", gain=60.0)
@@ -43,8 +52,9 @@ class Line:
             agent=AgentSettings(id="line-3"),
             bundle=BundleSettings(path=self.first.path),
             cameras=(ConveyorSettings(parts_per_minute=PARTS_PER_MINUTE),),
-            sinks=(replace(broker.settings, commands=("promote", "rollback", "ping")),),
+            sinks=(replace(broker.settings, commands=COMMANDS),),
             ledger=LedgerSettings(path=folder / "ledger.sqlite"),
+            products=products,
         )
         self.stop = threading.Event()
         self.parts = []
@@ -55,14 +65,20 @@ class Line:
         record = read_calibration(bundle)
         self.inspector = ChildInspector(Setup(bundle=bundle.path, bundle_id=bundle.id))
         self.inspector.__enter__()
-        model = Model.of(record)
+        model = Model.of(record).on(self.inspector)
+        other = Model(threshold=1.0, bundle_id="other", calibration_id="other")
+        products = {
+            one.name: (BrightnessInspector(), other) if number else (self.inspector, model)
+            for number, one in enumerate(self.config.products)
+        }
 
         def run():
             self.summary = run_station(
                 self.config,
                 cameras=[ConveyorCamera(self.config.cameras[0], CameraContext(stop=self.stop))],
                 inspector=self.inspector,
-                model=model.on(self.inspector),
+                model=model,
+                products=lambda: products,
                 stop=self.stop,
                 observers=(self.parts.append,),
                 may_promote=True,
@@ -161,6 +177,52 @@ def test_the_commands_ask_a_running_agent(line, eventually, tmp_path, capsys):
         ("promote", "Ada", "better"),
         ("rollback", "Ada", "worse"),
     ]
+
+
+def test_the_bundle_of_one_product_changes_and_that_of_another_stays(broker, eventually, tmp_path):
+    """The line makes cola while the bundle of lemon is promoted, and then lemon."""
+    place = tmp_path / "lemon"
+    products = tuple(
+        ProductSettings(name=name, bundle=BundleSettings(path=tmp_path / folder))
+        for name, folder in (("cola", "bundle"), ("lemon", "lemon"))
+    )
+    line = Line(broker, tmp_path, products)
+    shutil.copytree(line.first.path, place)
+    second = line.second.id
+
+    def some_more():
+        seen = len(line.parts)
+        eventually(lambda: len(line.parts) > seen + 5)
+
+    with line:
+        some_more()
+        put_next(line.second, place)
+        for which, why in [
+            ({}, "product: is missing, as each product has a bundle of its own; write cola or"),
+            ({"product": "beer"}, "product: 'beer': write cola or lemon"),
+            ({"product": "lemon", "camera": "main"}, "camera: 'main': no camera has a bundle of"),
+        ]:
+            with pytest.raises(RequestError, match=why):
+                line.ask("promote", bundle_id=second, **which)
+        told = line.ask("promote", bundle_id=second, product="lemon")
+        assert (told["bundle_id"], told["previous"], told["threshold"]) == (second, "other", 4.0)
+        some_more()
+        assert line.inspector.pid is not None
+        assert {part.ended.bundle_id for part in line.parts} == {line.first.id}
+        line.ask("switch_product", product="lemon")
+        some_more()
+        assert line.ask("rollback", product="lemon")["bundle_id"] == line.first.id
+        line.ask("switch_product", product="cola")
+        some_more()
+    assert open_bundle(place).id == line.first.id
+    assert {part.ended.state for part in line.parts} <= {State.OK, State.NG}
+    had = {(part.product, part.ended.bundle_id, part.ended.threshold) for part in line.parts}
+    assert {("cola", line.first.id, 3.0), ("lemon", second, 4.0)} <= had
+    assert had <= {
+        ("cola", line.first.id, 3.0),
+        ("lemon", second, 4.0),
+        ("lemon", line.first.id, 3.0),
+    }
 
 
 def test_a_bundle_that_cannot_be_used_is_refused_and_the_line_goes_on(line, eventually):
