@@ -5,13 +5,13 @@ was clearly OK has no frame, so what another bundle would say of it is not known
 """
 
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
 from agent.part import State, decide
-from agent.record.evidence_files import EvidenceIndex, Filed
+from agent.record.evidence_files import EvidenceIndex, Filed, safe
 from engine.bundle import replace_file
 from engine.errors import ConfigurationError, ImageError
 from engine.frame import Pixels
@@ -63,10 +63,30 @@ class Comparison:
         )
 
 
-def kept(folder: Path, agent_id: str, *, days: float) -> list[Filed]:
-    """The frames of inspected parts in an evidence folder, of the last `days`, the oldest first."""
+def kept(
+    folder: Path,
+    agent_id: str,
+    *,
+    days: float,
+    product: str | None = None,
+    cameras: Collection[str] = (),
+) -> list[Filed]:
+    """The frames of inspected parts in an evidence folder, the oldest first.
+
+    Args:
+        folder: The folder.
+        agent_id: Whose parts.
+        days: How far back.
+        product: Those of this product; `None`: of all.
+        cameras: Those of these cameras; empty: of all.
+    """
     since, found = time.time() - days * _DAY_S, []
+    names = {safe(name) for name in cameras}
     for filed in EvidenceIndex(folder, agent_id).files():
+        if names and filed.camera not in names:
+            continue
+        if product is not None and filed.product != safe(product):
+            continue
         try:
             is_recent = (folder / filed.name).stat().st_mtime >= since
         except OSError:  # it has been removed meanwhile

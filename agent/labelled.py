@@ -10,7 +10,7 @@ them. All other good parts and the defective ones are learnt from.
 import json
 import os
 import shutil
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -50,11 +50,20 @@ class DataSet:
         return [part for part in self.parts if part.use == use]
 
 
-def read_labelled(folder: Path) -> DataSet:
-    """The data set in a folder; empty where there is none. Lines that are no label do not count."""
+def read_labelled(
+    folder: Path, *, product: str | None = None, cameras: Collection[str] = ()
+) -> DataSet:
+    """The data set in a folder; empty where there is none. Lines that are no label do not count.
+
+    With a `product` it has that one's parts alone, and with `cameras` those that these have seen.
+    """
     latest: dict[tuple[str, int], Mapping[str, Any]] = {}
     audited: set[tuple[str, int]] = set()
     for record in _records(folder / RECORDS):
+        if product is not None and record.get("product") != product:
+            continue
+        if cameras and record.get("camera") not in cameras:
+            continue
         key = str(record["epoch"]), int(record["sequence"])
         latest[key] = record
         if record.get("queue") == "audit":

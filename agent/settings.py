@@ -248,6 +248,20 @@ class Config:
         bundle = one.bundle if camera is None else views.get(camera, one.bundle)
         return dataclasses.replace(self, bundle=bundle, products=(one,), cameras=shown)
 
+    def inspected(
+        self, product: str | None, camera: str | None
+    ) -> tuple[str | None, frozenset[str]]:
+        """Whose parts the bundle of `making` inspects: which product's, and at which cameras.
+
+        `None` and no camera: those of all.
+        """
+        made = self.making(product, camera)
+        names = frozenset(one.name for one in made.cameras)
+        return (
+            made.products[0].name if made.products else None,
+            names if len(names) < len(self.cameras) else frozenset(),
+        )
+
     def promoted(self, product: str | None, camera: str | None) -> BundleSettings:
         """The bundle whose place another one may take: of `product`, where the line makes several.
 

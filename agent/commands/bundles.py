@@ -80,7 +80,8 @@ def change_bundle(
     if not brokers:
         remedy = "names no broker, so a running agent cannot be asked; stop it first"
         raise ConfigurationError("sinks", None, remedy)
-    asked: dict[str, object] = {"by": by, "why": why, "product": product, "camera": camera}
+    asked: dict[str, object] = {"by": by, "why": why}
+    asked |= {k: v for k, v in {"product": product, "camera": camera}.items() if v is not None}
     if kind == "promote":
         asked["bundle_id"] = new.id
     return {**ask(brokers[0], agent, kind, within_s=_WITHIN_S, **asked), "running": True}

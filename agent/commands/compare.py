@@ -6,6 +6,7 @@ from typing import Annotated
 
 import typer
 
+from agent.commands import options
 from engine.errors import ConfigurationError
 
 
@@ -14,6 +15,8 @@ def compare(
     config: Annotated[Path, typer.Option(help="The configuration.")] = Path("agent.yaml"),
     bundle: Annotated[Path | None, typer.Option(help="Another bundle, calibrated.")] = None,
     threshold: Annotated[float | None, typer.Option(help="Another threshold.")] = None,
+    product: Annotated[str | None, options.PRODUCT] = None,
+    camera: Annotated[str | None, options.CAMERA] = None,
     days: Annotated[float, typer.Option(min=0.01, max=36_500, help="How far back, in days.")] = 7.0,
     newest: Annotated[
         int | None,
@@ -40,11 +43,13 @@ def compare(
 
     if (bundle is None) == (threshold is None):
         raise ConfigurationError("--bundle", None, "give a bundle, or a threshold, and not both")
-    settings = load_config(config)
+    whole = load_config(config)
+    settings, (made, cameras) = whole.making(product, camera), whole.inspected(product, camera)
     folder = settings.evidence.folder
     if folder is None:
         raise ConfigurationError("evidence.folder", None, "is not named, so no frame is kept")
-    files = kept(folder, settings.agent.id, days=days)[-(newest or 0) :]
+    files = kept(folder, settings.agent.id, days=days, product=made, cameras=cameras)
+    files = files[-(newest or 0) :]
     if not files:
         raise ConfigurationError(
             "evidence.folder", str(folder), f"has no frame of the last {days:g} days"

@@ -17,6 +17,9 @@ BITS: Final = typer.Option(
 PRODUCT: Final = typer.Option(help="Which of the products; without it the first one.")
 """Of all commands that are about one product of a line."""
 
+CAMERA: Final = typer.Option(help="A camera that has a bundle of its own for this product.")
+"""Of commands that are about what one bundle inspects."""
+
 PROMOTED_PRODUCT: Final = typer.Option(
     "--product", help="Whose bundle changes, where the line makes several products."
 )

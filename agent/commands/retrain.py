@@ -16,6 +16,8 @@ def retrain(
     *,
     out: Annotated[Path, typer.Option(help="Folder for everything; must be new.")],
     config: Annotated[Path, typer.Option(help="The configuration.")] = Path("agent.yaml"),
+    product: Annotated[str | None, options.PRODUCT] = None,
+    camera: Annotated[str | None, options.CAMERA] = None,
     labelled: Annotated[
         Path | None, typer.Option(help="The labelled frames; default: page/labelled by the ledger.")
     ] = None,
@@ -52,9 +54,10 @@ def retrain(
     from engine.bundle import open_bundle
     from engine.errors import ConfigurationError
 
-    settings = load_config(config)
+    whole = load_config(config)
+    settings, (made, cameras) = whole.making(product, camera), whole.inspected(product, camera)
     folder = labelled or settings.ledger.path.parent / "page" / "labelled"
-    found = read_labelled(folder)
+    found = read_labelled(folder, product=made, cameras=cameras)
     if not found.parts:
         raise ConfigurationError("--labelled", str(folder), "has no labelled part with its frame")
     old = open_bundle(settings.bundle.path, signed_by=settings.bundle.require_signature)
@@ -85,11 +88,12 @@ def retrain(
     report = out / "comparison.html"
     changed = None
     if settings.evidence.folder is not None:
-        compare(config=config, bundle=bundle, report=report)
+        compare(config=config, bundle=bundle, product=product, camera=camera, report=report)
         changed = str(report)
     answer = {
         "bundle": str(bundle),
         "bundle_id": new.bundle_id,
+        "product": made,
         "threshold": new.threshold,
         "max_false_reject": new.max_false_reject,
         "proved": new.is_proved,
@@ -100,7 +104,9 @@ def retrain(
     if as_json:
         typer.echo(json.dumps(answer, indent=2))
     else:
-        typer.echo(f"To use it: agent promote {bundle} --config {config}")
+        which = "" if made is None else f" --product {made}"
+        at = "" if camera is None else f" --camera {camera}"
+        typer.echo(f"To use it: agent promote {bundle} --config {config}{which}{at}")
 
 
 def _recipe(old: "Bundle") -> str:

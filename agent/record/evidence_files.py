@@ -27,7 +27,7 @@ _TEXT_BYTES: Final = 90
 _NO_SCORE: Final = "none"
 _LINE: Final = re.compile(
     r"(?P<epoch>[0-9a-f]{12}) (?P<sequence>\d{1,19}) "
-    r"(?P<name>\d{4}-\d\d-\d\d/(?P<camera>[\w-][\w.-]*)/[\d.-]+_[\w.~-]+"
+    r"(?P<name>\d{4}-\d\d-\d\d/(?P<camera>[\w-][\w.-]*)(?:~(?P<product>[\w-][\w.-]*))?/[\d.-]+_[\w.~-]+"
     rf"_(?P<state>{'|'.join(State)})_(?P<score>-?\d+\.\d+|{_NO_SCORE})\.jpg)"
 )
 
@@ -56,20 +56,25 @@ class Filed:
     @property
     def camera(self) -> str:
         """The camera, as it is written in file names."""
-        return self._piece("camera")
+        return self._piece("camera") or ""
+
+    @property
+    def product(self) -> str | None:
+        """The product, as it is written in file names; `None` where all parts are alike."""
+        return self._piece("product")
 
     @property
     def state(self) -> State:
         """How the part ended."""
-        return State(self._piece("state"))
+        return State(self._piece("state") or "")
 
     @property
     def score(self) -> float | None:
         """Its score to three digits; `None` for a part that was not inspected."""
         score = self._piece("score")
-        return None if score == _NO_SCORE else float(score)
+        return None if score in {None, _NO_SCORE} else float(score or "")
 
-    def _piece(self, name: str) -> str:
+    def _piece(self, name: str) -> str | None:
         found = _LINE.fullmatch(self.line.rstrip("\n"))
         assert found is not None, "names are made by file_name, or were matched"
         return found[name]
@@ -87,9 +92,8 @@ def file_name(part: Part, *, is_taken: bool = False) -> str:
         name = f"{name}~{trigger.sequence}"
     score = _NO_SCORE if found is None else f"{found.score:.3f}"
     time = f"{moment:%H-%M-%S}.{moment.microsecond // 1000:03d}"
-    return (
-        f"{moment:%Y-%m-%d}/{safe(part.camera)}/{time}_{name}_{part.ended.state.value}_{score}.jpg"
-    )
+    place = "~".join(map(safe, filter(None, (part.camera, part.product))))
+    return f"{moment:%Y-%m-%d}/{place}/{time}_{name}_{part.ended.state.value}_{score}.jpg"
 
 
 def safe(text: str) -> str:

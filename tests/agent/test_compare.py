@@ -56,6 +56,29 @@ def test_another_bundle_judges_the_frames_again(place, capsys):
     ]
 
 
+def test_of_a_line_with_products_only_the_parts_of_one_are_judged(place, capsys):
+    config = place / "agent.yaml"
+    products = (
+        "products: [{name: cola, bundle: {path: bundle}}, {name: l/m, bundle: {path: bundle}}]"
+    )
+    products = products.replace("l/m", "lemon tea")
+    config.write_text(config.read_text().replace("bundle: {path: bundle}", products, 1))
+    settings = EvidenceSettings(folder=place / "evidence")
+    for number, product in [(5, "cola"), (6, "lemon tea"), (7, "lemon tea")]:
+        pixels = good_part(number)
+        part = ended(
+            number, State.NG, inspection=inspection(1.5, Box.around(pixels)), pixels=pixels
+        )
+        part.product = product
+        with Evidence(settings, "test", "0123456789ab") as evidence:
+            evidence.offer(part)
+    for asked, sequences in [({}, [5]), ({"product": "lemon tea"}, [6, 7])]:
+        answer = compared(place, capsys, threshold=2.0, **asked)
+        assert [one["sequence"] for one in answer["changed"]] == sequences
+    with pytest.raises(ConfigurationError, match="write cola or lemon tea"):
+        compared(place, capsys, threshold=2.0, product="beer")
+
+
 def test_another_threshold_is_compared_with_the_scores_that_were(place, capsys):
     answer = compared(place, capsys, threshold=1.875)
     assert [(one["sequence"], one["new_state"]) for one in answer["changed"]] == [(1, "OK")]

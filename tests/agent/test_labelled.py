@@ -65,5 +65,26 @@ def test_folders_have_what_was_labelled_and_what_was_learnt_from_before(folder, 
         gather(read_labelled(folder), folder, tmp_path / "new")
 
 
+def test_of_a_line_with_products_each_has_its_own_parts(folder):
+    records = [
+        {
+            "epoch": "e",
+            "label": "good",
+            "file": "frames/1.jpg",
+            "product": product,
+            "camera": camera,
+        }
+        for product in ("cola", "lemon")
+        for camera in ("top", "side")
+    ]
+    lines = [json.dumps(one | {"sequence": n}) for n, one in enumerate(records)]
+    (folder / "labels.jsonl").write_text("\n".join(lines))
+    assert [one.sequence for one in read_labelled(folder, product="lemon").parts] == [2, 3]
+    assert [one.sequence for one in read_labelled(folder, cameras={"side"}).parts] == [1, 3]
+    one = read_labelled(folder, product="cola", cameras={"top"})
+    assert [each.sequence for each in one.parts] == [0]
+    assert not read_labelled(folder, product="beer").parts
+
+
 def test_nothing_is_labelled_where_there_is_nothing(tmp_path):
     assert read_labelled(tmp_path / "nowhere").parts == ()

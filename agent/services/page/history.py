@@ -26,7 +26,7 @@ from agent.station.status import BOUNDS_S
 from engine.frame import Box
 
 _LOG: Final = logging.getLogger("atac_agent.page")
-VERSION: Final = 3
+VERSION: Final = 4
 HOUR_NS: Final = 3_600_000_000_000
 BINS: Final = 40
 """Of a score histogram, from 0 to twice the threshold where that is positive; see `score_bin`."""
@@ -43,7 +43,8 @@ CREATE TABLE marks (name TEXT PRIMARY KEY, value TEXT NOT NULL) WITHOUT ROWID;
 CREATE TABLE runs (run INTEGER PRIMARY KEY, bundle_id TEXT, calibration_id TEXT,
     UNIQUE (bundle_id, calibration_id));
 CREATE TABLE parts (n INTEGER PRIMARY KEY, epoch TEXT NOT NULL, sequence INTEGER NOT NULL,
-    run INTEGER NOT NULL, camera TEXT NOT NULL, part_id TEXT, triggered_ns INTEGER NOT NULL,
+    run INTEGER NOT NULL, camera TEXT NOT NULL, product TEXT, part_id TEXT,
+    triggered_ns INTEGER NOT NULL,
     decided_ns INTEGER NOT NULL, state TEXT NOT NULL, late_state TEXT, reason TEXT NOT NULL,
     score REAL, threshold REAL, box TEXT, across REAL,
     down REAL, audit REAL, has_thumbnail INTEGER NOT NULL,
@@ -109,6 +110,7 @@ class Row:
     epoch: str
     sequence: int
     camera: str
+    product: str | None
     part_id: str | None
     triggered_ns: int
     decided_ns: int
@@ -139,8 +141,8 @@ class Row:
 
 
 _ROW: Final = (
-    "n, epoch, sequence, camera, part_id, triggered_ns, decided_ns, state, late_state, reason,"
-    " score, threshold, box, audit, has_thumbnail, queues, label, kind"
+    "n, epoch, sequence, camera, product, part_id, triggered_ns, decided_ns, state, late_state,"
+    " reason, score, threshold, box, audit, has_thumbnail, queues, label, kind"
 )
 
 
@@ -270,6 +272,7 @@ class History:
             "sequence": event.sequence,
             "run": self._run(event),
             "camera": event.camera,
+            "product": event.product,
             "part_id": event.part_id,
             "triggered_ns": event.triggered_ns,
             "decided_ns": event.decided_ns,

@@ -118,6 +118,8 @@ class Labels:
         if row is not None:
             names = ("camera", "part_id", "state", "score", "threshold", "audit", "triggered_ns")
             record |= {name: getattr(row, name) for name in names}
+            if row.product is not None:
+                record["product"] = row.product
         try:
             record["file"] = self._copied(self._pictures.frame(epoch, sequence))
             with (self._folder / RECORDS).open("a", encoding="utf-8") as file:

@@ -132,7 +132,13 @@ class PageService:
             "config_file": self._watched.config_file,
             "started": time.time(),
             "bundle": config.bundle.path,
-            "products": [product.name for product in config.products],
+            "products": {
+                product.name: {
+                    "bundle": product.bundle.path,
+                    "cameras": [name for name in config.lines if name not in config.views(product)],
+                }
+                for product in config.products
+            },
             "product_from": None if config.product_from is None else config.product_from.type,
             "training": self._settings.training,
             "backbone_weights": self._settings.backbone_weights,

@@ -2,7 +2,7 @@
 
 import importlib.util
 import secrets
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Final
 
@@ -28,7 +28,8 @@ def show(page: Page, _request: Request) -> Mapping[str, object]:
     now = job(page)
     promotion = now["promotion"]
     assert isinstance(promotion, dict)
-    found = read_labelled(Path(setup["labelled"]))
+    product, bundle, cameras = _trained(page)
+    found = read_labelled(Path(setup["labelled"]), product=product, cameras=cameras)
     counts = {use: len(found.of(use)) for use in USES}
     status = page.now.status or {}
     return {
@@ -37,10 +38,21 @@ def show(page: Page, _request: Request) -> Mapping[str, object]:
         "found": found,
         "missing": missing(page, counts),
         "is_paused": status.get("is_paused", False),
+        "product": product,
         "bundle_id": promotion["bundle_id"] or status.get("bundle_id", ""),
-        "has_previous": previous_place(Path(setup["bundle"])).is_dir(),
+        "has_previous": previous_place(bundle).is_dir(),
         "base": setup["training"],
     }
+
+
+def _trained(page: Page) -> tuple[str | None, Path, Collection[str]]:
+    """The product that the line makes, its bundle, and the cameras that share it; empty: all."""
+    setup = page.agent.setup
+    product = (page.now.status or {}).get("product")
+    if product not in setup["products"]:
+        return None, Path(setup["bundle"]), ()
+    one = setup["products"][product]
+    return product, Path(one["bundle"]), one["cameras"]
 
 
 def missing(page: Page, counts: Mapping[Use, int]) -> list[str]:
@@ -79,8 +91,11 @@ def begin(page: Page, request: Request, _form: Form) -> Response:
     if not (page.now.status or {}).get("is_paused", False):
         raise Problem("retrain.runs", status=409)
     arguments = ["--config", str(setup["config_file"]), "--labelled", str(setup["labelled"])]
+    product, _, _ = _trained(page)
+    if product is not None:
+        arguments += ["--product", product]
     if setup["training"] is not None:
-        arguments += ["--base", str(setup["training"])]
+        arguments += ["--base", str(Path(setup["training"], product or ""))]
     if setup["backbone_weights"] is not None:
         arguments += ["--backbone-weights", str(setup["backbone_weights"])]
     if not page.jobs.begin(arguments, who=page.visitor(request).name):
@@ -109,20 +124,24 @@ def promote(page: Page, request: Request, form: Form) -> Response:
     known, why = page.jobs.newest(), _why(form)
     if known is None or known.result is None:
         raise Problem("retrain.none", status=409)
+    product = known.result.get("product")
+    one = page.agent.setup["products"].get(product, page.agent.setup)
     try:
         bundle = open_bundle(known.bundle)
-        put_next(bundle, Path(page.agent.setup["bundle"]))
+        put_next(bundle, Path(one["bundle"]))
     except AtacError as error:
         raise Problem("problem.agent", status=409, why=str(error)) from None
-    return _changed(page, request, "promote", bundle.id, why)
+    return _changed(page, request, "promote", bundle.id, why, product)
 
 
 def rollback(page: Page, request: Request, form: Form) -> Response:
-    """Bring the bundle before back."""
-    return _changed(page, request, "rollback", "", _why(form))
+    """Bring the bundle before back, of the product that was shown."""
+    return _changed(page, request, "rollback", "", _why(form), form.get("product"))
 
 
-def _changed(page: Page, request: Request, kind: str, bundle_id: str, why: str) -> Response:
+def _changed(
+    page: Page, request: Request, kind: str, bundle_id: str, why: str, product: str | None
+) -> Response:
     page.agent.ask(
         "promotion",
         kind=kind,
@@ -130,6 +149,7 @@ def _changed(page: Page, request: Request, kind: str, bundle_id: str, why: str) 
         by=page.visitor(request).name,
         why=why,
         nonce=secrets.token_hex(8),
+        product=product,
     )
     page.note(request, kind, why)
     return Response(headers={"HX-Redirect": "/retrain"})

@@ -122,7 +122,8 @@ class Line:
             evidence=EvidenceSettings(folder=folder / "evidence", **evidence),
             check=CheckSettings(folder=folder / "checks"),
             products=tuple(
-                ProductSettings(name=name, bundle=BundleSettings(path=folder)) for name in products
+                ProductSettings(name=name, bundle=BundleSettings(path=folder / name))
+                for name in products
             ),
             services=(self.settings,),
         )

@@ -384,6 +384,8 @@ def test_schema_and_agent_accept_the_same_requests():
     known.validate(json.loads(switch))
     about |= {"bundle_id": "0" * 64}
     known.validate(json.loads(request_json("promote", "nonce-01", soon(), **about)))
+    about |= {"product": "cola", "camera": "side"}
+    known.validate(json.loads(request_json("promote", "nonce-01", soon(), **about)))
     for wrong in [
         request_json("stop", "nonce-01", soon()),
         request_json("ping", "short", soon()),
