@@ -382,6 +382,10 @@ class TrainingImages:
         """Whether there is one picture of each image."""
         return self.regions is None or len(self.regions.regions) == 1
 
+    def item(self, index: int) -> Listed:
+        """The image that picture `index` is of."""
+        return self._items[index][0]
+
     def frame(self, index: int) -> Pixels:
         """Native pixels, mono or RGB."""
         item, place = self._items[index]

@@ -2,11 +2,12 @@
 
 PatchCore (Roth et al. 2022) scores so. Here channels are standardised and patches have length 1, so
 that they differ by direction and not by contrast; few principal directions of good patches are
-compared; and a greedy search keeps patches that lie far from each other (k-centre).
+compared; and a greedy search keeps patches that lie far from each other (k-centre). Patches of
+known defects are remembered beside them: what is nearer to those than to good ones counts more.
 """
 
 from itertools import accumulate
-from typing import Annotated, Final
+from typing import Annotated, Final, NamedTuple
 
 import torch
 import torch.nn.functional as F  # noqa: N812  (PyTorch's own custom)
@@ -29,23 +30,45 @@ _ASIDE: Final = 0.3  # what attention is worth beside its peak: less than ω
 
 @spec
 class Bank:
-    """How many `patches` of good parts it keeps, compared in how many `directions`."""
+    """How many `patches` of good parts it keeps, compared in how many `directions`.
+
+    Of known defects it keeps `defects` patches.
+    """
 
     patches: Annotated[int, Field(ge=1)] = 3000
+    defects: Annotated[int, Field(ge=1)] = 1000
     directions: Annotated[int, Field(ge=1)] = 256
 
 
+class Near(NamedTuple):
+    """How far patches are from the nearest good one, and how much nearer a known defect's is.
+
+    Both are 0 … 2 and of shape `(N, h, w)`; where a good patch is nearer, `defect` is 0.
+    """
+
+    good: Tensor
+    defect: Tensor
+
+    def score_map(self, weight: float | Tensor) -> Tensor:
+        """The sum; what known defects say counts `weight` times."""
+        return self.good + weight * self.defect
+
+
 class NearestPatch(nn.Module):
-    """The distance of each patch to the nearest of the bank, 0 … 2; `fit` and `hold` fill it.
+    """The distance of each patch to the nearest of the bank; `fit`, `hold` and `learn` fill it.
 
     It takes the place of σ and τ in `train.network.AtacNet`, whose names for convolutions it has.
 
-    `origin` tells of which good training image each patch of the bank is.
+    `origin` and `known_origin` tell of which training image each patch is. `weight` is what known
+    defects count; 0 until it is set.
     """
 
     mean: Tensor
     std: Tensor
     origin: Tensor
+    known: Tensor | None
+    known_origin: Tensor
+    weight: Tensor
 
     def __init__(self, channels: int, settings: Bank) -> None:
         super().__init__()
@@ -55,6 +78,9 @@ class NearestPatch(nn.Module):
         self.register_buffer("origin", torch.full((settings.patches,), -1))
         self.convolve = nn.Conv2d(channels, directions, 1, bias=False)  # the projection
         self.score = nn.Conv2d(directions, settings.patches, 1, bias=False)  # the bank
+        self.register_buffer("known", torch.zeros(settings.defects, directions, 1, 1))
+        self.register_buffer("known_origin", torch.full((settings.defects,), -1))
+        self.register_buffer("weight", torch.zeros(1))
         self.requires_grad_(requires_grad=False)
 
     def compared(self, features: Tensor | list[Tensor]) -> Tensor:
@@ -78,12 +104,23 @@ class NearestPatch(nn.Module):
         return directed
 
     def forward(self, features: Tensor | list[Tensor]) -> Maps:
-        """Distances as the score map of features `(N, C, h, w)`, or of maps."""
-        return located(self.distances(features))
+        """The score map of features `(N, C, h, w)`, or of maps, and where to look closer."""
+        near = self.near(self.compared(features))
+        score_map = near.good if self.known is None else near.score_map(self.weight)
+        return Maps(score_map, attention(near.good))
 
-    def distances(self, features: Tensor | list[Tensor]) -> Tensor:
-        """Distances `(N, h, w)` of features `(N, C, h, w)`, or of maps."""
-        return as_distance(self.score(self.compared(features)).amax(dim=1))
+    def near(self, compared: Tensor, *, without: int | None = None) -> Near:
+        """What is near to `compared` `(N, directions, h, w)`, but for patches of one image."""
+        good = _distances(self.score.weight, compared, self.origin, without)
+        if self.known is None:
+            return Near(good, torch.zeros_like(good))
+        defect = _distances(self.known, compared, self.known_origin, without)
+        return Near(good, torch.relu(good - defect))
+
+    def forget_what_does_not_count(self) -> None:
+        """Without patches of known defects, where they have no weight: the same with less work."""
+        if not self.weight:
+            self.known = None
 
     def fit(self, patches: Tensor) -> None:
         """Take standardisation and directions from good patches `(n, C)`."""
@@ -98,28 +135,44 @@ class NearestPatch(nn.Module):
 
     def hold(self, patches: Tensor, origin: Tensor, *, seed: int) -> None:
         """Keep some of good `patches` `(n, directions)`, those of images `origin` `(n,)`."""
-        count = len(self.origin)
-        chosen = k_centre(patches, count, seed=seed)
-        chosen = chosen.repeat(-(-count // len(chosen)))[:count]  # of fewer some come twice
-        self.score.weight.copy_(patches[chosen][:, :, None, None])
-        self.origin.copy_(origin[chosen])
+        _keep(patches, origin, self.score.weight, self.origin, seed=seed)
 
-    def without(self, image: int, compared: Tensor) -> Tensor:
-        """Distances `(h, w)` of a view `(directions, h, w)` to what is not of this good image."""
-        cosines = self.score(compared[None])[0]
-        return as_distance(cosines[self.origin != image].amax(dim=0))
+    def learn(self, patches: Tensor, origin: Tensor, *, seed: int) -> None:
+        """Keep some `patches` of known defects in the same way."""
+        if self.known is not None:
+            _keep(patches, origin, self.known, self.known_origin, seed=seed)
 
 
-def located(distances: Tensor) -> Maps:
-    """Maps of distances `(N, h, w)`; of attention only the peak is above ω, and is boxed."""
-    attention = F.avg_pool2d(distances[:, None], _AROUND, 1, _AROUND // 2, count_include_pad=False)
-    peak = attention.amax(dim=(2, 3), keepdim=True)
-    return Maps(distances, torch.where(attention < peak, _ASIDE * attention, attention)[:, 0])
+def attention(distances: Tensor) -> Tensor:
+    """Where distances `(N, h, w)` are largest; only the peak is above ω, and is boxed."""
+    mean = F.avg_pool2d(distances[:, None], _AROUND, 1, _AROUND // 2, count_include_pad=False)
+    peak = mean.amax(dim=(2, 3), keepdim=True)
+    return torch.where(mean < peak, _ASIDE * mean, mean)[:, 0]
 
 
-def as_distance(cosine: Tensor) -> Tensor:
-    """The distance of two directions by their cosine."""
-    return torch.sqrt(torch.relu(2 - 2 * cosine))
+def _distances(bank: Tensor, compared: Tensor, origin: Tensor, without: int | None) -> Tensor:
+    """Of directions `(N, d, h, w)` to the nearest of a bank, but for patches of one image."""
+    cosines = F.conv2d(compared, bank)
+    if without is not None:
+        cosines = cosines.masked_fill((origin == without)[:, None, None], -1)
+    return torch.sqrt(torch.relu(2 - 2 * cosines.amax(dim=1)))
+
+
+def _keep(patches: Tensor, origin: Tensor, bank: Tensor, of_bank: Tensor, *, seed: int) -> None:
+    """Fill a `bank` with `patches` that lie far from each other; of too few some come twice.
+
+    Args:
+        patches: To choose from, `(n, directions)`.
+        origin: Of which image each is, `(n,)`.
+        bank: Receives them.
+        of_bank: Receives of which image these are.
+        seed: Of the search.
+    """
+    count = len(of_bank)
+    chosen = k_centre(patches, count, seed=seed)
+    chosen = chosen.repeat(-(-count // len(chosen)))[:count]
+    bank.copy_(patches[chosen][:, :, None, None])
+    of_bank.copy_(origin[chosen])
 
 
 def k_centre(patches: Tensor, size: int, *, seed: int) -> Tensor:

@@ -79,10 +79,9 @@ ROWS = {
         settings=replace(LINE, known=replace(LINE.known, masks=False)),
     ),
     "nearest": Row(
-        title="`nearest`: a memory bank, and a closer look",
+        title="`nearest`: memory banks, and a closer look",
         settings=Nearest(),
         train=nearest.train,
-        learns=False,
     ),
     "memory": Row(
         title="memory bank of good features",

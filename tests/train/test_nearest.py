@@ -15,15 +15,16 @@ from engine.frame import Box
 from engine.methods import open_method
 from engine.methods.atac import atac_of
 from engine.parity import bundle_parity
+from engine.view import view
 from tests.training_parts import trained
 from train.backbones.resnet import ResNet
 from train.datasets import read_listed
 from train.evaluate import auroc
 from train.export.gate import add_precision
-from train.nearest_patch import located
+from train.nearest_patch import Near, attention
 from train.network import TorchBackend
 from train.recipes import open_recipe
-from train.recipes.nearest import Nearest
+from train.recipes.nearest import LeftOut, Nearest, weight_by_evidence
 from train.run import train_bundle
 
 
@@ -58,10 +59,36 @@ def test_scores_of_its_own_parts_are_of_banks_without_them(bundle, source, split
         assert boxes[item.path].width == pytest.approx(frame.width / 2, abs=2)
     deployed = [one.score for one in inspected(bundle, source, split.train_good)]
     assert np.mean(deployed) < np.mean([without[item.path] for item in split.train_good])
-    defective = [one.score for one in inspected(bundle, source, split.train_defective)]
-    np.testing.assert_allclose(
-        sorted(part.score for part in found.defective), sorted(defective), rtol=1e-3
-    )
+    assert {part.path for part in found.defective} == {i.path for i in split.train_defective}
+
+
+def left_out(good, defect):
+    """A part of whose one patch this is said."""
+    near = Near(*(torch.tensor([[[each]]]) for each in (good, defect)))
+    return LeftOut(0, near, 0.0, Box.whole(1, 1))
+
+
+def test_known_defects_count_as_far_as_those_left_out_stand_out():
+    good = [left_out(0.5 + 0.01 * i, 0.1) for i in range(20)]
+    told = [left_out(0.6, 0.3), left_out(0.65, 0.4)]
+    misled = [left_out(0.68, 0.0), left_out(0.69, 0.0)]
+    assert weight_by_evidence(good, told, 1.0) > 0
+    assert weight_by_evidence(good, misled, 1.0) == 0
+    assert weight_by_evidence(good, [], 1.0) == 0
+
+
+def test_a_known_defect_teaches_what_it_shows(images, nearest, tmp_path):
+    run = trained(nearest, images, tmp_path)
+    bank = run.network.bank
+    origin = set(bank.known_origin.tolist())
+    assert origin == set(images.defective)
+    index = images.defective[0]
+    frame = images.frame(index)
+    views = torch.tensor(view(frame, Box.around(frame), nearest.view))
+    with torch.inference_mode():
+        compared = bank.compared(run.network.features(views[None]))
+        near, without = bank.near(compared), bank.near(compared, without=index)
+    assert near.defect.sum() > without.defect.sum() > 0
 
 
 def test_about_a_fifth_of_good_parts_is_looked_at_closer(bundle, source, nearest, split):
@@ -87,25 +114,28 @@ def test_no_part_is_looked_at_closer_or_all_are(images, nearest, tmp_path, share
 def test_attention_points_at_one_place():
     distances = torch.full((1, 8, 8), 0.4)
     distances[0, 2:5, 5:8] = 0.9
-    maps = located(distances)
-    assert torch.equal(maps.score_map, distances)
-    above = maps.attention[0] >= 0.4 * maps.attention.max()
+    found = attention(distances)[0]
+    above = found >= 0.4 * found.max()
     assert above.nonzero().tolist() == [[3, 6]] or above.sum() <= 4
     assert above[2:5, 5:8].any()
 
 
 @pytest.mark.parametrize("half", [False, True])
-def test_an_export_says_what_the_network_does(nearest, half):
+@pytest.mark.parametrize("weight", [0.0, 2.0])
+def test_an_export_says_what_the_network_does(nearest, half, weight):
     torch.manual_seed(0)
     two = ResNet(architecture="resnet18", stages=("layer2", "layer3"))
     network = open_recipe(replace(nearest, backbone=two)).network().eval()
     patches = torch.randn(200, sum(network.backbone.channels))
     network.bank.fit(patches)
     compared = network.bank.compared(patches.T[None, :, None])[0, :, 0].T
-    network.bank.hold(compared, torch.zeros(200), seed=0)
+    network.bank.hold(compared[:150], torch.zeros(150), seed=0)
+    network.bank.learn(compared[150:], torch.ones(50), seed=0)
+    network.bank.weight.fill_(weight)
     views = torch.randint(0, 256, (2, 48, 48, 3), dtype=torch.uint8)
     before = network(views)
     network.prepare_export(half=half)
+    assert (network.bank.known is None) == (weight == 0)
     near = {"rtol": 0.02, "atol": 0.02} if half else {"rtol": 1e-4, "atol": 1e-4}
     torch.testing.assert_close(network(views).score_map, before.score_map, **near)
 

@@ -33,7 +33,7 @@ def as_map(patches):
 def test_a_distance_is_that_of_directions_to_the_nearest_patch(patches):
     bank = filled(patches)
     x = torch.randn(3, 128)
-    found = bank.distances(as_map(x))[0, 0]
+    found = bank.near(bank.compared(as_map(x))).good[0, 0]
     unit = F.normalize((x - bank.mean.flatten()) / bank.std.flatten(), dim=1)
     cosine = (unit @ bank.convolve.weight[:, :, 0, 0].T) @ bank.score.weight[:, :, 0, 0].T
     torch.testing.assert_close(found, torch.sqrt(2 - 2 * cosine.amax(dim=1)))
@@ -42,8 +42,8 @@ def test_a_distance_is_that_of_directions_to_the_nearest_patch(patches):
 def test_good_patches_are_near_and_others_far(patches):
     bank = filled((patches[0][:540], patches[1][:540]))
     unseen, odd = (
-        bank.distances(as_map(patches[0][540:])),
-        bank.distances(as_map(torch.randn(30, 128))),
+        bank.near(bank.compared(as_map(some))).good
+        for some in (patches[0][540:], torch.randn(30, 128))
     )
     assert unseen.max() < 0.5 * odd.min()
 
@@ -58,11 +58,11 @@ def test_an_image_is_left_out_with_all_its_patches(patches):
     bank = filled(patches)
     compared = bank.compared(as_map(patches[0][:36]))
     assert 0 in bank.origin
-    without = bank.without(0, compared[0])
+    without = bank.near(compared, without=0).good[0]
     cosine = torch.einsum("dn,md->mn", compared[0, :, 0], bank.score.weight[:, :, 0, 0])
     others = cosine[bank.origin != 0].amax(dim=0)
     torch.testing.assert_close(without[0], torch.sqrt(2 - 2 * others))
-    assert (without >= bank.distances(as_map(patches[0][:36]))[0] - 1e-3).all()
+    assert (without >= bank.near(compared).good[0] - 1e-3).all()
 
 
 def test_few_patches_are_repeated(patches):

@@ -1,7 +1,8 @@
 """A frozen backbone and a memory bank of good parts: how far a part is from the nearest of them.
 
-Nothing is learnt by descent, so one good part teaches as much as it can at once, and a known defect
-is not needed. docs/adr/0018-line-v2.md has what was measured.
+Nothing is learnt by descent, so one part teaches as much as it can at once. Known defects are not
+needed; patches of those there are have a bank of their own, which counts as much as defects that
+were left out say. docs/adr/0018-line-v2.md has what was measured.
 """
 
 from collections.abc import Callable, Sequence
@@ -9,6 +10,7 @@ from dataclasses import replace
 from functools import partial
 from typing import Annotated, ClassVar, Final, Literal, NamedTuple, Self
 
+import cv2
 import numpy as np
 import torch
 from pydantic import Field
@@ -18,7 +20,6 @@ from engine.attention import CropSpec, attention_box
 from engine.cross_fitted import CrossFitted, CrossFittedPart
 from engine.errors import ConfigurationError
 from engine.frame import Box
-from engine.methods import open_method
 from engine.methods.atac import AtacMethod
 from engine.score import ScoreSpec, top_k_mean
 from engine.spec import spec
@@ -27,16 +28,21 @@ from train.backbones import BACKBONES, AnyBackbone
 from train.backbones.resnet import ResNet
 from train.cache import ByteLimitedCache
 from train.checkpoint import deterministic
-from train.datasets import Listed, TrainingImages
+from train.datasets import TrainingImages
 from train.evaluate import ValidationProbe
-from train.nearest_patch import CANDIDATES, FITTED, Bank, NearestPatch, located
-from train.network import AtacNet, Maps, Standardisation, TorchBackend, atac_method
+from train.nearest_patch import CANDIDATES, FITTED, Bank, Near, NearestPatch, attention
+from train.network import AtacNet, Standardisation, atac_method
 from train.recipes import Recipe, RecipeSettings, Run, Trained
 
 _KEPT_BYTES: Final = 2 << 30  # of features
 _MOST_GOOD: Final = 1000  # good images at most that the bank is made of
 _AT_ONCE: Final = 4096  # patches projected in one step
 _NEVER: Final = 3.0  # a gate above all distances
+_WEIGHTS: Final = (0.0, 0.25, 0.5, 1.0, 2.0)  # that patches of known defects may have
+_OF_ONE: Final = 0.5  # their weight where one defect is known, which cannot be left out
+_MOST_DEFECTIVE: Final = 100  # defective images at most whose patches are kept
+_FARTHEST: Final = 0.1  # of the patches of a view of a defect, at most this share is kept
+_COVERED: Final = 0.25  # of a patch by a mask: then it shows the defect
 
 
 @spec
@@ -90,6 +96,10 @@ class NearestNet(AtacNet):
 
     exact_in_int8 = ("head.",)
 
+    def prepare_export(self, *, half: bool) -> None:
+        self.bank.forget_what_does_not_count()
+        super().prepare_export(half=half)
+
     @property
     def bank(self) -> NearestPatch:
         head = self.head
@@ -109,7 +119,7 @@ def network(settings: Nearest) -> NearestNet:
 
 
 def train(settings: Nearest, images: TrainingImages, run: Run) -> Trained:
-    """Fill the memory bank; then score each good part as if the bank had been made without it."""
+    """Fill the memory bank; then score each part as if the bank had been made without it."""
     device = deterministic(run.seed)
     net = network(settings)
     if run.weights is not None:
@@ -121,20 +131,61 @@ def train(settings: Nearest, images: TrainingImages, run: Run) -> Trained:
     with torch.inference_mode():
         for epoch in checkpoint.epochs(1, probe=probe):
             fill(net.bank, parts, epoch.rng, seed=run.seed)
+            learn(net.bank, parts, epoch.rng, seed=run.seed)
             epoch.learning_rate = 0.0
-        seen = [parts.left_out(index) for index in images.good]
-        method = parts.method(seen)
+        good = [parts.left_out(index) for index in images.good]
+        known = [parts.left_out(index) for index in images.defective]
+        gate = parts.gate(good)
+        good, known = ([parts.looked_closer(one, gate) for one in each] for each in (good, known))
+        weight = weight_by_evidence(good, known, settings.top_k)
+        net.bank.weight.fill_(weight)
+        method = parts.method(gate, [one.score(weight, settings.top_k) for one in good])
         # Of one region of a part the bank may still hold another, so such a part is not left out.
-        scores = parts.cross_fitted(seen, method) if images.is_one_each else None
+        scores = parts.cross_fitted(good, known, weight) if images.is_one_each else None
         return Trained.of(net, method, checkpoint, cross_fitted=scores)
 
 
 class LeftOut(NamedTuple):
-    """A good part's whole view, scored without its own patches: score, peak of attention, box."""
+    """What is near to a `picture` of a part without its own patches, in each view of it.
 
-    score: float
+    `peak` is that of attention in the whole view, and `box` where it is. `closer` is what is seen
+    there, None where nobody looks.
+    """
+
+    picture: int
+    whole: Near
     peak: float
     box: Box
+    closer: Near | None = None
+
+    def score(self, weight: float, top_k: float) -> float:
+        """The score of the part, where known defects count `weight` times."""
+        seen = [near for near in (self.whole, self.closer) if near is not None]
+        return float(np.mean([top_k_mean(n.score_map(weight).numpy(), top_k) for n in seen]))
+
+
+def weight_by_evidence(good: Sequence[LeftOut], known: Sequence[LeftOut], top_k: float) -> float:
+    """The weight with which known defects, each left out, lie deepest in the tail of good parts.
+
+    The depth of one is the logarithm of the share of good parts that score no less, so that it
+    speaks of the promise a user gets and not of pairs far below it. None is better than too much.
+
+    Args:
+        good: Good parts, each to a bank without it.
+        known: Known defects in the same way.
+        top_k: The share of a map that counts.
+    """
+    if len(known) < 2:
+        return _OF_ONE * len(known)
+
+    def depth(weight: float) -> float:
+        of_good, of_known = (
+            np.array([one.score(weight, top_k) for one in each]) for each in (good, known)
+        )
+        no_less = (of_good[:, None] >= of_known).sum(axis=0)
+        return float(-np.log(no_less + 1).mean())
+
+    return max(_WEIGHTS, key=depth)
 
 
 class Parts:
@@ -151,6 +202,7 @@ class Parts:
         self._network = network
         self._settings = settings
         self.looks_closer = settings.closer > 0
+        self.view_box = settings.view.box
         self._kept: ByteLimitedCache[tuple[int, Box], Tensor] = ByteLimitedCache(limit=_KEPT_BYTES)
 
     def whole(self, index: int) -> Tensor:
@@ -169,22 +221,27 @@ class Parts:
         return Box(left=left, top=top, right=left + half, bottom=top + half)
 
     def left_out(self, index: int) -> LeftOut:
-        """The whole view of good image `index` to a bank without it."""
-        maps = self._maps(index, self.whole(index))
-        attention = maps.attention.numpy()
-        crop = self._crop(gate=0.0)
-        return LeftOut(
-            score=top_k_mean(maps.score_map.numpy(), self._settings.top_k),
-            peak=float(attention.max()),
-            box=attention_box(attention, self._settings.view.box, crop),
-        )
+        """The whole view of image `index` to a bank without it."""
+        near = self._near(index, self._settings.view.box)
+        looks = attention(near.good)[0].numpy()
+        box = attention_box(looks, self._settings.view.box, self._crop(gate=0.0))
+        return LeftOut(index, near, float(looks.max()), box)
 
-    def method(self, seen: Sequence[LeftOut] = ()) -> AtacMethod:
-        """How the engine runs the network; by what was `seen` of good parts, the gate too."""
-        scores, share = [one.score for one in seen] or [0.0, 1.0], self._settings.closer
-        gate = 0.0 if share else _NEVER
-        if seen and 0 < share < 1:
-            gate = float(np.quantile([one.peak for one in seen], 1 - share))
+    def looked_closer(self, one: LeftOut, gate: float) -> LeftOut:
+        """The same with what pass 2 would see, if there were one."""
+        if one.peak < gate or one.box == self._settings.view.box:
+            return one
+        return one._replace(closer=self._near(one.picture, one.box))
+
+    def gate(self, good: Sequence[LeftOut]) -> float:
+        """The attention from which on a part is looked at closer, as the chosen share of `good`."""
+        share = self._settings.closer
+        if not 0 < share < 1:
+            return 0.0 if share else _NEVER
+        return float(np.quantile([one.peak for one in good], 1 - share))
+
+    def method(self, gate: float = 0.0, scores: Sequence[float] = (0.0, 1.0)) -> AtacMethod:
+        """How the engine runs the network, by this gate and the `scores` of good parts."""
         return atac_method(
             self._network,
             self._settings.view,
@@ -196,34 +253,55 @@ class Parts:
             ),
         )
 
-    def cross_fitted(self, seen: Sequence[LeftOut], method: AtacMethod) -> CrossFitted:
+    def cross_fitted(
+        self, good: Sequence[LeftOut], known: Sequence[LeftOut], weight: float
+    ) -> CrossFitted:
         """The scores of all images by banks without them.
 
-        What a good part still has a share in: standardisation and directions of the bank, which
-        others of its patches the search kept, and the gate. Known defects are in none of these.
+        What a part still has a share in: standardisation and directions of the bank, which others
+        of its patches the search kept, the gate, and the weight of known defects.
 
         Args:
-            seen: Of each good image.
-            method: How the engine runs the network.
+            good: Good images, left out.
+            known: Known defects, left out.
+            weight: What patches of known defects count.
         """
-        split, good = self.images.split, []
-        for index, item, first in zip(self.images.good, split.train_good, seen, strict=True):
-            score = first.score
-            if first.peak >= method.crop.gate and first.box != method.view.box:
-                maps = self._maps(index, self.closer(index, first.box))
-                score = (score + top_k_mean(maps.score_map.numpy(), method.score.top_k)) / 2
-            seen_box = first.box.scaled(of=method.view.box, to=Box.around(self.images.frame(index)))
-            good.append(_part(item, score, self.images.box_in_frame(index, seen_box)))
-        with TorchBackend(self._network) as backend:
-            inspector = open_method(self.images.method(method), backend)
-            found = [inspector.inspect(self.images.images.pixels(i)) for i in split.train_defective]
-        defective = [
-            _part(item, one.score, one.box if one.zoomed else None)
-            for item, one in zip(split.train_defective, found, strict=True)
-        ]
+
+        def scored(one: LeftOut) -> CrossFittedPart:
+            item, frame = self.images.item(one.picture), Box.around(self.images.frame(one.picture))
+            seen = one.box.scaled(of=self._settings.view.box, to=frame)
+            return CrossFittedPart(
+                path=item.path,
+                sha256=item.sha256,
+                kind=item.kind,
+                score=one.score(weight, self._settings.top_k),
+                box=self.images.box_in_frame(one.picture, seen),
+            )
+
         return CrossFitted(
-            way="leave_one_out", folds=len(good), good=tuple(good), defective=tuple(defective)
+            way="leave_one_out",
+            folds=len(good),
+            good=tuple(map(scored, good)),
+            defective=tuple(map(scored, known)),
         )
+
+    def shows(self, index: int, box: Box, rows: int, columns: int) -> Tensor | None:
+        """Which patches of a `box` of defect `index` show the defect; None where nobody drew it."""
+        mask = self.images.mask(index)
+        if mask is None:
+            return None
+        in_frame = box.scaled(
+            of=self._settings.view.box, to=Box.whole(mask.shape[1], mask.shape[0])
+        )
+        inside = mask[in_frame.top : in_frame.bottom, in_frame.left : in_frame.right]
+        share = cv2.resize(
+            inside.astype(np.float32), (columns, rows), interpolation=cv2.INTER_AREA
+        ).ravel()
+        return torch.from_numpy((share > 0) & (share >= min(_COVERED, share.max())))
+
+    def compared(self, index: int, box: Box) -> Tensor:
+        """What the bank compares of a `box` of image `index`: `(1, directions, h, w)`."""
+        return self._network.bank.compared(self.closer(index, box).float()[None])
 
     def _crop(self, *, gate: float) -> CropSpec:
         return CropSpec(gate=gate, min_side=self._settings.view.side // 2, square=True)
@@ -235,11 +313,9 @@ class Parts:
         views = torch.tensor(seen[None], device=self._network.device)
         return self._network.features(views)[0].half()
 
-    def _maps(self, index: int, features: Tensor) -> Maps:
-        """Of one view of good image `index`, to a bank without it: `(h, w)` each."""
-        bank = self._network.bank
-        distances = bank.without(index, bank.compared(features.float()[None])[0])
-        return Maps(*(each[0].cpu() for each in located(distances[None])))
+    def _near(self, index: int, box: Box) -> Near:
+        found = self._network.bank.near(self.compared(index, box), without=index)
+        return Near(*(each.cpu() for each in found))
 
 
 def fill(bank: NearestPatch, parts: Parts, rng: np.random.Generator, *, seed: int) -> None:
@@ -264,6 +340,37 @@ def fill(bank: NearestPatch, parts: Parts, rng: np.random.Generator, *, seed: in
             return [parts.whole(index), *closer]
 
         _remember(bank, good, views, rng, seed=seed)
+
+
+def learn(bank: NearestPatch, parts: Parts, rng: np.random.Generator, *, seed: int) -> None:
+    """Let `bank` remember what known defects show, whole and closer, where they have any.
+
+    It is what lies under the mask; without masks, and of large ones, what is farthest from good
+    patches.
+
+    Args:
+        bank: Filled from good parts.
+        parts: Whose defective images it learns from; of very many, some.
+        rng: Draws these.
+        seed: Of the search.
+    """
+    known = sorted(rng.permutation(list(parts.images.defective))[:_MOST_DEFECTIVE].tolist())
+    kept: list[Tensor] = []
+    origin: list[Tensor] = []
+    for index in known:
+        seen = parts.left_out(index)
+        for box in (parts.view_box, seen.box) if parts.looks_closer else (parts.view_box,):
+            compared = parts.compared(index, box)
+            distances = bank.near(compared, without=index).good[0]
+            shown, far = parts.shows(index, box, *distances.shape), distances.flatten()
+            if shown is not None:
+                far = torch.where(shown.to(far.device), far, -1)
+            best = far.topk(int(_FARTHEST * len(far)) or 1)
+            chosen = best.indices[best.values >= 0]
+            kept.append(compared[0].flatten(1).T[chosen])
+            origin.append(torch.full((len(chosen),), index, device=far.device))
+    if sum(map(len, kept)):
+        bank.learn(torch.cat(kept), torch.cat(origin), seed=seed)
 
 
 def _remember(
@@ -295,10 +402,6 @@ def _remember(
         ]
     )
     bank.hold(compared, torch.cat(origin).to(compared.device), seed=seed)
-
-
-def _part(item: Listed, score: float, box: Box | None) -> CrossFittedPart:
-    return CrossFittedPart(path=item.path, sha256=item.sha256, kind=item.kind, score=score, box=box)
 
 
 def _nbytes(features: Tensor) -> int:
