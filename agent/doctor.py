@@ -14,6 +14,7 @@ from typing import Final, Literal
 
 import cv2
 
+from agent.cameras.folder import FolderSettings
 from agent.cameras.one_frame import one_frame
 from agent.cameras.settings import AnyCameraSettings, Features
 from agent.clock import SystemClock
@@ -113,6 +114,8 @@ def examine(path: Path, *, is_running: bool = False) -> Iterator[Finding]:
             found = _checked("camera", partial(_camera, camera, features))
             name = camera.name if product is None else f"{camera.name} for {product}"
             yield replace(found, message=f"{name}: {found.message}")
+            if isinstance(camera, FolderSettings) and camera.done != "keep":
+                yield _done(camera, is_there=found.level != "fail")
         for key, source in (("trigger", camera.trigger), ("part ids", camera.part_ids)):
             if isinstance(source, WindowSettings) and not isinstance(source, SinkTriggerSettings):
                 deadline_s = config.lines[camera.name].deadline_s if key == "trigger" else None
@@ -276,6 +279,15 @@ def _camera(settings: AnyCameraSettings, features: Mapping[str, Features]) -> Fi
     if notes:
         return Finding(check="camera", level="warn", message="; ".join((message, *notes)))
     return _ok("camera", message)
+
+
+def _done(camera: FolderSettings, *, is_there: bool) -> Finding:
+    """Whether files can be moved or deleted."""
+    for folder in filter(None, (camera.done_folder, camera.path if is_there else None)):
+        if (fault := check_folder(folder)) is not None:
+            message = f"{camera.name}: {fault}; files that are done with would stay"
+            return Finding(check="camera", level="fail", message=message)
+    return _ok("camera", f"{camera.name}: files that are done with can be {camera.done}d")
 
 
 def _picture(pixels: Pixels) -> str:

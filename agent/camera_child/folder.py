@@ -1,10 +1,10 @@
 """The child of a folder camera: looks for images, reads and decodes them, tidies up."""
 
+import errno
 import os
 import select
 import shutil
 from collections.abc import Callable, Collection, Sequence
-from contextlib import suppress
 from multiprocessing.connection import Connection
 from pathlib import Path
 from time import monotonic
@@ -20,6 +20,8 @@ from engine.listing import UNREADABLE, LeftOut, find_images, in_words, shortened
 _MOST: Final = 2000
 """Paths in one message."""
 _SIGN_S: Final = 0.5
+_TIDY_S: Final = 5.0
+"""After a file could not be moved or deleted, so long none is tried."""
 _FSTAB: Final = Path("/etc/fstab")
 
 
@@ -60,6 +62,9 @@ class _Folder:
             accept_damaged=accept_damaged,
         )
         self._watched: Watched | None = None
+        self._is_mount = False
+        self._untidy: str | None = None
+        self._next_tidying = 0.0
         self._next_sign = 0.0
 
     def answer(self, request: Message) -> Message:
@@ -75,7 +80,7 @@ class _Folder:
                 case "next":
                     return self._next(request["within_s"])
                 case "tidy":
-                    return self._tidy(request["path"], request["content"])
+                    return self._tidied(request["files"])
         except OSError as error:
             return {"gone": why(error)}
         raise AssertionError(request)
@@ -86,7 +91,8 @@ class _Folder:
         names = [os.path.relpath(file, self._path) for file in listing.files]
         for start in range(0, len(names), _MOST):
             send(self._connection, {"names": names[start : start + _MOST]})
-        return {"left_out": str(listing), "fault": _fault(listing.left_out), **self._mount()}
+        mount = {"is_mount": self._is_mount}
+        return {"left_out": str(listing), "fault": _fault(listing.left_out), **mount}
 
     def _read(self, name: str) -> Message:
         path = self._path / name
@@ -175,10 +181,8 @@ class _Folder:
 
     def _said(self, watched: Watched) -> Message:
         left_out = watched.left_out
-        return {"left_out": in_words(left_out), "fault": _fault(left_out), **self._mount()}
-
-    def _mount(self) -> Message:
-        return {"is_mount": os.path.ismount(self._path)}
+        told = {"left_out": in_words(left_out), "fault": _fault(left_out), "untidy": self._untidy}
+        return told | {"is_mount": self._is_mount}
 
     def _check(self) -> None:
         """Raises `OSError`, whose text says why there can be no parts."""
@@ -186,7 +190,9 @@ class _Folder:
         os.stat(path)
         if not path.is_dir():
             raise GoneError("is not a folder")
-        if not os.path.ismount(path):
+        # Something of the same disk may be mounted, too, which its device does not tell.
+        self._is_mount = mounted_on(path)[0] == os.path.realpath(path)
+        if not self._is_mount:
             if self._must_be_mount:
                 raise GoneError("has nothing mounted on it")
             if (point := _unmounted(path)) is not None:
@@ -196,21 +202,59 @@ class _Folder:
         if not os.access(path, os.R_OK | os.X_OK):
             raise GoneError("cannot be read: Permission denied for this user")
 
-    def _tidy(self, name: str, content: str) -> Message:
-        """Move or delete a file whose part is recorded, if it still is that file."""
-        path = self._path / name
-        with suppress(FileNotFoundError):
+    def _tidied(self, files: Sequence[tuple[str, str]]) -> Message:
+        """Move or delete files whose parts are recorded; tells which are done with.
+
+        Where one cannot be, the others wait: inspection has more use of the time.
+        """
+        done: list[str] = []
+        if monotonic() >= self._next_tidying:
+            self._untidy = None
+            for name, content in files:
+                self._looking()
+                if (reason := self._tidy(self._path / name, content)) is not None:
+                    self._untidy, self._next_tidying = reason, monotonic() + _TIDY_S
+                    break
+                done.append(content)
+        return {"done": done, "untidy": self._untidy}
+
+    def _tidy(self, path: Path, content: str) -> str | None:
+        """Move or delete a file, if it still is that file; says why it cannot."""
+        try:
             if self._watched is None or self._watched.content(str(path), path.stat()) != content:
-                return {}
+                return None
+        except FileNotFoundError:
+            return None
+        try:
             if self._done_folder is None:
                 path.unlink()
             else:
-                target = Path(self._done_folder) / name
-                target.parent.mkdir(parents=True, exist_ok=True)
-                if target.exists():
-                    target = target.with_stem(f"{target.stem}-{path.stat().st_mtime_ns}")
-                shutil.move(path, target)
-        return {}
+                _move(path, Path(self._done_folder) / path.relative_to(self._path))
+        except OSError as error:
+            os.stat(self._path)  # a folder that has gone says nothing of the file
+            to = "deleted" if self._done_folder is None else f"moved to {self._done_folder}"
+            return f"files that are done with cannot be {to} ({error.strerror or error})"
+        return None
+
+
+def _move(path: Path, target: Path) -> None:
+    """Move a file, also to another file system; whole, or not at all."""
+    target.parent.mkdir(parents=True, exist_ok=True)
+    if target.exists():
+        target = target.with_stem(f"{target.stem}-{path.stat().st_mtime_ns}")
+    try:
+        path.rename(target)
+    except OSError as error:
+        if error.errno != errno.EXDEV:
+            raise
+        unfinished = target.with_name(f".{target.name}")
+        try:
+            shutil.copy2(path, unfinished)
+            unfinished.replace(target)
+        except OSError:
+            unfinished.unlink(missing_ok=True)
+            raise
+        path.unlink()
 
 
 def _fault(left_out: Collection[LeftOut]) -> str | None:

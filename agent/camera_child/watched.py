@@ -63,6 +63,11 @@ def mounted_on(folder: Path) -> tuple[str, str]:
     return found
 
 
+def _place(folder: str) -> tuple[int, int]:
+    status = os.stat(folder)
+    return status.st_dev, status.st_ino
+
+
 @dataclass(slots=True)
 class _Folder:
     """A folder that is watched: what it holds, and when that last changed."""
@@ -111,8 +116,9 @@ class Watched:
         self._recorded = recorded
         self._progress = progress
         self._clock = clock
-        self._has_lasting_inodes = mounted_on(root)[1] in _LASTING
-        self._device = os.stat(root).st_dev
+        self._mounted = mounted_on(root)
+        self._has_lasting_inodes = self._mounted[1] in _LASTING
+        self._place = _place(self._root)
         self._folders: dict[str, _Folder] = {}
         self._by_watch: dict[int, str] = {}
         self._candidates: dict[str, Candidate] = {}
@@ -368,8 +374,10 @@ class Watched:
     def _look(self) -> None:
         """Whether the folder is there, and which folders have changed without an event."""
         began = time.thread_time()
-        if os.stat(self._root).st_dev != self._device:
-            raise GoneError("has another file system mounted on it, or none any more")
+        if (place := _place(self._root)) != self._place:
+            if place[0] != self._place[0] or mounted_on(Path(self._root)) != self._mounted:
+                raise GoneError("has another file system mounted on it, or none any more")
+            self._place = place
         if self._clock() >= self._next_search:
             self.search()
             return

@@ -7,6 +7,7 @@ survives or an image that would take all memory end that process, not the agent.
 import logging
 from collections import OrderedDict, deque
 from collections.abc import Collection, Mapping, Sequence
+from itertools import islice
 from pathlib import Path
 from typing import Annotated, Any, Final, Literal
 
@@ -26,6 +27,8 @@ _LOG: Final = logging.getLogger("atac_agent.camera")
 _ASK_S: Final = 1.0
 _RECENT: Final = 100_000
 """Contents that may not be in the ledger yet."""
+_TIDIED: Final = 1000
+"""Files that are moved or deleted before the next image is asked for."""
 _BASE_BYTES: Final = 120_000_000
 _BYTES_PER_PIXEL: Final = 8
 
@@ -95,6 +98,8 @@ class FolderCamera(ChildCamera):
         """Contents whose files are to be moved or deleted, by content."""
         self._ahead: str | None = None  # the image that is read before it is wanted
         self._said: set[str] = set()
+        self._unreadable: str | None = None
+        self._untidy: str | None = None
         self._was_mount = False
 
     def connect(self) -> None:
@@ -210,9 +215,15 @@ class FolderCamera(ChildCamera):
     def _note(self, told: Message) -> None:
         self._was_mount = self._was_mount or told.get("is_mount", False)
         if "fault" in told:
-            if told["fault"] != self.fault:
+            if told["fault"] != self._unreadable:
                 self._tell_of(told["fault"])
-            self.fault = told["fault"]
+            self._unreadable = told["fault"]
+        if "untidy" in told:
+            if told["untidy"] != self._untidy:
+                said = told["untidy"] or f"no longer true: {self._untidy}"
+                _LOG.warning("camera %s: %s", self._settings.name, said)
+            self._untidy = told["untidy"]
+        self.fault = "; ".join(filter(None, (self._unreadable, self._untidy))) or None
         if told.get("left_out"):
             self._say("left out", f"{self._settings.path}: {told['left_out']}")
 
@@ -253,9 +264,13 @@ class FolderCamera(ChildCamera):
         """Move or delete the files whose parts are in the ledger."""
         if not self._untidied or self.context.recorded is None:
             return
-        for content in self.context.recorded(tuple(self._untidied)):
-            name = self._untidied.pop(content)
-            self.ask({"do": "tidy", "path": name, "content": content})
+        some = dict(islice(self._untidied.items(), _TIDIED))
+        done = self.context.recorded(tuple(some))
+        if not done:
+            return
+        told = self.ask({"do": "tidy", "files": [(some[content], content) for content in done]})
+        for content in () if told is None else told["done"]:
+            del self._untidied[content]
 
 
 def _halves(failed: str) -> tuple[str, str]:

@@ -33,6 +33,8 @@ _CONNECT_S: Final = 15.0
 """How long a camera may take to connect or to disconnect."""
 _BAD_S: Final = 2.0
 """A live camera without a usable frame for this long is reopened; half of it is a fault."""
+_CALM_S: Final = 3.0
+"""A camera that waits for parts is back when it has been connected for so long."""
 _ABANDONED: Final = 3
 """How many reads may hang at once; another thread would not help."""
 _LARGEST_BYTES: Final = 3 * MAX_PIXELS
@@ -205,6 +207,7 @@ class Acquisition:
         self._before: Pixels | None = None
         self._bad_since: float | None = None
         self._is_receiving = False
+        self._receiving_since: float | None = None
 
         self._lock = threading.Lock()
         self._reading = _Reading(clock)
@@ -255,6 +258,7 @@ class Acquisition:
             self._start(self._reading)
             while not self._has_ended():
                 self._replace_if_stuck()
+                self._notice_calm()
         except BaseException:
             self._stop.set()
             raise
@@ -294,6 +298,18 @@ class Acquisition:
         self._camera = self._camera.renewed()
         self._start(self._reading)
 
+    def _notice_calm(self) -> None:
+        """A camera whose frames come when they come is back although none has come yet."""
+        since = self._receiving_since
+        if (
+            self._fault is not None
+            and since is not None
+            and self._clock.now() - since >= _CALM_S
+            and self._camera.silence_s is None
+            and self._bad_since is None
+        ):
+            self._is_well()
+
     # ---- in the thread that reads
 
     def _read(self, reading: "_Reading", camera: Camera) -> None:
@@ -314,7 +330,7 @@ class Acquisition:
                     try:
                         self._receive(reading, camera)
                     finally:
-                        self._is_receiving = False
+                        self._is_receiving, self._receiving_since = False, None
                         reading.begin(_CONNECT_S)
                 return
             except CameraError as error:
@@ -326,6 +342,7 @@ class Acquisition:
         self._intake.connected()
         # Only now: what was fired before would count as owed by a camera that has lost it.
         self._is_receiving = True
+        self._receiving_since = self._clock.now()
         while not self._stop.is_set():
             reading.begin(camera.silence_s)
             try:

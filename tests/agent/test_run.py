@@ -334,10 +334,15 @@ def test_the_doctor_tries_to_write_evidence(place):
     path = place / "agent.yaml"
     text = path.read_text()
     for folder, level in [("new/evidence", "ok"), ("agent.yaml/evidence", "fail")]:
-        path.write_text(f"{text}\nevidence: {{folder: {folder}}}\n")
+        camera = (
+            f"{{type: folder, path: in, after_last: watch, done: move, done_folder: {folder}2}}"
+        )
+        other = re.sub("camera: {.*}", f"camera: {camera}", text)
+        path.write_text(f"{other}\nevidence: {{folder: {folder}}}\n")
         _, out, _ = agent("doctor", "--config", path, "--json")
-        (found,) = [each for each in json.loads(out) if each["check"] == "evidence"]
-        assert found["level"] == level, found
+        found = json.loads(out)
+        assert [one["level"] for one in found if one["check"] == "evidence"] == [level]
+        assert [one["level"] for one in found if one["check"] == "camera"][1:] == [level]
     assert not list((place / "new/evidence").iterdir())
 
 

@@ -189,8 +189,24 @@ def test_a_folder_that_goes_away_raises(watch, tmp_path):
     with pytest.raises(FileNotFoundError):
         watching.new_within(1)
     (tmp_path / "away").rename(folder)
-    watching.watched._device += 1
+    watching.new_within(1)
+    watching.watched._place = (0, 0)
     with pytest.raises(GoneError, match="another file system"):
+        watching.new_within(1)
+
+
+def test_a_folder_from_which_a_mount_of_the_same_disk_is_taken_raises(watch, tmp_path, monkeypatch):
+    folder = tmp_path / "in"
+    touch(folder, "a.png")
+    watching = watch(folder)
+    watching.new()
+    folder.rename(tmp_path / "away")
+    touch(folder, "b.png")  # another folder by now, of the same disk
+    assert watching.new_within(1) == ["b.png"]
+    folder.rename(tmp_path / "away2")
+    folder.mkdir()
+    monkeypatch.setattr(module, "mounted_on", lambda _: ("/elsewhere", "ext4"))
+    with pytest.raises(GoneError, match="or none any more"):
         watching.new_within(1)
 
 

@@ -306,6 +306,25 @@ def test_files_are_tidied_up_once_their_parts_are_in_the_ledger(parts, tmp_path,
         assert not (parts / "b" / "1.png").exists()  # what an earlier run could not do any more
 
 
+def test_what_cannot_be_moved_away_is_a_fault_that_holds_up_no_part(parts, tmp_path):
+    done = tmp_path / "done"
+    done.write_text("no folder")
+    with Watch(parts, done="move", done_folder=done) as watch:
+        for grey in (0, 1, 2):
+            assert watch.next()[1] == grey
+            watch.record()
+        assert watch.camera.fault == (
+            f"files that are done with cannot be moved to {done} (Not a directory)"
+        )
+    done.unlink()
+    with Watch(parts, watch.recorded, done="move", done_folder=done) as watch:
+        assert watch.nothing_more()
+        watch.record()
+        assert watch.nothing_more()
+        assert watch.camera.fault is None
+    assert sorted(path.name for path in done.rglob("*.png"))[:3] == ["1.png", "2.png", "3.png"]
+
+
 @pytest.mark.parametrize(
     ("settings", "why"),
     [

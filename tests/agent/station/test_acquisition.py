@@ -284,6 +284,31 @@ def test_a_camera_that_goes_away_keeps_being_tried():
     assert line.good == ["p0", "p1", "p2"]
 
 
+def test_a_camera_that_waits_for_parts_is_back_before_the_first_of_them(caplog):
+    part = threading.Event()
+
+    def act(number):
+        if number == 1 and not part.is_set():
+            if not said(caplog):
+                camera.number -= 1
+                raise CameraError("gone")
+            assert part.wait(60)
+
+    camera = FaultyCamera(act, parts=2)
+    camera.silence_s = None
+    line = Line(camera)
+    line.thread.start()
+    line.let_time_pass(lambda: len(said(caplog)) == 2)
+    assert said(caplog) == [
+        "camera main: gone; trying again until it is back",
+        "camera main: is back",
+    ]
+    assert line.acquisition.fault is None
+    part.set()
+    line.let_time_pass(lambda: not line.thread.is_alive())
+    assert line.good == ["p0", "p1"]
+
+
 def test_every_camera_goes_on_where_it_was_when_renewed(tmp_path):
     conveyor = ConveyorCamera(ConveyorSettings(parts=3), CameraContext())
     with conveyor:
