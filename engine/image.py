@@ -30,15 +30,23 @@ MAX_PIXELS: Final = 100_000_000
 FORMATS: Final = ("BMP", "JPEG", "PNG", "PPM", "TIFF", "WEBP")
 
 _LOG: Final = logging.getLogger("atac_agent.image")
-_CHECKED: Final = frozenset({"JPEG", "MPO", "PNG", "WEBP"})
+_CHECKED: Final = frozenset({"JPEG", "MPO", "PNG"})
 _BYTES_PER_PIXEL: Final = 6
 """No format needs more than an uncompressed one with three channels of 16 bits."""
+_TIFF: Final = (b"II*\0", b"MM\0*")
 _CHUNK: Final = 4 << 20
 _STRIP: Final = 2_000_000  # pixels that are converted at once
 _SIXTEEN_BIT: Final = {"I", "I;16", "I;16B", "I;16L", "I;16N"}
 _ORIENTATION: Final = 0x0112
 _BITS_PER_SAMPLE: Final = 258
 _MAX_SAMPLE_VALUES: Final = (281, 341)
+_SAMPLE_FORMAT: Final = 339
+_COMPRESSION: Final = 259
+_FAX: Final = frozenset({2, 3, 4})
+_JPEG: Final = 7
+_JPEG_TABLES: Final = 347
+_STRIPS: Final = ((273, 279), (324, 325))
+"""Where strips, or tiles, lie and how many bytes they have."""
 _UPRIGHT: Final[dict[int, Callable[[Pixels], Pixels]]] = {
     2: lambda seen: seen[:, ::-1],
     3: lambda seen: seen[::-1, ::-1],
@@ -166,7 +174,12 @@ def decode(
                 return _decoded(image, data, bits, accept_damaged=accept_damaged)
     except ImageError:
         raise
+    except _UnfitError as error:
+        raise ImageError(source, str(error)) from error
     except UnidentifiedImageError as error:
+        if data.startswith(_TIFF):
+            reason = "is not an image that can be read: a damaged TIFF, or not of 8 or 16 bits"
+            raise ImageError(source, reason) from error
         known = ", ".join(FORMATS)
         raise ImageError(source, f"is not an image in a known format ({known})") from error
     except Image.DecompressionBombError as error:
@@ -176,6 +189,10 @@ def decode(
     except Exception as error:
         # Whatever the decoders raise for damaged data, struct.error included.
         raise ImageError(source, f"is damaged ({error})") from error
+
+
+class _UnfitError(ValueError):
+    """A whole image whose pixels cannot be used; `str` says why, as "has …" does."""
 
 
 def _say_once(source: str, note: str) -> None:
@@ -196,19 +213,24 @@ def _decoded(image: Image.Image, data: bytes, bits: int | None, *, accept_damage
         significant = _checked_png(data, accept_damaged=accept_damaged)
     elif image.format == "TIFF":
         significant = _significant_in_tiff(image)
+        if not accept_damaged:
+            _check_tiff(image, data)
     if image.format in {"JPEG", "MPO"} and image.mode in {"L", "RGB"} and not accept_damaged:
-        # Pillow does not tell what the decoder has warned of, and is slower; the pixels are equal.
+        # Pillow does not tell of warnings here either, and is slower; the pixels are equal.
         seen = decode_jpeg(data, "GRAY" if image.mode == "L" else "RGB")
         decoded = Decoded(pixels=seen[..., 0] if image.mode == "L" else seen)
     elif (bits is not None or significant < 16) and _is_deep_colour(image, data):
         decoded = _narrowed(_deep_colour(data), bits, significant)
     else:
+        if image.format in {"JPEG", "MPO"} and not accept_damaged:
+            decode_jpeg(data, "CMYK")  # Pillow does not tell what the decoder has warned of
         image.load()
         decoded = _to_pixels(image, bits, significant, is_deep=_is_deep_colour(image, data))
     turned = _UPRIGHT.get(image.getexif().get(_ORIENTATION, 1), np.asarray)(decoded.pixels)
+    several = "holds several pictures, of which only the first is inspected"
     return Decoded(
         pixels=np.require(turned, requirements=["C", "W"]),
-        note=decoded.note,
+        note=several if getattr(image, "is_animated", False) else decoded.note,
         is_checked=image.format in _CHECKED,
     )
 
@@ -235,9 +257,24 @@ def _checked_png(data: bytes, *, accept_damaged: bool) -> int:
 def _significant_in_tiff(image: Image.Image) -> int:
     tags: Any = getattr(image, "tag_v2", {})
     stored = tags.get(_BITS_PER_SAMPLE, (16,))
+    if image.mode == "I" and (max(stored) > 16 or set(tags.get(_SAMPLE_FORMAT, ())) - {1}):
+        raise _UnfitError("has pixels of 32 bits, or below zero, of no defined range; save 16 bits")
     largest = next((tags[tag] for tag in _MAX_SAMPLE_VALUES if tag in tags), (65_535,))
     largest = max(largest) if isinstance(largest, tuple) else largest
     return int(min(max(stored), max(int(largest), 1).bit_length()))
+
+
+def _check_tiff(image: Image.Image, data: bytes) -> None:
+    """Raises `ValueError` for damage of which Pillow does not tell."""
+    tags: Any = getattr(image, "tag_v2", {})
+    if tags.get(_COMPRESSION) in _FAX:
+        raise _UnfitError("has fax compression, which shows no damage; save it with another one")
+    if tags.get(_COMPRESSION) == _JPEG:
+        tables = tags.get(_JPEG_TABLES, b"")
+        for places, counts in _STRIPS:
+            for at, count in zip(tags.get(places, ()), tags.get(counts, ()), strict=True):
+                strip = data[at : at + count]
+                decode_jpeg(tables[:-2] + strip[2:] if tables else strip, "GRAY")
 
 
 def _is_deep_colour(image: Image.Image, data: bytes) -> bool:
@@ -266,7 +303,7 @@ def _to_pixels(image: Image.Image, bits: int | None, significant: int, *, is_dee
             wide[rows] = np.asarray(strip).clip(0, 65_535)
         return _narrowed(wide, bits, significant)
     if image.mode == "F":
-        raise ValueError("floating-point pixels have no defined range; save 8 or 16 bits")
+        raise _UnfitError("has floating-point pixels of no defined range; save 8 or 16 bits")
     mode = "L" if image.mode in {"L", "1", "LA"} else "RGB"
     shape = (image.height, image.width) if mode == "L" else (image.height, image.width, 3)
     pixels = np.empty(shape, np.uint8)
@@ -316,7 +353,10 @@ def _narrowed(wide: npt.NDArray[np.uint16], bits: int | None, significant: int) 
     note = None
     if bits is not None:
         if largest >= 1 << bits:
-            raise ValueError(f"a pixel is {largest}, which is more than {bits} bits hold")
+            raise _UnfitError(
+                f"has a pixel of {largest}, which is more than {bits} bits hold; "
+                "leave bits out where the upper ones are used"
+            )
     elif significant < 16:
         # Whether they are the upper bits or the lower ones, no metadata say.
         unused = (1 << (16 - significant)) - 1
@@ -332,8 +372,10 @@ def _narrowed(wide: npt.NDArray[np.uint16], bits: int | None, significant: int) 
 
 
 def _note(used: int) -> str | None:
-    used += used % 2
-    if not 8 < used < 16:
+    if used == 0:
+        return None
+    used = max(8, used + used % 2)
+    if used == 16:
         return None
     return (
         f"no pixel of 16 bits uses more than {used}: if the camera gives {used} bits, say so "

@@ -50,7 +50,7 @@ class FolderSettings(AnyCameraSettings):
     done: Literal["keep", "move", "delete"] = "keep"
     done_folder: AnyPath | None = None
     must_be_mount: bool = False
-    bits: Annotated[int, Field(ge=9, le=16)] | None = None
+    bits: Annotated[int, Field(ge=8, le=16)] | None = None
     accept_damaged: bool = False
     max_megapixels: Annotated[float, Field(ge=0.01, le=1000)] = 25.0
 

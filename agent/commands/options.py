@@ -10,7 +10,7 @@ import typer
 from engine.errors import ConfigurationError
 
 BITS: Final = typer.Option(
-    min=9, max=16, help="Significant bits of 16-bit images, where the files do not say."
+    min=8, max=16, help="Significant bits of 16-bit images, where the files do not say."
 )
 """Of all commands that read images of parts."""
 

@@ -247,6 +247,43 @@ def test_half_a_file_is_refused_also_where_damage_is_accepted(form: str) -> None
             decode(data[: len(data) // 2], source="x", accept_damaged=accept)
 
 
+@pytest.mark.parametrize("form", ["JPEG", "TIFF"])
+def test_a_jpeg_inside_another_form_is_checked_as_well(form: str) -> None:
+    part = Image.fromarray(good_part(1, width=320, height=240))
+    options = {"compression": "jpeg"} if form == "TIFF" else {}
+    data = encoded(part if form == "TIFF" else part.convert("CMYK"), form, **options)
+    assert decode_image(data, source="x").shape == (240, 320, 3)
+    start = data.index(b"\xff\xda")
+    cut = data[: start + 500] + bytes(1000) + data[start + 1500 :]
+    with pytest.raises(ImageError, match="is damaged"):
+        decode(cut, source="x")
+    assert decode(cut, source="x", accept_damaged=True).pixels.shape == (240, 320, 3)
+
+
+def test_further_pictures_in_a_file_are_said() -> None:
+    for form in ("TIFF", "PNG", "WEBP"):
+        data = encoded(COLOUR, form, save_all=True, append_images=[COLOUR.rotate(90)])
+        decoded = decode(data, source="x")
+        assert decoded.note is not None, form
+        assert "only the first is inspected" in decoded.note
+        assert decode(encoded(COLOUR, form), source="x").note is None
+
+
+@pytest.mark.parametrize(
+    ("data", "reason"),
+    [
+        (encoded(Image.fromarray(np.ones((8, 8), np.int32)), "TIFF"), "has pixels of 32 bits"),
+        (cv2.imencode(".tiff", np.ones((8, 8), np.int16))[1].tobytes(), "below zero"),
+        (cv2.imencode(".tiff", np.ones((8, 8, 3), np.float32))[1].tobytes(), "not of 8 or 16 bits"),
+        (encoded(COLOUR.convert("1"), "TIFF", compression="group4"), "has fax compression"),
+    ],
+)
+def test_pixels_that_would_lose_their_levels_are_refused(data: bytes, reason: str) -> None:
+    with pytest.raises(ImageError, match=reason) as error:
+        decode(data, source="x")
+    assert "is damaged" not in error.value.reason
+
+
 def test_jpegs_have_the_pixels_that_pillow_gives() -> None:
     for mode in ("L", "RGB"):
         for options in ({"quality": 60}, {"quality": 95, "subsampling": 0}, {"progressive": True}):
@@ -296,5 +333,8 @@ def test_empty_upper_bits_are_said_and_values_beyond_the_bits_are_refused() -> N
     assert "uses more than 12" in decoded.note
     assert "bits: 12" in decoded.note
     assert decode(encoded(Image.fromarray(WIDE << 4)), source="x").note is None
-    with pytest.raises(ImageError, match="4095, which is more than 10 bits hold"):
+    eight = decode(encoded(Image.fromarray(WIDE >> 4)), source="x")
+    assert eight.note is not None
+    assert "bits: 8" in eight.note
+    with pytest.raises(ImageError, match="has a pixel of 4095, which is more than 10 bits hold"):
         decode(encoded(Image.fromarray(WIDE)), source="x", bits=10)
