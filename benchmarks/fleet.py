@@ -697,7 +697,7 @@ async def _happening(fleet: Fleet) -> dict[str, object]:
             "lines": len(each),
             "refused": sum(fleet.refusal(name) is not None for name in each),
             "took_it": sum(fleet.by_name[name].bundle_id != good.id for name in each),
-            "said": fleet.refusal(each[0]),
+            "said": (fleet.refusal(each[0]) or "").replace(f"{fleet.folder}/", ""),
         }
         for attack, each in groups.items()
     }
