@@ -92,7 +92,14 @@ def calibration_parts(labelled: Path, good: Path | None) -> list[Path]:
     Raises `ConfigurationError` where that folder cannot be read.
     """
     files = [part.file for part in read_labelled(labelled).of("calibration")]
-    return files if good is None else [*files, *find_images(good).files]
+    if good is None:
+        return files
+    try:
+        return [*files, *find_images(good).files]
+    except OSError as error:
+        raise ConfigurationError(
+            "fleet.good", str(good), f"cannot be read ({error.strerror}); put good parts there"
+        ) from None
 
 
 def _records(path: Path) -> Iterator[Mapping[str, Any]]:

@@ -20,7 +20,7 @@ from agent.record.evidence_files import check_folder
 from agent.services.fleet import FleetSettings
 from agent.services.fleet.service import key_of
 from calibration.bound import good_parts_needed
-from engine.errors import DesiredStateError, RegistryError
+from engine.errors import ConfigurationError, DesiredStateError, RegistryError
 
 if TYPE_CHECKING:
     from agent.settings import Config
@@ -59,7 +59,10 @@ def probe(settings: FleetSettings, config: "Config") -> tuple[str, bool]:
         return f"{said}; {clocks}: set one of them", False
     if stop is not None and stop[0].is_stopped:
         return f"{said}; the fleet is stopped: {stop[0].why or 'without a reason'}", False
-    have = len(calibration_parts(settings.labelled_by(config.ledger.path), settings.good))
+    try:
+        have = len(calibration_parts(settings.labelled_by(config.ledger.path), settings.good))
+    except ConfigurationError as error:
+        return f"{said}; a new bundle would be refused: {error}", False
     needed = good_parts_needed(
         max_false_reject=settings.max_false_reject or _WEAKEST, confidence=_CONFIDENCE
     )

@@ -194,6 +194,8 @@ class FakeEnd:
 def test_a_line_calibrates_with_its_own_parts_and_judges_its_own_frames(tmp_path):
     bundle = tiny_bundle(tmp_path / "bundle")
     line = AgentLine(FakeEnd(tmp_path, max_false_reject=0.3))
+    with pytest.raises(ConfigurationError, match=r"fleet.good: .*cannot be read \(No such file"):
+        line.calibrate(bundle, is_own=True)
     (tmp_path / "good").mkdir()
     with pytest.raises(DesiredStateError, match="no good part of this line is kept"):
         line.calibrate(bundle, is_own=True)
@@ -246,11 +248,12 @@ def test_doctor_says_what_is_desired_and_what_is_missing(line, monkeypatch):
     said, is_well = probe(line.settings, config)
     assert "has no desired state for line-3; a new bundle would be refused: 0 good parts" in said
     assert not is_well
+    settings = replace(line.settings, good=line.folder / "good", max_false_reject=0.3)
+    assert "would be refused: fleet.good: " in probe(settings, config)[0]
     (line.folder / "good").mkdir()
     for number in range(9):
         Image.fromarray(good_part(number)).save(line.folder / "good" / f"{number}.png")
     line.desire(4, line.first)
-    settings = replace(line.settings, good=line.folder / "good", max_false_reject=0.3)
     said, is_well = probe(settings, config)
     assert is_well
     assert said == (
