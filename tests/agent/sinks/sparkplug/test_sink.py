@@ -147,7 +147,7 @@ def test_a_session_from_its_birth_to_its_death(broker, host, ledger, deliver, ev
     nbirth, ndeath = host.payloads("NBIRTH")[0], host.payloads("NDEATH")[0]
     for message in host.heard:
         kind = message.topic.split("/")[2]
-        # tck-id-topic-structure, and the topics of each kind
+        # tck-id-topic-structure, tck-id-topics-nbirth-topic, tck-id-topics-dbirth-topic, …
         own = NODE.format(kind)
         assert message.topic in {own, f"{own}/main", f"{own}/side%2F2"}
         assert (message.topic == own) == (kind in {"NBIRTH", "NDATA", "NDEATH"})
@@ -160,6 +160,13 @@ def test_a_session_from_its_birth_to_its_death(broker, host, ledger, deliver, ev
         assert abs(payload.timestamp - time.time() * 1000) < 60_000
         # tck-id-payloads-name-requirement: without aliases every metric has its name
         assert all(metric.name and not metric.HasField("alias") for metric in payload.metrics)
+        # tck-id-case-sensitivity-metric-names
+        assert len({metric.name.lower() for metric in payload.metrics}) == len(payload.metrics)
+        # tck-id-payloads-name-birth-data-requirement, tck-id-payloads-metric-timestamp-in-UTC
+        times = [metric.timestamp for metric in payload.metrics]
+        assert all(abs(at - time.time() * 1000) < 60_000 for at in times)
+        # tck-id-operational-behavior-data-publish-nbirth-order, -dbirth-order
+        assert times == sorted(times)
         # tck-id-payloads-metric-datatype-req, and -not-req: types in births alone
         if kind.endswith("BIRTH"):
             assert {metric.datatype for metric in payload.metrics} <= TYPES
@@ -170,7 +177,8 @@ def test_a_session_from_its_birth_to_its_death(broker, host, ledger, deliver, ev
             values = [f.name for f, _ in metric.ListFields() if f.name.endswith("_value")]
             assert len(values) == (not metric.is_null)
 
-    # tck-id-payloads-sequence-num-zero-nbirth, -incrementing; -nbirth-seq, -ddata-seq-inc, …
+    # tck-id-payloads-sequence-num-zero-nbirth, tck-id-payloads-sequence-num-req-nbirth,
+    # tck-id-payloads-sequence-num-incrementing; -nbirth-seq, -ddata-seq-inc, …
     numbers = [decoded(m.payload).seq for m in host.heard if "NDEATH" not in m.topic]
     assert numbers == list(range(len(numbers)))
     # tck-id-payloads-dbirth-order, -ndata-order, -ddata-order; -birth-certificates-order
@@ -202,9 +210,13 @@ def test_what_a_part_was_can_be_read(broker, host, ledger, deliver, eventually):
         eventually(lambda: delivering.status().is_connected)
         end(ledger, State.ERROR)
         eventually(host.parts)
-    (part,) = [m for m in host.heard if "DDATA" in m.topic]
-    (read,) = decoded_by_javascript(part.payload)
-    values = {metric["name"]: metric["value"] for metric in read["metrics"]}
+    eventually(lambda: host.kinds()[-1] == "NDEATH")
+    session = decoded_by_javascript(*(message.payload for message in host.heard))
+    for kind, read in zip(host.kinds(), session, strict=True):
+        assert ("seq" in read) == (kind != "NDEATH")
+        assert all(metric["type"] for metric in read["metrics"])
+    (part,) = [each for each, kind in zip(session, host.kinds(), strict=True) if kind == "DDATA"]
+    values = {metric["name"]: metric["value"] for metric in part["metrics"]}
     assert values["Part/Id"] == f"line1:{ledger.epoch}:1"
     assert (values["Part/State"], values["Part/OK"]) == ("ERROR", False)
     assert (values["Part/Reason"], values["Part/Score"]) == ("test", None)
