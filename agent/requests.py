@@ -7,9 +7,9 @@ function gives, or the `RequestError` that it raises. No request names a file, a
 import logging
 import threading
 from collections.abc import Collection, Mapping
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from types import MappingProxyType
-from typing import Final, Literal, Protocol, runtime_checkable
+from typing import Final, Literal, Protocol, Self, runtime_checkable
 
 from agent.record.annotations import Audited, Change, Label
 from agent.record.rows import software
@@ -108,6 +108,19 @@ class OnDemand(Protocol):
     """A trigger source that announces a part when it is told to."""
 
     def fire(self, part_id: str | None = None) -> None: ...
+
+
+@dataclass(slots=True, eq=False)
+class Tally:
+    """What the receiver of a sink has asked, where the sink answers by itself."""
+
+    accepted: int = 0
+    refused: int = 0
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None: ...
 
 
 class Requests:

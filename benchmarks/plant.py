@@ -5,8 +5,10 @@
 A line with its ledger and an MQTT sink at a real mosquitto inspects the demo's frames as fast as it
 can; a twelfth of the parts is NG. All of the agent's processes share one core, so that whatever one
 of them does costs parts. Peers and broker, which in a plant are other machines, have the others.
-In each turn the line runs without, then with each kind and with peers that disturb it, and so on;
-while something starts the line stands.
+What is put beside the line and its peers are started while the line stands. Then it runs for blocks
+of under a second, in which they rest (their processes are stopped) or work; then peers that disturb
+it come too. A machine is faster in one minute than in the next: blocks that follow each other see
+the same machine.
 
     metrics    the service, scraped every second. Disturbed: a peer opens connections without end,
                with a wrong token
@@ -18,14 +20,13 @@ while something starts the line stands.
                variable ten times a second. Disturbed: as the PLC, and by a stranger with a
                certificate of his own who knocks without end
 
-`ratio` is parts a second with it over those without it just before and after, and `between` the
-bounds of 95 % of 2 000 resamplings of the turns. `cpu_ratio` is the same of the parts for each
-second of processor time of all processes of the agent. Where the machine itself is now faster and
-now slower, neither shows a few percent. `share` does: of the processor time of all the agent's
-processes and threads, what those have that were added, and `shares` the smallest and the largest of
-the turns; the line has the rest. `alone_ms_per_s` is the processor time while no part is inspected,
-in milliseconds a second, and `cost_ms` that of a part's Sparkplug message; `--turns 0` measures
-only these.
+`ratio` is parts a second in blocks with work over those in the blocks of rest beside them, and
+`between` the bounds of 95 % of 2 000 resamplings of the pairs. What the OPC UA server has missed
+while it rested it does when it works, so that its cost is counted with twice as many parts.
+`share` does not feel the machine at all: of the processor time of all the agent's processes and
+threads, while it works, what those have that were added; the line has the rest. `alone_ms_per_s` is
+the processor time while no part is inspected, in milliseconds a second, and `cost_ms` that of a
+part's Sparkplug message; `--seconds 0` measures only these.
 """
 
 import argparse
@@ -34,6 +35,7 @@ import math
 import os
 import random
 import shutil
+import signal
 import subprocess
 import sys
 import tempfile
@@ -41,11 +43,12 @@ import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, ExitStack, contextmanager, suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import numpy as np
 
+from agent import child
 from agent.bench import FramesCamera
 from agent.cameras.conveyor import ConveyorSettings
 from agent.clock import SystemClock
@@ -74,13 +77,14 @@ from agent.station.station import Model, Station
 from agent.station.threshold import Threshold
 from agent.synthetic.flange import part
 from benchmarks.broker import free_port, listening, mosquitto
-from benchmarks.feed import Spent, Turn, compared, cpu_rate, rate
-from benchmarks.machine import cpu_s, described, write_result
+from benchmarks.feed import Spent, Turn, compared, rate
+from benchmarks.machine import described, write_result
 from engine.bundle import open_bundle
 from engine.frame import Frame, Pixels
 
 _FRAMES = 24
 _SETTLE_S = 0.5
+_BLOCK_S = 0.8
 _START_S = 120
 _ALONE_S = 4.0
 _TIMES = 100
@@ -92,7 +96,10 @@ print("ready", flush=True)
 while True:
     request = urllib.request.Request(f"http://127.0.0.1:{sys.argv[1]}/metrics")
     request.add_header("Authorization", "Bearer right")
-    urllib.request.urlopen(request, timeout=5).read()
+    try:
+        urllib.request.urlopen(request, timeout=5).read()
+    except OSError:
+        pass
     time.sleep(1.0)
 """
 _CONNECT = """
@@ -211,12 +218,15 @@ class Belt(FramesCamera):
     def __init__(self, frames: Sequence[Pixels], stop: threading.Event) -> None:
         super().__init__(frames, seconds=math.inf, interval_s=0.0)
         self.runs = threading.Event()
+        self.times: list[float] = []
+        """When each part was taken."""
         self._stop = stop
 
     def read(self) -> Frame | None:
         while not self.runs.wait(0.1):
             if self._stop.is_set():
                 return None
+        self.times.append(time.perf_counter())
         return super().read()
 
 
@@ -243,18 +253,13 @@ class Line:
     plug: Plug
     broker: int
 
-    def spend(self, seconds: float, *beside: int | None) -> Spent:
-        """Let it run this long, from one part to another; `beside` are the agent's other pids."""
-        began, parts, cpu = self._next(*beside)
+    def spend(self, seconds: float) -> Spent:
+        """Let it run this long; counted from its first part to its last."""
+        known, began = len(self.camera.times), time.thread_time()
         time.sleep(seconds)
-        ended, more, later = self._next(*beside)
-        return Spent(parts=more - parts, wall_s=ended - began, cpu_s=later - cpu)
-
-    def _next(self, *beside: int | None) -> tuple[float, int, float]:
-        number = self.camera.number
-        while self.camera.number == number:
-            time.sleep(0.001)
-        return time.perf_counter(), self.camera.number, cpu_s("self", self.child, *beside)
+        taken = self.camera.times[known:]
+        wall_s = taken[-1] - taken[0] if taken else 0.0
+        return Spent(parts=max(0, len(taken) - 1), wall_s=wall_s, cpu_s=time.thread_time() - began)
 
     @contextmanager
     def standing(self) -> Iterator[None]:
@@ -271,8 +276,12 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--bundle", type=Path, default=BUNDLE, help="by default the demo's")
     parser.add_argument("--kinds", nargs="+", choices=KINDS, default=list(KINDS))
-    parser.add_argument("--turns", type=int, default=8, help="turns of each kind")
-    parser.add_argument("--seconds", type=float, default=5.0, help="the length of a part of a turn")
+    parser.add_argument(
+        "--seconds",
+        type=float,
+        default=150.0,
+        help="for each kind, and again where it is disturbed",
+    )
     parser.add_argument("--out", type=Path, help="write the result here")
     options = parser.parse_args()
     logging.disable(logging.WARNING)
@@ -283,9 +292,9 @@ def main() -> None:
     cost = costs()
     with running_line(options.bundle) as line:
         alone = {kind: spent_alone(line, kind) for kind in options.kinds}
-        for _ in range(options.turns):
-            for kind, found in turn(line, options.kinds, options.seconds, shares).items():
-                turns.setdefault(kind, []).append(found)
+        for kind in options.kinds if options.seconds else ():
+            for name, found, share in measured(line, kind, options.seconds):
+                turns[name], shares[name] = found, share
     manifest = open_bundle(options.bundle).manifest
     result = {
         "machine": described(),
@@ -302,10 +311,11 @@ def main() -> None:
         "kinds": {
             kind: {
                 **compared("ratio", "between", found, rate),
-                **compared("cpu_ratio", "cpu_between", found, cpu_rate),
                 **shares[kind].described(),
-                "turns": [
-                    [round(rate([one.without]), 2), round(rate([one.beside]), 2)] for one in found
+                "pairs": len(found),
+                "parts_per_second": [
+                    round(rate([one.without for one in found]), 2),
+                    round(rate([one.beside for one in found]), 2),
                 ],
             }
             for kind, found in turns.items()
@@ -316,55 +326,62 @@ def main() -> None:
 
 @dataclass(slots=True)
 class Shares:
-    """Processor time while something is beside the line, in nanoseconds: of it, and of all."""
+    """Processor time while something works beside the line, in nanoseconds: of it, and of all."""
 
     own: list[int] = field(default_factory=list)
     whole: list[int] = field(default_factory=list)
 
     def described(self) -> dict[str, object]:
-        """The share of it, and the smallest and the largest of all turns."""
-        each = [own / whole for own, whole in zip(self.own, self.whole, strict=True)]
+        """The share of it, and the bounds of nine in ten blocks."""
+        each = sorted(own / whole for own, whole in zip(self.own, self.whole, strict=True))
+        low, high = (each[round(place * (len(each) - 1))] for place in (0.05, 0.95))
         share = sum(self.own) / sum(self.whole)
-        return {"share": round(share, 4), "shares": [round(min(each), 4), round(max(each), 4)]}
+        return {"share": round(share, 4), "shares": [round(low, 4), round(high, 4)]}
 
 
-def turn(
-    line: Line, kinds: Sequence[str], seconds: float, shares: dict[str, Shares]
-) -> dict[str, Turn]:
-    """The line without, with each kind and with each that is disturbed, and without between."""
-    found: dict[str, Turn] = {}
-    before = line.spend(seconds)
-    for kind in random.sample(kinds, len(kinds)):
-        with ExitStack() as beside:
-            with line.standing():
-                known = set(run_ns("self"))
-                pids, disturbed = beside.enter_context(KINDS[kind](line))
-            with shared(line, shares.setdefault(kind, Shares()), known, pids):
-                calm = line.spend(seconds, *pids)
-            with line.standing():
-                beside.enter_context(disturbed())
-            with shared(line, shares.setdefault(f"{kind}, disturbed", Shares()), known, pids):
-                rough = line.spend(seconds, *pids)
-            stack = beside.pop_all()
+def measured(line: Line, kind: str, seconds: float) -> Iterator[tuple[str, Sequence[Turn], Shares]]:
+    """Pairs of blocks with this kind beside the line, then with what disturbs it too."""
+    with ExitStack() as beside:
         with line.standing():
-            stack.close()
-        after = line.spend(seconds)
-        found[kind] = Turn(without=before + after, beside=calm)
-        found[f"{kind}, disturbed"] = Turn(without=before + after, beside=rough)
-        before = after
-    return found
+            known = set(run_ns("self"))
+            one = beside.enter_context(KINDS[kind](line))
+        yield kind, *pairs(line, one, known, seconds)
+        with line.standing():
+            peers = beside.enter_context(one.disturbed())
+        rough = replace(one, processes=(*one.processes, *peers))
+        yield f"{kind}, disturbed", *pairs(line, rough, known, seconds)
+        stack = beside.pop_all()
+    with line.standing():
+        stack.close()
+
+
+def pairs(
+    line: Line, beside: "Beside", known: set[str], seconds: float
+) -> tuple[Sequence[Turn], Shares]:
+    """Blocks with and without, in an order that is drawn for each two."""
+    found, shares = [], Shares()
+    draw, until = random.Random(0), time.monotonic() + seconds
+    while time.monotonic() < until:
+        spent: dict[bool, Spent] = {}
+        for works in draw.sample([True, False], 2):
+            with ExitStack() as stack:
+                stack.enter_context(
+                    shared(line, shares, known, beside) if works else beside.resting()
+                )
+                spent[works] = line.spend(_BLOCK_S)
+        if all(one.parts for one in spent.values()):
+            found.append(Turn(without=spent[False], beside=spent[True]))
+    return found, shares
 
 
 @contextmanager
-def shared(
-    line: Line, shares: Shares, known: set[str], pids: Sequence[int | None]
-) -> Iterator[None]:
-    """Note what is spent meanwhile, by threads that are not `known` and by these processes."""
+def shared(line: Line, shares: Shares, known: set[str], beside: "Beside") -> Iterator[None]:
+    """Note what is spent meanwhile, by threads that are not `known` and by its processes."""
 
     def spent() -> tuple[int, int]:
         threads = run_ns("self")
         own = sum(ns for name, ns in threads.items() if name not in known)
-        own += sum(sum(run_ns(pid).values()) for pid in pids)
+        own += sum(sum(run_ns(pid).values()) for pid in beside.pids)
         rest = sum(ns for name, ns in threads.items() if name in known)
         return own, own + rest + sum(run_ns(line.child).values())
 
@@ -388,15 +405,18 @@ def spent_alone(line: Line, kind: str) -> float:
     """Milliseconds of processor time a second while no part is inspected."""
 
     def spent(*beside: int | None) -> float:
+        def all_ns() -> int:
+            return sum(sum(run_ns(pid).values()) for pid in ("self", line.child, *beside))
+
         time.sleep(_SETTLE_S)
-        before, began = cpu_s("self", line.child, *beside), time.perf_counter()
+        before, began = all_ns(), time.perf_counter()
         time.sleep(_ALONE_S)
-        return (cpu_s("self", line.child, *beside) - before) / (time.perf_counter() - began)
+        return (all_ns() - before) / 1e9 / (time.perf_counter() - began)
 
     with line.standing():
         nothing = spent()
-        with KINDS[kind](line) as (pids, _):
-            return round(1e3 * (spent(*pids) - nothing), 1)
+        with KINDS[kind](line) as one:
+            return round(1e3 * (spent(*one.pids) - nothing), 1)
 
 
 def costs() -> dict[str, float]:
@@ -482,9 +502,37 @@ def others() -> set[int]:
     return set(range(1, os.cpu_count() or 1)) or {0}
 
 
-# ---- what is put beside it: each gives the agent's pids that it adds, and those who disturb it
+# ---- what is put beside it
 
-Beside = tuple[Sequence[int | None], Callable[[], AbstractContextManager[None]]]
+Process = subprocess.Popen[str]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Beside:
+    """What works beside the line, and who talks to it."""
+
+    disturbed: Callable[[], AbstractContextManager[Sequence[Process]]]
+    processes: Sequence[Process] = ()
+    """Peers; stopped for a rest, as are its own."""
+    pids: Sequence[int | None] = ()
+    """The processes that the agent has for it."""
+    plug: Plug | None = None
+
+    @contextmanager
+    def resting(self) -> Iterator[None]:
+        """Nothing is asked of it, and it does nothing."""
+        pids = [*(each.pid for each in self.processes), *(each for each in self.pids if each)]
+        for pid in pids:
+            os.kill(pid, signal.SIGSTOP)
+        if self.plug is not None:
+            self.plug.plugged = False
+        try:
+            yield
+        finally:
+            if self.plug is not None:
+                self.plug.plugged = True
+            for pid in pids:
+                os.kill(pid, signal.SIGCONT)
 
 
 @contextmanager
@@ -495,8 +543,8 @@ def with_metrics(line: Line) -> Iterator[Beside]:
         port = free_port()
         settings = MetricsSettings(port=port, token_file=token)
         stack.enter_context(MetricsServer(settings, line.watched))
-        stack.enter_context(peer(_SCRAPE, str(port)))
-        yield (), lambda: peer(_CONNECT, str(port))
+        scraper = stack.enter_context(peers((_SCRAPE, str(port))))
+        yield Beside(processes=scraper, disturbed=lambda: peers((_CONNECT, str(port))))
 
 
 @contextmanager
@@ -514,7 +562,7 @@ def with_sparkplug(line: Line) -> Iterator[Beside]:
         thread.start()
         line.plug.plugged = True
         try:
-            yield (), lambda: peer(_ASK, str(line.broker))
+            yield Beside(plug=line.plug, disturbed=lambda: peers((_ASK, str(line.broker))))
         finally:
             line.plug.plugged = False
             leaving.set()
@@ -527,8 +575,8 @@ def with_modbus(line: Line) -> Iterator[Beside]:
     server = ModbusServer(
         exchange, listen=("127.0.0.1", 0), allowed=["127.0.0.1"], agent_at=0, plc_at=100
     )
-    with server, exchange, peer(_PLC, str(server.port)):
-        yield (), lambda: peer(_FLOOD, str(server.port))
+    with server, exchange, peers((_PLC, str(server.port))) as plc:
+        yield Beside(processes=plc, disturbed=lambda: peers((_FLOOD, str(server.port))))
 
 
 class Answering(Exchange):
@@ -571,18 +619,18 @@ def with_opcua(line: Line) -> Iterator[Beside]:
         service = stack.enter_context(OpcuaService(settings, line.watched))
         listening(port, _START_S)
 
-        def client(who: str) -> AbstractContextManager[None]:
+        def client(who: str) -> tuple[str, ...]:
             certificate = folder / "own" / "certificate.der"
             url = f"opc.tcp://127.0.0.1:{port}/atac"
-            return peer(_CLIENT, url, str(folder / who), str(certificate), _URI, who)
+            return _CLIENT, url, str(folder / who), str(certificate), _URI, who
 
-        @contextmanager
-        def disturbed() -> Iterator[None]:
-            with peer(_FLOOD, str(port)), client("stranger"):
-                yield
-
-        stack.enter_context(client("friend"))
-        yield (service.pid,), disturbed
+        friend = stack.enter_context(peers(client("friend")))
+        child._LOOKED_AT_S = 10.0  # noqa: SLF001 - that it is stopped is no fault here
+        yield Beside(
+            processes=friend,
+            pids=(service.pid,),
+            disturbed=lambda: peers((_FLOOD, str(port)), client("stranger")),
+        )
 
 
 KINDS: dict[str, Callable[[Line], AbstractContextManager[Beside]]] = {
@@ -594,18 +642,19 @@ KINDS: dict[str, Callable[[Line], AbstractContextManager[Beside]]] = {
 
 
 @contextmanager
-def peer(code: str, *arguments: str) -> Iterator[None]:
-    """A process at the other end, once it says that it is ready."""
+def peers(*codes: tuple[str, ...]) -> Iterator[Sequence[Process]]:
+    """Processes at the other end, each with its arguments, once they say that they are ready."""
     apart = f"import os\nos.sched_setaffinity(0, {others()})\n"
-    with subprocess.Popen(
-        [sys.executable, "-c", apart + code, *arguments], stdout=subprocess.PIPE, text=True
-    ) as process:
-        assert process.stdout is not None
-        process.stdout.readline()
-        try:
-            yield
-        finally:
-            process.kill()
+    with ExitStack() as stack:
+        started = []
+        for code, *arguments in codes:
+            command = [sys.executable, "-c", apart + code, *arguments]
+            process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
+            started.append(stack.enter_context(process))
+            stack.callback(process.kill)
+            assert process.stdout is not None
+            process.stdout.readline()
+        yield started
 
 
 if __name__ == "__main__":

@@ -76,6 +76,7 @@ STATUS: Final[tuple[tuple[str, ua.VariantType, object], ...]] = (
     ("BundleId", ua.VariantType.String, ""),
     ("Backend", ua.VariantType.String, ""),
     ("Epoch", ua.VariantType.String, ""),
+    ("Refused", ua.VariantType.UInt64, 0),
 )
 
 
@@ -143,6 +144,8 @@ class VisionServer:
         self._shown: dict[str, object] = {}
         self._results: list[Node] = []
         self._told = 0
+        self._refused = 0
+        """Connections of clients that were turned away."""
         self._jobs = 0
 
     async def __aenter__(self) -> Self:
@@ -182,13 +185,18 @@ class VisionServer:
     ) -> None:
         """Turn a stranger away before it has a session."""
         data = certificate.public_bytes(Encoding.DER)
-        if self._identity.role(data) is None:
+        role = self._identity.role(data)
+        if role is not None and is_valid_now(certificate):
+            if described.ApplicationUri in uris_of(certificate):
+                return
+            why = ua.StatusCodes.BadCertificateUriInvalid
+        elif role is not None:
+            why = ua.StatusCodes.BadCertificateTimeInvalid
+        else:
+            why = ua.StatusCodes.BadCertificateUntrusted
             self._identity.reject(data)
-            raise ServiceError(ua.StatusCodes.BadCertificateUntrusted)
-        if not is_valid_now(certificate):
-            raise ServiceError(ua.StatusCodes.BadCertificateTimeInvalid)
-        if described.ApplicationUri not in uris_of(certificate):
-            raise ServiceError(ua.StatusCodes.BadCertificateUriInvalid)
+        self._refused += 1
+        raise ServiceError(why)
 
     # ---- the nodes
 
@@ -299,6 +307,7 @@ class VisionServer:
             "BundleId": status["bundle_id"],
             "Backend": status["backend"],
             "Epoch": status["epoch"],
+            "Refused": self._refused,
         }
         for name, kind, _ in STATUS:
             await self._show(self._status[name], f"Status.{name}", values[name], kind)

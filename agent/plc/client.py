@@ -113,7 +113,6 @@ class ModbusClient:
         self._every_s = every_s
         self._leaving = threading.Event()
         self._thread = threading.Thread(target=self._run, name="atac-plc", daemon=True)
-        self.refused = 0
 
     def __enter__(self) -> Self:
         self._exchange.fails(f"{self._host}:{self._port}: not connected yet")

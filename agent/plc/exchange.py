@@ -18,6 +18,7 @@ from agent.plc.blocks import AgentBlock, Condition, PlcBlock, ResultCode, thousa
 from agent.plc.handshake import Action, Announced, Handshake, Result
 from agent.ports import Announcement, Clock, Receipt
 from agent.record.rows import Delivery, Event
+from agent.requests import Tally
 from agent.station.status import Status
 
 WINDOW: Final = 100
@@ -45,6 +46,8 @@ class Exchange:
         self._clock = clock
         self.names_products = False
         """Whether the PLC says what each part is; set before the connection is made."""
+        self.peers: Final = Tally()
+        """Connections and requests that were not served, as the connection counts them."""
         self._handshake = Handshake(due_s=due_s, unready=Condition.FAULT)
         self._lock = threading.RLock()
         self._has_announced = threading.Condition(self._lock)

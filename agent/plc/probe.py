@@ -51,7 +51,7 @@ def probe_client(
         until = monotonic() + _PATIENCE_S
         while (fault := exchange.fault) is not None and monotonic() < until:
             threading.Event().wait(_LOOK_S)
-        if fault is not None and server.refused:
+        if fault is not None and exchange.peers.refused:
             return "somebody else was refused: is the PLC's address in `allow`?"
     if fault != NOBODY:
         return fault

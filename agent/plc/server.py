@@ -104,8 +104,6 @@ class ModbusServer:
         self._leaving = threading.Event()
         self._poll = select.epoll()
         self._thread = threading.Thread(target=self._run, name="atac-plc", daemon=True)
-        self.refused = 0
-        """Connections and requests that were not served."""
         self.port = 0
         """Where it listens, once entered."""
 
@@ -217,8 +215,8 @@ class ModbusServer:
             source = source.ipv4_mapped
         is_allowed = any(source in network for network in self._allowed)
         if not is_allowed or len(self._peers) >= MOST_CONNECTIONS:
-            self.refused += 1
-            if self.refused == 1:
+            self._exchange.peers.refused += 1
+            if self._exchange.peers.refused == 1:
                 why = "there are 8 already" if is_allowed else "it is not in `allow`"
                 _LOG.warning("a connection from %s is refused: %s", source, why)
             connection.close()
@@ -251,7 +249,7 @@ class ModbusServer:
         try:
             for frame in frames(peer.received):
                 reply = answer(frame.pdu, self)
-                self.refused += reply[0] >> 7
+                self._exchange.peers.refused += reply[0] >> 7
                 peer.unsent += bytes(
                     Frame(transaction=frame.transaction, unit=frame.unit, pdu=reply)
                 )
@@ -259,7 +257,7 @@ class ModbusServer:
                 if peer.requests >= self._limit(peer):
                     break
         except MalformedError as error:
-            self.refused += 1
+            self._exchange.peers.refused += 1
             _LOG.debug("the connection from %s is closed: %s", peer.address, error)
             self._close(peer)
             return
@@ -280,7 +278,7 @@ class ModbusServer:
             self._close(peer)
             return
         if len(peer.unsent) > _UNREAD:
-            self.refused += 1
+            self._exchange.peers.refused += 1
             self._close(peer)
             return
         wanted = 0 if peer.requests >= self._limit(peer) else select.EPOLLIN

@@ -13,6 +13,7 @@ from agent.part import Part
 from agent.plc.exchange import WINDOW, Exchange
 from agent.ports import Announcement, Receipt
 from agent.record.rows import Delivery, Event
+from agent.requests import Requests, Tally
 from agent.station.status import Status
 from engine.errors import ConfigurationError, SinkError
 
@@ -50,6 +51,10 @@ class PlcSink:
         self._camera = camera
         self._exchange.names_products = names_products
         return PlcTriggers(self._exchange, stop)
+
+    def listen(self, _requests: Requests, _replay: Callable[[str, int, int], int]) -> Tally:
+        """A PLC asks nothing of the agent; peers that are turned away are counted."""
+        return self._exchange.peers
 
     def items(self, part: Part) -> tuple[str, ...]:
         """The result of a part that the PLC has announced."""

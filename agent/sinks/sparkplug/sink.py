@@ -13,7 +13,7 @@ import logging
 import time
 from collections import deque
 from collections.abc import Callable, Sequence
-from typing import Final, Literal, Self
+from typing import Final, Literal
 
 from agent.mqtt.link import Acknowledged, Heard, Link, Lost, address
 from agent.mqtt.message import Message
@@ -21,7 +21,7 @@ from agent.mqtt.security import check_settings
 from agent.part import Part
 from agent.ports import Receipt
 from agent.record.rows import Delivery, Event
-from agent.requests import Requests
+from agent.requests import Requests, Tally
 from agent.sinks.mqtt.requests import Budget
 from agent.sinks.sparkplug import metrics
 from agent.sinks.sparkplug.payload import DataType, Metric, booleans, encoded
@@ -47,19 +47,6 @@ _BURST: Final = 50.0
 _PAUSE_S: Final = 0.02
 
 
-class Commands:
-    """Counts what hosts ask; they are obeyed by the sink's own thread."""
-
-    def __init__(self) -> None:
-        self.accepted = 0
-        self.refused = 0
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(self, *_: object) -> None: ...
-
-
 class SparkplugSink:
     """Tells a plant's namespace of the agent, its cameras and their parts.
 
@@ -81,7 +68,7 @@ class SparkplugSink:
         self._node = settings.node or agent_id
         self._client_id = f"atac-{agent_id}-sparkplug"
         self._is_alarm = is_alarm
-        self._commands = Commands()
+        self._commands = Tally()
         self._budget = Budget(_PER_S, _BURST)
         self._heard: deque[Heard] = deque(maxlen=_MOST_HEARD)
         self._states: deque[Heard] = deque(maxlen=_MOST_HEARD)
@@ -106,7 +93,7 @@ class SparkplugSink:
         """Every part, or alarms alone."""
         return (_ITEM,) if self._settings.parts == "all" or self._is_alarm(part) else ()
 
-    def listen(self, _requests: Requests, _replay: Callable[[str, int, int], int]) -> Commands:
+    def listen(self, _requests: Requests, _replay: Callable[[str, int, int], int]) -> Tally:
         """Rebirth is all that a host may ask, and it comes over the sink's own connection."""
         return self._commands
 

@@ -295,6 +295,12 @@ def test_strangers_and_those_without_encryption_are_turned_away(agent):
                 pass
 
     asyncio.run(look())
+
+    async def counted():
+        async with agent.client() as client:
+            await becomes(lambda: value(client, "Agent", "Status", "Refused"), 1)
+
+    asyncio.run(counted())
     (kept,) = (agent.folder / "opcua" / "rejected").iterdir()
     assert kept.read_bytes() == agent.clients["strangers"].certificate_file.read_bytes()
 
