@@ -247,9 +247,10 @@ def _connected(cluster: Cluster) -> Iterator[Any]:
             logging_level="ERROR",
         )
     except (ImportError, OSError, RuntimeError, ValueError) as error:
-        raise ConfigurationError(
-            "--ray", cluster.address, f"cannot be used: {_in_words(error)}"
-        ) from None
+        said = f"cannot be used: {_in_words(error)}"
+        if "connect to" in said:  # Ray keeps to itself whether it was turned away
+            said += "; is it up, and is RAY_AUTH_MODE here as on its nodes?"
+        raise ConfigurationError("--ray", cluster.address, said) from None
     try:
         yield ray
     finally:

@@ -132,6 +132,12 @@ def test_a_cluster_that_cannot_be_used_is_one_line(place, monkeypatch):
             "This process was started with:\n    Ray: 2.60.0\n"
         )
 
+    def unreached(**_):
+        raise ConnectionError("Failed to connect to Ray cluster at 192.0.2.2:6379")
+
+    monkeypatch.setattr(ray, "init", unreached)
+    with pytest.raises(ConfigurationError, match="is RAY_AUTH_MODE here as on its nodes"):
+        list(train_on(Cluster(address="head:6379"), {}, place / "out", []))
     monkeypatch.setattr(ray, "init", other)
     cluster = Cluster(address="head:6379")
     with pytest.raises(ConfigurationError, match="Version mismatch: The cluster") as refused:
