@@ -304,7 +304,7 @@ def _at_threshold(tested: tuple[Scored, ...], held_out: tuple[Scored, ...]) -> A
 def _device(trained: Trained, row: Row) -> str:
     device = trained.network.device
     name = torch.cuda.get_device_name(device) if device.type == "cuda" else device.type
-    in_bf16 = row.learns and has_bf16(device)
+    in_bf16 = row.learns and row.settings.descends and has_bf16(device)
     return f"{name} (backbone and heads in bf16)" if in_bf16 else name
 
 
