@@ -5,7 +5,7 @@ needed; patches of those there are have a bank of their own, which counts as muc
 were left out say. docs/adr/0018-line-v2.md has what was measured.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
 from typing import Annotated, ClassVar, Final, Literal, NamedTuple, Self
@@ -29,17 +29,19 @@ from train.backbones.resnet import ResNet
 from train.cache import ByteLimitedCache
 from train.checkpoint import deterministic
 from train.datasets import TrainingImages
-from train.evaluate import ValidationProbe
+from train.evaluate import Scores, ValidationProbe
 from train.nearest_patch import CANDIDATES, FITTED, Bank, Near, NearestPatch, attention
 from train.network import AtacNet, Standardisation, atac_method
 from train.recipes import Recipe, RecipeSettings, Run, Trained
+
+OF_ONE: Final = 0.5
+"""What patches of a single known defect count, which cannot be left out."""
 
 _KEPT_BYTES: Final = 2 << 30  # of features
 _MOST_GOOD: Final = 1000  # good images at most that the bank is made of
 _AT_ONCE: Final = 4096  # patches projected in one step
 _NEVER: Final = 3.0  # a gate above all distances
 _WEIGHTS: Final = (0.0, 0.25, 0.5, 1.0, 2.0)  # that patches of known defects may have
-_OF_ONE: Final = 0.5  # their weight where one defect is known, which cannot be left out
 _MOST_DEFECTIVE: Final = 100  # defective images at most whose patches are kept
 _FARTHEST: Final = 0.1  # of the patches of a view of a defect, at most this share is kept
 _COVERED: Final = 0.25  # of a patch by a mask: then it shows the defect
@@ -165,10 +167,7 @@ class LeftOut(NamedTuple):
 
 
 def weight_by_evidence(good: Sequence[LeftOut], known: Sequence[LeftOut], top_k: float) -> float:
-    """The weight with which known defects, each left out, lie deepest in the tail of good parts.
-
-    The depth of one is the logarithm of the share of good parts that score no less, so that it
-    speaks of the promise a user gets and not of pairs far below it. None is better than too much.
+    """What patches of known defects count: as much as known defects that were left out say.
 
     Args:
         good: Good parts, each to a bank without it.
@@ -176,16 +175,29 @@ def weight_by_evidence(good: Sequence[LeftOut], known: Sequence[LeftOut], top_k:
         top_k: The share of a map that counts.
     """
     if len(known) < 2:
-        return _OF_ONE * len(known)
+        return OF_ONE * len(known)
+
+    def scores(of: Sequence[LeftOut], weight: float) -> Scores:
+        return np.array([one.score(weight, top_k) for one in of])
+
+    return deepest({weight: (scores(good, weight), scores(known, weight)) for weight in _WEIGHTS})
+
+
+def deepest(scores: Mapping[float, tuple[Scores, Scores]]) -> float:
+    """The weight with which defects lie deepest in the tail of good parts, the least such.
+
+    The depth of one is the logarithm of the share of good parts that score no less: it speaks of
+    the promise that a user gets, and not of pairs far below it.
+
+    Args:
+        scores: Of good parts and of defects, by weight.
+    """
 
     def depth(weight: float) -> float:
-        of_good, of_known = (
-            np.array([one.score(weight, top_k) for one in each]) for each in (good, known)
-        )
-        no_less = (of_good[:, None] >= of_known).sum(axis=0)
-        return float(-np.log(no_less + 1).mean())
+        good, defective = scores[weight]
+        return float(-np.log1p((good[:, None] >= defective).sum(axis=0)).mean())
 
-    return max(_WEIGHTS, key=depth)
+    return max(sorted(scores), key=depth)
 
 
 class Parts:

@@ -1,0 +1,68 @@
+"""What patches of known defects are worth beside the memory bank, from kept scores.
+
+    python -m benchmarks.detection_study.known
+
+`benchmarks/results/known_patches.json` has a score of each good image of the pool, by a bank
+without it, and of the known defects of all draws: those that the draw knows by banks without them,
+the others by the whole bank. They are those of the recipe `nearest` with the closer pass, for each
+weight of the patches of known defects. Features and products were in bf16, and the places of closer
+views were found once for a set. Judged are defects of other draws, which were neither learnt from
+nor chosen by.
+"""
+
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, Final
+
+import numpy as np
+
+from benchmarks.detection_study.scores import Floats, Scores, figures
+from train.recipes.nearest import OF_ONE, deepest
+
+_KEPT: Final = Path(__file__).parents[1] / "results" / "known_patches.json"
+_WEIGHTS: Final = (0.0, 0.25, 0.5, 1.0, 2.0)
+
+
+def main() -> None:
+    kept = json.loads(_KEPT.read_text(encoding="utf-8"))["sets"]
+    print("found at 3 % (AUROC), mean over draws; weight by evidence: its mean")
+    print(f"{'known':6s}{'weight':12s}" + "".join(f"{name:>16s}" for name in [*kept, "mean"]))
+    for known in ("10", "5", "2", "1"):
+        for weight in (*_WEIGHTS, None):
+            rows = [
+                np.mean([judged(one, known, weight) for one in draws.values()], axis=0)
+                for draws in kept.values()
+            ]
+            said = "".join(f"{f'{row[0]:.2f} ({row[1]:.3f})':>16s}" for row in rows)
+            mean = np.mean(rows, axis=0)
+            name = f"evidence {mean[2]:.2f}" if weight is None else f"{weight:g}"
+            print(f"{known:6s}{name:14s}{said}  {mean[0]:.2f} ({mean[1]:.3f})")
+
+
+def judged(one: Mapping[str, Any], known: str, weight: float | None) -> tuple[float, float, float]:
+    """Found, AUROC and the weight of one draw; without a `weight`, that of the recipe."""
+    good, learnt = one["good"], one["known"][known]["known"]
+    scores = {each: _scores(one, known, each) for each in _WEIGHTS}
+    if weight is None:
+        weight = chosen({w: (s[:good], s[learnt]) for w, s in scores.items()})
+    others = sorted({*range(good, len(scores[weight]))} - {*learnt})
+    found = figures(Scores(scores[weight][:good], scores[weight][others]))
+    return found.found, found.auroc, weight
+
+
+def chosen(scores: Mapping[float, tuple[Floats, Floats]]) -> float:
+    """The weight that the recipe would take by scores of good and known defective images."""
+    return OF_ONE if len(scores[0.0][1]) < 2 else deepest(scores)
+
+
+def _scores(one: Mapping[str, Any], known: str, weight: float) -> Floats:
+    # Without a weight it does not matter which defects are known.
+    kept: Sequence[float] = one["known"][known if weight else "10"]["scores"][
+        f"{weight:g}" if weight else "0"
+    ]
+    return np.array(kept)
+
+
+if __name__ == "__main__":
+    main()
