@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from benchmarks.detection_study import curves
+from benchmarks.detection_study import curves, known
 from benchmarks.detection_study.bank import Memory, k_centre, top_mean
 from benchmarks.detection_study.closer import closer_box, gated
 from benchmarks.detection_study.features import Features, view_spec
@@ -123,3 +123,10 @@ def test_the_curves_in_the_documents_are_those_of_the_kept_scores(tmp_path):
     curves.main([str(picture)])
     shown = Path(__file__).parents[2] / "docs" / "pictures" / "detection-goals.svg"
     assert picture.read_text() == shown.read_text()
+
+
+def test_the_table_of_known_defects_in_the_decision_is_that_of_the_kept_scores(capsys):
+    known.main()
+    said = [" ".join(line.split()) for line in capsys.readouterr().out.splitlines()]
+    assert any(line.startswith("10 evidence 1.00 0.80 (0.939) 0.43 (0.878)") for line in said)
+    assert any(line.startswith("1 evidence 0.50 0.83 (0.946) 0.50 (0.877)") for line in said)
