@@ -304,7 +304,8 @@ def _about_masks(outcome: Outcome) -> Iterator[str]:
         yield (
             f"{len(without)} of the {counted(len(known), 'known defect')} have no mask. A picture "
             "that is white where the part is defective, in ground_truth/TYPE, tells training where "
-            "to look. Measured once, with line on magnetic tiles: AUROC .953 with ten masks, .915 without."
+            "to look. Measured once, with line on magnetic tiles: AUROC .953 with ten masks, .915 "
+            "without."
         )
 
 
