@@ -142,7 +142,9 @@ class Lines:
             return Line(
                 agent=agent, site=site, condition=Condition.SILENT, reasons=(silence or "",)
             )
-        fleet = _mapping(health.get("fleet"))
+        # What the broker keeps came with the change, and health perhaps before it.
+        kept = heard.fleet if heard.fleet is not None and health.get("fleet") else health
+        fleet = _mapping(kept.get("fleet"))
         promise = _mapping(fleet.get("promise"))
         made_at = promise.get("calibrated_at")
         days = None if made_at is None else max(0, (today - _moment(made_at)).days)
@@ -151,7 +153,7 @@ class Lines:
         watched = [*drift, *_watched(heard, days, promise)]
         state = fleet.get("state")
         not_taken = state in _NOT_TAKEN
-        rate = health.get("parts_per_second")
+        rate = None if silence is not None else health.get("parts_per_second")
         others = [reason for reason in faults if reason not in drift]
         if silence is not None:
             condition, reasons = Condition.SILENT, [silence]
@@ -170,7 +172,7 @@ class Lines:
             site=heard.site,
             condition=condition,
             reasons=tuple(reasons),
-            bundle=health.get("bundle_id"),
+            bundle=kept.get("bundle_id"),
             desired=fleet.get("bundle"),
             serial=fleet.get("serial"),
             state=state,
