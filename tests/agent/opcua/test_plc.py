@@ -3,9 +3,10 @@
 import asyncio
 import logging
 import shutil
+import sqlite3
 import threading
 import time
-from dataclasses import fields
+from dataclasses import fields, replace
 
 import pytest
 
@@ -24,12 +25,17 @@ from agent.plc.blocks import AgentBlock, PlcBlock, ResultCode
 from agent.plc.simulated import PlcProgram
 from agent.registry import open_trigger
 from agent.services import opcua as services
+from agent.settings import load_config
+from agent.station.station import Model
 from agent.triggers.opcua import OpcuaSettings
 from engine.errors import ConfigurationError, SinkError, TriggerError
-from tests.agent.plc.line import MOST, Told, score
+from engine.scripted_inspector import BrightnessInspector
+from tests.agent.plc.line import MOST, THRESHOLD, Told, score
 from tests.agent.plc.test_line import Line, configured
 
 KINDS = {bool: ua.VariantType.Boolean, str: ua.VariantType.String}
+MORE = 100
+"""So much higher are the scores of the product with the next number."""
 NODES = "ns=2;s=Atac.{side}.{name}"
 
 
@@ -40,7 +46,7 @@ class Plc:
         self.loop = asyncio.new_event_loop()
         self.ready, self.number, self.parts = threading.Event(), 0, 0
         self.told, self.shown, self.ended, self.show = Told(), 0, set(), None
-        self.beats = False
+        self.beats, self.product_of = False, lambda _number: 0
         self.thread = threading.Thread(target=self.run, daemon=True)
         self.thread.start()
         assert self.ready.wait(60)
@@ -106,6 +112,7 @@ class Plc:
         }
         found["code"] = ResultCode(found["code"])
         block = self.program.scan(AgentBlock(**found), time.monotonic())
+        block = replace(block, product=self.product_of(self.number))
         for each in fields(block):
             await self.write("Plc", each.name, getattr(block, each.name))
         if block.trigger and self.shown < self.number:
@@ -131,7 +138,8 @@ class Plc:
         self.told.twice += ended.number in self.ended
         self.ended.add(ended.number)
         self.told.ends[ended.reason or ended.code.name] += 1
-        self.told.wrong += not ended.reason and ended.score != score(ended.number)
+        expected = score(ended.number) + 1000 * MORE * self.product_of(ended.number)
+        self.told.wrong += not ended.reason and ended.score != expected
 
 
 @pytest.fixture(scope="module")
@@ -193,6 +201,63 @@ def test_every_part_gets_its_own_result_over_opc_ua(plc, tmp_path, eventually):
     assert told.wrong == told.twice == 0
     assert told.ends.keys() == {"OK", "NG"}
     assert line.summary.delivered == 20
+
+
+def test_a_plc_switches_the_product_between_two_parts(plc, tmp_path, eventually):
+    """Each part is told the score of its own product, and has its own threshold in the ledger."""
+    path = tmp_path / "agent.yaml"
+    path.write_text(
+        "agent: {id: test}\nline: {deadline_ms: 5000}\nproducts:\n"
+        "  - {name: cola, number: 1, bundle: {path: cola}}\n"
+        "  - {name: lemon, number: 2, bundle: {path: lemon}}\n"
+        "camera: {type: conveyor, trigger: {type: plc, products: true, max_ms: 400}}\n"
+        f"sinks:\n  - type: opcua\n    server: {{url: '{plc.url}', security: none}}\n"
+        f"    agent_nodes: '{NODES.replace('{side}', 'Agent')}'\n"
+        f"    plc_nodes: '{NODES.replace('{side}', 'Plc')}'\n"
+    )
+    line, plc.told = Line(load_config(path)), Told()
+    line.products = {
+        name: (Brighter(MORE * number), Model(threshold=MORE * number + THRESHOLD))
+        for number, name in enumerate(("cola", "lemon"), start=1)
+    }
+    plc.ended.clear()
+    with line:
+        # Two of one, two of the other; the fifth is of a product that nobody knows.
+        plc.product_of = lambda number: 3 if number == 5 else 1 + number // 2 % 2
+        plc.show, plc.shown, plc.parts = line.camera.show, 0, 12
+        eventually(lambda: len(plc.ended) == 12, 60)
+        plc.number = plc.parts = 0
+    connection = sqlite3.connect(line.config.ledger.path)
+    found = connection.execute("SELECT product, threshold, state, reason FROM triggers").fetchall()
+    connection.close()
+    known = [row for row in found if row[0] in line.products]
+    assert [row[0] for row in known] == [
+        ("cola", "lemon")[number // 2 % 2] for number in range(1, 13) if number != 5
+    ]
+    assert all(row[1] == line.products[row[0]][1].threshold for row in known)
+    assert {row[2] for row in known} == {"OK", "NG"}
+    (other,) = (row for row in found if row not in known)
+    assert other == (
+        "3",
+        None,
+        "ERROR",
+        "its product '3' is none of the products in the configuration",
+    )
+    assert plc.told.wrong == 1  # it has no score
+    assert plc.told.ends["ERROR"] == 1
+    plc.product_of = lambda _number: 0
+
+
+class Brighter(BrightnessInspector):
+    """Its scores are higher by `more`."""
+
+    def __init__(self, more):
+        super().__init__()
+        self.more = more
+
+    def inspect(self, pixels):
+        found = super().inspect(pixels)
+        return replace(found, score=found.score + self.more)
 
 
 def test_a_plc_that_is_away_is_said(tmp_path):

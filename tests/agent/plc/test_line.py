@@ -32,6 +32,7 @@ class Line:
         self.stop = threading.Event()
         self.statuses = []
         self.last = None
+        self.products = {}
         self.camera = BeltCamera(self.stop, waits=True)
         self.thread = threading.Thread(target=self.run)
 
@@ -64,6 +65,7 @@ class Line:
             cameras=[self.camera],
             inspector=BrightnessInspector(),
             model=Model(threshold=THRESHOLD),
+            products=lambda: self.products,
             stop=self.stop,
             readers=[self.statuses.append],
         )
