@@ -34,6 +34,8 @@ def explained(error: ValidationError, written: Written, root: type[Any]) -> Conf
             remedy = f"is one {key[0]}; a list goes with {location[0]}"
         case "dataclass_type" | "dataclass_exact_type" | "dict_type":
             remedy = f"should hold keys, such as {', '.join(_keys(root, listed, location)[:3])}"
+        case "string_type" if isinstance(value, int | float):
+            remedy = f'should be text; write it in quotes: "{value}"'
         case "tuple_type":
             remedy = "should be a list"
         case "too_short" if isinstance(value, list):

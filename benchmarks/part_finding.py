@@ -81,11 +81,16 @@ def measured(folder: Path, degrees: float, parts: int, places: int) -> dict[str,
 def photographs(folder: Path, count: int) -> Iterator[Pixels]:
     """Good parts, with background around them."""
     for path in sorted((folder / "train" / "good").iterdir())[:count]:
-        pixels = cv2.resize(read_image(path), (SIDE, SIDE), interpolation=cv2.INTER_AREA)
-        edges = np.concatenate([pixels[:10].reshape(-1, 3), pixels[-10:].reshape(-1, 3)])
-        colour = np.median(edges, axis=0).tolist()
-        wider = cv2.copyMakeBorder(pixels, *(ROOM,) * 4, cv2.BORDER_CONSTANT, value=colour)
-        yield np.asarray(wider, np.uint8)
+        yield photograph(path)
+
+
+def photograph(path: Path) -> Pixels:
+    """A part with background around it."""
+    pixels = cv2.resize(read_image(path), (SIDE, SIDE), interpolation=cv2.INTER_AREA)
+    edges = np.concatenate([pixels[:10].reshape(-1, 3), pixels[-10:].reshape(-1, 3)])
+    colour = np.median(edges, axis=0).tolist()
+    wider = cv2.copyMakeBorder(pixels, *(ROOM,) * 4, cv2.BORDER_CONSTANT, value=colour)
+    return np.asarray(wider, np.uint8)
 
 
 def somewhere(rng: np.random.Generator, degrees: float) -> Motion:

@@ -3,6 +3,7 @@
 import ctypes
 import importlib
 import json
+import os
 import resource
 import signal
 import sys
@@ -34,3 +35,5 @@ if __name__ == "__main__":
     # Also a child that hangs shall not outlive its parent.
     ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
     main(sys.argv[1], *json.loads(sys.argv[2]))
+    # A decoder's thread may be inside foreign code, which Python could not end in peace.
+    os._exit(0)
