@@ -261,7 +261,8 @@ def _camera(settings: AnyCameraSettings, features: Mapping[str, Features]) -> Fi
     patience.start()
     try:
         with open_camera(settings, stop, features=features) as camera:
-            device = f"; {camera.description}" if isinstance(camera, Described) else ""
+            described = camera.description if isinstance(camera, Described) else ""
+            device = f"; {described}" if described else ""
             notes = camera.notes if isinstance(camera, Described) else ()
             frame = one_frame(camera)
             if camera.fault is not None:
