@@ -7,8 +7,8 @@ can; a twelfth of the parts is NG. All of the agent's processes share one core, 
 of them does costs parts. Peers and broker, which in a plant are other machines, have the others.
 What is put beside the line and its peers are started while the line stands. Then it runs for blocks
 of under a second, in which they rest (their processes are stopped) or work; then peers that disturb
-it come too. A machine is faster in one minute than in the next: blocks that follow each other see
-the same machine.
+it come too, and rest as well. A machine is faster in one minute than in the next: blocks that
+follow each other see the same machine.
 
     metrics    the service, scraped every second. Disturbed: a peer opens connections without end,
                with a wrong token
@@ -22,9 +22,11 @@ the same machine.
 
 `ratio` is parts a second in blocks with work over those in the blocks of rest beside them, and
 `between` the bounds of 95 % of 2 000 resamplings of the pairs. What the OPC UA server has missed
-while it rested it does when it works, so that its cost is counted with twice as many parts.
+while it rested it does when it works, so that its cost is counted with twice as many parts; where
+it is disturbed, its own process does not rest.
 `share` does not feel the machine at all: of the processor time of all the agent's processes and
-threads, while it works, what those have that were added; the line has the rest. `alone_ms_per_s` is
+threads, while it works, what those have that were added; the line has the rest. `ms_per_s` is that
+processor time itself, which also holds where other work takes the line's. `alone_ms_per_s` is
 the processor time while no part is inspected, in milliseconds a second, and `cost_ms` that of a
 part's Sparkplug message; `--seconds 0` measures only these.
 """
@@ -287,14 +289,24 @@ def main() -> None:
     logging.disable(logging.WARNING)
 
     load = os.getloadavg()[0]
-    turns: dict[str, list[Turn]] = {}
-    shares: dict[str, Shares] = {}
+    turns: dict[str, Sequence[Turn]] = {}
+    kinds: dict[str, object] = {}
     cost = costs()
     with running_line(options.bundle) as line:
         alone = {kind: spent_alone(line, kind) for kind in options.kinds}
         for kind in options.kinds if options.seconds else ():
             for name, found, share in measured(line, kind, options.seconds):
-                turns[name], shares[name] = found, share
+                turns[name] = found
+                kinds[name] = {
+                    **compared("ratio", "between", found, rate),
+                    **share.described(),
+                    "pairs": len(found),
+                    "parts_per_second": [
+                        round(rate([one.without for one in found]), 2),
+                        round(rate([one.beside for one in found]), 2),
+                    ],
+                }
+                print(name, kinds[name], file=sys.stderr)
     manifest = open_bundle(options.bundle).manifest
     result = {
         "machine": described(),
@@ -308,18 +320,7 @@ def main() -> None:
             if turns
             else None
         ),
-        "kinds": {
-            kind: {
-                **compared("ratio", "between", found, rate),
-                **shares[kind].described(),
-                "pairs": len(found),
-                "parts_per_second": [
-                    round(rate([one.without for one in found]), 2),
-                    round(rate([one.beside for one in found]), 2),
-                ],
-            }
-            for kind, found in turns.items()
-        },
+        "kinds": kinds,
     }
     write_result(result, options.out)
 
@@ -330,13 +331,18 @@ class Shares:
 
     own: list[int] = field(default_factory=list)
     whole: list[int] = field(default_factory=list)
+    seconds: float = 0.0
 
     def described(self) -> dict[str, object]:
         """The share of it, and the bounds of nine in ten blocks."""
         each = sorted(own / whole for own, whole in zip(self.own, self.whole, strict=True))
         low, high = (each[round(place * (len(each) - 1))] for place in (0.05, 0.95))
         share = sum(self.own) / sum(self.whole)
-        return {"share": round(share, 4), "shares": [round(low, 4), round(high, 4)]}
+        return {
+            "share": round(share, 4),
+            "shares": [round(low, 4), round(high, 4)],
+            "ms_per_s": round(sum(self.own) / 1e6 / self.seconds, 1),
+        }
 
 
 def measured(line: Line, kind: str, seconds: float) -> Iterator[tuple[str, Sequence[Turn], Shares]]:
@@ -348,7 +354,7 @@ def measured(line: Line, kind: str, seconds: float) -> Iterator[tuple[str, Seque
         yield kind, *pairs(line, one, known, seconds)
         with line.standing():
             peers = beside.enter_context(one.disturbed())
-        rough = replace(one, processes=(*one.processes, *peers))
+        rough = replace(one, processes=(*one.processes, *peers), stops=False)
         yield f"{kind}, disturbed", *pairs(line, rough, known, seconds)
         stack = beside.pop_all()
     with line.standing():
@@ -385,8 +391,9 @@ def shared(line: Line, shares: Shares, known: set[str], beside: "Beside") -> Ite
         rest = sum(ns for name, ns in threads.items() if name in known)
         return own, own + rest + sum(run_ns(line.child).values())
 
-    own, whole = spent()
+    (own, whole), began = spent(), time.perf_counter()
     yield
+    shares.seconds += time.perf_counter() - began
     own_after, whole_after = spent()
     shares.own.append(own_after - own)
     shares.whole.append(whole_after - whole)
@@ -395,7 +402,7 @@ def shared(line: Line, shares: Shares, known: set[str], beside: "Beside") -> Ite
 def run_ns(process: int | str | None) -> dict[str, int]:
     """How long each thread of a process has run, in nanoseconds."""
     found = {}
-    for task in Path(f"/proc/{process}/task").iterdir():
+    for task in Path("/proc").glob(f"{process}/task/*"):
         with suppress(OSError):
             found[task.name] = int((task / "schedstat").read_text().split()[0])
     return found
@@ -516,12 +523,15 @@ class Beside:
     """Peers; stopped for a rest, as are its own."""
     pids: Sequence[int | None] = ()
     """The processes that the agent has for it."""
+    stops: bool = True
+    """Whether these rest too."""
     plug: Plug | None = None
 
     @contextmanager
     def resting(self) -> Iterator[None]:
         """Nothing is asked of it, and it does nothing."""
-        pids = [*(each.pid for each in self.processes), *(each for each in self.pids if each)]
+        pids = [each.pid for each in self.processes]
+        pids += [each for each in self.pids if each and self.stops]
         for pid in pids:
             os.kill(pid, signal.SIGSTOP)
         if self.plug is not None:
