@@ -12,8 +12,11 @@ from pydantic import AfterValidator, BeforeValidator, Field, StringConstraints
 
 _PATH_MAX_BYTES: Final = 4096
 _NAME_MAX_BYTES: Final = 255
-_ADDRESS: Final = re.compile(r"\w[\w+.-]+:/|.*://|(//)?[^\s/]+:[^\s/]*@|\\\\", re.ASCII)
-"""`rtsp://…`, what becomes of it as a path, `user:password@host`, `\\\\host\\share`."""
+_ADDRESS: Final = re.compile(
+    r"\w[\w+.-]+:/|.*://|(//)?[^\s/]+:[^\s/]*@|\\\\|//[^/]|[A-Za-z]:[\\/]", re.ASCII
+)
+"""`rtsp://…`, what becomes of it as a path, `user:password@host`, and Windows' `\\\\host\\share`,
+`//host/share` and `C:\\data`."""
 _TIME: Final = re.compile(r"([01]\d|2[0-3]):[0-5]\d", re.ASCII)
 _DAY_MS: Final = 86_400_000
 
@@ -35,6 +38,8 @@ def _time(text: str) -> str:
 def _without_spaces(text: str) -> str:
     if set(text) & set(" /@"):
         raise ValueError("should be a host name or an address alone, such as broker.local")
+    if text.count(":") == 1 or set(text) & set("[]"):
+        raise ValueError("should be a host name or an address alone; the port has a key of its own")
     return text
 
 

@@ -219,6 +219,9 @@ def test_the_first_wrong_key_s_line_is_the_one_named(refused):
         "http://10.0.0.5/snapshot.cgi?user=admin&pwd=hunter2",
         "admin:hunter2@10.0.0.5:/stream",
         "//admin:hunter2@nas/parts",
+        "//nas/parts",
+        "C:/parts",
+        "D:\\parts\\today",
         "rtsp://admin:" + "x" * 100 + "hunter2@10.0.0.5/stream",
     ],
 )
@@ -229,6 +232,13 @@ def test_an_address_is_no_path_and_its_password_is_not_repeated(refused, kind, a
     assert "is an address; write the path of a file or folder" in message
     assert "hunter2" not in message
     assert "hunter2" not in str(ConfigurationError("--good", Path(address), "is not there"))
+
+
+@pytest.mark.parametrize("host", ["broker:1883", "[::1]", "10.0.0.5:99999"])
+def test_a_host_with_a_port_is_refused(refused, host):
+    message = refused(re.sub("host: [^}\n]+", f"host: '{host}'", GOOD))
+    assert "mqtt.host" in message
+    assert "the port has a key of its own" in message
 
 
 @pytest.mark.parametrize("path", ["a:b.mp4", "line 3: good", "x@y", "12:30:00/part.png"])

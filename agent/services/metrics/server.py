@@ -199,16 +199,13 @@ class MetricsServer:
             return True
         scheme, _, given = fields.get("authorization", "").partition(" ")
         is_same = hmac.compare_digest(given.encode(), token.encode())
-        return scheme.lower() == "bearer" and is_same and token != ""
+        return scheme.lower() == "bearer" and is_same
 
 
 def check_settings(settings: MetricsSettings) -> ssl.SSLContext | None:
     """What TLS is spoken with; raises `ConfigurationError` for settings that cannot work."""
     context = None if settings.tls is None else _tls_context(settings.tls)
     token = _token(settings)
-    if token == "":
-        key = "token_file" if settings.token_file else "token_variable"
-        raise ConfigurationError(f"metrics.{key}", None, "holds no token; write one into it")
     if token is None and not _is_local(settings.address):
         remedy = f"is missing where others may ask ({settings.address}); name a file"
         raise ConfigurationError("metrics.token_file", None, remedy)

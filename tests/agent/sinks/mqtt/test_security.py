@@ -68,6 +68,30 @@ def test_a_password_file_that_others_may_write_is_refused(tmp_path, mode, is_ref
         assert password(settings) == "secret"
 
 
+@pytest.mark.parametrize(
+    ("written", "said"),
+    [
+        ("geheim".encode("utf-16"), "is not text in UTF-8"),
+        ("geheim".encode("utf-16-le"), "cannot be printed"),
+        ("gehé".encode("latin-1"), "is not text in UTF-8"),
+        (b"geheim\0", "cannot be printed"),
+        (b"geheim\n\nsecond line\n", "has several lines"),
+        (b"\n", "is empty"),
+        (b"x" * 70_000, "is larger than"),
+    ],
+)
+def test_a_password_that_nobody_can_have_meant_is_refused_and_not_shown(tmp_path, written, said):
+    file = tmp_path / "password"
+    file.write_bytes(written)
+    file.chmod(0o600)
+    settings = MqttSettings(host="localhost", user="line1", password_file=file)
+    with pytest.raises(ConfigurationError, match=said) as error:
+        password(settings)
+    assert "geh" not in str(error.value)
+    file.write_bytes("\ufeffgéh eim\r\n".encode())
+    assert password(settings) == "géh eim"
+
+
 @pytest.mark.parametrize("key", ["password_file", "ca_file", "certificate_file"])
 def test_a_secret_that_is_no_file_is_not_waited_for(tmp_path, key):
     pipe = tmp_path / "pipe"
