@@ -324,7 +324,7 @@ class VisionServer:
     ) -> None:
         """Write a variable where `value` is another than before; `kind` makes of it what it holds.
 
-        By the server's own way: that of clients, with its checks, takes twice as long.
+        By the server's own way, without the checks that writes of clients go through.
         """
         if name in self._shown and self._shown[name] == value:
             return
