@@ -183,7 +183,7 @@ def test_several_cameras_that_cannot_work(tmp_path, refused, change, said):
         (("", "cameras: [{type: conveyor}]\n"), ["cameras: [{", "stands beside camera", "line 5"]),
         (("path: parts", "path: 5"), ["camera.path: 5", "path", "line 3"]),
         (("path: parts", "path: parts, loop: true"), ["camera.loop: True", "unknown key"]),
-        (("line-3", "3"), ["agent.id: 3", "string"]),
+        (("line-3", "3"), ["agent.id: 3", "in quotes"]),
         (("line-3", "a/b"), ["agent.id: 'a/b'", "without"]),
         (("agent: {id: line-3}\n", ""), ["agent: is missing; write agent.id"]),
         (("agent: {id: line-3}\n", "agnet: {id: a}\n"), ["agnet: {", "mean agent?", "line 1"]),
