@@ -95,38 +95,79 @@ class TwoPassForward:
         return first, SeenPass(self._maps(features), [box for _, box in closer])
 
     def windows(
-        self, batch: Sequence[Sample], side: int, rng: np.random.Generator
+        self, batch: Sequence[Sample], side: int, rng: np.random.Generator, *, closer: bool
     ) -> tuple[SeenPass, SeenPass]:
-        """A square of each whole view, `side` pixels wide, instead of both passes: quicker.
+        """A square of a view of each frame, instead of both passes: quicker.
 
         Where the mask is known, a part of the defect is in it.
+
+        Args:
+            batch: What is shown, half of it good.
+            side: Of a square, in pixels of a view.
+            rng: Draws the squares.
+            closer: Whether a quarter of either half is shown in closer views, as in pass 2. They
+                are in each batch, so that BatchNorm has the statistics of both passes together.
         """
-        boxes = [self._window(sample, side, rng) for sample in batch]
-        wholes = self._pool.map(self._whole, batch)
+        half = len(batch) // 2
+        frames = [
+            self._closer(sample, rng)
+            if closer and index % half % 4 == 3
+            else Box.around(sample.pixels)
+            for index, sample in enumerate(batch)
+        ]
+        squares = [
+            self._square(sample, frame, side, rng)
+            for sample, frame in zip(batch, frames, strict=True)
+        ]
+        views = self._pool.map(self._shown, batch, frames)
         maps = self._maps(
             self._computed(
                 [
-                    whole[box.top : box.bottom, box.left : box.right]
-                    for whole, box in zip(wholes, boxes, strict=True)
+                    seen[square.top : square.bottom, square.left : square.right]
+                    for seen, square in zip(views, squares, strict=True)
                 ]
             )
         )
-        in_frames = [
-            box.scaled(of=self._view.box, to=Box.around(sample.pixels))
-            for sample, box in zip(batch, boxes, strict=True)
+        boxes = [
+            self._in_frame(square, frame) for square, frame in zip(squares, frames, strict=True)
         ]
-        seen = SeenPass(maps, in_frames)
+        seen = SeenPass(maps, boxes)
         return seen, seen
 
-    def _window(self, sample: Sample, side: int, rng: np.random.Generator) -> Box:
+    def _closer(self, sample: Sample, rng: np.random.Generator) -> Box:
+        """A box of the frame as pass 2 may see it."""
+        least = self._crop.min_side
+        side = min(int(rng.integers(least, 2 * least + 1)), self._view.side)
+        frame = Box.around(sample.pixels)
+        return self._in_frame(self._square(sample, frame, side, rng), frame)
+
+    def _square(self, sample: Sample, frame: Box, side: int, rng: np.random.Generator) -> Box:
+        """A square of the view of `frame`, in pixels of the view; some of the defect is in it."""
         most = self._view.side - side
         first, last = np.zeros(2, int), np.full(2, most)  # of its corner: down, across
-        if sample.mask is not None and sample.mask.any():
-            places = np.argwhere(sample.mask)
-            place = places[rng.integers(len(places))] * self._view.side // sample.mask.shape
-            first, last = np.clip((place - side + 1, place), 0, most)
+        if sample.mask is not None:
+            mask = sample.mask[frame.top : frame.bottom, frame.left : frame.right]
+            places = np.argwhere(mask)
+            if len(places):
+                place = places[rng.integers(len(places))] * self._view.side // mask.shape
+                first, last = np.clip((place - side + 1, place), 0, most)
         top, left = (int(edge) for edge in rng.integers(first, last + 1))
         return Box(left=left, top=top, right=left + side, bottom=top + side)
+
+    def _in_frame(self, square: Box, frame: Box) -> Box:
+        """What `square` of the view of `frame` shows, in pixels of the frame that both are of."""
+        inside = square.scaled(of=self._view.box, to=frame)
+        return Box(
+            left=frame.left + inside.left,
+            top=frame.top + inside.top,
+            right=frame.left + inside.right,
+            bottom=frame.top + inside.bottom,
+        )
+
+    def _shown(self, sample: Sample, frame: Box) -> Pixels:
+        if frame == Box.around(sample.pixels):
+            return self._whole(sample)
+        return view(sample.pixels, frame, self._view)
 
     def features(self, batch: Sequence[Sample]) -> Tensor:
         """The features of the whole views of `batch`: `(N, C, h, w)`."""

@@ -29,6 +29,9 @@ VISIBLE: Final = 300.0
 A speck of dust, which a good part may have, comes to 400 at most, a smudge to 0.
 """
 
+SPECKS: Final = 4
+"""How many specks of dust a part has at most, unless it says otherwise."""
+
 _SHADED_BELT: Final = 22.0  # grey level of the belt beside a part
 _NOTICEABLE: Final = 12.0  # grey levels; grooves and smudges of good parts differ by as much
 
@@ -65,7 +68,7 @@ class GeneratedPart:
 def part(seed: int, number: int, defect_rate: float) -> GeneratedPart:
     """Part `number` of the belt `seed`, on which a share `defect_rate` is defective."""
     rng = np.random.default_rng([seed, number])
-    return _pictured(rng, _fate(rng, defect_rate))
+    return _pictured(rng, _fate(rng, defect_rate), SPECKS)
 
 
 def truth(seed: int, number: int, defect_rate: float) -> str:
@@ -73,10 +76,10 @@ def truth(seed: int, number: int, defect_rate: float) -> str:
     return _fate(np.random.default_rng([seed, number]), defect_rate) or GOOD
 
 
-def made(seed: int, number: int, defect: str | None) -> GeneratedPart:
+def made(seed: int, number: int, defect: str | None, *, specks: int = SPECKS) -> GeneratedPart:
     """A good part, or one with a `defect` of `DEFECTS`; those that `write_parts` would write."""
     group = 0 if defect is None else 2
-    return _pictured(np.random.default_rng([seed, group, number]), defect)
+    return _pictured(np.random.default_rng([seed, group, number]), defect, specks)
 
 
 def write_parts(
@@ -87,6 +90,7 @@ def write_parts(
     defective: int,
     test_good: int,
     kinds: tuple[str, ...] = DEFECTS,
+    specks: int = SPECKS,
 ) -> None:
     """Write parts as PNG files in MVTec's layout, to train and test on.
 
@@ -98,17 +102,21 @@ def write_parts(
             `ground_truth/<defect>/NNN_mask.png`.
         test_good: How many good ones go to `test/good`.
         kinds: The kinds of defects in turn; one that is named twice is drawn twice as often.
+        specks: How many specks of dust a part has at most.
     """
     for number in range(good):
-        _write(folder / "train" / GOOD / f"{number:03d}.png", made(seed, number, None).pixels)
+        _write(
+            folder / "train" / GOOD / f"{number:03d}.png",
+            made(seed, number, None, specks=specks).pixels,
+        )
     for number in range(test_good):
-        other = _pictured(np.random.default_rng([seed, 1, number]), None)
+        other = _pictured(np.random.default_rng([seed, 1, number]), None, specks)
         _write(folder / "test" / GOOD / f"{number:03d}.png", other.pixels)
     drawn = dict.fromkeys(kinds, 0)
     for number, kind in enumerate(islice(cycle(kinds), defective)):
         index = drawn[kind]
         drawn[kind] += 1
-        faulty = made(seed, number, kind)
+        faulty = made(seed, number, kind, specks=specks)
         _write(folder / "test" / kind / f"{index:03d}.png", faulty.pixels)
         _write(folder / "ground_truth" / kind / f"{index:03d}_mask.png", faulty.mask)
 
@@ -126,10 +134,10 @@ def _write(path: Path, pixels: Pixels) -> None:
     path.write_bytes(cv2.imencode(".png", bgr)[1].tobytes())
 
 
-def _pictured(rng: Generator, defect: str | None) -> GeneratedPart:
+def _pictured(rng: Generator, defect: str | None, specks: int) -> GeneratedPart:
     scene = _scene()
     rgba, mask = scene.part.copy(), np.zeros((_SIDE, _SIDE), np.uint8)
-    _soil(rng, rgba)
+    _soil(rng, rgba, specks)
     if defect is not None:
         rgba, mask = _spoilt(rng, rgba, defect)
 
@@ -392,9 +400,9 @@ def _blob(rng: Generator, centre: tuple[int, int], size: float) -> Map:
     return _share(patch)
 
 
-def _soil(rng: Generator, rgba: Rgba) -> None:
+def _soil(rng: Generator, rgba: Rgba, specks: int) -> None:
     """Dust and a faint smudge: a good part may have them."""
-    for _ in range(int(rng.integers(0, 5))):
+    for _ in range(int(rng.integers(0, specks + 1))):
         tone = int(rng.choice([96, 200]))
         cv2.circle(rgba, _on_face(rng, 50, 160), 1, (tone, tone, tone, 255), -1, cv2.LINE_AA)
     if rng.random() < 0.3:

@@ -60,7 +60,7 @@ def test_without_zoom_the_second_pass_is_the_first(batch, paper):
 def test_a_window_is_a_part_of_the_view_with_some_of_the_defect(batch, paper):
     side = paper.view.side // 2
     with two_passes(paper) as (_, forward):
-        seen, again = forward.windows(batch, side, np.random.default_rng(0))
+        seen, again = forward.windows(batch, side, np.random.default_rng(0), closer=False)
     assert again is seen
     assert len({(box.left, box.top) for box in seen.boxes}) > 1
     for sample, box in zip(batch, seen.boxes, strict=True):
@@ -68,6 +68,21 @@ def test_a_window_is_a_part_of_the_view_with_some_of_the_defect(batch, paper):
         assert 0 <= box.width - half <= 1
         assert box.right <= sample.pixels.shape[1]
         if sample.mask is not None and sample.mask.any():
+            assert sample.mask[box.top : box.bottom, box.left : box.right].any()
+
+
+def test_a_quarter_of_either_half_is_a_window_of_a_closer_view(batch, paper):
+    many = [good for good in batch if not good.defective][:1] * 4
+    many += [bad for bad in batch if bad.defective and bad.mask is not None][:1] * 4
+    side = paper.view.side // 2
+    for seed in range(5):
+        with two_passes(paper, min_side=paper.view.side // 4) as (_, forward):
+            seen, _ = forward.windows(many, side, np.random.default_rng(seed), closer=True)
+        size = many[0].pixels.shape[0]
+        widths = [box.width / size for box in seen.boxes]
+        assert [width < 0.35 for width in widths] == 2 * [False, False, False, True]
+        assert min(widths) > 0.12
+        for sample, box in zip(many[4:], seen.boxes[4:], strict=True):
             assert sample.mask[box.top : box.bottom, box.left : box.right].any()
 
 

@@ -106,8 +106,8 @@ class Line(RecipeSettings):
     synthetic: SyntheticDefects = SyntheticDefects()
 
     epochs: Count = 8
-    # A backbone that is trained sees squares of whole views, of this side; None: all of the view.
-    # Where masks are known, a defect is in them.
+    # A backbone that is trained sees squares of views, of this side; None: all of the view.
+    # Where masks are known, a defect is in them. Pass 2 is then every fourth of them.
     window: Annotated[int, Field(ge=32)] | None = None
     batch: Annotated[int, Field(ge=2, multiple_of=2)] = 16  # half good, half defective
     least_steps: Count = 25  # steps an epoch, however few good images there are
@@ -123,8 +123,6 @@ class Line(RecipeSettings):
             raise ValueError("a memory bank needs a frozen backbone: set freeze")
         if self.window and (self.freeze or self.window > self.view.side):
             raise ValueError("a window is a part of the view, of a backbone that is not frozen")
-        if self.window and self.zoom_from < self.epochs:
-            raise ValueError("a window has no pass 2: let zoom_from be the number of epochs")
         return self
 
     def settled(self, weights: Weights | None) -> Self:
@@ -179,6 +177,10 @@ def train(settings: Line, images: TrainingImages, run: Run) -> Trained:
     if run.weights is not None:
         net.backbone.load(run.weights)
     net.to(device)
+    if not settings.freeze:  # a third less time a step on CPUs
+        for parameter in net.parameters():
+            if parameter.dim() == 4:
+                parameter.data = parameter.data.contiguous(memory_format=torch.channels_last)
     reference = drawn_reference(settings.reference_draws, top_k=settings.top_k, seed=run.seed)
     learning = [p for p in net.parameters() if p.requires_grad]
     optimiser = torch.optim.Adam(learning, settings.first_rate)
@@ -213,10 +215,11 @@ def train(settings: Line, images: TrainingImages, run: Run) -> Trained:
                 rng=epoch.rng,
             )
             for step, batch in enumerate(islice(batches, steps)):
+                zoom = epoch.number >= settings.zoom_from
                 passes = (
-                    forward.windows(batch, settings.window, epoch.rng)
+                    forward.windows(batch, settings.window, epoch.rng, closer=zoom)
                     if settings.window
-                    else forward.forward(batch, zoom=epoch.number >= settings.zoom_from)
+                    else forward.forward(batch, zoom=zoom)
                 )
                 epoch.descend(
                     loss.of(passes, batch),
