@@ -69,7 +69,7 @@ demo-bundle: $(VENV)/installed-all
 	$(BIN)/python tools/demo_bundle.py build/demo-parts build/demo-bundle
 	$(BIN)/agent calibrate --bundle build/demo-bundle --good build/demo-parts/calibration/train \
 		--defective build/demo-parts/calibration/test --backend onnxruntime \
-		--max-false-reject 0.5%
+		--max-false-reject 0.2%
 	mkdir -p runs
 	mv build/demo-bundle/calibration.html runs/demo-calibration.html
 	rm -rf agent/demo_bundle
