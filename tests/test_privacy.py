@@ -59,7 +59,7 @@ CODES = {
     "replay": {0, 2},
     "trigger": {1},
     "product": {1},
-    "check": {1},
+    "check": {0, 1},
     "compare": {2},
     "retrain": {2},
     "promote": {1},
