@@ -39,7 +39,6 @@ OPTIONS: Final[dict[str, dict[str, Any]]] = {
 }
 ADGAN_OPTIONS: Final[dict[str, dict[str, Any]]] = {
     "adgan-rate-1e-3": {"adgan_rate": 1e-3},
-    "adgan-one-output": {"adgan_patches": False},
     "adgan-generated-1": {"adgan_generated": 1.0},
     "adgan-without-anomalies": {"adgan_anomalies": False},
 }

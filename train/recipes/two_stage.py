@@ -31,7 +31,12 @@ from train.features import first_good_views, has_bf16
 from train.recipes import Recipe, RecipeSettings, Run, Trained
 from train.schedule import Cosine, learning_rate
 from train.two_stage import losses
-from train.two_stage.hard_augmentation import HardAugmentation, anomalies
+from train.two_stage.hard_augmentation import (
+    HardAugmentation,
+    anomalies,
+    noised,
+    noised_in_regions,
+)
 from train.two_stage.losses import Form
 from train.two_stage.network import (
     MOST_DECODED,
@@ -39,7 +44,9 @@ from train.two_stage.network import (
     Discriminator,
     FeatureGenerator,
     TwoStageNet,
+    around,
     as_images,
+    of_image,
     two_stage_method,
 )
 from train.weights import Weights
@@ -79,10 +86,9 @@ class TwoStage(RecipeSettings):
     adgan_latent: Count = 128
     adgan_widths: Widths = (128, 64, 32, 32)
     # What its discriminator takes for fake: synthetic anomalies with a region, as in §4.2.1, and
-    # with this weight what its generator makes. It answers for every place, or once for an image.
+    # with this weight what its generator makes. Noise in features is fake too (augmentation.noise).
     adgan_anomalies: bool = True
     adgan_generated: Weight = 0.1
-    adgan_patches: bool = True
 
     # Weights of the terms of Eq 5; 0 leaves a term out.
     adversarial: Weight = 1.0  # Eq 1
@@ -161,10 +167,8 @@ def network(settings: TwoStage) -> TwoStageNet:
             path=settings.path,
             freeze=settings.freeze,
         ),
-        side=settings.view.side,
         channels=settings.features,
         base=settings.adgan_discriminator,
-        patches=settings.adgan_patches,
     )
 
 
@@ -220,10 +224,12 @@ class TwoStageTraining:
             adgan_learns=self._adgan_learns,
             generator_learns=self._generator_learns,
         )
-        if run.weights is not None and not settings.freeze and not checkpoint.history:
+        if not checkpoint.history:
             attention = self.network.attention_network
             shown = as_images(first_good_views(self._images, settings.view).to(self._device))
-            attention.backbone.adapt(lambda: attention.encoded(shown))
+            if run.weights is not None and not settings.freeze:
+                attention.backbone.adapt(lambda: attention.encoded(shown))
+            attention.standardise(shown)
         with ThreadPoolExecutor() as pool:
             for epoch in checkpoint.epochs(settings.epochs):
                 is_first = epoch.number < settings.adgan_from
@@ -256,7 +262,11 @@ class TwoStageTraining:
         settings, n = self._settings, len(images)
         whole = torch.ones_like(where)  # A_nor
         with self._autocast():
-            found = self.network.attention_network(torch.cat((images, made)))
+            encoded = self.network.attention_network.encoded(torch.cat((images, made)))
+            if settings.augmentation.noise:
+                anomalous, where = noised_in_regions(encoded[n:], where, settings.augmentation)
+                encoded = torch.cat((encoded[:n], anomalous))
+            found = self.network.attention_network.generated(encoded)
         reconstruction, attention = found.reconstruction, found.attention
         self._watch.saw(attention)
         real = torch.cat((torch.cat((images, made)), torch.cat((whole, where))), dim=1)
@@ -296,23 +306,29 @@ class TwoStageTraining:
     def _teach_adgan(self, images: Tensor, made: Tensor, epoch: EpochInProgress) -> None:
         """One step of stage two: the usual GAN, on F_nor instead of images."""
         settings, net, n = self._settings, self.network, len(images)
-        shown = torch.cat((images, made)) if settings.adgan_anomalies else images
         with torch.no_grad(), self._autocast():
-            attention = net.attention_network.attention(shown)
+            encoded = net.attention_network.encoded(torch.cat((images, made)))
+            attention = net.attention_network.attention(encoded)
         with self._autocast():
-            features = net.normal_features(shown, attention)
+            near = around(encoded)
+            features = net.normal_features(near, attention)
             normal = features[:n].detach()
             generated = self.generator(normal)
-        logits = self._judged(net.discriminator, features, generated.detach())
-        real, fake, ano = logits[:n], logits[-n:], logits[n:-n]
-        value = settings.adgan_generated * losses.adversarial(real, fake)
+            noisy = noised(near[:n], settings.augmentation.noise)
+            unusual = net.normal_features(noisy, attention[:n])
+        shown = torch.cat((features, unusual))
+        logits = self._judged(net.discriminator, shown, generated.detach())
+        real, ano, noise, fake = logits.chunk(4)
+        value = settings.adgan_generated * losses.adversarial(of_image(real), of_image(fake))
         if settings.adgan_anomalies:
-            value = value + losses.adversarial(real, ano)
-        self._watch.heard(real, fake)
+            value = value + losses.adversarial(of_image(real), of_image(ano))
+        if settings.augmentation.noise:
+            value = value + losses.adversarial(real, noise)
+        self._watch.heard(of_image(real), of_image(fake))
         self._descend(-value, self._adgan_learns, settings.adgan_rate, epoch, noted=False)
-        fake = self._judged(net.discriminator, features.detach(), generated)[-n:]
+        *_, fake = self._judged(net.discriminator, shown.detach(), generated).chunk(4)
         likeness = F.mse_loss(generated.float(), normal)
-        objective = losses.generator_adversarial(fake) + likeness
+        objective = losses.generator_adversarial(of_image(fake)) + likeness
         self._descend(objective, self._generator_learns, settings.adgan_rate, epoch)
 
     def _judged(self, discriminator: nn.Module, real: Tensor, generated: Tensor) -> Tensor:

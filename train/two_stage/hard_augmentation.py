@@ -6,9 +6,13 @@
 All of it works on batches of RGB images `(N, 3, side, side)` in [0, 1], on the device they are on,
 and draws from torch's own generator; sizes and strengths are those of CSI (Tack et al. 2020), which
 the paper cites, where it says none itself.
+
+What changes an image so is often easier to see than a defect. So noise in what the encoder found in
+a good part is an anomaly too, which the paper has not.
 """
 
 import math
+from dataclasses import replace
 from typing import Annotated, Final, Literal
 
 import torch
@@ -28,6 +32,9 @@ _SATURATION: Final = 0.4
 _HUE: Final = 0.1  # of a turn
 _ASPECT: Final = (0.3, 3.3)  # of a region, as CutMix's in train.anomalies
 _LATTICE: Final = (4, 8, 16)  # a side, of the noise that gives a blot its outline
+_KNOTS: Final = (1, 2, 4, 8, 16)  # a side, of the noise in features
+_NOISY: Final = (0.002, 0.3)  # share of the area that has it
+_VISIBLE: Final = 12 / 255  # what changes by less, as black that replaces black, is no anomaly
 _GREY: Final = (0.299, 0.587, 0.114)
 
 
@@ -36,7 +43,9 @@ class HardAugmentation:
     """How synthetic anomalies are made.
 
     `whole` of them are x', the others x''. Its region has this share of the image's `area`, drawn
-    log-uniformly; it is a `rectangle`, or a `blot`: what smooth noise leaves of one.
+    log-uniformly; it is a `rectangle`, or a `blot`: what smooth noise leaves of one. There are up
+    to so many `regions`, and what replaces one covers it with an opacity between `opacity` and 1.
+    `noise` is in deviations of a feature of good parts; 0 leaves it out, as the paper does.
     """
 
     kinds: tuple[Augmentation, ...] = ("rotation", "permutation", "jitter")
@@ -46,14 +55,29 @@ class HardAugmentation:
         0.15,
     )
     region: Literal["rectangle", "blot"] = "blot"
+    regions: Annotated[int, Field(ge=1)] = 3
+    opacity: Annotated[float, Field(gt=0, le=1)] = 0.3
+    noise: Annotated[float, Field(ge=0)] = 1.0
 
 
 def anomalies(images: Tensor, settings: HardAugmentation) -> tuple[Tensor, Tensor]:
-    """x_ano of `images`, and A_ano `(N, 1, side, side)`: 1 where they show the normal part."""
+    """x_ano of `images`, and A_ano `(N, 1, side, side)`: 1 where they show the normal part.
+
+    That is also where a region looks as the part did, but A' is 0 everywhere, as in the paper.
+    """
     augmented = hard(images, settings.kinds)
-    region = regions(images, settings)
-    region[: round(settings.whole * len(images))] = 1
-    return cut(images, augmented, region), 1 - region
+    whole = round(settings.whole * len(images))
+    made, anomalous = images, torch.zeros_like(images[:, :1])
+    for number in range(settings.regions):
+        region = regions(images, settings)
+        if number:  # the first is there always, each other by equal chance
+            region *= torch.rand(len(images), 1, 1, 1, device=images.device) < 0.5
+        region[:whole] = number == 0
+        made = cut(made, augmented, region, settings.opacity)
+        anomalous = torch.maximum(anomalous, region)
+    is_seen = (made - images).abs().amax(dim=1, keepdim=True) >= _VISIBLE
+    is_seen[:whole] = True
+    return made, 1 - anomalous * is_seen
 
 
 def hard(images: Tensor, kinds: tuple[Augmentation, ...]) -> Tensor:
@@ -63,15 +87,18 @@ def hard(images: Tensor, kinds: tuple[Augmentation, ...]) -> Tensor:
     return images
 
 
-def cut(images: Tensor, augmented: Tensor, region: Tensor) -> Tensor:
+def cut(images: Tensor, augmented: Tensor, region: Tensor, opacity: float = 1.0) -> Tensor:
     """x'': `images` with zero or `augmented`, by equal chance, where `region` `(N, 1, …)` is 1.
 
-    A region that is the whole image is never zero: it gives x'.
+    What replaces covers with an opacity drawn between `opacity` and 1. A region that is the whole
+    image is never zero, and covered wholly: it gives x'.
     """
-    is_zero = torch.rand(len(images), 1, 1, 1, device=images.device) < 0.5
-    is_zero &= region.amin(dim=(1, 2, 3), keepdim=True) < 1
+    is_part = region.amin(dim=(1, 2, 3), keepdim=True) < 1
+    is_zero = is_part & (torch.rand(len(images), 1, 1, 1, device=images.device) < 0.5)
+    covered = torch.empty(len(images), 1, 1, 1, device=images.device).uniform_(opacity, 1)
+    covered = torch.where(is_part, covered, torch.ones_like(covered))
     filling = torch.where(is_zero, torch.zeros_like(augmented), augmented)
-    return torch.where(region > 0, filling, images)
+    return torch.lerp(images, filling, region * covered)
 
 
 def rotated(images: Tensor) -> Tensor:
@@ -135,6 +162,38 @@ def regions(images: Tensor, settings: HardAugmentation) -> Tensor:
     blot = rectangle & (noise > 0.5)
     is_empty = ~blot.flatten(1).any(dim=1).view(-1, 1, 1, 1)
     return torch.where(is_empty, rectangle, blot).to(images.dtype)
+
+
+def noised(features: Tensor, noise: float) -> Tensor:
+    """`features` `(N, C, h, w)` with normal noise: so many deviations of each channel."""
+    deviation = features.std(dim=(0, 2, 3), keepdim=True)
+    return features + noise * deviation * torch.randn_like(features)
+
+
+def noised_in_regions(
+    features: Tensor, where: Tensor, settings: HardAugmentation
+) -> tuple[Tensor, Tensor]:
+    """Features of anomalies with noise in regions too, and where they still show the normal part.
+
+    Noise that differs from place to place would be told by that, and a defect would not. So it is
+    smooth, and another one for each image.
+
+    Args:
+        features: `(N, C, h, w)`.
+        where: A_ano of the images, `(N, 1, side, side)`.
+        settings: How strong the noise is.
+    """
+    n, _, height, width = features.shape
+    knots = min(_KNOTS[int(torch.randint(len(_KNOTS), (1,)))], height)
+    coarse = torch.randn(n, features.shape[1], knots, knots, device=features.device)
+    smooth = F.interpolate(coarse, (height, width), mode="bilinear", align_corners=False)
+    smooth = smooth / smooth.std(dim=1, keepdim=True)
+    region = regions(where, replace(settings, area=_NOISY))
+    region = F.interpolate(region, (height, width), mode="area")
+    region = (region >= region.amax(dim=(2, 3), keepdim=True) / 2).to(features.dtype)
+    deviation = features.std(dim=(0, 2, 3), keepdim=True)
+    clean = F.interpolate(1 - region, where.shape[-2:])
+    return features + settings.noise * deviation * smooth * region, torch.minimum(where, clean)
 
 
 def _hue_turned(images: Tensor, turn: Tensor) -> Tensor:

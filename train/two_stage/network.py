@@ -2,7 +2,7 @@
 
     views (N, H, W, 3) uint8 → standardise → encoder → z → decoder ─┬→ reconstruction
                                                                     └→ attention A_gen ─┐
-    views → two convolutions: F_img ──────────────────── F_nor = F_img ∘ A_gen (Eq 6) ◀─┘
+                              └→ two convolutions: F_img ─ F_nor = F_img ∘ A_gen (Eq 6) ◀─┘
                                                            └→ ADGAN's discriminator → score
 
 Stage one trains the attention network against a discriminator of images beside attention maps;
@@ -29,11 +29,8 @@ from train.two_stage.losses import attended_features
 
 MOST_DECODED: Final = 16
 """Four transposed convolutions, each of which may double height and width."""
-FEATURE_STRIDE: Final = 4
-"""Pixels of a view for each place of F_img: both of its convolutions halve height and width."""
 _LEAST_SIDE: Final = 4  # of the last map of a discriminator, as in DCGAN
 _LEAK: Final = 0.2
-_FIRST_FEATURE: Final = 0.1  # several times what the convolutions begin with
 _FIRST_LOG_VARIANCE: Final = -4.0  # else noise hides what z says for hundreds of steps
 
 
@@ -116,6 +113,8 @@ class AttentionNetwork(nn.Module):
 
     mean: Tensor
     std: Tensor
+    centre: Tensor
+    scale: Tensor
 
     def __init__(
         self, backbone: Backbone, *, latent: int, widths: Sequence[int], path: int, freeze: bool
@@ -124,11 +123,14 @@ class AttentionNetwork(nn.Module):
         mean, std = backbone.standardisation or IMAGENET
         self.register_buffer("mean", torch.tensor(mean).view(1, 3, 1, 1))
         self.register_buffer("std", torch.tensor(std).view(1, 3, 1, 1))
+        channels = sum(backbone.channels)
+        self.register_buffer("centre", torch.zeros(1, channels, 1, 1))
+        self.register_buffer("scale", torch.ones(1, channels, 1, 1))
         backbone.initialise()
         self.backbone = backbone.requires_grad_(not freeze)
         self.frozen = freeze
-        self.latent_mean = nn.Conv2d(sum(backbone.channels), latent, 1)
-        self.latent_log_variance = nn.Conv2d(sum(backbone.channels), latent, 1)
+        self.latent_mean = nn.Conv2d(channels, latent, 1)
+        self.latent_log_variance = nn.Conv2d(channels, latent, 1)
         assert self.latent_log_variance.bias is not None
         nn.init.constant_(self.latent_log_variance.bias, _FIRST_LOG_VARIANCE)
         self.decoder = Decoder(latent, widths, backbone.strides[0])
@@ -136,14 +138,27 @@ class AttentionNetwork(nn.Module):
         self.attend = OutputPath(widths[-1], path, 1)
         self.decoder.apply(dcgan_initialised)
 
+    def standardise(self, images: Tensor) -> None:
+        """Let each channel of the encoder's maps have mean 0 and deviation 1 over these images."""
+        with torch.no_grad():
+            self.centre.zero_()
+            self.scale.fill_(1)
+            encoded = self.encoded(images).float()
+            self.centre.copy_(encoded.mean(dim=(0, 2, 3), keepdim=True))
+            self.scale.copy_(1 / encoded.std(dim=(0, 2, 3), keepdim=True).clamp_min(1e-3))
+
     def encoded(self, images: Tensor) -> Tensor:
         """The encoder's maps of RGB images in [0, 1], on one grid: `(N, C, h, w)`."""
         with torch.set_grad_enabled(torch.is_grad_enabled() and not self.frozen):
-            return stacked(self.backbone((images - self.mean) / self.std))
+            found = stacked(self.backbone((images - self.mean) / self.std))
+        return (found - self.centre) * self.scale
 
     def forward(self, images: Tensor) -> Generated:
         """RGB images `(N, 3, H, W)` in [0, 1]; in training z is drawn from q(z|x)."""
-        encoded = self.encoded(images)
+        return self.generated(self.encoded(images))
+
+    def generated(self, encoded: Tensor) -> Generated:
+        """As `forward`, of the encoder's maps."""
         mean = self.latent_mean(encoded).float()
         log_variance = self.latent_log_variance(encoded).float().clamp(-10, 10)
         z = mean
@@ -152,9 +167,9 @@ class AttentionNetwork(nn.Module):
         decoded = self.decoder(z)
         return Generated(self.reconstruct(decoded), self.attend(decoded), mean, log_variance)
 
-    def attention(self, images: Tensor) -> Tensor:
-        """A_gen alone, from the mean of q(z|x)."""
-        found: Tensor = self.attend(self.decoder(self.latent_mean(self.encoded(images))))
+    def attention(self, encoded: Tensor) -> Tensor:
+        """A_gen alone, of the encoder's maps, from the mean of q(z|x)."""
+        found: Tensor = self.attend(self.decoder(self.latent_mean(encoded)))
         return found
 
     def train(self, mode: bool = True) -> "AttentionNetwork":  # noqa: FBT001, FBT002  (PyTorch's signature)
@@ -184,47 +199,40 @@ class Discriminator(nn.Sequential):
         self.apply(dcgan_initialised)
 
 
-class PatchDiscriminator(nn.Module):
-    """DCGAN's discriminator, cut where it sees a part of the image, and asked of every such part.
+class PatchDiscriminator(nn.Sequential):
+    """A discriminator that is asked of every place: `(N, C, h, w)` → logits `(N, 1, h, w)`.
 
-    Three strided convolutions, then one output for each place. The logit of an image is the mean
-    of the tenth of them that look least real, so that a small defect counts, and there are many
-    more places than images to learn from.
+    There are many more places than images to learn from. Its convolutions see one place each:
+    noise in features should not be told by its roughness.
     """
 
     def __init__(self, channels: int, base: int) -> None:
-        super().__init__()
-        layers: list[nn.Module] = []
-        for number in range(3):
-            width = base * 2**number
-            layers.append(nn.Conv2d(channels, width, 4, 2, 1))
-            layers += [nn.BatchNorm2d(width)] if number else []
-            layers.append(nn.LeakyReLU(_LEAK))
-            channels = width
-        self.places = nn.Sequential(*layers, nn.Conv2d(channels, 1, 1))
+        super().__init__(
+            nn.Conv2d(channels, base, 1),
+            nn.BatchNorm2d(base),
+            nn.LeakyReLU(_LEAK),
+            nn.Conv2d(base, 1, 1),
+        )
         self.apply(dcgan_initialised)
 
-    def forward(self, x: Tensor) -> Tensor:
-        logits: Tensor = self.places(x).flatten(1).float()
-        least = logits.topk(max(1, logits.shape[1] // 10), dim=1, largest=False).values
-        return least.mean(dim=1, keepdim=True)
+
+def of_image(places: Tensor) -> Tensor:
+    """The logit `(N, 1)` of each image: the mean of the tenth that look least real."""
+    logits = places.flatten(1).float()
+    least = logits.topk(max(1, logits.shape[1] // 10), dim=1, largest=False).values
+    return least.mean(dim=1, keepdim=True)
 
 
 class Features(nn.Sequential):
-    """F_img: two convolutions, `(N, 3, H, W)` in [0, 1] → `(N, C, H/4, W/4)`.
+    """F_img: two convolutions of what the encoder found around each place."""
 
-    They begin with a value that is the same everywhere, so that F_nor shows the attention map from
-    the first step on.
-    """
-
-    def __init__(self, channels: int) -> None:
-        last = nn.Conv2d(channels, channels, 4, 2, 1)
+    def __init__(self, encoded: int, channels: int) -> None:
         super().__init__(
-            nn.Conv2d(3, channels, 4, 2, 1), nn.LeakyReLU(_LEAK), last, nn.LeakyReLU(_LEAK)
+            nn.Conv2d(encoded, channels, 1),
+            nn.LeakyReLU(_LEAK),
+            nn.Conv2d(channels, channels, 1),
+            nn.LeakyReLU(_LEAK),
         )
-        self.apply(dcgan_initialised)
-        assert last.bias is not None
-        nn.init.constant_(last.bias, _FIRST_FEATURE)
 
 
 class FeatureGenerator(nn.Module):
@@ -255,44 +263,42 @@ class TwoStageNet(Network):
 
     Args:
         attention: Stage one.
-        side: Of the views, a power of two.
         channels: Of F_img.
         base: Channels of the discriminator's first convolution.
-        patches: Whether the discriminator answers for every place, or once for the image.
     """
 
     exact_in_int8 = ("attention_network.attend.", "discriminator.")  # cheap, and they decide
     int8_operators = ("Conv", "ConvTranspose", "Relu", "Add", "MaxPool")
 
-    def __init__(
-        self, attention: AttentionNetwork, *, side: int, channels: int, base: int, patches: bool
-    ) -> None:
+    def __init__(self, attention: AttentionNetwork, *, channels: int, base: int) -> None:
         super().__init__()
         self.attention_network = attention
-        self.features = Features(channels)
-        self.discriminator: nn.Module = (
-            PatchDiscriminator(channels, base)
-            if patches
-            else Discriminator(channels, side // FEATURE_STRIDE, base)
-        )
+        self.features = Features(sum(attention.backbone.channels), channels)
+        self.discriminator = PatchDiscriminator(channels, base)
 
-    def normal_features(self, images: Tensor, attention: Tensor) -> Tensor:
-        """F_nor (Eq 6): what the attention map leaves of F_img."""
-        return attended_features(self.features(images), attention)
+    def normal_features(self, around: Tensor, attention: Tensor) -> Tensor:
+        """F_nor (Eq 6): what the attention map leaves of F_img, which is made of `around`."""
+        return attended_features(self.features(around), attention)
 
     def forward(self, views: Tensor) -> Found:
         return self.found(as_images(views))
 
     def found(self, images: Tensor) -> Found:
         """As `forward`, of RGB images `(N, 3, H, W)` in [0, 1]."""
-        attention = self.attention_network.attention(images)
-        logits = self.discriminator(self.normal_features(images, attention))
-        return Found(F.softplus(-logits.float()), attention[:, 0])  # -log D
+        encoded = self.attention_network.encoded(images)
+        attention = self.attention_network.attention(encoded)
+        logits = of_image(self.discriminator(self.normal_features(around(encoded), attention)))
+        return Found(F.softplus(-logits), attention[:, 0])  # -log D
 
     def prepare_export(self, *, half: bool) -> None:
         """As `Network.prepare_export`: the encoder may be fp16."""
         self.attention_network.backbone.prepare_export(half=half)
         fold_batch_norm(self)
+
+
+def around(encoded: Tensor) -> Tensor:
+    """The mean of the 3 × 3 places around each, so that one convolution sees them all."""
+    return F.avg_pool2d(encoded, 3, 1, 1)
 
 
 def as_images(views: Tensor) -> Tensor:

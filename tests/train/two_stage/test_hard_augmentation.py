@@ -9,6 +9,8 @@ from train.two_stage.hard_augmentation import (
     cut,
     hard,
     jittered,
+    noised,
+    noised_in_regions,
     permuted,
     regions,
     rotated,
@@ -75,14 +77,64 @@ def test_what_replaces_a_region_is_zero_or_the_augmented_image():
     assert 0.4 < (filled == 0).float().mean() < 0.6
 
 
+def test_what_replaces_a_region_may_shine_through():
+    images, augmented = torch.full((400, 3, 8, 8), 1.0), torch.full((400, 3, 8, 8), 0.5)
+    region = torch.zeros(400, 1, 8, 8)
+    region[:, :, 2:4, 2:6] = 1
+    region[:100] = 1
+    found = cut(images, augmented, region, 0.2)
+    assert (found[:100] == 0.5).all()
+    filled = found[100:, 0, 2, 2]
+    assert 0 <= filled.min() < 0.1
+    assert 0.8 < filled.max() <= 0.9
+    assert (found[100:, :, 0] == 1).all()
+
+
+def test_an_image_may_have_several_regions():
+    settings = HardAugmentation(whole=0.0, area=(0.01, 0.01), region="rectangle")
+
+    def shares(regions):
+        made = anomalies(pictures(200), replace(settings, regions=regions))
+        return 1 - made[1].mean(dim=(1, 2, 3))
+
+    one, several = shares(1), shares(5)
+    assert several.min() < 0.02
+    assert several.mean() > 2 * one.mean()
+
+
+def test_what_cannot_be_seen_is_no_anomaly_but_in_whole_ones():
+    black = torch.zeros(4, 3, 32, 32)
+    where = anomalies(black, HardAugmentation(whole=0.25))[1]
+    assert not where[0].any()
+    assert (where[1:] == 1).all()
+
+
 def test_attention_is_taught_1_outside_and_0_inside_and_nowhere_for_whole_ones():
     images = pictures(8)
-    settings = HardAugmentation(whole=0.25, area=(0.05, 0.1), region="rectangle")
+    settings = HardAugmentation(whole=0.25, area=(0.05, 0.1), region="rectangle", regions=1)
     made, where = anomalies(images, settings)
     assert not where[:2].any()
     assert where[2:].mean(dim=(1, 2, 3)).min() > 0.85
     outside = where.expand_as(images) == 1
-    assert torch.equal(made[outside], images[outside])
+    assert (made[outside] - images[outside]).abs().max() < 12 / 255
     assert made[:2].mean() > 0.1  # a whole one is augmented, not zero
     none_whole = anomalies(images, replace(settings, whole=0.0))[1]
     assert none_whole.mean(dim=(1, 2, 3)).min() > 0.85
+
+
+def test_noise_has_so_many_deviations_of_each_channel():
+    features = torch.randn(20, 2, 16, 16) * torch.tensor([1.0, 10.0]).view(1, 2, 1, 1)
+    added = (noised(features, 0.5) - features).std(dim=(0, 2, 3))
+    assert added.tolist() == pytest.approx([0.5, 5.0], rel=0.1)
+    assert torch.equal(noised(features, 0.0), features)
+
+
+def test_attention_is_taught_0_where_features_have_noise_and_only_there():
+    features, where = torch.randn(12, 8, 8, 8), torch.ones(12, 1, 64, 64)
+    where[:, :, :8, :8] = 0  # an anomaly that the images have already
+    found, clean = noised_in_regions(features, where, HardAugmentation())
+    changed = (found != features).any(dim=1, keepdim=True)
+    assert changed.flatten(1).any(dim=1).all()
+    assert changed.float().mean() < 0.5
+    there = changed.repeat_interleave(8, 2).repeat_interleave(8, 3)
+    assert torch.equal(clean == 0, there | (where == 0))
