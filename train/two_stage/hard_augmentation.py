@@ -43,8 +43,8 @@ class HardAugmentation:
     """How synthetic anomalies are made.
 
     `whole` of them are x', the others x''. Its region has this share of the image's `area`, drawn
-    log-uniformly; it is a `rectangle`, or a `blot`: what smooth noise leaves of one. There are up
-    to so many `regions`, and what replaces one covers it with an opacity between `opacity` and 1.
+    log-uniformly; it is a `rectangle`, or a `blot`: what smooth noise leaves of one. There are
+    `regions` of them at most; an opacity between `opacity` and 1 covers what one replaces.
     `noise` is in deviations of a feature of good parts; 0 leaves it out, as the paper does.
     """
 
@@ -165,7 +165,7 @@ def regions(images: Tensor, settings: HardAugmentation) -> Tensor:
 
 
 def noised(features: Tensor, noise: float) -> Tensor:
-    """`features` `(N, C, h, w)` with normal noise: so many deviations of each channel."""
+    """`features` `(N, C, h, w)` with normal noise: this number of deviations of each channel."""
     deviation = features.std(dim=(0, 2, 3), keepdim=True)
     return features + noise * deviation * torch.randn_like(features)
 
