@@ -37,25 +37,10 @@ class Bundles(Protocol):
     """What puts another bundle in force."""
 
     def change(
-        self,
-        kind: Literal["promote", "rollback"],
-        bundle_id: str,
-        *,
-        by: str,
-        why: str,
-        nonce: str,
-        product: str | None = None,
-        camera: str | None = None,
+        self, asked: Change, *, product: str | None, camera: str | None
     ) -> Mapping[str, object]: ...
     def begin(
-        self,
-        kind: Literal["promote", "rollback"],
-        bundle_id: str,
-        *,
-        by: str,
-        why: str,
-        nonce: str,
-        product: str | None = None,
+        self, asked: Change, *, product: str | None, camera: str | None
     ) -> Mapping[str, object]: ...
     def told(self) -> Mapping[str, object]: ...
 
@@ -329,9 +314,8 @@ class Requests:
         Raises:
             RequestError: It is not there, is refused, or cannot be put on record.
         """
-        return self._changing().change(
-            "promote", bundle_id, by=by, why=why, nonce=nonce, product=product, camera=camera
-        )
+        asked = Change(kind="promote", who=by, why=why, old="", new=bundle_id, nonce=nonce)
+        return self._changing().change(asked, product=product, camera=camera)
 
     def rollback(
         self,
@@ -343,9 +327,8 @@ class Requests:
         camera: str | None = None,
     ) -> Mapping[str, object]:
         """Have the next part inspected by the bundle that was in force before; as `promote`."""
-        return self._changing().change(
-            "rollback", "", by=by, why=why, nonce=nonce, product=product, camera=camera
-        )
+        asked = Change(kind="rollback", who=by, why=why, old="", new="", nonce=nonce)
+        return self._changing().change(asked, product=product, camera=camera)
 
     def _changing(self) -> Bundles:
         if self._bundles is None:
@@ -377,7 +360,8 @@ class Requests:
         """
         if kind not in {"promote", "rollback"}:
             raise RequestError("the bundle of this run cannot change")
-        return self._changing().begin(kind, bundle_id, by=by, why=why, nonce=nonce, product=product)
+        asked = Change(kind=kind, who=by, why=why, old="", new=bundle_id, nonce=nonce)
+        return self._changing().begin(asked, product=product, camera=None)
 
     def promotion_status(self) -> Mapping[str, object]:
         """Whether a change of bundles is `running`, what the last one came to, what is in force."""

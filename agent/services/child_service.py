@@ -1,5 +1,6 @@
 """What services share whose work is done by a process of its own."""
 
+from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from typing import Any, Self
 
@@ -18,7 +19,7 @@ def obeyed(requests: Requests, question: str, values: Mapping[str, Any]) -> obje
     return said
 
 
-class ChildService:
+class ChildService(ABC):
     """Runs a child process beside the line, and answers its questions; a context manager.
 
     Args:
@@ -68,9 +69,9 @@ class ChildService:
     def __exit__(self, *_: object) -> None:
         self._child.__exit__()
 
+    @abstractmethod
     def _answer(self, question: str, values: dict[str, Any]) -> Answer:
         """Answer the child, in its threads; raises `RefusedError`."""
-        raise NotImplementedError
 
     def _rows_after(self, values: Mapping[str, Any]) -> Answer:
         """The next recorded parts after the child's cursor."""

@@ -16,7 +16,7 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
 from dataclasses import replace
 from pathlib import Path
-from typing import Final, Literal, Self
+from typing import Final, Self
 
 from agent.bundle_places import next_place, previous_place, put_in_force, take_back
 from agent.inference.child import ChildInspector
@@ -33,8 +33,6 @@ from engine.errors import AtacError
 _LOG: Final = logging.getLogger("atac_agent.line")
 _PART_S: Final = 60.0
 """How long to wait for parts that the old bundle inspects."""
-
-Kind = Literal["promote", "rollback"]
 
 
 class Promotion:
@@ -66,40 +64,24 @@ class Promotion:
                 opened.__exit__()
 
     def change(
-        self,
-        kind: Kind,
-        bundle_id: str,
-        *,
-        by: str,
-        why: str,
-        nonce: str,
-        product: str | None = None,
-        camera: str | None = None,
+        self, asked: Change, *, product: str | None, camera: str | None
     ) -> Mapping[str, object]:
-        """Have the next part inspected by the bundle of this id; see `Requests.promote`."""
+        """Have the next part inspected by the bundle whose id is `new`; see `Requests.promote`."""
         if not self._changing.acquire(blocking=False):
             raise RequestError("another bundle is coming into force just now; ask again later")
         try:
             settings = self._config.promoted(product, camera)
-            change = Change(kind=kind, who=by, why=why, old="", new=bundle_id, nonce=nonce)
-            return self._change(settings, self._controls.ready(product, camera), change)
+            return self._change(settings, self._controls.ready(product, camera), asked)
         except AtacError as error:
             if not isinstance(error, RequestError):
                 error = RequestError(f"{error}; the line goes on with the bundle that it has")
-            _LOG.warning('"%s" asked for another bundle, refused: %s', by, error)
+            _LOG.warning('"%s" asked for another bundle, refused: %s', asked.who, error)
             raise error from None
         finally:
             self._changing.release()
 
     def begin(
-        self,
-        kind: Kind,
-        bundle_id: str,
-        *,
-        by: str,
-        why: str,
-        nonce: str,
-        product: str | None = None,
+        self, asked: Change, *, product: str | None, camera: str | None
     ) -> Mapping[str, object]:
         """As `change`, in another thread; `told` says what came of it."""
         if self._told["running"]:
@@ -109,7 +91,7 @@ class Promotion:
         def change() -> None:
             error, done = None, None
             try:
-                done = self.change(kind, bundle_id, by=by, why=why, nonce=nonce, product=product)
+                done = self.change(asked, product=product, camera=camera)
             except Exception as failure:  # noqa: BLE001 - told to whoever has asked
                 error = str(failure)
             self._told = {"running": False, "error": error, "done": done}
