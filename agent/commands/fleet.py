@@ -233,7 +233,7 @@ def train(
     retries: Annotated[
         int, typer.Option(min=0, max=100, help="How often a task begins again if its node dies.")
     ] = 3,
-    recipe: Annotated[str, typer.Option(help="As for agent train.")] = "line",
+    recipe: Annotated[str | None, typer.Option(help="As for agent train.")] = None,
     backbone: Annotated[str | None, typer.Option(help="As for agent train.")] = None,
     stage: Annotated[str | None, typer.Option(help="As for agent train.")] = None,
     backbone_weights: Annotated[
@@ -254,8 +254,13 @@ def train(
     from agent.commands.train import require_training_packages
     from agent.fleet.training import Cluster, missing_in, sets_in, train_here, train_on
 
-    arguments = ["--recipe", recipe, "--seed", str(seed), "--backbone-weights", backbone_weights]
-    for option, value in (("--backbone", backbone), ("--stage", stage), ("--epochs", epochs)):
+    arguments = ["--seed", str(seed), "--backbone-weights", backbone_weights]
+    for option, value in (
+        ("--recipe", recipe),
+        ("--backbone", backbone),
+        ("--stage", stage),
+        ("--epochs", epochs),
+    ):
         if value is not None:
             arguments += [option, str(value)]
     sets = sets_in(data)

@@ -41,13 +41,14 @@ def train(
         Path | None, typer.Option(help="Folder of defective parts, with --good.")
     ] = None,
     recipe: Annotated[
-        str,
+        str | None,
         typer.Option(
-            help="line works best with known defects; nearest and two_stage need none; "
-            "paper does what ATAC-Net's paper says. Or the recipe.json of a bundle, for the same "
-            "settings."
+            help="nearest remembers good parts, and known defects if there are any; line learns by "
+            "descent; two_stage needs no defect; paper does what ATAC-Net's paper says. Or the "
+            "recipe.json of a bundle, for the same settings. Default: nearest with pretrained "
+            "weights, line without."
         ),
-    ] = "line",
+    ] = None,
     backbone: Annotated[
         str | None,
         typer.Option(
@@ -90,7 +91,7 @@ def train(
         str | None,
         typer.Option(
             help="What one part may take on this machine, as 40ms: the views that find most in "
-            "this time are chosen. For --recipe nearest; takes several trainings."
+            "this time are chosen. For the recipe nearest; takes several trainings."
         ),
     ] = None,
     regions: Annotated[
@@ -130,6 +131,9 @@ def train(
     for line in unused:
         typer.echo(line, err=True)
     cut = None if regions is None else read_regions(regions)
+    why = None
+    if recipe is None:
+        recipe, why = usual_recipe(backbone_weights, epochs)
     settings = _settings(recipe, backbone, stage, hold_out, epochs)
     budget_ms = None if budget is None else milliseconds(budget)
     if budget_ms is not None:
@@ -142,6 +146,8 @@ def train(
             raise ConfigurationError("--resume", None, "does not go with --budget; start again")
     weights = _weights(backbone_weights, settings)
     with Progress() as progress:
+        if why is not None:
+            progress.say(f"Recipe {recipe}: {why}.")
 
         def train_into(folder: Path, settings: "RecipeSettings") -> "Finished":
             progress.stage("reading the images, looking for copies")
@@ -234,6 +240,18 @@ def require_training_packages(command: str) -> None:
     ]
     if missing:
         raise ConfigurationError(command, ", ".join(missing), f"not installed; {install('train')}")
+
+
+def usual_recipe(backbone_weights: str, epochs: int | None) -> tuple[str, str]:
+    """The recipe for who names none, and why (docs/training.md)."""
+    if backbone_weights == "none":
+        return "line", "only line trains a backbone that starts from nothing"
+    if epochs is not None:
+        return "line", "--epochs is given, and nearest has none"
+    return "nearest", (
+        "with few or no known defects it finds more, with ten as many, and every good part also "
+        "counts for the threshold; --recipe line is the other choice"
+    )
 
 
 def _settings(

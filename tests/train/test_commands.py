@@ -18,7 +18,7 @@ from agent.commands.calibrate import calibrate
 from agent.commands.evaluate import evaluate
 from agent.commands.export import export
 from agent.commands.progress import Progress
-from agent.commands.train import _say_epoch, _say_split, _settings, train
+from agent.commands.train import _say_epoch, _say_split, _settings, train, usual_recipe
 from calibration.record import read_calibration
 from engine.bundle import open_bundle
 from engine.errors import ConfigurationError, TrainingError
@@ -188,6 +188,16 @@ def test_a_recipe_without_epochs_says_what_it_does_instead(split):
     assert "loss" not in said.getvalue()
     assert Nearest.stage in said.getvalue()
     assert "\nheld-out good against known defects: AUROC 0.900\n" in said.getvalue()
+
+
+@pytest.mark.parametrize(
+    ("weights", "epochs", "recipe"),
+    [("r50.pth", None, "nearest"), ("none", None, "line"), ("r50.pth", 3, "line")],
+)
+def test_who_names_no_recipe_hears_which_it_is_and_why(weights, epochs, recipe):
+    found, why = usual_recipe(weights, epochs)
+    assert found == recipe
+    assert why
 
 
 def test_weights_must_be_chosen(agent, parts, tmp_path):

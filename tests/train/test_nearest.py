@@ -91,7 +91,7 @@ def test_a_known_defect_teaches_what_it_shows(images, nearest, tmp_path):
     assert near.defect.sum() > without.defect.sum() > 0
 
 
-def test_about_a_fifth_of_good_parts_is_looked_at_closer(bundle, source, nearest, split):
+def test_about_half_of_good_parts_is_looked_at_closer(bundle, source, nearest, split):
     method = atac_of(bundle)
     assert 0 < method.crop.gate < 2
     good = inspected(bundle, source, split.held_out_good)

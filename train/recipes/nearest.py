@@ -67,7 +67,7 @@ class Nearest(RecipeSettings):
     backbone: AnyBackbone = ResNet(architecture="resnet50", stages=("layer2", "layer3"))
     memory_bank: Bank = Bank()
     top_k: Annotated[float, Field(gt=0, le=1)] = 0.03
-    closer: Annotated[float, Field(ge=0, le=1)] = 0.2
+    closer: Annotated[float, Field(ge=0, le=1)] = 0.5
 
     epochs: Literal[1] = 1
     hold_out: Annotated[float, Field(ge=0, lt=1)] = 0.15
