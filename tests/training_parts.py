@@ -95,6 +95,7 @@ def nearest() -> Nearest:
         view=replace(settings.view, side=48, equalise="never"),
         backbone=SMALL,
         memory_bank=Bank(patches=300, directions=64),
+        head_steps=4,
     )
 
 

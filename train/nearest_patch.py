@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from engine.spec import spec
 from train.apart import lengths
+from train.fold_heads import FoldHeads
 from train.network import Maps
 
 FITTED: Final = 20_000  # good patches that the directions are fitted to
@@ -40,10 +41,25 @@ class Bank:
     directions: Annotated[int, Field(ge=1)] = 256
 
 
-class Near(NamedTuple):
-    """How far patches are from the nearest good one, and how much nearer a known defect's is.
+class Compared(NamedTuple):
+    """What is compared of patches: their direction, shorter than 1, `(N, d, h, w)`; how long each
+    was, as if each channel spread by 1, `(N, 1, h, w)`.
+    """
 
-    Both are 0 … 2 and of shape `(N, h, w)`; where a good patch is nearer, `defect` is 0.
+    direction: Tensor
+    length: Tensor
+
+    def seen_by_heads(self) -> Tensor:
+        """Both in one, about as large as what a head's first weights are made for."""
+        scale: Tensor = self.length * self.direction.shape[1] ** 0.5
+        return self.direction * scale
+
+
+class Near(NamedTuple):
+    """How far patches are from the nearest good one, and how much like known defects they are.
+
+    Both are of shape `(N, h, w)`. `good` is 0 … 2. `defect` is how much nearer a known defect's
+    patch is, 0 where a good one is nearer, and what heads say that learnt from known defects.
     """
 
     good: Tensor
@@ -60,7 +76,7 @@ class NearestPatch(nn.Module):
     It takes the place of σ and τ in `train.network.AtacNet`, whose names for convolutions it has.
 
     `origin` and `known_origin` tell of which training image each patch is. `weight` is what known
-    defects count; 0 until it is set.
+    defects count, `taught` what `heads` do beside their patches; both are 0 until they are set.
     """
 
     mean: Tensor
@@ -69,6 +85,8 @@ class NearestPatch(nn.Module):
     known: Tensor | None
     known_origin: Tensor
     weight: Tensor
+    taught: Tensor
+    heads: FoldHeads | None
 
     def __init__(self, channels: int, settings: Bank) -> None:
         super().__init__()
@@ -81,10 +99,12 @@ class NearestPatch(nn.Module):
         self.register_buffer("known", torch.zeros(settings.defects, directions, 1, 1))
         self.register_buffer("known_origin", torch.full((settings.defects,), -1))
         self.register_buffer("weight", torch.zeros(1))
+        self.register_buffer("taught", torch.zeros(1))
+        self.heads = FoldHeads(directions)
         self.requires_grad_(requires_grad=False)
 
-    def compared(self, features: Tensor | list[Tensor]) -> Tensor:
-        """What is compared of features `(N, C, h, w)`, or of maps: shorter than 1, `(N, d, h, w)`.
+    def compared(self, features: Tensor | list[Tensor]) -> Compared:
+        """What is compared of features `(N, C, h, w)`, or of maps.
 
         Of maps each is standardised on its own grid; that, and enlarging them, may change places.
         """
@@ -100,8 +120,8 @@ class NearestPatch(nn.Module):
                 for each, end in zip(features, ends, strict=True)
             ]
             length = lengths(x)
-        directed: Tensor = self.convolve(x) / length  # one number a patch: it may be divided last
-        return directed
+        # One number a patch: it may be divided last.
+        return Compared(self.convolve(x) / length, length / self.mean.shape[1] ** 0.5)
 
     def forward(self, features: Tensor | list[Tensor]) -> Maps:
         """The score map of features `(N, C, h, w)`, or of maps, and where to look closer."""
@@ -109,18 +129,26 @@ class NearestPatch(nn.Module):
         score_map = near.good if self.known is None else near.score_map(self.weight)
         return Maps(score_map, attention(near.good))
 
-    def near(self, compared: Tensor, *, without: int | None = None) -> Near:
-        """What is near to `compared` `(N, directions, h, w)`, but for patches of one image."""
-        good = _distances(self.score.weight, compared, self.origin, without)
+    def near(
+        self, compared: Compared, *, without: int | None = None, fold: int | None = None
+    ) -> Near:
+        """What is near to patches, but for those of one image, by the heads of its `fold`."""
+        good = _distances(self.score.weight, compared.direction, self.origin, without)
         if self.known is None:
             return Near(good, torch.zeros_like(good))
-        defect = _distances(self.known, compared, self.known_origin, without)
-        return Near(good, torch.relu(good - defect))
+        known = _distances(self.known, compared.direction, self.known_origin, without)
+        defect = torch.relu(good - known)
+        # On the line there are no others; in training they cost time.
+        if self.heads is not None and (without is None or self.taught):
+            defect = defect + self.taught * self.heads(compared.seen_by_heads(), fold=fold)
+        return Near(good, defect)
 
     def forget_what_does_not_count(self) -> None:
-        """Without patches of known defects, where they have no weight: the same with less work."""
+        """Without what learnt from known defects, where it has no weight: the same, less work."""
         if not self.weight:
             self.known = None
+        if not self.weight or not self.taught:
+            self.heads = None
 
     def fit(self, patches: Tensor) -> None:
         """Take standardisation and directions from good patches `(n, C)`."""

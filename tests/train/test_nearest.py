@@ -18,13 +18,14 @@ from engine.parity import bundle_parity
 from engine.view import view
 from tests.training_parts import trained
 from train.backbones.resnet import ResNet
-from train.datasets import read_listed
+from train.datasets import Images, TrainingImages, draw_split, read_listed
 from train.evaluate import auroc
 from train.export.gate import add_precision
+from train.fold_heads import FOLDS
 from train.nearest_patch import Near, attention
 from train.network import TorchBackend
 from train.recipes import open_recipe
-from train.recipes.nearest import LeftOut, Nearest, weight_by_evidence
+from train.recipes.nearest import LEAST_TAUGHT, LeftOut, Nearest, weight_by_evidence
 from train.run import train_bundle
 
 
@@ -91,6 +92,25 @@ def test_a_known_defect_teaches_what_it_shows(images, nearest, tmp_path):
     assert near.defect.sum() > without.defect.sum() > 0
 
 
+def test_heads_learn_from_enough_known_defects(source, nearest, tmp_path):
+    split = draw_split(source, defects=LEAST_TAUGHT, hold_out=0, seed=0)
+    images = TrainingImages(Images(source), split)
+    run = trained(replace(nearest, head_steps=40, closer=0), images, tmp_path)
+    bank = run.network.bank
+    assert bank.taught > 0
+    views = [
+        torch.tensor(view(frame, Box.around(frame), nearest.view))
+        for frame in map(images.frame, (images.good[0], images.defective[0]))
+    ]
+    with torch.inference_mode():
+        seen = bank.compared(run.network.features(torch.stack(views))).seen_by_heads()
+        good, defective = bank.heads(seen).amax(dim=(1, 2))
+        of_folds = torch.stack([bank.heads(seen, fold=fold) for fold in range(FOLDS)])
+    assert defective > 2 * good
+    torch.testing.assert_close(of_folds.mean(dim=0), bank.heads(seen))
+    assert not torch.allclose(of_folds[0], of_folds[1])
+
+
 def test_about_half_of_good_parts_is_looked_at_closer(bundle, source, nearest, split):
     method = atac_of(bundle)
     assert 0 < method.crop.gate < 2
@@ -121,21 +141,23 @@ def test_attention_points_at_one_place():
 
 
 @pytest.mark.parametrize("half", [False, True])
-@pytest.mark.parametrize("weight", [0.0, 2.0])
-def test_an_export_says_what_the_network_does(nearest, half, weight):
+@pytest.mark.parametrize(("weight", "taught"), [(0.0, 1.0), (2.0, 0.0), (2.0, 0.5)])
+def test_an_export_says_what_the_network_does(nearest, half, weight, taught):
     torch.manual_seed(0)
     two = ResNet(architecture="resnet18", stages=("layer2", "layer3"))
     network = open_recipe(replace(nearest, backbone=two)).network().eval()
     patches = torch.randn(200, sum(network.backbone.channels))
     network.bank.fit(patches)
-    compared = network.bank.compared(patches.T[None, :, None])[0, :, 0].T
+    compared = network.bank.compared(patches.T[None, :, None]).direction[0, :, 0].T
     network.bank.hold(compared[:150], torch.zeros(150), seed=0)
     network.bank.learn(compared[150:], torch.ones(50), seed=0)
     network.bank.weight.fill_(weight)
+    network.bank.taught.fill_(taught)
     views = torch.randint(0, 256, (2, 48, 48, 3), dtype=torch.uint8)
     before = network(views)
     network.prepare_export(half=half)
     assert (network.bank.known is None) == (weight == 0)
+    assert (network.bank.heads is None) == (weight == 0 or not taught)
     near = {"rtol": 0.02, "atol": 0.02} if half else {"rtol": 1e-4, "atol": 1e-4}
     torch.testing.assert_close(network(views).score_map, before.score_map, **near)
 

@@ -21,7 +21,7 @@ def filled(patches, *, settings=SETTINGS, seed=0):
     bank = NearestPatch(128, settings)
     found, origin = patches
     bank.fit(found)
-    bank.hold(bank.compared(as_map(found))[0, :, 0].T, origin, seed=seed)
+    bank.hold(bank.compared(as_map(found)).direction[0, :, 0].T, origin, seed=seed)
     return bank
 
 
@@ -49,7 +49,7 @@ def test_good_patches_are_near_and_others_far(patches):
 
 
 def test_the_same_seed_keeps_the_same(patches):
-    one, other, third = (filled(patches, seed=seed).state_dict() for seed in (3, 3, 4))
+    one, other, third = (dict(filled(patches, seed=seed).named_buffers()) for seed in (3, 3, 4))
     assert all(torch.equal(tensor, other[name]) for name, tensor in one.items())
     assert not torch.equal(one["origin"], third["origin"])
 
@@ -59,7 +59,7 @@ def test_an_image_is_left_out_with_all_its_patches(patches):
     compared = bank.compared(as_map(patches[0][:36]))
     assert 0 in bank.origin
     without = bank.near(compared, without=0).good[0]
-    cosine = torch.einsum("dn,md->mn", compared[0, :, 0], bank.score.weight[:, :, 0, 0])
+    cosine = torch.einsum("dn,md->mn", compared.direction[0, :, 0], bank.score.weight[:, :, 0, 0])
     others = cosine[bank.origin != 0].amax(dim=0)
     torch.testing.assert_close(without[0], torch.sqrt(2 - 2 * others))
     assert (without >= bank.near(compared).good[0] - 1e-3).all()

@@ -27,19 +27,24 @@ from engine.view import ViewSpec, view
 from train.backbones import BACKBONES, AnyBackbone
 from train.backbones.resnet import ResNet
 from train.cache import ByteLimitedCache
-from train.checkpoint import deterministic
+from train.checkpoint import EpochInProgress, deterministic
 from train.datasets import TrainingImages
 from train.evaluate import Scores, ValidationProbe
-from train.nearest_patch import CANDIDATES, FITTED, Bank, Near, NearestPatch, attention
+from train.fold_heads import FOLDS, HEAD_SHARE, Taught
+from train.nearest_patch import CANDIDATES, FITTED, Bank, Compared, Near, NearestPatch, attention
 from train.network import AtacNet, Standardisation, atac_method
 from train.recipes import Recipe, RecipeSettings, Run, Trained
 
 OF_ONE: Final = 0.5
 """What patches of a single known defect count, which cannot be left out."""
+LEAST_TAUGHT: Final = 5
+"""Known defects from which on heads learn from them too."""
 
 _KEPT_BYTES: Final = 2 << 30  # of features
 _MOST_GOOD: Final = 1000  # good images at most that the bank is made of
 _AT_ONCE: Final = 4096  # patches projected in one step
+_MOST_TAUGHT: Final = 300  # good images at most that heads learn from
+_LEAST_STD: Final = 1e-3  # of what heads say of good parts
 _NEVER: Final = 3.0  # a gate above all distances
 _WEIGHTS: Final = (0.0, 0.25, 0.5, 1.0, 2.0)  # that patches of known defects may have
 _MOST_DEFECTIVE: Final = 100  # defective images at most whose patches are kept
@@ -52,7 +57,8 @@ class Nearest(RecipeSettings):
     """The settings of `nearest`.
 
     Pass 2 shows half of the view's side around the place that is farthest from good parts. The
-    share `closer` of good parts has one; 0: there is no pass 2, 1: every part has one.
+    share `closer` of good parts has one; 0: there is no pass 2, 1: every part has one. Heads learn
+    from known defects in `head_steps` steps; 0: there are none.
     """
 
     stage: ClassVar = "computing features of the good parts, and filling the memory bank"
@@ -68,6 +74,7 @@ class Nearest(RecipeSettings):
     memory_bank: Bank = Bank()
     top_k: Annotated[float, Field(gt=0, le=1)] = 0.03
     closer: Annotated[float, Field(ge=0, le=1)] = 0.5
+    head_steps: Annotated[int, Field(ge=0)] = 240
 
     epochs: Literal[1] = 1
     hold_out: Annotated[float, Field(ge=0, lt=1)] = 0.15
@@ -134,6 +141,7 @@ def train(settings: Nearest, images: TrainingImages, run: Run) -> Trained:
         for epoch in checkpoint.epochs(1, probe=probe):
             fill(net.bank, parts, epoch.rng, seed=run.seed)
             learn(net.bank, parts, epoch.rng, seed=run.seed)
+            teach(net.bank, parts, epoch, settings)
             epoch.learning_rate = 0.0
         good = [parts.left_out(index) for index in images.good]
         known = [parts.left_out(index) for index in images.defective]
@@ -214,6 +222,13 @@ class Parts:
         self._network = network
         self._settings = settings
         self.looks_closer = settings.closer > 0
+        self.fold = {
+            index: place % FOLDS
+            for indices in (images.good, images.defective)
+            for place, index in enumerate(
+                np.random.default_rng(FOLDS).permutation(indices).tolist()
+            )
+        }
         self.view_box = settings.view.box
         self._kept: ByteLimitedCache[tuple[int, Box], Tensor] = ByteLimitedCache(limit=_KEPT_BYTES)
 
@@ -311,9 +326,20 @@ class Parts:
         ).ravel()
         return torch.from_numpy((share > 0) & (share >= min(_COVERED, share.max())))
 
-    def compared(self, index: int, box: Box) -> Tensor:
-        """What the bank compares of a `box` of image `index`: `(1, directions, h, w)`."""
+    def compared(self, index: int, box: Box) -> Compared:
+        """What the bank compares of a `box` of image `index`."""
         return self._network.bank.compared(self.closer(index, box).float()[None])
+
+    def seen_by_heads(self, index: int, boxes: Sequence[Box]) -> Tensor:
+        """What heads see of `boxes` of image `index`: `(boxes, directions, h, w)`."""
+        return torch.cat([self.compared(index, box).seen_by_heads() for box in boxes])
+
+    def shown(self, index: int, boxes: Sequence[Box]) -> Tensor | None:
+        """Which patches of `boxes` show defect `index`: `(boxes, h, w)`; None: nobody drew it."""
+        rows, columns = self.whole(index).shape[-2:]
+        found = [self.shows(index, box, rows, columns) for box in boxes]
+        drawn = [each.reshape(rows, columns) for each in found if each is not None]
+        return torch.stack(drawn).to(self._network.device) if drawn else None
 
     def _crop(self, *, gate: float) -> CropSpec:
         return CropSpec(gate=gate, min_side=self._settings.view.side // 2, square=True)
@@ -326,7 +352,9 @@ class Parts:
         return self._network.features(views)[0].half()
 
     def _near(self, index: int, box: Box) -> Near:
-        found = self._network.bank.near(self.compared(index, box), without=index)
+        found = self._network.bank.near(
+            self.compared(index, box), without=index, fold=self.fold[index]
+        )
         return Near(*(each.cpu() for each in found))
 
 
@@ -379,10 +407,53 @@ def learn(bank: NearestPatch, parts: Parts, rng: np.random.Generator, *, seed: i
                 far = torch.where(shown.to(far.device), far, -1)
             best = far.topk(int(_FARTHEST * len(far)) or 1)
             chosen = best.indices[best.values >= 0]
-            kept.append(compared[0].flatten(1).T[chosen])
+            kept.append(compared.direction[0].flatten(1).T[chosen])
             origin.append(torch.full((len(chosen),), index, device=far.device))
     if sum(map(len, kept)):
         bank.learn(torch.cat(kept), torch.cat(origin), seed=seed)
+
+
+def teach(bank: NearestPatch, parts: Parts, epoch: EpochInProgress, settings: Nearest) -> None:
+    """Teach heads of the `bank` what known defects look like, where there are enough of them.
+
+    They learn from whole and closer views, in folds. Their answers get the spread over good parts
+    that distances have, so that both may have one weight.
+
+    Args:
+        bank: Filled from good parts.
+        parts: Good and defective; of very many, some.
+        epoch: In progress; draws these.
+        settings: In how many steps they learn, and the share of a map that counts.
+    """
+    images, heads = parts.images, bank.heads
+    if len(images.defective) < LEAST_TAUGHT or heads is None or not settings.head_steps:
+        return
+    known, good = (
+        sorted(epoch.rng.permutation(list(of))[:most].tolist())
+        for of, most in ((images.defective, _MOST_DEFECTIVE), (images.good, _MOST_TAUGHT))
+    )
+    seen = {index: parts.left_out(index) for index in (*good, *known)}
+    boxes = {index: (parts.view_box, one.box) for index, one in seen.items()}
+    # A tensor of inference has no gradient.
+    with torch.inference_mode(mode=False), torch.enable_grad():
+        taught = Taught(
+            {index: parts.seen_by_heads(index, boxes[index]) for index in boxes},
+            {index: parts.shown(index, boxes[index]) for index in known},
+            parts.fold,
+        )
+        folds = [taught.heads(fold, epoch, steps=settings.head_steps) for fold in range(FOLDS)]
+    heads.join(folds)
+    far = [top_k_mean(seen[index].whole.good.numpy(), settings.top_k) for index in good]
+    said = [
+        top_k_mean(
+            heads(
+                parts.compared(index, parts.view_box).seen_by_heads(), fold=parts.fold[index]
+            ).numpy(),
+            HEAD_SHARE,
+        )
+        for index in good
+    ]
+    bank.taught.fill_(float(np.std(far)) / max(float(np.std(said)), _LEAST_STD))
 
 
 def _remember(
@@ -409,7 +480,7 @@ def _remember(
     bank.fit(found[order[:FITTED]].float())
     compared = torch.cat(
         [
-            bank.compared(some.float().T[None, :, :, None])[0, :, :, 0].T
+            bank.compared(some.float().T[None, :, :, None]).direction[0, :, :, 0].T
             for some in torch.split(found, _AT_ONCE)
         ]
     )
