@@ -4,14 +4,13 @@ Evidence has the frames of alarms, of doubtful parts and of those drawn for the 
 was clearly OK has no frame, so what another bundle would say of it is not known here.
 """
 
-import time
-from collections.abc import Collection, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
 from agent.part import State, decide
-from agent.record.evidence_files import EvidenceIndex, Filed, safe
+from agent.record.evidence_files import Filed
 from engine.bundle import replace_file
 from engine.errors import ConfigurationError, ImageError
 from engine.frame import Pixels
@@ -24,7 +23,6 @@ from engine.picture import annotated, reduced
 _SIDE: Final = 480
 SHOWN: Final = 60
 """Changes that have a picture; all are counted."""
-_DAY_S: Final = 86_400.0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -61,39 +59,6 @@ class Comparison:
             f"would have another verdict: {len(self.to(State.OK))} NG would be OK, "
             f"{len(self.to(State.NG))} OK would be NG."
         )
-
-
-def kept(
-    folder: Path,
-    agent_id: str,
-    *,
-    days: float,
-    product: str | None = None,
-    cameras: Collection[str] = (),
-) -> list[Filed]:
-    """The frames of inspected parts in an evidence folder, the oldest first.
-
-    Args:
-        folder: The folder.
-        agent_id: Whose parts.
-        days: How far back.
-        product: Those of this product; `None`: of all.
-        cameras: Those of these cameras; empty: of all.
-    """
-    since, found = time.time() - days * _DAY_S, []
-    names = {safe(name) for name in cameras}
-    for filed in EvidenceIndex(folder, agent_id).files():
-        if names and filed.camera not in names:
-            continue
-        if product is not None and filed.product != safe(product):
-            continue
-        try:
-            is_recent = (folder / filed.name).stat().st_mtime >= since
-        except OSError:  # it has been removed meanwhile
-            continue
-        if is_recent and filed.state in {State.OK, State.NG} and filed.score is not None:
-            found.append(filed)
-    return found
 
 
 def by_threshold(folder: Path, files: Sequence[Filed], threshold: float) -> Comparison:

@@ -86,12 +86,20 @@ def read_labelled(
     return DataSet(parts=tuple(parts), without_frame=without_frame, unsure=unsure)
 
 
-def calibration_parts(labelled: Path, good: Path | None) -> list[Path]:
+def calibration_parts(
+    labelled: Path,
+    good: Path | None,
+    *,
+    product: str | None = None,
+    cameras: Collection[str] = (),
+) -> list[Path]:
     """The pictures that may set a threshold: good parts of the audit, and those in folder `good`.
 
-    Raises `ConfigurationError` where that folder cannot be read.
+    Those of the audit are chosen by `product` and `cameras`, as `read_labelled` does. Raises
+    `ConfigurationError` where the folder cannot be read.
     """
-    files = [part.file for part in read_labelled(labelled).of("calibration")]
+    labels = read_labelled(labelled, product=product, cameras=cameras)
+    files = [part.file for part in labels.of("calibration")]
     if good is None:
         return files
     try:

@@ -344,6 +344,7 @@ class Requests:
         why: str,
         nonce: str,
         product: str | None = None,
+        camera: str | None = None,
     ) -> Mapping[str, object]:
         """Begin what `promote` and `rollback` do, and do not wait for its end.
 
@@ -354,6 +355,7 @@ class Requests:
             why: The reason, for the record.
             nonce: The request's.
             product: As for `promote`.
+            camera: As for `promote`.
 
         Returns:
             As `promotion_status`.
@@ -361,7 +363,7 @@ class Requests:
         if kind not in {"promote", "rollback"}:
             raise RequestError("the bundle of this run cannot change")
         asked = Change(kind=kind, who=by, why=why, old="", new=bundle_id, nonce=nonce)
-        return self._changing().begin(asked, product=product, camera=None)
+        return self._changing().begin(asked, product=product, camera=camera)
 
     def promotion_status(self) -> Mapping[str, object]:
         """Whether a change of bundles is `running`, what the last one came to, what is in force."""

@@ -44,8 +44,9 @@ from pydantic import TypeAdapter
 
 from agent.demo import BUNDLE
 from agent.fleet.bundles import push_bundle
-from agent.fleet.desired import Desired, publish, repository_of
-from agent.fleet.follower import Follower, InForce, Rules, Shadowed
+from agent.fleet.desired import LINE, Desired, publish, repository_of
+from agent.fleet.follower import Follower
+from agent.fleet.goal import InForce, Rules, Shadowed
 from agent.fleet.kept import Ends
 from agent.fleet.oci import Registry
 from agent.fleet.plan import FleetPlan
@@ -181,10 +182,21 @@ class SimulatedLine:
     def promise(self) -> Promise | None:
         return _PROMISE
 
-    def calibrate(self, bundle: Bundle, *, is_own: bool) -> Promise:  # noqa: ARG002
+    def calibrate(
+        self,
+        bundle: Bundle,  # noqa: ARG002
+        *,
+        is_own: bool,  # noqa: ARG002
+        meanwhile: Callable[[], None],  # noqa: ARG002
+    ) -> Promise:
         return _PROMISE
 
-    def shadow(self, bundle: Bundle) -> Shadowed | None:  # noqa: ARG002
+    def shadow(
+        self,
+        bundle: Bundle,  # noqa: ARG002
+        *,
+        meanwhile: Callable[[], None],  # noqa: ARG002
+    ) -> Shadowed | None:
         return Shadowed(judged=200, changed=self._chance.randrange(4))
 
     def change(self, kind: str, bundle: Bundle | None, why: str) -> None:  # noqa: ARG002
@@ -452,7 +464,7 @@ class Fleet:
     def follower(self, line: SimulatedLine) -> Follower:
         return Follower(
             Registry.of(self.registry.settings, wait_s=5.0),
-            line,
+            {LINE: line},
             self.folder / line.agent_id,
             Rules(
                 agent_id=line.agent_id,

@@ -31,8 +31,9 @@ from typing import Literal
 
 from agent.demo import BUNDLE
 from agent.fleet.bundles import push_bundle
-from agent.fleet.desired import Desired, publish, repository_of
-from agent.fleet.follower import Follower, InForce, Rules, Shadowed
+from agent.fleet.desired import LINE, Desired, publish, repository_of
+from agent.fleet.follower import Follower
+from agent.fleet.goal import InForce, Rules, Shadowed
 from agent.fleet.kept import Ends
 from agent.fleet.oci import Registry
 from agent.fleet.settings import RegistrySettings, TrialSettings
@@ -57,11 +58,22 @@ class MemoryLine:
     def promise(self) -> Promise | None:
         return None
 
-    def calibrate(self, bundle: Bundle, *, is_own: bool) -> Promise:  # noqa: ARG002
+    def calibrate(
+        self,
+        bundle: Bundle,  # noqa: ARG002
+        *,
+        is_own: bool,  # noqa: ARG002
+        meanwhile: Callable[[], None],  # noqa: ARG002
+    ) -> Promise:
         moment = datetime.now(UTC).isoformat()
         return Promise(max_false_reject=0.01, confidence=0.95, is_proved=True, calibrated_at=moment)
 
-    def shadow(self, bundle: Bundle) -> Shadowed | None:  # noqa: ARG002
+    def shadow(
+        self,
+        bundle: Bundle,  # noqa: ARG002
+        *,
+        meanwhile: Callable[[], None],  # noqa: ARG002
+    ) -> Shadowed | None:
         return None
 
     def change(
@@ -148,7 +160,7 @@ class Measured:
             push_bundle(self._engineer, bundle)
         self.follower = Follower(
             _client(agent_port),
-            MemoryLine(self.first.id),
+            {LINE: MemoryLine(self.first.id)},
             folder / "fleet",
             Rules(
                 agent_id="line-1", key=public, option="--key", max_changed=1, trial=TrialSettings()

@@ -35,7 +35,8 @@ def compare(
     Nothing of the agent changes, and it may run meanwhile.
     """
     from agent.commands.progress import Progress
-    from agent.comparison import by_bundle, by_threshold, kept, write_comparison
+    from agent.comparison import by_bundle, by_threshold, write_comparison
+    from agent.record.evidence_files import kept
     from agent.runtime import calibrated
     from agent.settings import load_config
     from engine.backends.opening import open_inspector

@@ -4,17 +4,19 @@ import json
 import re
 import sys
 import time
+from dataclasses import asdict, dataclass
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Final
 
 import typer
 
+from agent.commands import options
 from agent.commands.fleet_page import page, users
 from engine.errors import ConfigurationError
 
 if TYPE_CHECKING:
-    from collections.abc import Collection, Mapping
+    from collections.abc import Collection, Iterator, Mapping
 
     from agent.fleet.desired import Desired
     from agent.fleet.oci import Registry
@@ -39,8 +41,11 @@ Expires = Annotated[str, typer.Option(help="When it expires: 30d, 12h, or a time
 Calibration = Annotated[
     str, typer.Option(help="own: set on the line; or the SHA-256 of one in the registry.")
 ]
+Product = Annotated[str | None, options.PROMOTED_PRODUCT]
+Camera = Annotated[str | None, options.PROMOTED_CAMERA]
 AsJson = Annotated[bool, typer.Option("--json", help="Print the answer as JSON.")]
 _PLAN: Final = Path("fleet.yaml")
+_NO_BUNDLE: Final = "none"
 
 
 def push(
@@ -75,8 +80,15 @@ def push(
 def desired(
     *,
     line: Annotated[str, typer.Argument(help="The id of the line's agent.")],
-    bundle: Annotated[str, typer.Option(help="The SHA-256 of the bundle, as push says it.")],
+    bundle: Annotated[
+        str,
+        typer.Option(
+            help="The SHA-256 of the bundle, as push says it; none: say nothing of the product."
+        ),
+    ],
     key: Key,
+    product: Product = None,
+    camera: Camera = None,
     calibration: Calibration = "own",
     serial: Serial = None,
     expires: Expires = "30d",
@@ -87,14 +99,32 @@ def desired(
     """Say which bundle a line should inspect with; its agent takes it at its next look.
 
     Example: agent fleet desired line-3 --bundle 4f0c… --expires 30d --key signing.pem
+
+    Of a line that makes several products: agent fleet desired line-3 --product cola --bundle 4f0c…
+    --key signing.pem; what is desired of the others stays.
     """
     from agent.fleet.desired import publish, repository_of
 
-    client, _ = _registry(registry, fleet)
-    state = _state(line, bundle, calibration, serial, expires)
+    client, plan = _registry(registry, fleet)
+    place, before = _place(product, camera), None
+    if product is not None:
+        before = _before(client, plan, line)
+    wanted = _Wanted(product=product, camera=camera, bundle=bundle, calibration=calibration)
+    state = _state(line, wanted, serial, expires, before)
     publish(client, repository_of(line), state, key)
-    answer = {"agent": line, "serial": state.serial, "bundle": bundle, "expires": state.expires}
-    said = f"{line} should inspect with {bundle[:12]} (serial {state.serial}) until {state.expires}"
+    answer = {
+        "agent": line,
+        "serial": state.serial,
+        "bundle": bundle,
+        "product": product,
+        "camera": camera,
+        "expires": state.expires,
+    }
+    of = f" {place}" if place else ""
+    said = f"{line} should inspect{of} with {bundle[:12]} (serial {state.serial})"
+    if bundle == _NO_BUNDLE:
+        said = f"{line} is told nothing of{of} any more (serial {state.serial})"
+    said = f"{said} until {state.expires}"
     typer.echo(json.dumps(answer, indent=2) if as_json else said)
 
 
@@ -137,8 +167,6 @@ def status(
 
     Example: agent fleet status --fleet fleet.yaml
     """
-    from dataclasses import asdict
-
     from agent.fleet.plan import load_plan
 
     plan = load_plan(fleet)
@@ -148,7 +176,8 @@ def status(
         typer.echo(json.dumps({line: one and asdict(one) for line, one in known.items()}, indent=2))
         return
     for line in sorted(plan.lines, key=lambda line: _urgency(found.get(line))):
-        typer.echo(_row(line, found.get(line)))
+        for row in _rows(line, found.get(line)):
+            typer.echo(row)
     online = sum(report.is_online for report in found.values())
     typer.echo(f"{online} of {len(plan.lines)} lines are online")
 
@@ -157,6 +186,8 @@ def roll_out(
     *,
     bundle: Annotated[str, typer.Argument(help="The SHA-256 of the bundle, as push says it.")],
     key: Key,
+    product: Product = None,
+    camera: Camera = None,
     fleet: Plan = _PLAN,
     expires: Expires = "30d",
     listen: Annotated[
@@ -185,10 +216,14 @@ def roll_out(
     if not plan.brokers:
         raise ConfigurationError("brokers", None, "is missing: nobody could say how lines are")
     registry = Registry.of(plan.registry)
-    _require_pushed(registry, _state(plan.lines[0], bundle, "own", None, expires).bundle)
+    place = _place(product, camera)
+    wanted = _Wanted(product=product, camera=camera, bundle=bundle)
+    _state(plan.lines[0], wanted, None, expires)
+    _require_pushed(registry, bundle)
 
     def publish_for(line: str) -> int:
-        state = _state(line, bundle, "own", None, expires)
+        before = None if product is None else _before(registry, plan, line)
+        state = _state(line, wanted, None, expires, before)
         publish(registry, repository_of(line), state, key)
         return state.serial
 
@@ -196,6 +231,7 @@ def roll_out(
         plan,
         bundle,
         registry,
+        place=place,
         publish=publish_for,
         heard=lambda lines: _heard(plan, lines, listen),
         now=lambda: datetime.now(UTC),
@@ -341,27 +377,78 @@ def _registry(address: str | None, fleet: Path) -> "tuple[Registry, FleetPlan | 
         raise ConfigurationError("--registry", address, remedy) from None
 
 
-def _state(line: str, bundle: str, calibration: str, serial: int | None, expires: str) -> "Desired":
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Wanted:
+    """What should inspect a line, or a product of it, as it was written."""
+
+    product: str | None = None
+    camera: str | None = None
+    bundle: str
+    calibration: str = "own"
+
+
+def _place(product: str | None, camera: str | None) -> str:
+    from agent.fleet.desired import place_of
+
+    if camera is not None and product is None:
+        raise ConfigurationError("--camera", camera, "goes with --product")
+    return place_of(product, camera)
+
+
+def _before(registry: "Registry", plan: "FleetPlan | None", line: str) -> "Desired | None":
+    """What is desired of a line now, where it is for this line."""
+    from agent.fleet.desired import Desired, current, repository_of
+
+    if plan is None:
+        remedy = "needs fleet.yaml: its key says whether what is desired of the others is believed"
+        raise ConfigurationError("--product", None, remedy)
+    found = current(registry, repository_of(line), Desired, plan.key, option="key")
+    return found[0] if found is not None and found[0].agent == line else None
+
+
+def _state(
+    line: str,
+    wanted: _Wanted,
+    serial: int | None,
+    expires: str,
+    before: "Desired | None" = None,
+) -> "Desired":
+    """A state that says what is wanted, and of other products what was said `before`."""
     from pydantic import ValidationError
 
-    from agent.fleet.desired import Desired
+    from agent.fleet.desired import Desired, Wanted
 
+    least = 0 if before is None else before.serial + 1
+    serial = serial or max(int(time.time()), least)
     try:
+        if wanted.product is None:
+            return Desired(
+                agent=line,
+                serial=serial,
+                bundle=wanted.bundle,
+                calibration=wanted.calibration,
+                expires=_moment(expires),
+            )
+        products = {} if before is None else {one.place: one for one in before.products}
+        place = _place(wanted.product, wanted.camera)
+        products.pop(place, None)
+        if wanted.bundle != _NO_BUNDLE:
+            products[place] = Wanted(serial=serial, **asdict(wanted))
         return Desired(
-            agent=line,
-            serial=serial or int(time.time()),
-            bundle=bundle,
-            calibration=calibration,
-            expires=_moment(expires),
+            agent=line, serial=serial, products=tuple(products.values()), expires=_moment(expires)
         )
     except ValidationError as error:
         first = error.errors()[0]
-        name = str(first["loc"][0])
-        option = "line" if name == "agent" else f"--{name}"
+        name = str(first["loc"][0]) if first["loc"] else "product"
+        option, value = f"--{name}", first["input"]
         remedy = first["msg"].removeprefix("Value error, ")
-        if name in {"bundle", "calibration"}:
+        if name == "agent":
+            option = "line"
+        elif name in {"bundle", "calibration"}:
             remedy = "should be 64 hexadecimal digits, as agent fleet push prints them"
-        raise ConfigurationError(option, first["input"], remedy) from None
+        elif not first["loc"]:
+            value = wanted.product
+        raise ConfigurationError(option, value, remedy) from None
 
 
 def _moment(text: str) -> str:
@@ -384,12 +471,24 @@ def _urgency(report: "Report | None") -> tuple[int, str]:
     return (2 if report.state in {"refused", "rolled back"} else 3), report.agent
 
 
-def _row(line: str, report: "Report | None") -> str:
+def _rows(line: str, report: "Report | None") -> "Iterator[str]":
+    """A line for people: one row, and one for each of its products."""
     if report is None:
-        return f"{line:<20} silent"
-    bundle = (report.bundle_id or "no bundle")[:12]
+        yield f"{line:<20} silent"
+        return
     state = (report.state or "in no fleet") if report.is_online else "offline"
-    parts = [f"{line:<20} {state:<12} {bundle:<12}"]
+    if not report.products:
+        yield _row(line, state, report)
+        return
+    serial = "" if report.serial is None else f"  serial {report.serial}"
+    yield f"{line:<20} {state:<12} {len(report.products)} products{serial}"
+    for place, one in sorted(report.products.items()):
+        yield _row(f"  {place}", one.state or "not named", one)
+
+
+def _row(name: str, state: str, report: "Report") -> str:
+    bundle = (report.bundle_id or "no bundle")[:12]
+    parts = [f"{name:<20} {state:<12} {bundle:<12}"]
     if report.serial is not None:
         parts.append(f"serial {report.serial}")
     if report.judged:

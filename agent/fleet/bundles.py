@@ -9,7 +9,7 @@ what the registry says of a file is not asked for.
 
 import os
 import shutil
-from collections.abc import Collection
+from collections.abc import Callable, Collection
 from contextlib import suppress
 from pathlib import Path
 from typing import Final
@@ -60,7 +60,13 @@ def push_calibration(registry: Registry, data: bytes, calibration_id: str) -> No
 
 
 def pull_bundle(
-    registry: Registry, bundle_id: str, folder: Path, key: Path, *, option: str
+    registry: Registry,
+    bundle_id: str,
+    folder: Path,
+    key: Path,
+    *,
+    option: str,
+    meanwhile: Callable[[], None] = lambda: None,
 ) -> Bundle:
     """The bundle of this id, pulled into `folder` unless it lies there already.
 
@@ -70,6 +76,7 @@ def pull_bundle(
         folder: Has a folder for each bundle.
         key: The public key, in PEM, that must have signed it.
         option: Where the key was named, for errors.
+        meanwhile: Called again and again, as this may take long.
 
     Raises:
         RegistryError: The registry is away, or gives other bytes.
@@ -95,7 +102,13 @@ def pull_bundle(
         manifest = manifest_of(data, unfinished)
         for name, digest in manifest.files.items():
             if not _has(unfinished / name, digest):  # of a pull that was interrupted
-                registry.fetch(BUNDLES, f"sha256:{digest}", unfinished / name, limit=FILE_MAX_BYTES)
+                registry.fetch(
+                    BUNDLES,
+                    f"sha256:{digest}",
+                    unfinished / name,
+                    limit=FILE_MAX_BYTES,
+                    meanwhile=meanwhile,
+                )
         replace_file(unfinished / MANIFEST, data)
         if place.exists():
             shutil.rmtree(place)

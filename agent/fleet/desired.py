@@ -3,6 +3,9 @@
     atac/desired/line-3:current   desired.json, desired.sig     by whom bundles are signed
     atac/stop:current             stop.json, stop.sig
 
+On a line with products a state names a bundle for each of them, and each of these has the serial of
+the state that said it first: what is said about one product is no news about the others.
+
 The signature is over the bytes as they are, by the code that signs bundles, and is checked before
 they are parsed. A serial never falls, so that an old state cannot be put back; a state expires, so
 that one cannot be kept from an agent for ever.
@@ -16,8 +19,10 @@ from typing import Annotated, Final, Literal, TypeVar
 
 from pydantic import AfterValidator, Field, TypeAdapter
 
+from agent.fleet.kept import Kept
 from agent.fleet.oci import Registry
 from agent.settings_values import Name
+from agent.station.status import place_name
 from engine.bundle import Sha256
 from engine.errors import DesiredStateError
 from engine.signature import is_signed, sign
@@ -30,6 +35,10 @@ _MAX_BYTES: Final = 65_536
 _SIGNATURE_BYTES: Final = 64
 _REPOSITORY: Final = re.compile(r"[a-z0-9]+([._-]+[a-z0-9]+)*", re.ASCII)
 STOP: Final = "stop"
+LINE: Final = ""
+"""The place of the one bundle of a line without products."""
+_MOST: Final = 512
+"""Of 16 products at as many cameras, and their own."""
 
 Serial = Annotated[int, Field(ge=1, lt=1 << 53)]
 
@@ -45,24 +54,70 @@ def _moment(text: str) -> str:
 
 
 @spec
+class Wanted:
+    """The `bundle` that should inspect `product`, as the state with this `serial` has said.
+
+    Without a product it is that of the whole line. `camera` is one that has a bundle of its own for
+    the product. `calibration` is `own`: the agent
+    sets a threshold with good parts of its own line; or the SHA-256 of a calibration in the
+    registry, which was made on that line.
+    """
+
+    product: Name | None
+    camera: Name | None = None
+    serial: Serial
+    bundle: Sha256
+    calibration: Literal["own"] | Sha256 = "own"
+
+    @property
+    def place(self) -> str:
+        """What it is called; `LINE` without a product."""
+        return place_of(self.product, self.camera)
+
+
+@spec
 class Desired:
     """What `agent` should inspect with, until it `expires`.
 
-    `calibration` is `own`: the agent sets a threshold with good parts of its own line; or the
-    SHA-256 of a calibration in the registry, which was made on that line.
+    Either one `bundle`, with its `calibration` as `Wanted` has it, or one for each of the line's
+    `products`. What a state says nothing about stays as it is.
     """
 
     schema_version: int = SCHEMA_VERSION
     agent: Name
     serial: Serial
-    bundle: Sha256
+    bundle: Sha256 | None = None
     calibration: Literal["own"] | Sha256 = "own"
+    products: Annotated[tuple[Wanted, ...], Field(max_length=_MOST)] = ()
     expires: Annotated[str, AfterValidator(_moment)]
+
+    def __post_init__(self) -> None:
+        if (self.bundle is None) == (not self.products):
+            raise ValueError("should name a bundle, or products with a bundle each")
+        if len({one.place for one in self.products} - {LINE}) < len(self.products):
+            raise ValueError("should name each product, and once")
+        if any(one.serial > self.serial for one in self.products):
+            raise ValueError("should have the highest serial of all that its products have")
 
     @property
     def ends(self) -> datetime:
         """When it expires."""
         return datetime.fromisoformat(self.expires)
+
+    @property
+    def wanted(self) -> dict[str, Wanted]:
+        """The bundles that it names, by `Wanted.place`."""
+        named = self.products
+        if self.bundle is not None:
+            named = (
+                Wanted(
+                    product=None,
+                    serial=self.serial,
+                    bundle=self.bundle,
+                    calibration=self.calibration,
+                ),
+            )
+        return {one.place: one for one in named}
 
 
 @spec
@@ -83,6 +138,14 @@ def repository_of(agent: str) -> str:
     is_name = _REPOSITORY.fullmatch(agent) is not None
     name = agent if is_name else f"x{hashlib.sha256(agent.encode()).hexdigest()[:40]}"
     return f"desired/{name}"
+
+
+def place_of(product: str | None, camera: str | None) -> str:
+    """What a state calls the bundle of a product, or that of a camera with one of its own for it.
+
+    Without a product it is the `LINE`.
+    """
+    return LINE if product is None else place_name(product, camera)
 
 
 def publish(registry: Registry, repository: str, state: Desired | Stop, key: Path) -> str:
@@ -145,17 +208,32 @@ def require_ours(desired: Desired, agent: str) -> None:
         )
 
 
-def require_newer(desired: Desired, digest: str, known: int, known_digest: str) -> None:
-    """Raise `DesiredStateError` for a state from before the one that is known."""
-    if desired.serial < known:
+def require_newer(desired: Desired, digest: str, kept: Kept) -> None:
+    """Raise `DesiredStateError` for a state from before the one that is known.
+
+    What it says of a product must not be from before either: whoever signs a new state takes over
+    what the registry has about the others.
+    """
+    if desired.serial < kept.serial:
         raise DesiredStateError(
-            f"the desired state has serial {desired.serial}, and {known} is known already: an old "
-            "one was put back"
+            f"the desired state has serial {desired.serial}, and {kept.serial} is known already: "
+            "an old one was put back"
         )
-    if desired.serial == known and known_digest not in {"", digest}:
+    if desired.serial == kept.serial and kept.digest not in {"", digest}:
         raise DesiredStateError(
-            f"there are two desired states with serial {known}; publish one with a higher serial"
+            f"there are two desired states with serial {desired.serial}; publish one with a higher "
+            "serial"
         )
+    for place, wanted in desired.wanted.items():
+        known = kept.bundles[place].status if place in kept.bundles else None
+        if known is None or known.serial is None or place == LINE:
+            continue
+        is_same = (wanted.serial, wanted.bundle) == (known.serial, known.bundle)
+        if wanted.serial <= known.serial and not is_same:
+            raise DesiredStateError(
+                f"what the desired state says of {place} has serial {wanted.serial}, and "
+                f"{known.serial} is known already: an old one was put back; desire it again"
+            )
 
 
 def require_current(desired: Desired, now: datetime) -> None:

@@ -16,7 +16,7 @@ import ssl
 import time
 import urllib.error
 import urllib.request
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import closing, suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -129,10 +129,27 @@ class Registry:
         self._check(digest, digest_of(data))
         return data
 
-    def fetch(self, repository: str, digest: str, to: Path, *, limit: int) -> None:
+    def fetch(
+        self,
+        repository: str,
+        digest: str,
+        to: Path,
+        *,
+        limit: int,
+        meanwhile: Callable[[], None] = lambda: None,
+    ) -> None:
         """Write a blob into a file, which is gone again unless it has the digest.
 
-        Raises `OSError` where the disk refuses.
+        Args:
+            repository: Below the fleet's.
+            digest: The blob's.
+            to: The file.
+            limit: How many bytes it may have.
+            meanwhile: Called after each piece, as this may take long.
+
+        Raises:
+            RegistryError: The registry is away, or gives other bytes.
+            OSError: The disk refuses.
         """
         found = hashlib.sha256()
         try:
@@ -140,6 +157,7 @@ class Registry:
                 for piece in self._pieces(answer, limit):
                     found.update(piece)
                     file.write(piece)
+                    meanwhile()
                 file.flush()
                 os.fsync(file.fileno())
             self._check(digest, f"sha256:{found.hexdigest()}")

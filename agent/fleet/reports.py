@@ -6,10 +6,11 @@ import random
 import re
 from collections.abc import Collection, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from time import monotonic
 from typing import Any, Final
 
+from agent.fleet.desired import LINE
 from agent.fleet.plan import FleetPlan, SiteBroker
 from agent.mqtt.link import Heard as Message
 from agent.mqtt.link import Link
@@ -21,7 +22,10 @@ _QUIET_S: Final = 1.0
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Report:
-    """One agent: what is in force, and what became of its desired state, where it has one."""
+    """One agent: what is in force, and what became of its desired state, where it has one.
+
+    On a line with `products` each of them has a report of its own, by place.
+    """
 
     agent: str
     is_online: bool = True
@@ -33,25 +37,52 @@ class Report:
     judged: int | None = None
     changed_verdicts: int | None = None
     max_false_reject: float | None = None
+    products: Mapping[str, "Report"] = field(default_factory=dict)
 
     @classmethod
     def of(cls, message: Mapping[str, Any]) -> "Report":
         """Of a message about the fleet; raises `KeyError` or `TypeError` for anything else."""
         fleet = message["fleet"] or {}
-        promise = fleet.get("promise") or {}
-        names = ("state", "serial", "reason", "judged", "changed_verdicts")
-        told: dict[str, Any] = {name: fleet.get(name) for name in names}
-        return cls(
-            agent=str(message["agent"]),
-            time=str(message["time"]),
-            bundle_id=message["bundle_id"],
-            max_false_reject=promise.get("max_false_reject"),
-            **told,
+        agent, time, in_force = (
+            str(message["agent"]),
+            str(message["time"]),
+            message.get("bundles") or {},
         )
+        told = fleet.get("products") or {}
+        return cls(
+            agent=agent,
+            time=time,
+            bundle_id=message["bundle_id"],
+            **_said(fleet),
+            products={
+                str(place): cls(
+                    agent=agent, time=time, bundle_id=in_force.get(place), **_said(told.get(place))
+                )
+                for place in {**in_force, **told}
+            },
+        )
+
+    def at(self, place: str) -> "Report | None":
+        """What the line says of a product, or of its one bundle."""
+        if place == LINE:
+            return self
+        found = self.products.get(place)
+        return None if found is None else replace(found, is_online=self.is_online)
 
     def has_in_force(self, bundle_id: str) -> bool:
         """Whether this bundle inspects, and is through its trial."""
         return (self.state, self.bundle_id) == ("in force", bundle_id)
+
+
+def _said(desired: Mapping[str, Any] | None) -> dict[str, Any]:
+    """What a message says of one desired bundle, as a report has it."""
+    known = desired or {}
+    names = ("state", "serial", "reason", "judged", "changed_verdicts")
+    promise = known.get("promise") or {}
+    return {
+        **{name: known.get(name) for name in names},
+        "max_false_reject": promise.get("max_false_reject"),
+    }
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

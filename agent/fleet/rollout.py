@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from datetime import datetime
 from typing import Final, Literal
 
-from agent.fleet.desired import STOP, Desired, Stop, current, repository_of
+from agent.fleet.desired import LINE, STOP, Desired, Stop, current, repository_of
 from agent.fleet.oci import Registry
 from agent.fleet.plan import FleetPlan, RollOutSettings
 from agent.fleet.reports import Report
@@ -99,7 +99,8 @@ class RollOut:
         plan: The lines and the rules.
         bundle_id: What rolls out.
         registry: Has desired states and the stop.
-        publish: Signs and publishes a line's desired state, and gives its serial.
+        place: For which product, or for the whole line.
+        publish: Signs and publishes a line's desired state, and gives the serial of its bundle.
         heard: What these lines say of themselves now.
         now: UTC.
     """
@@ -110,12 +111,14 @@ class RollOut:
         bundle_id: str,
         registry: Registry,
         *,
+        place: str = LINE,
         publish: Callable[[str], int],
         heard: Callable[[Collection[str]], Mapping[str, Report]],
         now: Callable[[], datetime],
     ) -> None:
         self._plan = plan
         self._bundle_id = bundle_id
+        self._place = place
         self._registry = registry
         self._publish = publish
         self._heard = heard
@@ -138,11 +141,12 @@ class RollOut:
         return step
 
     def _next(self, reports: Mapping[str, Report]) -> Step:
+        said = {line: report.at(self._place) for line, report in reports.items()}
         return next_step(
             self._plan.rings,
             self._bundle_id,
             published=self._published,
-            reports=reports,
+            reports={line: report for line, report in said.items() if report is not None},
             rules=self._plan.roll_out,
         )
 
@@ -163,8 +167,10 @@ class RollOut:
             if found is None:
                 continue
             state, report = found[0], reports.get(line)
-            is_ours = (state.agent, state.bundle) == (line, self._bundle_id)
+            wanted = state.wanted.get(self._place)
             is_newer = report is None or report.serial is None or state.serial >= report.serial
-            if is_ours and is_newer and state.ends > now:
-                known[line] = state.serial
+            if wanted is None or (state.agent, wanted.bundle) != (line, self._bundle_id):
+                continue
+            if is_newer and state.ends > now:
+                known[line] = wanted.serial
         return known

@@ -12,7 +12,9 @@ import hashlib
 import os
 import re
 import tempfile
+import time
 import unicodedata
+from collections.abc import Collection
 from contextlib import suppress
 from dataclasses import dataclass
 from datetime import datetime
@@ -22,6 +24,7 @@ from typing import Final, Self
 from agent.part import Part, State
 from engine.regular_file import open_regular
 
+_DAY_S: Final = 86_400.0
 _INDEX_MAX_BYTES: Final = 1_000_000_000
 _TEXT_BYTES: Final = 90
 _NO_SCORE: Final = "none"
@@ -91,18 +94,18 @@ def file_name(part: Part, *, is_taken: bool = False) -> str:
     if is_taken:
         name = f"{name}~{trigger.sequence}"
     score = _NO_SCORE if found is None else f"{found.score:.3f}"
-    time = f"{moment:%H-%M-%S}.{moment.microsecond // 1000:03d}"
+    at = f"{moment:%H-%M-%S}.{moment.microsecond // 1000:03d}"
     place = "~".join(map(safe, filter(None, (part.camera, part.product))))
-    return f"{moment:%Y-%m-%d}/{place}/{time}_{name}_{part.ended.state.value}_{score}.jpg"
+    return f"{moment:%Y-%m-%d}/{place}/{at}_{name}_{part.ended.state.value}_{score}.jpg"
 
 
 def safe(text: str) -> str:
     """`text` from outside as a piece of a file name: never empty, hidden, a path or too long."""
-    kept = "".join(
+    written = "".join(
         letter if letter.isalnum() or letter in "-._" else "-"
         for letter in unicodedata.normalize("NFC", text)
     )
-    short = kept.encode()[:_TEXT_BYTES].decode(errors="ignore").lstrip(".")
+    short = written.encode()[:_TEXT_BYTES].decode(errors="ignore").lstrip(".")
     return short or "-"
 
 
@@ -152,6 +155,39 @@ class EvidenceIndex:
             for line in whole.decode(errors="replace").splitlines():
                 if (filed := Filed.of(line)) is not None:
                     self._files[filed.epoch, filed.sequence] = filed
+
+
+def kept(
+    folder: Path,
+    agent_id: str,
+    *,
+    days: float,
+    product: str | None = None,
+    cameras: Collection[str] = (),
+) -> list[Filed]:
+    """The frames of inspected parts in an evidence folder, the oldest first.
+
+    Args:
+        folder: The folder.
+        agent_id: Whose parts.
+        days: How far back.
+        product: Those of this product; `None`: of all.
+        cameras: Those of these cameras; empty: of all.
+    """
+    since, found = time.time() - days * _DAY_S, []
+    names = {safe(name) for name in cameras}
+    for filed in EvidenceIndex(folder, agent_id).files():
+        if names and filed.camera not in names:
+            continue
+        if product is not None and filed.product != safe(product):
+            continue
+        try:
+            is_recent = (folder / filed.name).stat().st_mtime >= since
+        except OSError:  # it has been removed meanwhile
+            continue
+        if is_recent and filed.state in {State.OK, State.NG} and filed.score is not None:
+            found.append(filed)
+    return found
 
 
 def check_folder(folder: Path) -> str | None:

@@ -48,7 +48,14 @@ from agent.station.monitor import DropWatch, Monitor
 from agent.station.product_source import ProductIntake
 from agent.station.queue import PartQueue
 from agent.station.recorder import Observer, Recorder
-from agent.station.status import CameraStatus, LedgerStatus, SinkStatus, Status
+from agent.station.status import (
+    CameraStatus,
+    LedgerStatus,
+    ProductStatus,
+    SinkStatus,
+    Status,
+    place_name,
+)
 from agent.station.summary import Ends, Summary, Timing
 from agent.station.threshold import ANY_SCORES
 from agent.station.triggering import NameIntake, Triggering, TriggerIntake
@@ -259,6 +266,7 @@ class Station:
         self._progress = Progress(clock)
         self._timing = Timing()
         self._ends = Ends(self._lines)
+        self._ends_of = {name: dict.fromkeys(State, 0) for name, _ in self._ready()}
         self._drops = DropWatch(
             {name: line.max_dropped for name, line in self._lines.items()}, clock
         )
@@ -546,11 +554,19 @@ class Station:
 
     def _count(self, part: Part) -> None:
         self._ends.add(part)
+        if part.product in self._controls.products:
+            self._ends_of[self._place_of(part)][part.ended.state] += 1
         self._alarms += self._is_alarm(part)
         self._ended += 1
         if self._ended == self._parts:
             self._stop.set()
         self._last = self._clock.now()
+
+    def _place_of(self, part: Part) -> str:
+        """Which bundle is for this part of a product that there is."""
+        product = part.product or ""
+        is_own = part.camera in self._controls.products[product].cameras
+        return place_name(product, part.camera if is_own else None)
 
     def _status(self) -> Status:
         now = self._clock.now()
@@ -595,6 +611,12 @@ class Station:
             faults=tuple(self._faults(cameras, sinks, ledger)),
             is_paused=self._controls.paused.is_set(),
             product=self._controls.product,
+            products={
+                name: ProductStatus(
+                    bundle_id=one.model.bundle_id, counts=self._ends_of[name].copy()
+                )
+                for name, one in self._ready()
+            },
             in_hand_s=self._progress.in_hand_s(),
             ended_threads=tuple(ended),
             watches={name: watch.fault for name, watch in self._watches.items()},
@@ -652,9 +674,9 @@ class Station:
     def _ready(self) -> Iterator[tuple[str, Ready]]:
         """What inspects each product, and what does so at cameras with a bundle of their own."""
         for name, product in self._controls.products.items():
-            yield name, product
+            yield place_name(name, None), product
             for camera, one in product.cameras.items():
-                yield f"{name} at {camera}", one
+                yield place_name(name, camera), one
 
     def _summary(self) -> Summary:
         first = self._last if self._first is None else self._first

@@ -124,8 +124,8 @@ class Promise:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class FleetStatus:
-    """The desired state of this agent: its `serial`, its `bundle`, and what became of it.
+class DesiredStatus:
+    """One desired `bundle`, the `serial` of the state that named it, and what became of it.
 
     Of `judged` kept frames the bundle gives `changed_verdicts` another verdict than they had.
     `reason` says why the state is what it is.
@@ -138,6 +138,30 @@ class FleetStatus:
     judged: int | None = None
     changed_verdicts: int | None = None
     promise: Promise | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class FleetStatus(DesiredStatus):
+    """What became of the desired state of this agent.
+
+    On a line with products each of them has a status of its own, and the line's is the worst of
+    them: with their frames together, the weakest of their promises, and no bundle.
+    """
+
+    products: Mapping[str, DesiredStatus] = field(default_factory=dict)
+
+
+def place_name(product: str, camera: str | None) -> str:
+    """What the bundle of a product is called, or that of a camera with one of its own for it."""
+    return product if camera is None else f"{product} at {camera}"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ProductStatus:
+    """What inspects a product, and how its parts have ended in this run."""
+
+    bundle_id: str
+    counts: Mapping[State, int]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -161,6 +185,8 @@ class Status:
     is_paused: bool = False
     product: str | None = None
     """What the next part is, on a line that makes several products."""
+    products: Mapping[str, ProductStatus] = field(default_factory=dict)
+    """All of its bundles, by `place_name`."""
     is_last: bool = False
     """The run has ended: there is no later status, and it should be told at once."""
     in_hand_s: float = 0.0

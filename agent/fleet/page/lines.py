@@ -8,7 +8,7 @@ and lines that are well.
 import json
 import threading
 from collections import deque
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from enum import IntEnum
@@ -40,6 +40,16 @@ class Condition(IntEnum):
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Product:
+    """One bundle of a line with products, as it is shown."""
+
+    place: str
+    bundle: str | None = None
+    desired: str | None = None
+    state: str | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Line:
     """One line as it is shown; `None` is what is not known."""
 
@@ -58,6 +68,7 @@ class Line:
     is_drifting: bool = False
     parts_per_minute: float | None = None
     ng: float | None = None
+    products: tuple[Product, ...] = ()
 
     @property
     def order(self) -> tuple[int, str, str]:
@@ -109,7 +120,11 @@ class Lines:
             try:
                 health = json.loads(payload)
                 if what == "fleet":
-                    kept = {"bundle_id": health["bundle_id"], "fleet": _mapping(health["fleet"])}
+                    kept = {
+                        "bundle_id": health["bundle_id"],
+                        "bundles": _mapping(health.get("bundles")),
+                        "fleet": _mapping(health["fleet"]),
+                    }
                     line = self._heard.setdefault(agent, _Heard(site=site))
                     line.site, line.fleet = site, kept
                     return
@@ -183,6 +198,7 @@ class Lines:
             is_drifting=bool(drift),
             parts_per_minute=None if rate is None else 60.0 * float(rate),
             ng=None if heard.health is None else _ng(heard.health, heard.counts, now),
+            products=tuple(_products(_mapping(kept.get("bundles")), fleet)),
         )
 
     def _silence(self, heard: _Heard | None, now: float) -> str | None:
@@ -194,6 +210,18 @@ class Lines:
         if now - self._began < _SILENT_S:
             return "nothing heard yet"
         return "nothing heard; is its agent on another broker?"
+
+
+def _products(in_force: Mapping[str, Any], fleet: Mapping[str, Any]) -> Iterator[Product]:
+    told = _mapping(fleet.get("products"))
+    for place in sorted({**in_force, **told}):
+        desired = _mapping(told.get(place))
+        yield Product(
+            place=place,
+            bundle=in_force.get(place),
+            desired=desired.get("bundle"),
+            state=desired.get("state"),
+        )
 
 
 def _watched(heard: _Heard, days: int | None, promise: Mapping[str, Any]) -> list[str]:

@@ -165,7 +165,9 @@ class FleetPage:
 def _is_found(line: Line, search: str, condition: str) -> bool:
     if condition and line.condition.name.lower() != condition:
         return False
-    texts = (line.agent, line.site, line.bundle or "", line.state or "", *line.reasons)
+    products = [text or "" for one in line.products for text in (one.place, one.bundle, one.state)]
+    known = (line.bundle or "", line.state or "", *line.reasons, *products)
+    texts = (line.agent, line.site, *known)
     return not search or any(search in text.lower() for text in texts)
 
 
@@ -173,8 +175,9 @@ def _bundles(lines: list[Line]) -> list[tuple[str, int]]:
     """Which bundles are in force on how many lines, the most first."""
     found: dict[str, int] = {}
     for line in lines:
-        if line.bundle is not None:
-            found[line.bundle] = found.get(line.bundle, 0) + 1
+        for bundle in {line.bundle, *(one.bundle for one in line.products)}:
+            if bundle is not None:
+                found[bundle] = found.get(bundle, 0) + 1
     return sorted(found.items(), key=lambda each: -each[1])
 
 

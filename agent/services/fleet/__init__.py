@@ -25,7 +25,8 @@ class FleetSettings(AnyServiceSettings):
     `bundle.require_signature`. The registry is asked every `every_s` seconds, give or take a
     third. The threshold of a new bundle is set with the good parts in `good` and those that were
     labelled in the audit of the page, `labelled`; it promises `max_false_reject`, or as little as
-    these parts carry. `folder` has what was pulled; without it: `fleet` beside the ledger.
+    these parts carry. On a line with products `good` has a folder for each of them. `folder` has
+    what was pulled; without it: `fleet` beside the ledger.
     """
 
     type: Literal["fleet"] = "fleet"
@@ -47,6 +48,10 @@ class FleetSettings(AnyServiceSettings):
     def folder_by(self, ledger: Path) -> Path:
         """Where the agent with this ledger keeps what was pulled."""
         return self.folder or ledger.parent / "fleet"
+
+    def good_of(self, place: str) -> Path | None:
+        """Where the good parts lie of a product, or of the whole line."""
+        return None if self.good is None else self.good / place
 
     def labelled_by(self, ledger: Path) -> Path:
         """Where the page of the agent with this ledger keeps what was labelled."""

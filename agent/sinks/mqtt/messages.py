@@ -161,7 +161,8 @@ def fleet(topics: Topics, now: Status) -> Message:
         "agent": now.agent_id,
         "time": utc(now.time_ns),
         "software": software(),
-        "bundle_id": now.bundle_id or None,
+        "bundle_id": None if now.products else now.bundle_id or None,
+        "bundles": {name: one.bundle_id for name, one in now.products.items()},
         "fleet": None if now.fleet is None else asdict(now.fleet),
     }
     return replace(_json(topics.of("fleet"), content), retain=True)

@@ -80,7 +80,7 @@ class MqttSink:
         self._flight: dict[int, _Ready] = {}
         self._keeps_retained = True
         self._told: Status | None = None
-        self._told_fleet: tuple[str, FleetStatus] | None = None
+        self._told_fleet: tuple[tuple[str, ...], FleetStatus] | None = None
 
     def items(self, part: Part) -> tuple[str, ...]:
         """An alarm with its thumbnail, and every verdict where that is configured."""
@@ -157,9 +157,12 @@ class MqttSink:
         What became of a desired state is said once for each connection and change.
         """
         self._connected()
-        if status.fleet is not None and self._told_fleet != (status.bundle_id, status.fleet):
-            self._told_fleet = status.bundle_id, status.fleet
-            self._say(fleet(self._topics, status))
+        if status.fleet is not None:
+            bundles = tuple(one.bundle_id for one in status.products.values())
+            told = bundles or (status.bundle_id,), status.fleet
+            if self._told_fleet != told:
+                self._told_fleet = told
+                self._say(fleet(self._topics, status))
         before = self._told
         if (
             before is None

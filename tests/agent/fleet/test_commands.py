@@ -10,12 +10,14 @@ import pytest
 
 from agent.commands.fleet import desired, push, roll_out, status, stop
 from agent.fleet.desired import STOP, Desired, Stop, current, publish, repository_of
+from agent.fleet.follower import together
 from agent.mqtt.link import Link
 from agent.sinks.mqtt.messages import Topics, fleet, state
-from agent.station.status import FleetStatus, Promise, SinkStatus
+from agent.station.status import DesiredStatus, ProductStatus, Promise, SinkStatus
 from engine.bundle import replace_file
 from engine.errors import BundleError, ConfigurationError, RegistryError
 from engine.signature import SIGNATURE, sign
+from tests.agent.statuses import camera_status
 from tests.agent.statuses import status as agent_status
 from tests.calibrations import calibrated
 from tests.registry import RealRegistry
@@ -53,7 +55,7 @@ class Plant:
         publish(self.client, repository_of(line), Desired(**values | changes), self.keys.private)
 
     def report(self, line, said="in force", *, is_online=True, **changes):
-        """The line says how it is, with the bundle that is desired."""
+        """The line says how it is, with the bundles that are desired."""
         wanted = self.desired(line)
         promise = Promise(
             max_false_reject=0.01,
@@ -61,12 +63,20 @@ class Plant:
             is_proved=True,
             calibrated_at=datetime.now(UTC).isoformat(),
         )
-        told = FleetStatus(state=said, serial=wanted.serial, bundle=wanted.bundle, promise=promise)
+        found = {
+            place: DesiredStatus(state=said, serial=one.serial, bundle=one.bundle, promise=promise)
+            for place, one in wanted.wanted.items()
+        }
+        counts = camera_status().counts
         now = agent_status(
             agent_id=line,
             bundle_id=wanted.bundle,
             sinks={"mqtt": SinkStatus(is_connected=True)},
-            fleet=replace(told, **changes),
+            fleet=replace(together(found, wanted.serial), **changes),
+            products={
+                one.product: ProductStatus(bundle_id=one.bundle, counts=counts)
+                for one in wanted.products
+            },
         )
         topics = Topics(agent_id=line)
         with Link(self.broker.settings, f"agent-{line}") as link:
@@ -152,6 +162,59 @@ def test_a_bundle_goes_from_ring_to_ring(plant, capsys):
     stop(key=plant.keys.private, lift=True, serial=2**40, fleet=plant.plan)
     found, _ = current(plant.client, STOP, Stop, plant.keys.public, option="--key")
     assert not found.is_stopped
+
+
+@pytest.mark.broker
+def test_a_bundle_of_one_product_goes_from_ring_to_ring(plant, capsys):
+    plant.sign()
+    push(bundle=plant.bundle.path, fleet=plant.plan)
+    options = {"line": "line-0", "key": plant.keys.private, "fleet": plant.plan}
+    desired(**options, product="lemon", bundle="a" * 64, serial=5)
+    desired(**options, product="cola", bundle="b" * 64, serial=6)
+    assert (
+        "line-0 should inspect cola with bbbbbbbbbbbb (serial 6) until" in capsys.readouterr().out
+    )
+    # The first line takes it; what is desired of lemon stays as it was.
+    code, told = plant.rolled(capsys, product="cola")
+    assert (code, told["step"], told["lines"]) == (0, "wait", ["line-0"])
+    state = plant.desired("line-0")
+    (lemon, cola) = state.products
+    assert (lemon.product, lemon.serial, lemon.bundle) == ("lemon", 5, "a" * 64)
+    assert (cola.product, cola.serial, cola.bundle) == ("cola", state.serial, plant.bundle.id)
+    desired(**options, product="lemon", bundle="c" * 64)
+    assert plant.desired("line-0").serial > state.serial
+    plant.report("line-0")
+    code, told = plant.rolled(capsys, product="cola")
+    assert (code, told["ring"], told["lines"]) == (0, 2, LINES[1:])
+    bad = {"state": "refused", "reason": "this line makes lemon; name one of them"}
+    for line in LINES[1:]:
+        wanted = plant.desired(line).wanted["cola"]
+        told = DesiredStatus(serial=wanted.serial, bundle=wanted.bundle, **bad)
+        plant.report(line, products={"cola": told}) if line == "line-3" else plant.report(line)
+    code, told = plant.rolled(capsys, product="cola")
+    assert (code, told["why"]) == (1, f"line-3: refused: {bad['reason']}")
+    status(fleet=plant.plan, listen=3600)
+    rows = capsys.readouterr().out.splitlines()
+    at = rows.index(next(row for row in rows if row.startswith("line-0")))
+    assert (
+        rows[at].split()[1:]
+        == f"in force 2 products serial {plant.desired('line-0').serial}".split()
+    )
+    assert rows[at + 1].startswith(f"  cola               in force     {plant.bundle.id[:12]}")
+    assert rows[at + 2].startswith("  lemon              in force     cccccccccccc")
+    assert any(bad["reason"] in row for row in rows)
+    desired(**options, product="cola", bundle="none")
+    assert "line-0 is told nothing of cola any more" in capsys.readouterr().out
+    assert list(plant.desired("line-0").wanted) == ["lemon"]
+    for wrong, said in [
+        ({"product": "lemon", "bundle": "none"}, "--product: 'lemon': should name a bundle"),
+        ({"product": "lemon", "serial": 7, "line": "line-1"}, "should have the highest serial"),
+        ({"camera": "top"}, "--camera: 'top': goes with --product"),
+        ({"product": "lemon", "bundle": "bottle"}, "--bundle: 'bottle': should be 64"),
+        ({"product": "lemon", "registry": plant.registry.settings.address}, "needs fleet.yaml"),
+    ]:
+        with pytest.raises(ConfigurationError, match=said):
+            desired(**{**options, "bundle": "a" * 64, **wrong})
 
 
 def test_one_line_gets_a_desired_state(session_registry, keys, capsys):

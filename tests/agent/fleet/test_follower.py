@@ -9,8 +9,9 @@ from datetime import UTC, datetime, timedelta
 import pytest
 
 from agent.fleet.bundles import push_bundle, push_calibration
-from agent.fleet.desired import STOP, Desired, Stop, publish, repository_of
-from agent.fleet.follower import Follower, InForce, Rules, Shadowed
+from agent.fleet.desired import LINE, STOP, Desired, Stop, Wanted, publish, repository_of
+from agent.fleet.follower import Follower
+from agent.fleet.goal import InForce, Rules, Shadowed
 from agent.fleet.kept import KEPT, Ends
 from agent.fleet.settings import TrialSettings
 from agent.station.status import Promise
@@ -35,6 +36,7 @@ class FakeLine:
         self.bundle_id, self.previous = OLD, None
         self.ends = Ends(epoch="e1", ended=1000, ng=10, errors=1)
         self.calibrates: Exception | None = None
+        self.meanwhile = lambda: None
         self.shadowed: Shadowed | None = Shadowed(judged=200, changed=3)
         self.changes: Exception | None = None
         self.asked = []
@@ -45,8 +47,10 @@ class FakeLine:
     def promise(self):
         return None
 
-    def calibrate(self, bundle, *, is_own):
+    def calibrate(self, bundle, *, is_own, meanwhile):
         self.asked.append("calibrate" if is_own else "take the calibration")
+        self.meanwhile()
+        meanwhile()
         if self.calibrates is not None:
             raise self.calibrates
         if not is_own:
@@ -55,7 +59,7 @@ class FakeLine:
             max_false_reject=0.01, confidence=0.95, is_proved=True, calibrated_at=NOON.isoformat()
         )
 
-    def shadow(self, bundle):
+    def shadow(self, bundle, *, meanwhile):
         return self.shadowed
 
     def change(self, kind, bundle, why):
@@ -82,13 +86,14 @@ class Agent:
         self.registry, self.keys, self.folder = registry, keys, folder
         self.client = registry.client(wait_s=2.0)
         self.line, self.time, self.steady = FakeLine(), NOON, 0.0
+        self.lines = {LINE: self.line}
         self.said = []
         self.start()
 
     def start(self):
         self.follower = Follower(
             self.registry.client(wait_s=2.0),
-            self.line,
+            self.lines,
             self.folder / "fleet",
             Rules(
                 agent_id=self.id,
@@ -110,6 +115,27 @@ class Agent:
         replace_file(bundle.path / SIGNATURE, signed)
         push_bundle(self.client, bundle)
         return bundle
+
+    def make(self, *products):
+        """The line makes these."""
+        self.lines = {name: FakeLine() for name in products}
+        self.start()
+        return self.lines.values()
+
+    def desire_of(self, serial, **wanted):
+        """A state that names products: bundle, or serial and bundle."""
+        named = {
+            name: one if isinstance(one, tuple) else (serial, one) for name, one in wanted.items()
+        }
+        products = [
+            Wanted(product=name, serial=since, bundle=bundle.id)
+            for name, (since, bundle) in named.items()
+        ]
+        self.desire(serial, None, products=products)
+
+    def states(self):
+        """How the products are, after one more look."""
+        return {name: one.state for name, one in self.poll().products.items()}
 
     def desire(self, serial, bundle, *, agent=None, keys=None, **changes):
         desired = Desired(
@@ -340,5 +366,93 @@ def test_what_is_kept_names_the_newest_state(agent):
     agent.desire(9, bundle.id)
     agent.poll()
     kept = json.loads((agent.folder / "fleet" / KEPT).read_text())
-    assert (kept["status"]["serial"], kept["trial"]["ended"]) == (9, 1000)
+    assert (kept["serial"], kept["bundles"][LINE]["trial"]["ended"]) == (9, 1000)
     assert sorted(path.name for path in (agent.folder / "fleet/bundles").iterdir()) == [bundle.id]
+
+
+def test_each_product_follows_its_own_bundle(agent):
+    cola, lemon = agent.make("cola", "lemon")
+    first, second = agent.push(), agent.push(gain=61.0)
+    agent.desire_of(1, cola=first, lemon=second, beer=first)
+    assert agent.states() == {"cola": "on trial", "lemon": "on trial", "beer": "refused"}
+    status = agent.said[-1]
+    assert (status.state, status.bundle, status.judged) == ("refused", None, 400)
+    assert status.reason == "beer: this line makes cola, lemon; name one of them"
+    lemon.more(200)
+    cola.more(25, ng=21)
+    assert agent.states() == {"cola": "rolled back", "lemon": "in force", "beer": "refused"}
+    assert (cola.bundle_id, lemon.bundle_id) == (OLD, second.id)
+    assert (cola.asked, lemon.asked) == (
+        ["calibrate", "promote", "rollback"],
+        ["calibrate", "promote"],
+    )
+    # What is said of lemon is no news about cola, also not after a start.
+    agent.start()
+    agent.desire_of(2, cola=(1, first), lemon=first)
+    assert agent.states() == {"cola": "rolled back", "lemon": "on trial"}
+    assert agent.said[-1].reason == "cola: 21 of 25 parts were NG; at most 0.1 may be"
+    agent.desire_of(3, cola=first, lemon=(2, first))
+    assert agent.states() == {"cola": "on trial", "lemon": "on trial"}
+    # A trial goes on although nothing is said of it any more.
+    agent.desire_of(4, lemon=(2, first))
+    cola.more(5, errors=5)
+    assert agent.states() == {"cola": "rolled back", "lemon": "on trial"}
+    assert lemon.asked == ["calibrate", "promote"] * 2
+
+
+def test_a_bad_bundle_goes_back_while_that_of_another_product_is_tried(agent):
+    cola, lemon = agent.make("cola", "lemon")
+    bundle = agent.push()
+    agent.desire_of(1, cola=bundle)
+    assert agent.states() == {"cola": "on trial"}
+    lemon.meanwhile = lambda: cola.more(25, ng=25)
+    lemon.calibrates = DesiredStateError("too few good parts")
+    agent.desire_of(2, cola=(1, bundle), lemon=bundle)
+    assert agent.states() == {"cola": "rolled back", "lemon": "refused"}
+    shown = [{name: one.state for name, one in each.products.items()} for each in agent.said]
+    assert {"cola": "rolled back", "lemon": "calibrating"} in shown
+    assert agent.said[-1].reason == "lemon: too few good parts"
+    lemon.calibrates = None
+    assert agent.states() == {"cola": "rolled back", "lemon": "on trial"}
+    # Who signs a new state is given an old one by the registry.
+    agent.desire_of(3, cola=bundle, lemon=(1, bundle))
+    assert "says of lemon has serial 1, and 2 is known already" in agent.poll().reason
+
+
+def test_an_altered_bundle_of_one_product_is_no_matter_of_the_others(agent):
+    cola, _ = agent.make("cola", "lemon")
+    first, second = agent.push(gain=62.0), agent.push(gain=63.0)
+    stored = agent.registry.blob(first.manifest.files["network.onnx"])
+    good = stored.read_bytes()
+    stored.write_bytes(good[:-1] + bytes([good[-1] ^ 1]))
+    agent.desire_of(1, cola=first, lemon=second)
+    assert agent.states() == {"cola": "refused", "lemon": "on trial"}
+    assert "were altered or damaged" in agent.said[-1].products["cola"].reason
+    assert cola.asked == []
+    stored.write_bytes(good)
+    assert agent.states() == {"cola": "on trial", "lemon": "on trial"}
+
+
+def test_a_state_for_another_kind_of_line_is_refused(agent):
+    bundle = agent.push()
+    agent.desire_of(1, cola=bundle)
+    status = agent.poll()
+    assert (status.state, status.reason) == (
+        "refused",
+        "cola: this line makes no products; name one bundle",
+    )
+    agent.make("cola", "lemon")
+    assert agent.poll().state == "on trial"  # it has become one that makes it
+    agent.desire(2, bundle.id)
+    status = agent.poll()
+    assert (status.state, status.serial) == ("refused", 2)
+    assert status.reason.startswith("this line makes cola, lemon; name one of them")
+    for wrong in (
+        {"bundle": None},
+        {"products": [Wanted(product="cola", serial=3, bundle=OLD)]},
+        {"bundle": None, "products": [Wanted(product="cola", serial=9, bundle=OLD)]},
+        {"bundle": None, "products": [Wanted(product="cola", serial=3, bundle=OLD)] * 2},
+        {"bundle": None, "products": [Wanted(product=None, serial=3, bundle=OLD)]},
+    ):
+        with pytest.raises(ValueError, match="should "):
+            agent.desire(3, **({"bundle": OLD} | wrong))

@@ -5,10 +5,15 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from pydantic import TypeAdapter
 
+from agent.fleet.desired import Desired
+from agent.fleet.follower import not_made
 from agent.fleet.plan import RollOutSettings, load_plan
 from agent.fleet.reports import Report
 from agent.fleet.rollout import next_step
+from agent.services.fleet.service import places_of
+from agent.settings import load_config
 from engine.errors import ConfigurationError
 
 BUNDLE = "b" * 64
@@ -115,6 +120,21 @@ def test_the_documented_plan_loads(tmp_path):
     found = load_plan(tmp_path / "fleet.yaml")
     assert (len(found.lines), len(found.brokers)) == (3, 2)
     assert found.key == tmp_path / "signing.pub.pem"
+
+
+def test_the_documented_line_with_products_loads(tmp_path):
+    page = (Path(__file__).parents[3] / "docs" / "fleet.md").read_text()
+    (example,) = re.findall(r"```yaml\n(agent:\n  id: line-4.*?)```", page, re.DOTALL)
+    (tmp_path / "agent.yaml").write_text(example)
+    places = places_of(load_config(tmp_path / "agent.yaml"))
+    assert {name: place.cameras for name, place in places.items()} == {
+        "cola": (),
+        "lemon": ("top",),
+        "lemon at side": ("side",),
+    }
+    (state,) = re.findall(r"```json\n(.*?)```", page, re.DOTALL)
+    assert TypeAdapter(Desired).validate_json(state).wanted.keys() <= places.keys()
+    assert not_made(places) in page
 
 
 @pytest.mark.parametrize(

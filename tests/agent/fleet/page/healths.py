@@ -6,11 +6,15 @@ import time
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 
+from agent.fleet.desired import LINE
+from agent.fleet.follower import together
 from agent.part import State
 from agent.sinks.mqtt.messages import Topics, fleet, health, state
-from agent.station.status import CameraStatus, FleetStatus, Promise, SinkStatus
+from agent.station.status import CameraStatus, DesiredStatus, ProductStatus, Promise, SinkStatus
 from tests.agent.statuses import status
 
+MAKES_TWO = 2
+"""The number of a line with products."""
 SITES = ("hamburg", "lyon", "brno", "turin", "gdansk", "porto", "graz", "oulu")
 
 
@@ -46,7 +50,7 @@ def messages(count, seed=7):
             triggers=parts, counts=dict.fromkeys(State, 0) | {State.OK: parts - ng, State.NG: ng}
         )
         bundle = digest(f"bundle {chance.choice((1, 1, 1, 1, 2, 3))}")
-        desired = FleetStatus(
+        desired = DesiredStatus(
             state=fleet_state,
             serial=1_764_000_000 + number,
             bundle=digest("bundle 1"),
@@ -60,6 +64,15 @@ def messages(count, seed=7):
                 calibrated_at=(now - timedelta(days=age)).isoformat(timespec="seconds"),
             ),
         )
+        told, products = together({LINE: desired}, desired.serial), {}
+        if number == MAKES_TWO:
+            lemon = replace(desired, state="on trial", reason="until 200 parts have ended")
+            told = together({"cola": desired, "lemon": lemon}, desired.serial)
+            in_force = {"cola": digest("bundle 1"), "lemon": digest("bundle 3")}
+            products = {
+                name: ProductStatus(bundle_id=one, counts=camera.counts)
+                for name, one in in_force.items()
+            }
         shown = status(
             agent_id=agent,
             time_ns=time.time_ns() + round(off_s * 1e9),
@@ -67,8 +80,9 @@ def messages(count, seed=7):
             cameras={"main": camera},
             sinks={"mqtt": SinkStatus(is_connected=True)},
             faults=faults,
-            fleet=desired,
+            fleet=told,
             bundle_id=bundle,
+            products=products,
         )
         is_online = condition >= 0.004
         yield state(topics, online=is_online)

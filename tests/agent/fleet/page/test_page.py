@@ -14,7 +14,7 @@ from agent.part import State
 from agent.services.shipper.names import Shipped
 from agent.services.shipper.parquet import to_parquet
 from tests.agent.events import event
-from tests.agent.fleet.page.healths import SITES, messages
+from tests.agent.fleet.page.healths import SITES, digest, messages
 from tests.agent.services.page.conftest import shaped
 from tests.agent.services.page.test_browser import CONTRASTS, contrast, texts
 from tests.conftest import Mosquitto
@@ -153,3 +153,13 @@ def test_the_worst_comes_first_and_a_search_finds_the_others(fresh, url):
     assert row.startswith("line-001")
     assert "→" in row  # scores, of Parquet in the bucket
     assert fresh.execute_script("return document.querySelectorAll('.hours rect').length") > 10
+
+
+def test_a_line_with_products_says_what_became_of_each(fresh, url):
+    fresh.get(f"{url}/fleet?search=lemon")
+    (row,) = texts(fresh, ".fleet tbody tr")
+    assert row.startswith("line-002")
+    assert "2 products" in row
+    cola, lemon = texts(fresh, ".fleet [data-name=Bundle] small:has(code)")
+    assert cola == f"cola {digest('bundle 1')[:8]} in force"
+    assert lemon == f"lemon {digest('bundle 3')[:8]} on trial, wants {digest('bundle 1')[:8]}"

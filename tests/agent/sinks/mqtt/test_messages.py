@@ -1,5 +1,6 @@
 import io
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -20,6 +21,7 @@ from agent.sinks.mqtt.messages import (
     Topics,
     alarm,
     delivered,
+    fleet,
     health,
     thumbnail,
     verdict,
@@ -29,9 +31,11 @@ from agent.sinks.mqtt.sink import MqttSink
 from agent.station.status import (
     BOUNDS_S,
     CameraStatus,
+    DesiredStatus,
     FleetStatus,
     Histogram,
     LedgerStatus,
+    ProductStatus,
     Promise,
     SinkStatus,
 )
@@ -367,13 +371,25 @@ def test_health_says_what_became_of_the_desired_state():
         is_proved=True,
         calibrated_at="2026-11-27T14:05:09+00:00",
     )
-    fleet = FleetStatus(
+    found = FleetStatus(
         state="in force", serial=7, bundle="b" * 64, judged=200, changed_verdicts=3, promise=promise
     )
-    now = status(sinks={"mqtt": SinkStatus(is_connected=True)}, fleet=fleet)
+    now = status(sinks={"mqtt": SinkStatus(is_connected=True)}, fleet=found)
     said = content(health(TOPICS, "mqtt", now))
     check("health", said)
     assert (said["fleet"]["serial"], said["fleet"]["changed_verdicts"]) == (7, 3)
+    cola = DesiredStatus(state="on trial", serial=7, bundle="b" * 64)
+    counts = dict.fromkeys(State, 0)
+    several = replace(
+        now,
+        fleet=FleetStatus(state="on trial", serial=7, products={"cola": cola}),
+        products={"cola": ProductStatus(bundle_id="d" * 64, counts=counts)},
+    )
+    check("health", content(health(TOPICS, "mqtt", several)))
+    kept = content(fleet(TOPICS, several))
+    check("fleet", kept)
+    assert (kept["bundle_id"], kept["bundles"]) == (None, {"cola": "d" * 64})
+    assert kept["fleet"]["products"]["cola"]["state"] == "on trial"
     alone = content(health(TOPICS, "mqtt", status(sinks=now.sinks)))
     check("health", alone)
     assert alone["fleet"] is None
