@@ -368,7 +368,7 @@ class Requests:
     def promotion_status(self) -> Mapping[str, object]:
         """Whether a change of bundles is `running`, what the last one came to, what is in force."""
         if self._bundles is None:
-            return {"running": False, "error": None, "done": None, "bundle_id": None}
+            return {"running": False, "error": None, "done": None, "bundle_id": None, "bundles": {}}
         return self._bundles.told()
 
     def check(self, camera: str, *, by: str, why: str) -> Mapping[str, object]:

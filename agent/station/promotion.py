@@ -102,10 +102,15 @@ class Promotion:
     def told(self) -> Mapping[str, object]:
         """Whether a change that was begun is `running`, and what it came to: `error`, or `done`.
 
-        `bundle_id` is the bundle in force at this moment.
+        `bundle_id` is the bundle in force at this moment, and `bundles` has that of each product.
         """
-        told = self._told  # before the bundle: what it says to be done has been done
-        return {**told, "bundle_id": self._controls.model.bundle_id}
+        told = self._told  # before the bundles: what it says to be done has been done
+        products = self._controls.products.items()
+        return {
+            **told,
+            "bundle_id": self._controls.model.bundle_id,
+            "bundles": {name: one.model.bundle_id for name, one in products},
+        }
 
     def _change(
         self, settings: BundleSettings, ready: Ready, asked: Change

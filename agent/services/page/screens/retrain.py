@@ -13,6 +13,7 @@ from starlette.responses import Response
 from agent.bundle_places import previous_place, put_next
 from agent.labelled import ENOUGH_DEFECTS, USES, Use, read_labelled
 from agent.services.page.access import Role
+from agent.services.page.jobs import Job
 from agent.services.page.page import Page
 from agent.services.page.screens import Action, Form, Fragment, Problem, Screen
 from calibration.bound import good_parts_needed
@@ -32,6 +33,9 @@ def show(page: Page, _request: Request) -> Mapping[str, object]:
     found = read_labelled(Path(setup["labelled"]), product=product, cameras=cameras)
     counts = {use: len(found.of(use)) for use in USES}
     status = page.now.status or {}
+    bundle_id = promotion["bundle_id"] or status.get("bundle_id", "")
+    trained = now["job"].result if isinstance(now["job"], Job) else None
+    in_force = promotion["bundles"].get((trained or {}).get("product"), bundle_id)
     return {
         **now,
         "counts": counts,
@@ -39,7 +43,8 @@ def show(page: Page, _request: Request) -> Mapping[str, object]:
         "missing": missing(page, counts),
         "is_paused": status.get("is_paused", False),
         "product": product,
-        "bundle_id": promotion["bundle_id"] or status.get("bundle_id", ""),
+        "bundle_id": promotion["bundles"].get(product, bundle_id),
+        "is_in_force": trained is not None and trained["bundle_id"] == in_force,
         "has_previous": previous_place(bundle).is_dir(),
         "base": setup["training"],
     }

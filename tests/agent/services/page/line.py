@@ -33,7 +33,7 @@ from agent.station.run import run_station
 from agent.station.station import Model
 from agent.synthetic.flange import part
 from calibration.record import read_calibration
-from engine.bundle import open_bundle
+from engine.bundle import MANIFEST, open_bundle
 from engine.frame import Frame
 from engine.scripted_inspector import BrightnessInspector
 
@@ -101,10 +101,11 @@ class Line:
     ):
         """With a calibrated `bundle` this inspects, and others may be promoted.
 
+        So does that of each of the `products`, where its folder has one. `parts` have ended.
         `trusted` is how a page that is encrypted is spoken to.
         """
         self.folder, self.bundle, self.config_file = folder, bundle, None
-        self.products = products
+        self.products, self.parts = products, []
         self.stop = threading.Event()
         self.cameras = {name: ShownParts(self.stop) for name in names}
         self.settings = replace(PageSettings(listen="127.0.0.1:0"), **(settings or {}))
@@ -134,17 +135,21 @@ class Line:
         inspector, model = BrightnessInspector(), Model(threshold=THRESHOLD)
         with ExitStack() as stack:
             if self.bundle is not None:
-                opened = open_bundle(self.bundle)
-                setup = Setup(bundle=opened.path, bundle_id=opened.id)
-                inspector = stack.enter_context(ChildInspector(setup))
-                model = Model.of(read_calibration(opened)).on(inspector)
+                inspector, model = inspecting(self.bundle, stack)
+            products = {
+                name: inspecting(self.folder / name, stack)
+                if (self.folder / name / MANIFEST).is_file()
+                else (inspector, model)
+                for name in self.products
+            }
             run_station(
                 self.config,
                 cameras=list(self.cameras.values()),
                 inspector=inspector,
                 model=model,
-                products=lambda: dict.fromkeys(self.products, (inspector, model)),
+                products=lambda: products,
                 stop=self.stop,
+                observers=(self.parts.append,),
                 may_promote=True,
                 config_file=self.config_file,
             )
@@ -230,6 +235,14 @@ class Line:
         """The lines of the data set."""
         path = self.folder / "page" / "labelled" / "labels.jsonl"
         return [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
+
+
+def inspecting(folder, stack):
+    """What inspects with a calibrated bundle."""
+    opened = open_bundle(folder)
+    setup = Setup(bundle=opened.path, bundle_id=opened.id)
+    inspector = stack.enter_context(ChildInspector(setup))
+    return inspector, Model.of(read_calibration(opened)).on(inspector)
 
 
 @cache

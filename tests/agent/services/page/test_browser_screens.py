@@ -26,12 +26,17 @@ def line(tmp_path_factory):
 
 @pytest.fixture
 def engineer(fresh, line):
-    fresh.get(f"{line.url}/login?next=/threshold")
-    fresh.find_element("name", "name").send_keys(Role.ENGINEER.name.lower())
-    fresh.find_element("name", "password").send_keys(PASSWORD)
-    fresh.find_element("css selector", "form .main").click()
-    until(lambda: fresh.current_url == f"{line.url}/threshold")
+    enter(fresh, line, "/threshold")
     return fresh
+
+
+def enter(browser, line, path):
+    """An engineer logs in, and looks at a screen."""
+    browser.get(f"{line.url}/login?next={path}")
+    browser.find_element("name", "name").send_keys(Role.ENGINEER.name.lower())
+    browser.find_element("name", "password").send_keys(PASSWORD)
+    browser.find_element("css selector", "form .main").click()
+    until(lambda: browser.current_url == f"{line.url}{path}")
 
 
 def click(browser, text):
