@@ -1,6 +1,6 @@
 """What trigger source, sink and connection share of one handshake.
 
-    atac-trigger  read ◀── announcements ──┐             ┌── heard, passed ── atac-plc
+    atac-trigger  read ◀── announcements ──┐             ┌── heard ────────── atac-plc
     recorder      claims ──────────────────┤             │      the connection: Modbus TCP,
     atac-sink     offer ───────────────────┼─ Exchange ──┤      OPC UA
                   receipts ◀── settled ────┘             └── block, seen ─────▶
@@ -11,10 +11,18 @@ Any thread may call it; nothing in it waits but `announcement` and `receipts`.
 import threading
 from collections import OrderedDict, deque
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Final, TypeVar
 
 from agent.part import Part, State
-from agent.plc.blocks import AgentBlock, Condition, PlcBlock, ResultCode, thousandths
+from agent.plc.blocks import (
+    AgentBlock,
+    Condition,
+    PlcBlock,
+    ResultCode,
+    agent_bytes,
+    thousandths,
+)
 from agent.plc.handshake import Action, Announced, Handshake, Result
 from agent.ports import Announcement, Clock, Receipt
 from agent.record.rows import Delivery, Event
@@ -61,6 +69,8 @@ class Exchange:
         self._reported_at: float | None = None
         self._unready: Condition | None = Condition.FAULT
         self._fault: str | None = "has not been started yet"
+        self._same_until = 0.0
+        self._registers = agent_bytes(AgentBlock())
 
     # ---- by the connection
 
@@ -69,30 +79,48 @@ class Exchange:
         with self._lock:
             self._do(self._handshake.heard(plc, self._looked()))
 
-    def beats(self, heartbeat: int) -> None:
-        """The PLC has written the same again, but for its heartbeat."""
-        with self._lock:
-            self._do(self._handshake.beats(heartbeat, self._looked()))
+    def heard_again(self, plc: PlcBlock, heartbeat: int) -> None:
+        """The PLC has written `plc`, which was `heard` last, but for its heartbeat.
 
-    def passed(self) -> None:
-        """Time has passed."""
-        with self._lock:
-            self._handshake.passed(self._looked())
+        In most scans there is no more, and no lock is taken for it.
+        """
+        now = self._clock.now()
+        if plc.results_ack or not self._handshake.is_alive(now):
+            self.heard(replace(plc, heartbeat=heartbeat))
+        else:
+            self._handshake.beats(heartbeat, now)
 
-    def block(self, *, is_read: bool = False) -> AgentBlock:
-        """What the PLC is to read now; `is_read`: it has it with this call."""
+    def block(self) -> AgentBlock:
+        """What the PLC is to read now."""
+        with self._lock:
+            now = self._looked()
+            self._handshake.passed(now)
+            return self._handshake.block(now)
+
+    def registers(self, *, is_read: bool) -> bytes:
+        """The same as the bytes of its registers; `is_read`: the PLC has them with this call.
+
+        As long as nothing changes they are those of the last call, and no lock is taken for them.
+        """
+        if self._clock.now() < self._same_until:
+            return self._registers
         with self._lock:
             now = self._looked()
             self._handshake.passed(now)
             block = self._handshake.block(now)
-            if is_read:
-                self._handshake.seen(block)
-            return block
+            self._registers = registers = agent_bytes(block)
+            if is_read and self._handshake.seen(block):
+                return registers
+            silent_at = (self._reported_at or now) + _SILENT_S
+            until = self._handshake.same_until(now)
+            self._same_until = until if silent_at < now else min(until, silent_at)
+            return registers
 
     def seen(self, block: AgentBlock) -> None:
         """The PLC has this block."""
         with self._lock:
             self._handshake.seen(block)
+            self._same_until = 0.0
 
     @property
     def hears(self) -> bool:
@@ -174,8 +202,9 @@ class Exchange:
     # ---- with the lock
 
     def _looked(self) -> float:
-        """The time; sets whether the agent is ready now."""
+        """The time; sets whether the agent is ready now. What the PLC reads may change."""
         now = self._clock.now()
+        self._same_until = 0.0
         is_silent = self._reported_at is None or now - self._reported_at > _SILENT_S
         self._handshake.unready = self._unready or (Condition.FAULT if is_silent else None)
         return now

@@ -19,8 +19,7 @@ that was open in it is forgotten, in one step. An agent that has just started do
 it has been in the session that it finds: it says 0 until the PLC, which sees that, takes another.
 """
 
-from collections.abc import Iterator
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from enum import Enum, auto
 from typing import Final
 
@@ -119,8 +118,8 @@ class Handshake:
     _open: list[_Part] = field(default_factory=list)
     _given_up: dict[int, float] = field(default_factory=dict)
     """Parts whose result the PLC no longer waits for, with their time."""
-    _told_of: tuple[object, ...] = ()
-    _told: AgentBlock = field(default_factory=AgentBlock)
+    _beat: int = 0
+    _beats_at: float = 0.0
     _tokens: int = 0
     _taken: int = 0
     _missed: int = 0
@@ -129,21 +128,21 @@ class Handshake:
 
     def heard(self, plc: PlcBlock, now: float) -> list[Action]:
         """The PLC has written this, all of it in one piece."""
-        self._hear_beat(plc.heartbeat, now)
+        self.beats(plc.heartbeat, now)
         self._plc = plc
-        actions = list(self._session_of(plc))
+        actions: list[Action] = []
+        if plc.session != self._session or self._found is None:
+            self._begin_session(plc, actions)
         if self._session:
-            actions += self._triggered(plc, now)
-            actions += self._acknowledged(plc)
+            self._take_trigger(plc, now, actions)
+            self._acknowledge(plc, actions)
         self.passed(now)
         return actions
 
-    def beats(self, heartbeat: int, now: float) -> list[Action]:
+    def beats(self, heartbeat: int, now: float) -> None:
         """The PLC has written the same again, but for its heartbeat."""
-        self._hear_beat(heartbeat, now)
-        actions = list(self._acknowledged(self._plc)) if self._plc.results_ack else []
-        self.passed(now)
-        return actions
+        if self._alive_at is None or heartbeat != self._heartbeat:
+            self._heartbeat, self._alive_at = heartbeat, now
 
     def passed(self, now: float) -> None:
         """Time has passed."""
@@ -156,13 +155,16 @@ class Handshake:
             self._laid = _laid(first, first.result, now)
             self._shown = _Shown.LAID
 
-    def seen(self, block: AgentBlock) -> None:
-        """The PLC has this block: where it has the data of the result, ResultsValid may rise."""
-        if self._shown is _Shown.LAID and _data(block) == _data(self._laid):
+    def seen(self, block: AgentBlock) -> bool:
+        """The PLC has this block: where it has the data of the result, ResultsValid rises."""
+        rises = self._shown is _Shown.LAID and _data(block) == _data(self._laid)
+        if rises:
             self._shown = _Shown.VALID
+        return rises
 
     def offer(self, token: int, result: Result, now: float) -> list[Action]:
         """The part of `token` has ended."""
+        self.passed(now)
         part = next((each for each in self._open if each.token == token), None)
         due = self._given_up.pop(token, None) if part is None else part.due
         if part is not None and part.result is None:
@@ -177,28 +179,22 @@ class Handshake:
         return []
 
     def block(self, now: float) -> AgentBlock:
-        """What the PLC is to read now; the same object as long as nothing changes."""
-        held = self._held
-        condition = self.condition(now)
-        state = (
-            *(int(now / BEAT_S) & LARGEST, condition, held, self._trigger, self._shown),
-            *(self._session, self._taken, self._missed, len(self._open), self._laid),
-        )
-        if state == self._told_of:
-            return self._told
+        """What the PLC is to read now."""
+        if now >= self._beats_at:
+            beat = int(now / BEAT_S)
+            self._beat, self._beats_at = beat & LARGEST, (beat + 1) * BEAT_S
+        held, condition, laid = self._held, self.condition(now), self._laid
         is_valid = self._shown is _Shown.VALID
-        self._told_of = state
-        self._told = replace(
-            self._laid,
-            heartbeat=state[0],
+        return AgentBlock(
+            heartbeat=self._beat,
             ready=condition is Condition.READY,
             trigger_ack=self._trigger is _Trigger.TAKEN,
             busy=held < len(self._open),
             results_valid=is_valid,
-            ok=is_valid and self._laid.ok,
-            ng=is_valid and self._laid.ng,
-            error=is_valid and self._laid.error,
-            late=is_valid and self._laid.late,
+            ok=is_valid and laid.ok,
+            ng=is_valid and laid.ng,
+            error=is_valid and laid.error,
+            late=is_valid and laid.late,
             overrun=held >= MOST_HELD,
             missed_trigger=self._trigger is _Trigger.MISSED,
             session=self._session,
@@ -206,8 +202,13 @@ class Handshake:
             held=held,
             taken=self._taken & LARGEST,
             missed=self._missed & LARGEST,
+            count=laid.count,
+            code=laid.code,
+            score=laid.score,
+            threshold=laid.threshold,
+            late_ms=laid.late_ms,
+            part_id=laid.part_id,
         )
-        return self._told
 
     def condition(self, now: float) -> Condition:
         """Whether a trigger would be taken now, and why not."""
@@ -222,29 +223,39 @@ class Handshake:
         is_full = self._held >= MOST_HELD or len(self._open) >= MOST_OPEN
         return Condition.OVERRUN if is_full else Condition.READY
 
+    def same_until(self, now: float) -> float:
+        """Until when time alone changes nothing of what `block` has just given, once it is seen."""
+        if self._shown is _Shown.LAID:
+            return now
+        until = self._beats_at
+        if self._alive_at is not None and now <= self._alive_at + HEARTBEAT_S < until:
+            until = self._alive_at + HEARTBEAT_S
+        for part in self._open:
+            if part.result is None and part.due < until:
+                until = part.due
+        return until
+
     def is_alive(self, now: float) -> bool:
         """Whether the PLC's heartbeat has changed lately."""
         return self._alive_at is not None and now - self._alive_at <= HEARTBEAT_S
 
     # ---- what follows
 
-    def _hear_beat(self, heartbeat: int, now: float) -> None:
-        if self._alive_at is None or heartbeat != self._heartbeat:
-            self._heartbeat, self._alive_at = heartbeat, now
-
     @property
     def _held(self) -> int:
-        return sum(part.result is not None for part in self._open)
+        held = 0
+        for part in self._open:
+            held += part.result is not None
+        return held
 
-    def _session_of(self, plc: PlcBlock) -> Iterator[Action]:
+    def _begin_session(self, plc: PlcBlock, actions: list[Action]) -> None:
         if self._found is None:
             self._found = plc.session
         if plc.session == self._session or (not self._session and plc.session == self._found):
             return
         self._session, self._found = plc.session, 0
-        for part in self._open:
-            if part.is_real:
-                yield Settled(token=part.token, refused=ENDED)
+        real = [part for part in self._open if part.is_real]
+        actions.extend(Settled(token=part.token, refused=ENDED) for part in real)
         self._open.clear()
         self._given_up.clear()
         self._laid, self._shown = AgentBlock(), _Shown.NOTHING
@@ -252,7 +263,7 @@ class Handshake:
         # A PLC waits for Ready first: what is up already belongs to the session before.
         self._trigger = _Trigger.MISSED if plc.trigger else _Trigger.IDLE
 
-    def _triggered(self, plc: PlcBlock, now: float) -> Iterator[Action]:
+    def _take_trigger(self, plc: PlcBlock, now: float, actions: list[Action]) -> None:
         if not plc.trigger:
             self._trigger = _Trigger.IDLE
         elif self._trigger is _Trigger.IDLE:
@@ -266,20 +277,21 @@ class Handshake:
             self._tokens += 1
             self._taken += 1
             self._open.append(_Part(self._tokens, now, plc.count, plc.part_id, now + due_s))
-            yield Announced(
+            announced = Announced(
                 token=self._tokens,
                 at=now,
                 count=plc.count,
                 part_id=plc.part_id,
                 product=plc.product,
             )
+            actions.append(announced)
 
-    def _acknowledged(self, plc: PlcBlock) -> Iterator[Action]:
+    def _acknowledge(self, plc: PlcBlock, actions: list[Action]) -> None:
         if self._shown is _Shown.VALID and plc.results_ack:
             part = self._open.pop(0)
             self._shown = _Shown.READ
             if part.is_real:
-                yield Settled(token=part.token)
+                actions.append(Settled(token=part.token))
             else:
                 self._given_up[part.token] = part.due
         elif self._shown is _Shown.READ and not plc.results_ack:

@@ -11,12 +11,15 @@ from collections.abc import Iterator, Sequence
 from typing import Final, NamedTuple, Protocol
 
 _HEAD: Final = struct.Struct(">HHHB")
-_LONGEST: Final = 254
-"""Unit and PDU of a frame, in bytes."""
+_TWO: Final = struct.Struct(">HH")
+_FOUR: Final = struct.Struct(">HHHH")
+LONGEST: Final = 260
+"""A frame, in bytes."""
 MOST_READ: Final = 125
 MOST_WRITTEN: Final = 123
 READ_HOLDING: Final = 3
 WRITE: Final = 16
+READ_AND_WRITE: Final = 23
 _MOST_WRITTEN_OF_BOTH: Final = 121
 
 ILLEGAL_FUNCTION: Final = 1
@@ -62,7 +65,7 @@ def frames(received: bytearray) -> Iterator[Frame]:
     """Take the complete frames from what was received; raises `MalformedError`."""
     while len(received) >= _HEAD.size:
         transaction, protocol, length, unit = _HEAD.unpack_from(received)
-        if protocol or not 2 <= length <= _LONGEST:
+        if protocol or not 2 <= length <= LONGEST - 6:
             raise MalformedError(f"protocol {protocol}, length {length}")
         end = _HEAD.size - 1 + length
         if len(received) < end:
@@ -96,13 +99,13 @@ def read_values(pdu: bytes, count: int) -> list[int]:
     _check_answer(pdu, READ_HOLDING)
     if len(pdu) != 2 + 2 * count or pdu[1] != 2 * count:
         raise MalformedError("an answer of another length")
-    return list(_words(pdu[2:], count))
+    return list(struct.unpack_from(f">{count}H", pdu, 2))
 
 
 def check_written(pdu: bytes, start: int, count: int) -> None:
     """Check the answer to `writing`; raises `ModbusError` or `MalformedError`."""
     _check_answer(pdu, WRITE)
-    if pdu[1:] != struct.pack(">HH", start, count):
+    if pdu[1:] != _TWO.pack(start, count):
         raise MalformedError("an answer to another request")
 
 
@@ -110,18 +113,18 @@ def _answer(pdu: bytes, registers: Registers) -> bytes:
     function, body = pdu[0], pdu[1:]
     match function:
         case 3 | 4:
-            start, count = _words(body, 2)
+            start, count = _words(body, _TWO)
             return _values(function, _read(registers, start, count))
         case 6:
-            start, _ = _words(body, 2)
+            start, _ = _words(body, _TWO)
             registers.write(start, body[2:])
             return pdu
         case 16:
-            start, count = _words(body[:4], 2)
+            start, count = _words(body[:4], _TWO)
             registers.write(start, _written(body[4:], count, MOST_WRITTEN))
             return pdu[:5]
         case 23:
-            start, count, into, written = _words(body[:8], 4)
+            start, count, into, written = _words(body[:8], _FOUR)
             data = _written(body[8:], written, _MOST_WRITTEN_OF_BOTH)
             _check(count, MOST_READ)
             registers.write(into, data)
@@ -158,7 +161,7 @@ def _written(body: bytes, count: int, most: int) -> bytes:
     return body[1:]
 
 
-def _words(body: bytes, count: int) -> tuple[int, ...]:
-    if len(body) != 2 * count:
+def _words(body: bytes, form: struct.Struct) -> tuple[int, ...]:
+    if len(body) != form.size:
         raise ModbusError(ILLEGAL_VALUE)
-    return struct.unpack(f">{count}H", body)
+    return form.unpack(body)

@@ -7,7 +7,7 @@ import pytest
 
 from agent.clock import ManualClock
 from agent.part import Part, State, Trigger, Verdict
-from agent.plc.blocks import Condition, PlcBlock, ResultCode
+from agent.plc.blocks import Condition, PlcBlock, ResultCode, agent_block, words
 from agent.plc.exchange import Exchange
 from agent.plc.sink import PlcSink
 from agent.record.rows import Delivery
@@ -187,3 +187,24 @@ def test_a_sink_is_that_of_one_camera_and_says_why_nothing_reaches_the_plc(plc):
     plc.clock.advance(3)
     with pytest.raises(SinkError, match="heartbeat does not change"):
         sink.receipts(0)
+
+
+def test_what_a_plc_reads_is_kept_until_something_changes(plc):
+    def read():
+        return plc.exchange.registers(is_read=True)
+
+    read()
+    kept = read()
+    plc.exchange.heard_again(plc.block, plc.block.heartbeat + 1)
+    assert read() is kept
+    plc.trigger(1)
+    assert read() != kept
+    for seconds in (0.5, 2.0):  # a heartbeat of the agent; none of the PLC
+        kept = read()
+        plc.clock.advance(seconds)
+        assert read() != kept
+    assert agent_block(words(read())).condition is Condition.NO_HEARTBEAT
+    plc.exchange.heard_again(plc.block, plc.block.heartbeat + 2)
+    assert agent_block(words(read())).condition is Condition.READY
+    plc.exchange.report(replace(WELL, is_paused=True), "main")
+    assert agent_block(words(read())).condition is Condition.PAUSED

@@ -7,15 +7,20 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from agent.plc.blocks import (
+    AGENT_MAP,
+    PLC_MAP,
     AgentBlock,
     Condition,
     PlcBlock,
     ResultCode,
     agent_block,
+    agent_bytes,
     agent_registers,
     plc_block,
+    plc_bytes,
     plc_registers,
     thousandths,
+    words,
 )
 from agent.plc.handshake import MOST_HELD, Announced, Handshake, Result, Settled
 from tests.agent.plc.simulation import STRESS, World
@@ -279,3 +284,24 @@ def test_registers_keep_what_the_agent_says(score, part_id, ok):
 def test_no_result_is_read_for_another_part_and_none_is_lost(kind, seed):
     seen = World(150, seed, kind=kind, rates=STRESS).run()
     assert seen.is_right, seen
+
+
+@pytest.mark.parametrize(
+    ("places", "empty", "to_bytes", "from_registers"),
+    [
+        (AGENT_MAP, AgentBlock(), agent_bytes, agent_block),
+        (PLC_MAP, PlcBlock(), plc_bytes, plc_block),
+    ],
+)
+def test_each_field_lies_where_its_map_says(places, empty, to_bytes, from_registers):
+    before = words(to_bytes(empty))
+    for place in places:
+        kept = getattr(empty, place.field)
+        value = "abc" if isinstance(kept, str) else type(kept)(1)
+        written = words(to_bytes(replace(empty, **{place.field: value})))
+        assert getattr(from_registers(written), place.field) == value
+        changed = {n for n, each in enumerate(written) if each != before[n]}
+        assert changed
+        assert changed <= set(range(place.offset, place.offset + place.size))
+        if place.bit is not None:
+            assert written[place.offset] == 1 << place.bit

@@ -146,6 +146,23 @@ def test_a_plc_reads_the_agent_s_block_and_writes_its_own(server, exchange, even
     eventually(lambda: "no PLC" in (exchange.fault or ""))
 
 
+def test_a_scan_in_one_request_is_two_in_one(server):
+    with client(server) as plc:
+        for beat in range(1, 5):
+            block = PlcBlock(heartbeat=beat, session=beat // 2, results_ack=beat > 3)
+            answer = plc.readwrite_registers(
+                read_address=0,
+                read_count=32,
+                write_address=100,
+                values=plc_registers(block),
+                device_id=1,
+            )
+            assert agent_block(answer.registers).session == beat // 2
+            assert plc.read_holding_registers(100, count=20, device_id=1).registers == (
+                plc_registers(block)
+            )
+
+
 def test_one_plc_writes_and_others_may_only_read(server):
     with client(server) as plc, client(server) as other:
         write(plc, heartbeat=1)
