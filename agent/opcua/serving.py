@@ -29,6 +29,7 @@ _STILL_S: Final = 10.0
 """A loop that does not turn for so long hangs: the agent hears no pulse, and starts another."""
 _AGAIN_S: Final = 5.0
 """From one look at what is wrong to the next."""
+_ROUND_S: Final = 0.1
 _ROOM: Final = 10_000
 _ENDED: Final = 3
 
@@ -100,6 +101,8 @@ class Serving:
                     await server.tell(self._events.popleft())
                     await asyncio.sleep(0.0)
                 if not self._events:
+                    # Several parts at once cost the line less than each for itself.
+                    await asyncio.sleep(_ROUND_S)
                     await self._news.wait()
                     self._news.clear()
 

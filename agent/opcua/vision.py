@@ -16,6 +16,7 @@ import json
 import logging
 from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import fields
+from functools import partial
 from pathlib import Path
 from typing import Any, Final, Self
 
@@ -144,6 +145,9 @@ class VisionServer:
         self._shown: dict[str, object] = {}
         self._results: list[Node] = []
         self._told = 0
+        self._newest: Event | None = None
+        self._told_at = dt.datetime.now(dt.UTC)
+        self._kept: dict[int, tuple[Event, dt.datetime]] = {}
         self._refused = 0
         """Connections of clients that were turned away."""
         self._jobs = 0
@@ -333,26 +337,58 @@ class VisionServer:
         await self._write(node, ua.Variant(value, kind) if is_type else ua.Variant(kind(value)))
 
     async def _write(self, node: Node, value: ua.Variant) -> None:
-        now = dt.datetime.now(dt.UTC)
-        said = ua.DataValue(value, SourceTimestamp=now, ServerTimestamp=now)
-        await self._server.write_attribute_value(node.nodeid, said)
+        await self._server.write_attribute_value(node.nodeid, _said(value, dt.datetime.now(dt.UTC)))
 
     async def tell(self, event: Event) -> None:
         """A part has ended: its variables, its place among the results, its event."""
-        values = {name: value(event) for name, _, value in LAST}
-        for name, kind, _ in LAST:
-            await self._show(self._last[name], f"Last.{name}", values[name], kind)
-        result = _result(event)
-        await self._write(self._results[self._told % RESULTS], ua.Variant(result))
+        self._newest, self._told_at = event, dt.datetime.now(dt.UTC)
+        for name, kind, value in LAST:
+            if self._is_heard(self._last[name], partial(self._last_value, kind, value)):
+                await self._show(self._last[name], f"Last.{name}", value(event), kind)
+            else:
+                self._shown.pop(f"Last.{name}", None)
+        place = self._told % RESULTS
         self._told += 1
+        self._kept[place] = event, self._told_at
+        if self._is_heard(self._results[place], partial(self._kept_result, place)):
+            await self._write(self._results[place], ua.Variant(_result(event)))
+        if self._server.iserver.subscription_service.subscriptions:
+            await self._send(event)
+
+    def _is_heard(self, node: Node, made: Callable[[ua.NodeId, int], ua.DataValue]) -> bool:
+        """Whether a client has subscribed to a variable; else its value is `made` when it is read.
+
+        What nobody reads costs nothing.
+        """
+        value = self._server.iserver.aspace[node.nodeid].attributes[ua.AttributeIds.Value]
+        if value.datachange_callbacks:
+            return True
+        if value.value_callback is None:
+            value.value_callback = made
+        return False
+
+    def _last_value(
+        self, kind: ua.VariantType, value: Callable[[Event], object], *_: object
+    ) -> ua.DataValue:
+        assert self._newest is not None
+        return _said(ua.Variant(value(self._newest), kind), self._told_at)
+
+    def _kept_result(self, place: int, *_: object) -> ua.DataValue:
+        event, told_at = self._kept[place]
+        return _said(ua.Variant(_result(event)), told_at)
+
+    async def _send(self, event: Event) -> None:
+        """The event of a part, to those who subscribed to events."""
+        result = _result(event)
         ready = self._ready.event
         for each in fields(result):
             if each.name != "Encoding" and hasattr(ready, each.name):
                 setattr(ready, each.name, getattr(result, each.name))
         # As it is declared, asyncua would send nothing for this one.
         ready.ResultState = ua.Variant(int(result.ResultState), ua.VariantType.Int32)
-        for name in _EVENT_FIELDS:
-            setattr(ready, name, values[name])
+        for name, _, value in LAST:
+            if name in _EVENT_FIELDS:
+                setattr(ready, name, value(event))
         ready.Message = ua.LocalizedText(f"{event.part_id or event.id} {event.state}")
         ready.Severity = _SEVERITIES.get(event.state, _SEVERE)
         await self._ready.trigger(time_attr=_time(event.decided_ns))
@@ -462,6 +498,10 @@ def _system_state(state: int) -> Any:
     made = ua.SystemStateDescriptionDataType()
     made.State = ua.SystemStateDataType(state)
     return made
+
+
+def _said(value: ua.Variant, at: dt.datetime) -> ua.DataValue:
+    return ua.DataValue(value, SourceTimestamp=at, ServerTimestamp=at)
 
 
 def _number(value: float | None) -> float:
