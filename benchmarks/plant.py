@@ -8,24 +8,27 @@ of them does costs parts. Peers and broker, which in a plant are other machines,
 What is put beside the line and its peers are started while the line stands. Then it runs for blocks
 of under a second, in which they rest (their processes are stopped) or work; then peers that disturb
 it come too, and rest as well. A machine is faster in one minute than in the next: blocks that
-follow each other see the same machine.
+follow each other see the same machine. Then it works without rest.
 
     metrics    the service, scraped every second. Disturbed: a peer opens connections without end,
                with a wrong token
     sparkplug  a second sink, which sends each part. Disturbed: a host asks for births without end
-    modbus     a PLC that scans every 10 ms and sends up to 20 triggers a second; a thread gives
-               each its result. Disturbed: peers open a thousand connections, send garbage, and ask
-               without reading the answers
+    modbus     a PLC that scans every 10 ms, with two requests each, and sends up to 20 triggers a
+               second; a thread gives each its result. Disturbed: peers open a thousand connections,
+               send garbage, and ask without reading the answers
+    modbus-23  the same with function 23: one request in each scan
     opcua      the OPC UA server in its process, and a client that hears each part and reads a
                variable ten times a second. Disturbed: as the PLC, and by a stranger with a
                certificate of his own who knocks without end
+    opcua-events  the same, and the client only hears each part
 
 `ratio` is parts a second in blocks with work over those in the blocks of rest beside them, and
 `between` the bounds of 95 % of 2 000 resamplings of the pairs. What the OPC UA server has missed
-while it rested it does when it works, so that its cost is counted with twice as many parts; where
-it is disturbed, its own process does not rest.
+while it rested it does when it works, so that its `ratio` holds twice as many parts; where it is
+disturbed, its own process does not rest.
 `share` does not feel the machine at all: of the processor time of all the agent's processes and
-threads, while it works, what those have that were added; the line has the rest. `ms_per_s` is that
+threads, in the blocks without rest, what those have that were added; the line has the rest. Of the
+processor time that the cores have it is `ms_per_s` / (1 000 × cores). `ms_per_s` is that
 processor time itself, which also holds where other work takes the line's. `alone_ms_per_s` is
 the processor time while no part is inspected, in milliseconds a second, and `cost_ms` that of a
 part's Sparkplug message; `--seconds 0` measures only these.
@@ -44,8 +47,9 @@ import tempfile
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import AbstractContextManager, ExitStack, contextmanager, suppress
+from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext, suppress
 from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -87,6 +91,8 @@ from engine.frame import Frame, Pixels
 _FRAMES = 24
 _SETTLE_S = 0.5
 _BLOCK_S = 0.8
+_STEADY = 0.25
+"""Of the time of each kind, without rests."""
 _START_S = 120
 _ALONE_S = 4.0
 _TIMES = 100
@@ -132,8 +138,9 @@ while True:
 """
 _PLC = """
 import sys, time
-from agent.plc.blocks import agent_block, plc_registers
+from agent.plc.blocks import agent_block, plc_registers, words
 from agent.plc.client import ModbusConnection
+from agent.plc.modbus import reading, writing
 from agent.plc.simulated import PlcProgram
 number, due = 0, 0.0
 def arrive():
@@ -145,9 +152,16 @@ def arrive():
 ended = []
 program = PlcProgram(arrive=arrive, ended=ended.append)
 with ModbusConnection("127.0.0.1", int(sys.argv[1]), 1) as connection:
+    written = [0] * 20
     while True:
-        told = agent_block(connection.read(0, 32))
-        connection.write(100, plc_registers(program.scan(told, time.monotonic())))
+        if sys.argv[2] == "23":
+            both = bytes((23,)) + reading(0, 32)[1:] + writing(100, written)[1:]
+            told = agent_block(words(connection._asked(both)[2:]))
+        else:
+            told = agent_block(connection.read(0, 32))
+        written = plc_registers(program.scan(told, time.monotonic()))
+        if sys.argv[2] != "23":
+            connection.write(100, written)
         if len(ended) == 1:
             print("ready", flush=True)
         time.sleep(0.01)
@@ -176,7 +190,7 @@ _CLIENT = """
 import asyncio, os, sys
 from asyncua import Client, ua
 from asyncua.crypto.security_policies import SecurityPolicyBasic256Sha256
-url, folder, server, uri, is_stranger = sys.argv[1:]
+url, folder, server, uri, who, every_s = sys.argv[1:]
 class Heard:
     def event_notification(self, event): pass
 async def connected():
@@ -187,7 +201,7 @@ async def connected():
         server_certificate=server)
     return client
 async def main():
-    while is_stranger == "stranger":
+    while who == "stranger":
         print("ready", flush=True)
         try:
             async with await connected():
@@ -208,8 +222,8 @@ async def heard():
         last = client.get_node(ua.NodeId("Last.PartId", ours))
         print("ready", flush=True)
         while True:
+            await asyncio.sleep(float(every_s) or 3600)
             await last.read_value()
-            await asyncio.sleep(0.1)
 asyncio.run(main())
 """
 
@@ -284,6 +298,7 @@ def main() -> None:
         default=150.0,
         help="for each kind, and again where it is disturbed",
     )
+    parser.add_argument("--cores", type=int, default=1, help="of the agent; by default one")
     parser.add_argument("--out", type=Path, help="write the result here")
     options = parser.parse_args()
     logging.disable(logging.WARNING)
@@ -292,7 +307,7 @@ def main() -> None:
     turns: dict[str, Sequence[Turn]] = {}
     kinds: dict[str, object] = {}
     cost = costs()
-    with running_line(options.bundle) as line:
+    with running_line(options.bundle, options.cores) as line:
         alone = {kind: spent_alone(line, kind) for kind in options.kinds}
         for kind in options.kinds if options.seconds else ():
             for name, found, share in measured(line, kind, options.seconds):
@@ -311,6 +326,7 @@ def main() -> None:
     result = {
         "machine": described(),
         "command": " ".join(["python -m benchmarks.plant", *sys.argv[1:]]),
+        "cores": options.cores,
         "backbone": manifest.training.backbone,
         "load": [round(load, 1), round(os.getloadavg()[0], 1)],
         "cost_ms": cost,
@@ -364,19 +380,21 @@ def measured(line: Line, kind: str, seconds: float) -> Iterator[tuple[str, Seque
 def pairs(
     line: Line, beside: "Beside", known: set[str], seconds: float
 ) -> tuple[Sequence[Turn], Shares]:
-    """Blocks with and without, in an order that is drawn for each two."""
-    found, shares = [], Shares()
-    draw, until = random.Random(0), time.monotonic() + seconds
+    """Blocks with and without, in an order that is drawn for each two; then blocks with alone."""
+    found: list[Turn] = []
+    draw, until = random.Random(0), time.monotonic() + (1 - _STEADY) * seconds
     while time.monotonic() < until:
         spent: dict[bool, Spent] = {}
         for works in draw.sample([True, False], 2):
-            with ExitStack() as stack:
-                stack.enter_context(
-                    shared(line, shares, known, beside) if works else beside.resting()
-                )
+            with nullcontext() if works else beside.resting():
                 spent[works] = line.spend(_BLOCK_S)
         if all(one.parts for one in spent.values()):
             found.append(Turn(without=spent[False], beside=spent[True]))
+    line.spend(2 * _BLOCK_S)
+    shares, until = Shares(), time.monotonic() + _STEADY * seconds
+    while time.monotonic() < until:
+        with shared(line, shares, known, beside):
+            line.spend(_BLOCK_S)
     return found, shares
 
 
@@ -439,8 +457,8 @@ def costs() -> dict[str, float]:
 
 
 @contextmanager
-def running_line(bundle: Path) -> Iterator[Line]:
-    """A line at full rate on one core, in this process and its child."""
+def running_line(bundle: Path, cores: int) -> Iterator[Line]:
+    """A line at full rate on so many cores, in this process and its child."""
     frames = [part(0, number, 0.1).pixels for number in range(_FRAMES)]
     setup = Setup(bundle=bundle, bundle_id=open_bundle(bundle).id)
     stop = threading.Event()
@@ -449,7 +467,7 @@ def running_line(bundle: Path) -> Iterator[Line]:
         folder = Path(stack.enter_context(tempfile.TemporaryDirectory()))
         os.sched_setaffinity(0, others())
         broker = stack.enter_context(mosquitto(folder))
-        os.sched_setaffinity(0, {first()})
+        os.sched_setaffinity(0, range(cores))
         inspector = stack.enter_context(ChildInspector(setup))
         scores = [inspector.inspect(frame).score for frame in frames]
         threshold = float(np.quantile(scores, 11 / 12))
@@ -497,11 +515,6 @@ def running_line(bundle: Path) -> Iterator[Line]:
         finally:
             stop.set()
             thread.join()
-
-
-def first() -> int:
-    """The core of the agent."""
-    return 0
 
 
 def others() -> set[int]:
@@ -580,12 +593,12 @@ def with_sparkplug(line: Line) -> Iterator[Beside]:
 
 
 @contextmanager
-def with_modbus(line: Line) -> Iterator[Beside]:
+def with_modbus(line: Line, function: str = "") -> Iterator[Beside]:
     exchange = Answering(line.watched)
     server = ModbusServer(
         exchange, listen=("127.0.0.1", 0), allowed=["127.0.0.1"], agent_at=0, plc_at=100
     )
-    with server, exchange, peers((_PLC, str(server.port))) as plc:
+    with server, exchange, peers((_PLC, str(server.port), function)) as plc:
         yield Beside(processes=plc, disturbed=lambda: peers((_FLOOD, str(server.port))))
 
 
@@ -618,7 +631,7 @@ class Answering(Exchange):
 
 
 @contextmanager
-def with_opcua(line: Line) -> Iterator[Beside]:
+def with_opcua(line: Line, every_s: float = 0.1) -> Iterator[Beside]:
     with tempfile.TemporaryDirectory() as name, ExitStack() as stack:
         folder, port = Path(name), free_port()
         for who in ("friend", "stranger"):
@@ -632,7 +645,7 @@ def with_opcua(line: Line) -> Iterator[Beside]:
         def client(who: str) -> tuple[str, ...]:
             certificate = folder / "own" / "certificate.der"
             url = f"opc.tcp://127.0.0.1:{port}/atac"
-            return _CLIENT, url, str(folder / who), str(certificate), _URI, who
+            return _CLIENT, url, str(folder / who), str(certificate), _URI, who, str(every_s)
 
         friend = stack.enter_context(peers(client("friend")))
         child._LOOKED_AT_S = 10.0  # noqa: SLF001 - that it is stopped is no fault here
@@ -647,7 +660,9 @@ KINDS: dict[str, Callable[[Line], AbstractContextManager[Beside]]] = {
     "metrics": with_metrics,
     "sparkplug": with_sparkplug,
     "modbus": with_modbus,
+    "modbus-23": partial(with_modbus, function="23"),
     "opcua": with_opcua,
+    "opcua-events": partial(with_opcua, every_s=0.0),
 }
 
 
