@@ -430,7 +430,10 @@ def test_with_a_primary_host_parts_wait_until_it_is_online(
         eventually(lambda: delivering.status().requests_refused == 4)
         # tck-id-operational-behavior-edge-node-birth-sequence-wait
         assert not {"NBIRTH", "NDEATH"} & set(host.kinds())  # it waits, and connects but once
-        host.state(online=True)
+        # tck-id-message-flow-edge-node-birth-publish-phid-wait-timestamp: the same time will do
+        now = time.time_ns() // 1_000_000
+        for online in (False, True):
+            host.state_is(json.dumps({"online": online, "timestamp": now}))
         eventually(host.parts)
         assert metrics_of(host.payloads("NBIRTH")[0])["bdSeq"].long_value == 0
         # tck-id-operational-behavior-edge-node-termination-host-offline-timestamp
