@@ -23,6 +23,7 @@ from typing import Any, Final, Self
 from asyncua import Node, Server, ua, uamethod
 from asyncua.common.utils import ServiceError
 from asyncua.crypto.permission_rules import SimpleRoleRuleset, User, UserRole
+from asyncua.server.internal_session import InternalSession
 from asyncua.ua.ua_binary import struct_from_binary
 from cryptography import x509
 from cryptography.hazmat.primitives.serialization import Encoding
@@ -39,8 +40,14 @@ OURS: Final = "urn:atac:agent"
 _RESULT_READY: Final = 1024
 """The standard's number of ResultReadyEventType."""
 RESULTS: Final = 100
-MOST_CONNECTIONS: Final = 20
+MOST_SESSIONS: Final = 20
+MOST_CONNECTIONS: Final = 100
+"""With those that have no session yet, so that a flood of these leaves clients a place."""
+_SESSION_S: Final = 15.0
+"""A connection that has no session by then is closed."""
 _MOST_ROWS: Final = 500
+_MOST_WAITING: Final = 1 << 20
+"""Bytes that a client may leave unread, and bytes of a message that is not complete."""
 _OK: Final = 0
 _REFUSED: Final = -1
 _RESULT_STATES: Final = {State.OK: 1, State.NG: 1, State.DROPPED: 3, State.NO_FRAME: 3}
@@ -79,6 +86,18 @@ STATUS: Final[tuple[tuple[str, ua.VariantType, object], ...]] = (
     ("Epoch", ua.VariantType.String, ""),
     ("Refused", ua.VariantType.UInt64, 0),
 )
+
+
+class _Refusals(logging.Handler):
+    """Counts the connections of which asyncua's log says that it has closed them."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.count = 0
+
+    def emit(self, _record: logging.LogRecord) -> None:
+        """One more."""
+        self.count += 1
 
 
 class _Users:
@@ -149,11 +168,16 @@ class VisionServer:
         self._told_at = dt.datetime.now(dt.UTC)
         self._kept: dict[int, tuple[Event, dt.datetime]] = {}
         self._refused = 0
-        """Connections of clients that were turned away."""
+        """Clients that were turned away; connections beside, which asyncua closes itself."""
+        self._closed = _Refusals()
         self._jobs = 0
 
     async def __aenter__(self) -> Self:
         server, setup = self._server, self._setup
+        connections = logging.getLogger("asyncua.server.binary_server_asyncio")
+        connections.setLevel(logging.WARNING)
+        connections.propagate = False
+        connections.addHandler(self._closed)
         await server.init()
         await server.set_application_uri(setup["uri"])
         server.set_endpoint(f"opc.tcp://{setup['host']}:{setup['port']}/atac")
@@ -161,9 +185,10 @@ class VisionServer:
         server.product_uri, server.manufacturer_name = OURS, "ATAC Agent"
         iserver = server.iserver
         iserver.max_connections = MOST_CONNECTIONS
-        iserver.max_pending_activation_seconds = 30.0
+        iserver.max_pending_activation_seconds = _SESSION_S
+        InternalSession.max_connections = MOST_SESSIONS
         iserver.max_pending_messages_per_connection = 100
-        iserver.max_subscriptions = 5 * MOST_CONNECTIONS
+        iserver.max_subscriptions = 5 * MOST_SESSIONS
         await server.load_certificate(self._identity.certificate_file)
         await server.load_private_key(self._identity.key_file)
         server.set_security_policy(
@@ -201,6 +226,22 @@ class VisionServer:
             self._identity.reject(data)
         self._refused += 1
         raise ServiceError(why)
+
+    @property
+    def refused(self) -> int:
+        """Clients and connections that were turned away."""
+        return self._refused + self._closed.count
+
+    def close_greedy(self) -> None:
+        """Close clients that do not read what they asked for, or send a message without end."""
+        assert self._server.bserver is not None
+        for client in list(self._server.bserver.clients):
+            transport, half = client.transport, len(client._buffer)  # noqa: SLF001 - no other way
+            if transport is None or transport.is_closing():
+                continue
+            if max(transport.get_write_buffer_size(), half) > _MOST_WAITING:
+                transport.abort()
+                self._refused += 1
 
     # ---- the nodes
 
@@ -311,7 +352,7 @@ class VisionServer:
             "BundleId": status["bundle_id"],
             "Backend": status["backend"],
             "Epoch": status["epoch"],
-            "Refused": self._refused,
+            "Refused": self.refused,
         }
         for name, kind, _ in STATUS:
             await self._show(self._status[name], f"Status.{name}", values[name], kind)

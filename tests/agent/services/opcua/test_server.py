@@ -309,7 +309,7 @@ def test_floods_and_garbage_leave_the_clients_alone(agent):
     async def look():
         async with agent.client() as client:
             with contextlib.ExitStack() as many:
-                for _ in range(200):
+                for _ in range(1000):
                     flood = many.enter_context(socket.socket())
                     flood.setblocking(False)
                     flood.connect_ex(("127.0.0.1", agent.port))
@@ -318,6 +318,41 @@ def test_floods_and_garbage_leave_the_clients_alone(agent):
                     bad.sendall(os.urandom(10_000))
                 agent.part("calm")
                 await becomes(lambda: value(client, "Agent", "Last", "PartId"), "calm")
+            await becomes(lambda: refused(client, 1), True)
+
+    asyncio.run(look())
+
+
+async def has_faults(client):
+    return bool(await value(client, "Agent", "Status", "Faults"))
+
+
+async def refused(client, number):
+    return await value(client, "Agent", "Status", "Refused") >= number
+
+
+def test_who_does_not_read_or_sends_without_end_is_closed(agent):
+    async def look():
+        async with agent.client() as client, agent.client() as slow:
+            before = await value(client, "Agent", "Status", "Refused")
+            agent.latest = replace(agent.latest, faults=("x" * 200_000,))
+            await becomes(lambda: has_faults(client), True)
+            ours = await slow.get_namespace_index("urn:atac:agent")
+            node = slow.get_node(ua.NodeId("Status.Faults", ours))
+            transport = slow.uaclient.protocol.transport
+            transport.pause_reading()
+            asked = [asyncio.create_task(node.read_value()) for _ in range(40)]
+            with socket.create_connection(("127.0.0.1", agent.port), 10) as endless:
+                endless.setblocking(False)
+                for _ in range(4):
+                    with contextlib.suppress(OSError):
+                        await asyncio.get_running_loop().sock_sendall(
+                            endless, b"MSGF" + (1 << 30).to_bytes(4, "little") + bytes(1 << 20)
+                        )
+                await becomes(lambda: refused(client, before + 2), True)
+            agent.latest = replace(agent.latest, faults=())
+            transport.resume_reading()
+            await asyncio.gather(*asked, return_exceptions=True)
 
     asyncio.run(look())
 
