@@ -213,6 +213,7 @@ async def main():
             await heard()
         except (ConnectionError, TimeoutError, ua.UaError) as error:
             print("again", error, file=sys.stderr)
+            await asyncio.sleep(1)
 async def heard():
     async with await connected() as client:
         ours = await client.get_namespace_index("urn:atac:agent")
@@ -402,15 +403,19 @@ def pairs(
 def shared(line: Line, shares: Shares, known: set[str], beside: "Beside") -> Iterator[None]:
     """Note what is spent meanwhile, by threads that are not `known` and by its processes."""
 
+    process = beside.process()
+
     def spent() -> tuple[int, int]:
         threads = run_ns("self")
         own = sum(ns for name, ns in threads.items() if name not in known)
-        own += sum(sum(run_ns(pid).values()) for pid in beside.pids)
+        own += sum(run_ns(process).values()) if process else 0
         rest = sum(ns for name, ns in threads.items() if name in known)
         return own, own + rest + sum(run_ns(line.child).values())
 
     (own, whole), began = spent(), time.perf_counter()
     yield
+    if beside.process() != process:
+        return  # it was replaced meanwhile
     shares.seconds += time.perf_counter() - began
     own_after, whole_after = spent()
     shares.own.append(own_after - own)
@@ -441,7 +446,7 @@ def spent_alone(line: Line, kind: str) -> float:
     with line.standing():
         nothing = spent()
         with KINDS[kind](line) as one:
-            return round(1e3 * (spent(*one.pids) - nothing), 1)
+            return round(1e3 * (spent(one.process()) - nothing), 1)
 
 
 def costs() -> dict[str, float]:
@@ -534,8 +539,8 @@ class Beside:
     disturbed: Callable[[], AbstractContextManager[Sequence[Process]]]
     processes: Sequence[Process] = ()
     """Peers; stopped for a rest, as are its own."""
-    pids: Sequence[int | None] = ()
-    """The processes that the agent has for it."""
+    process: Callable[[], int | None] = lambda: None
+    """The process that the agent has for it, which may be replaced."""
     stops: bool = True
     """Whether these rest too."""
     plug: Plug | None = None
@@ -544,7 +549,7 @@ class Beside:
     def resting(self) -> Iterator[None]:
         """Nothing is asked of it, and it does nothing."""
         pids = [each.pid for each in self.processes]
-        pids += [each for each in self.pids if each and self.stops]
+        pids += [pid for pid in (self.process(),) if pid and self.stops]
         for pid in pids:
             os.kill(pid, signal.SIGSTOP)
         if self.plug is not None:
@@ -651,7 +656,7 @@ def with_opcua(line: Line, every_s: float = 0.1) -> Iterator[Beside]:
         child._LOOKED_AT_S = 10.0  # noqa: SLF001 - that it is stopped is no fault here
         yield Beside(
             processes=friend,
-            pids=(service.pid,),
+            process=lambda: service.pid,
             disturbed=lambda: peers((_FLOOD, str(port)), client("stranger")),
         )
 
