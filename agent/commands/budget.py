@@ -8,7 +8,7 @@ that finds most within the budget is kept, and what twice the time would find is
 import re
 import shutil
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from statistics import median
@@ -20,6 +20,7 @@ from engine.errors import ConfigurationError, TrainingError
 if TYPE_CHECKING:
     from train.recipes import RecipeSettings
     from train.run import Finished
+    from train.weights import Weights
 
 SIDES: Final = (160, 224, 320, 448)
 _MEASURED: Final = 24
@@ -30,13 +31,14 @@ _CONFIDENCE: Final = 0.95
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Tried:
-    """One side of views: what a part takes here, and the share of the known defects found.
+    """One choice: what a part takes here, and the share of the known defects found.
 
     `found` is at the lowest usual limit on false rejects that the good parts carry, up to
     `promised`; both are None without known defects.
     """
 
     side: int
+    backbone: str = ""
     ms: float
     found: float | None
     promised: float | None
@@ -65,18 +67,19 @@ def require_evidence(settings: "RecipeSettings") -> None:
 
 def best_within(
     budget_ms: float,
-    settings: "RecipeSettings",
+    candidates: "Sequence[tuple[RecipeSettings, Weights | None]]",
     out: Path,
-    train: "Callable[[Path, RecipeSettings], Finished]",
+    train: "Callable[[Path, RecipeSettings, Weights | None], Finished]",
     say: Callable[[str], None],
 ) -> "Finished":
     """Train with views of several sides, and keep in `out` what finds most in time.
 
     Args:
         budget_ms: What one part may take on this machine, looked at twice.
-        settings: Of the recipe.
+        candidates: Settings of the recipe, and weights that fit them; more than one: as many
+            backbones.
         out: The folder for the bundle.
-        train: Trains with such settings into a folder.
+        train: Trains with such settings and weights into a folder.
         say: Hears, in a sentence, of each side and of the choice.
 
     Raises:
@@ -88,21 +91,29 @@ def best_within(
     out.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(prefix=f".{out.name}.", dir=out.parent) as folder:
         tried: list[Tried] = []
-        for side in SIDES:
-            if tried and _expected_ms(tried[-1], side) > 2 * budget_ms:
-                break
-            one = _tried(side, train(Path(folder) / str(side), settings.with_side(side)))
-            say(_said(one))
-            tried.append(one)
-            if len(tried) == 1 and one.ms > budget_ms:
-                raise ConfigurationError(
-                    "--budget",
-                    f"{budget_ms:g}ms",
-                    f"is too short: with the smallest views, {side} pixels, a part takes "
-                    f"{one.ms:.0f} ms on this machine",
-                )
-        best = chosen([one for one in tried if one.ms <= budget_ms])
-        say(f"Taken: views of {best.side} pixels. {_of_twice_the_time(best, tried, budget_ms)}")
+        for number, (settings, weights) in enumerate(candidates):
+            several = len(candidates) > 1 and settings.backbone is not None
+            backbone = settings.backbone.label if several and settings.backbone else ""
+            of_this: list[Tried] = []
+            for side in SIDES:
+                if of_this and _expected_ms(of_this[-1], side) > 2 * budget_ms:
+                    break
+                place = Path(folder) / f"{number}-{side}"
+                finished = train(place, settings.with_side(side), weights)
+                of_this.append(replace(_tried(side, finished), backbone=backbone))
+                say(_said(of_this[-1]))
+            tried += of_this
+        in_time = [one for one in tried if one.ms <= budget_ms]
+        if not in_time:
+            fastest = min(tried, key=lambda one: one.ms)
+            raise ConfigurationError(
+                "--budget",
+                f"{budget_ms:g}ms",
+                f"is too short: with the smallest views, {fastest.side} pixels, a part takes "
+                f"{fastest.ms:.0f} ms on this machine",
+            )
+        best = chosen(in_time)
+        say(f"Taken: {_named(best)}. {_of_twice_the_time(best, tried, budget_ms)}")
         try:
             if out.exists():
                 out.rmdir()  # it is empty, or training had refused it
@@ -173,7 +184,12 @@ def _expected_ms(one: Tried, side: int) -> float:
 
 
 def _said(one: Tried) -> str:
-    return f"Views of {one.side} pixels: {one.ms:.0f} ms a part on this machine{_finds(one)}."
+    name = _named(one)
+    return f"{name[0].upper()}{name[1:]}: {one.ms:.0f} ms a part on this machine{_finds(one)}."
+
+
+def _named(one: Tried) -> str:
+    return f"views of {one.side} pixels" + (f" with {one.backbone}" if one.backbone else "")
 
 
 def _finds(one: Tried) -> str:
@@ -191,10 +207,10 @@ def _of_twice_the_time(best: Tried, tried: list[Tried], budget_ms: float) -> str
         return "With twice the time nothing larger was in reach."
     other = chosen(slower)
     if best.found is None or other.found is None:
-        return f"With twice the time, views of {other.side} pixels would be in reach."
+        return f"With twice the time, {_named(other)} would be in reach."
     if other.found <= best.found:
         return "Twice the time would find no more of the known defects."
     return (
-        f"With twice the time, views of {other.side} pixels would find {100 * other.found:.0f} of "
+        f"With twice the time, {_named(other)} would find {100 * other.found:.0f} of "
         f"100 instead of {100 * best.found:.0f}."
     )

@@ -75,7 +75,7 @@ def retrain(
         recipe=recipe or _recipe(old),
         backbone=backbone,
         stage=stage,
-        backbone_weights=backbone_weights or _weights(old),
+        backbone_weights=[given] if (given := backbone_weights or _weights(old)) else None,
         defects=counts["defective"] or None,
         epochs=epochs,
         seed=seed,

@@ -52,9 +52,9 @@ def train(
     backbone: Annotated[
         str | None,
         typer.Option(
-            help="resnet18, resnet50, resnet50:v1 (weights with strides in the 1×1 convolutions) "
-            "or timm:NAME, any model of timm with feature maps or patch tokens. "
-            "Default: the recipe's."
+            help="resnet18, resnet50, resnet50:v1 (weights with strides in the 1×1 convolutions), "
+            "densenet121, densenet201 or timm:NAME, any model of timm with feature maps or patch "
+            "tokens. Default: the recipe's, or what the weights are of."
         ),
     ] = None,
     stage: Annotated[
@@ -65,12 +65,12 @@ def train(
         ),
     ] = None,
     backbone_weights: Annotated[
-        str,
+        list[str] | None,
         typer.Option(
             help="Pretrained weights, .pth or .safetensors; 'download' lets timm fetch its own; "
-            "'none' starts from nothing."
+            "'none' starts from nothing. Repeat it with --budget, which then chooses among them."
         ),
-    ] = "",
+    ] = None,
     defects: Annotated[
         int | None,
         typer.Option(min=0, help="Known defects to learn from; default: 10, at most half of them."),
@@ -90,8 +90,9 @@ def train(
     budget: Annotated[
         str | None,
         typer.Option(
-            help="What one part may take on this machine, as 40ms: the views that find most in "
-            "this time are chosen. For the recipe nearest; takes several trainings."
+            help="What one part may take on this machine, as 40ms: the views, and of several "
+            "weights the backbone, that find most in this time are chosen. For the recipe nearest; "
+            "takes several trainings."
         ),
     ] = None,
     regions: Annotated[
@@ -133,7 +134,7 @@ def train(
     cut = None if regions is None else read_regions(regions)
     why = None
     if recipe is None:
-        recipe, why = usual_recipe(backbone_weights, epochs)
+        recipe, why = usual_recipe(backbone_weights or [], epochs)
     settings = _settings(recipe, backbone, stage, hold_out, epochs)
     budget_ms = None if budget is None else milliseconds(budget)
     if budget_ms is not None:
@@ -144,12 +145,19 @@ def train(
             )
         if resume:
             raise ConfigurationError("--resume", None, "does not go with --budget; start again")
-    weights = _weights(backbone_weights, settings)
+    elif len(backbone_weights or []) > 1:
+        raise ConfigurationError("--backbone-weights", None, "several of them go with --budget")
+    candidates = [
+        _fitting(settings, weights, is_named=backbone is not None)
+        for weights in (_weights(given, settings) for given in backbone_weights or [""])
+    ]
     with Progress() as progress:
         if why is not None:
             progress.say(f"Recipe {recipe}: {why}.")
 
-        def train_into(folder: Path, settings: "RecipeSettings") -> "Finished":
+        def train_into(
+            folder: Path, settings: "RecipeSettings", weights: "Weights | None"
+        ) -> "Finished":
             progress.stage("reading the images, looking for copies")
             return train_bundle(
                 source,
@@ -168,9 +176,9 @@ def train(
 
         try:
             finished = (
-                train_into(out, settings)
+                train_into(out, *candidates[0])
                 if budget_ms is None
-                else best_within(budget_ms, settings, out, train_into, progress.say)
+                else best_within(budget_ms, candidates, out, train_into, progress.say)
             )
         except KeyboardInterrupt:
             progress.say("\nTo continue, repeat the command with --resume.")
@@ -242,9 +250,9 @@ def require_training_packages(command: str) -> None:
         raise ConfigurationError(command, ", ".join(missing), f"not installed; {install('train')}")
 
 
-def usual_recipe(backbone_weights: str, epochs: int | None) -> tuple[str, str]:
+def usual_recipe(backbone_weights: list[str], epochs: int | None) -> tuple[str, str]:
     """The recipe for who names none, and why (docs/training.md)."""
-    if backbone_weights == "none":
+    if backbone_weights == ["none"]:
         return "line", "only line trains a backbone that starts from nothing"
     if epochs is not None:
         return "line", "--epochs is given, and nearest has none"
@@ -315,6 +323,17 @@ def _weights(given: str, settings: "RecipeSettings") -> "Weights | None":
             "more images and epochs, and finds less)",
         )
     return read_weights(Path(given))
+
+
+def _fitting(
+    settings: "RecipeSettings", weights: "Weights | None", *, is_named: bool
+) -> "tuple[RecipeSettings, Weights | None]":
+    """The settings with the backbone that the weights are of, unless the user has named one."""
+    from train.backbones import recognised_backbone
+
+    if weights is None or settings.backbone is None or is_named:
+        return settings, weights
+    return replace(settings, backbone=recognised_backbone(weights, settings.backbone)), weights
 
 
 def _told(epoch: "Epoch") -> dict[str, Any]:

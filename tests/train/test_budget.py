@@ -16,6 +16,7 @@ from agent.commands.budget import (
 )
 from engine.bundle import MANIFEST, open_bundle
 from engine.errors import ConfigurationError
+from train.backbones.resnet import ResNet
 from train.recipes.line import Line
 from train.run import train_bundle
 
@@ -62,13 +63,14 @@ def test_the_best_of_several_trainings_becomes_the_bundle(source, nearest, tmp_p
     settings = replace(nearest, view=replace(nearest.view, side=32), hold_out=0.25)
     once = train_bundle(source, tmp_path / "once", settings, weights=None, defects=4)
 
-    def train(folder, settings):
+    def train(folder, settings, weights):
+        assert weights is None
         assert settings.view.side in budget.SIDES
         bundle = open_bundle(shutil.copytree(once.written.bundle.path, folder))
         return replace(once, written=replace(once.written, bundle=bundle))
 
     said = []
-    ended = best_within(60_000, settings, tmp_path / "out", train, said.append)
+    ended = best_within(60_000, [(settings, None)], tmp_path / "out", train, said.append)
     assert [line.partition(":")[0] for line in said[:2]] == [
         "Views of 32 pixels",
         "Views of 48 pixels",
@@ -77,5 +79,10 @@ def test_the_best_of_several_trainings_becomes_the_bundle(source, nearest, tmp_p
     assert ended.written.bundle.path == tmp_path / "out"
     assert (tmp_path / "out" / MANIFEST).exists()
     with pytest.raises(ConfigurationError, match=r"too short: with the smallest views, 32 pixels"):
-        best_within(1e-3, settings, tmp_path / "late", train, said.append)
+        best_within(1e-3, [(settings, None)], tmp_path / "late", train, said.append)
+    other = replace(settings, backbone=ResNet(architecture="resnet50", stages=("layer2",)))
+    both = [(settings, None), (other, None)]
+    best_within(60_000, both, tmp_path / "both", train, said.append)
+    assert "Views of 48 pixels with resnet50 layer2" in {line.partition(":")[0] for line in said}
+    shutil.rmtree(tmp_path / "both")
     assert sorted(one.name for one in tmp_path.iterdir()) == ["once", "out"]

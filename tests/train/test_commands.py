@@ -192,7 +192,7 @@ def test_a_recipe_without_epochs_says_what_it_does_instead(split):
 
 @pytest.mark.parametrize(
     ("weights", "epochs", "recipe"),
-    [("r50.pth", None, "nearest"), ("none", None, "line"), ("r50.pth", 3, "line")],
+    [(["r50.pth"], None, "nearest"), (["none"], None, "line"), (["r50.pth"], 3, "line")],
 )
 def test_who_names_no_recipe_hears_which_it_is_and_why(weights, epochs, recipe):
     found, why = usual_recipe(weights, epochs)
@@ -240,7 +240,7 @@ def test_a_folder_without_enough_good_images_fails_before_training(agent, parts,
             "--epochs: '1': two stages need two epochs or more",
         ),
         (("--recipe", "two_stage"), "the backbone resnet18 layer2+layer3 needs weights: download "),
-        (("--backbone", "vgg16"), "--backbone: 'vgg16': is not known; write resnet18 or"),
+        (("--backbone", "vgg16"), "--backbone: 'vgg16': is not known; write densenet121 or"),
         (("--stage", "layer7"), "--stage: 'layer7': a ResNet has layer2, layer3, layer4"),
         (("--backbone-weights", "download"), "is not for resnet50"),
     ],

@@ -4,7 +4,7 @@ It exports its settings class, which derives from `BackboneSettings`, and `open(
 which builds a `Backbone` for views of that side. Nothing outside that module asks which it is.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from itertools import pairwise
 from typing import Annotated, ClassVar, Final, Self
 
@@ -48,6 +48,17 @@ class BackboneSettings:
             ConfigurationError: The name is of this kind, but there is no such backbone.
         """
         raise NotImplementedError
+
+    @classmethod
+    def recognised(cls, weights: Weights, strides: tuple[int, ...]) -> Self | None:
+        """The settings that `weights` are of, as `named` gives them; None where they do not tell.
+
+        Args:
+            weights: Of any backbone.
+            strides: Those of the feature maps that the recipe wants.
+        """
+        del weights, strides
+        return None
 
     @property
     def strides(self) -> tuple[int, ...]:
@@ -124,6 +135,63 @@ def named_backbone(name: str, strides: tuple[int, ...]) -> BackboneSettings:
             return found
     known = " or ".join(BACKBONES.find(kind).settings.names for kind in BACKBONES.names())
     raise ConfigurationError("--backbone", name, f"is not known; write {known}")
+
+
+def recognised_backbone(weights: Weights, wanted: BackboneSettings) -> BackboneSettings:
+    """The backbone that `weights` are of, with maps of the strides of `wanted`; else `wanted`."""
+    for kind in BACKBONES.names():
+        found = BACKBONES.find(kind).settings.recognised(weights, wanted.strides)
+        if found is not None and type(found) is not type(wanted):
+            return found
+    return wanted
+
+
+def take(
+    backbone: nn.Module,
+    weights: Weights,
+    tensors: Mapping[str, Tensor],
+    *,
+    left_out: Callable[[str], bool],
+) -> dict[str, Tensor]:
+    """Load `tensors` into `backbone`, and return those that were taken.
+
+    Args:
+        backbone: Receives them.
+        weights: What the user gave, for the message.
+        tensors: Its tensors, as the backbone names them.
+        left_out: Whether a tensor is of what the backbone does not have.
+
+    Raises:
+        ConfigurationError: Some are missing, unexpected or of another shape.
+    """
+    expected, offered = (
+        {name: each for name, each in of.items() if not name.endswith("num_batches_tracked")}
+        for of in (backbone.state_dict(), tensors)
+    )
+    offered = {name: each for name, each in offered.items() if not left_out(name)}
+    shared = expected.keys() & offered.keys()
+    faults = [
+        *_told("missing", expected.keys() - shared),
+        *_told("unexpected", offered.keys() - shared),
+        *_told(
+            "of another shape",
+            {name for name in shared if expected[name].shape != offered[name].shape},
+        ),
+    ]
+    if faults:
+        raise ConfigurationError(
+            "--backbone-weights",
+            weights.source,
+            f"does not fit this backbone ({'; '.join(faults)}); is --backbone right?",
+        )
+    backbone.load_state_dict(offered, strict=False)
+    return offered
+
+
+def _told(fault: str, names: set[str]) -> list[str]:
+    shown = sorted(names)[:5]
+    rest = len(names) - len(shown)
+    return [f"{fault}: {', '.join(shown)}" + (f" and {rest} more" if rest else "")] if names else []
 
 
 def fold_batch_norm(network: nn.Module) -> None:

@@ -1,6 +1,6 @@
 """ResNet (He et al. 2016) with torchvision's parameter names."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import replace
 from typing import ClassVar, Final, Literal, Self
 
@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from engine.errors import ConfigurationError
 from engine.spec import spec
-from train.backbones import Backbone, BackboneSettings, initialise
+from train.backbones import Backbone, BackboneSettings, initialise, take
 from train.weights import Weights
 
 Architecture = Literal["resnet18", "resnet18_half", "resnet50"]
@@ -138,15 +138,8 @@ class ResNetBackbone(Backbone):
 
     def load(self, weights: Weights) -> None:
         """As `Backbone.load`; stages deeper than these and the classifier `fc` are left out."""
-        expected = _without_counts(self.state_dict())
-        deeper = tuple(f"{stage}." for stage in _STAGES if stage not in self._layers)
-        offered = {
-            name: tensor
-            for name, tensor in _without_counts(weights.tensors).items()
-            if not name.startswith((*deeper, "fc."))
-        }
         missing = [
-            stage for stage in self._layers if not any(name.startswith(stage) for name in offered)
+            stage for stage in self._layers if not any(n.startswith(stage) for n in weights.tensors)
         ]
         if missing:
             have = [s for s in _STAGES if any(n.startswith(f"{s}.") for n in weights.tensors)]
@@ -160,25 +153,13 @@ class ResNetBackbone(Backbone):
                     else "it is not a ResNet checkpoint with torchvision's names"
                 ),
             )
-        faults = [
-            *_named("missing", expected.keys() - offered.keys()),
-            *_named("unexpected", offered.keys() - expected.keys()),
-            *_named(
-                "of another shape",
-                {
-                    name
-                    for name in expected.keys() & offered.keys()
-                    if expected[name].shape != offered[name].shape
-                },
-            ),
-        ]
-        if faults:
-            raise ConfigurationError(
-                "--backbone-weights",
-                weights.source,
-                f"does not fit this backbone ({'; '.join(faults)}); is --backbone right?",
-            )
-        self.load_state_dict(offered, strict=False)
+        deeper = tuple(f"{stage}." for stage in _STAGES if stage not in self._layers)
+        offered = take(
+            self,
+            weights,
+            weights.tensors,
+            left_out=lambda name: name.startswith((*deeper, "fc.")),
+        )
         means = [tensor for name, tensor in offered.items() if name.endswith("running_mean")]
         self._is_fused = bool(means) and all(not mean.any() for mean in means)
 
@@ -273,13 +254,3 @@ def unfold(backbone: nn.Module, show: Callable[[], object]) -> None:
     backbone.train(training)
     for hook in hooks:
         hook.remove()
-
-
-def _without_counts(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    return {n: tensor for n, tensor in tensors.items() if not n.endswith("num_batches_tracked")}
-
-
-def _named(fault: str, names: set[str]) -> list[str]:
-    shown = sorted(names)[:5]
-    rest = len(names) - len(shown)
-    return [f"{fault}: {', '.join(shown)}" + (f" and {rest} more" if rest else "")] if names else []
