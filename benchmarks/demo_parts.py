@@ -28,9 +28,9 @@ from engine.inspector import Inspector
 
 BELT = 0
 SEEDS = (3, 4, 5)
-"""That of training is 1, of the calibration 2, of the belt 0, and of the choice among settings 8.
+"""Training has 1, the calibration 2, the belt 0, and the choice among settings 11 and 12.
 
-Settings of earlier models were chosen with 4."""
+Settings of earlier models were chosen with 4 and 8."""
 MOST_PIXELS = 1_000_000
 
 

@@ -135,8 +135,8 @@ class TwoPassForward:
         return seen, seen
 
     def _closer(self, sample: Sample, rng: np.random.Generator) -> Box:
-        """A box of the frame as pass 2 may see it."""
-        least = self._crop.min_side
+        """A box of the frame as pass 2 may see it, or a little closer."""
+        least = self._crop.min_side * 3 // 4
         side = min(int(rng.integers(least, 2 * least + 1)), self._view.side)
         frame = Box.around(sample.pixels)
         return self._in_frame(self._square(sample, frame, side, rng), frame)

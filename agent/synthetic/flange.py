@@ -76,10 +76,12 @@ def truth(seed: int, number: int, defect_rate: float) -> str:
     return _fate(np.random.default_rng([seed, number]), defect_rate) or GOOD
 
 
-def made(seed: int, number: int, defect: str | None, *, specks: int = SPECKS) -> GeneratedPart:
+def made(
+    seed: int, number: int, defect: str | None, *, specks: int = SPECKS, most: int = 1
+) -> GeneratedPart:
     """A good part, or one with a `defect` of `DEFECTS`; those that `write_parts` would write."""
     group = 0 if defect is None else 2
-    return _pictured(np.random.default_rng([seed, group, number]), defect, specks)
+    return _pictured(np.random.default_rng([seed, group, number]), defect, specks, most)
 
 
 def write_parts(
@@ -91,6 +93,7 @@ def write_parts(
     test_good: int,
     kinds: tuple[str, ...] = DEFECTS,
     specks: int = SPECKS,
+    most: int = 1,
 ) -> None:
     """Write parts as PNG files in MVTec's layout, to train and test on.
 
@@ -103,6 +106,7 @@ def write_parts(
         test_good: How many good ones go to `test/good`.
         kinds: The kinds of defects in turn; one that is named twice is drawn twice as often.
         specks: How many specks of dust a part has at most.
+        most: How many defects, of one kind, a defective part has at most.
     """
     for number in range(good):
         _write(
@@ -116,7 +120,7 @@ def write_parts(
     for number, kind in enumerate(islice(cycle(kinds), defective)):
         index = drawn[kind]
         drawn[kind] += 1
-        faulty = made(seed, number, kind, specks=specks)
+        faulty = made(seed, number, kind, specks=specks, most=most)
         _write(folder / "test" / kind / f"{index:03d}.png", faulty.pixels)
         _write(folder / "ground_truth" / kind / f"{index:03d}_mask.png", faulty.mask)
 
@@ -134,12 +138,14 @@ def _write(path: Path, pixels: Pixels) -> None:
     path.write_bytes(cv2.imencode(".png", bgr)[1].tobytes())
 
 
-def _pictured(rng: Generator, defect: str | None, specks: int) -> GeneratedPart:
+def _pictured(rng: Generator, defect: str | None, specks: int, most: int = 1) -> GeneratedPart:
     scene = _scene()
     rgba, mask = scene.part.copy(), np.zeros((_SIDE, _SIDE), np.uint8)
     _soil(rng, rgba, specks)
     if defect is not None:
-        rgba, mask = _spoilt(rng, rgba, defect)
+        for _ in range(int(rng.integers(1, most + 1))):
+            rgba, where = _spoilt(rng, rgba, defect)
+            mask |= where
 
     angle, size = rng.uniform(-8, 8), rng.uniform(0.985, 1.015)
     turn = np.array(cv2.getRotationMatrix2D((_CENTRE, _CENTRE), angle, size), dtype=np.float64)

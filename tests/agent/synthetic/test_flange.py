@@ -1,8 +1,17 @@
 """Generated parts: a pure function of seed and number, with truth and masks."""
 
+import cv2
 import numpy as np
 
-from agent.synthetic.flange import DEFECTS, VISIBLE, part, truth, visibility, write_parts
+from agent.synthetic.flange import (
+    DEFECTS,
+    VISIBLE,
+    made,
+    part,
+    truth,
+    visibility,
+    write_parts,
+)
 from engine.image import read_image
 
 
@@ -28,6 +37,12 @@ def test_every_kind_of_defect_changes_the_picture_where_its_mask_says():
         assert set(np.unique(made.mask)) == {0, 255}
         share = (made.mask > 0).mean()
         assert 0.00005 < share < 0.03
+
+
+def test_a_part_may_have_several_defects_of_one_kind():
+    masks = [made(1, number, "missing_hole", most=3).mask for number in range(8)]
+    holes = [cv2.connectedComponents(mask)[0] - 1 for mask in masks]
+    assert set(holes) == {1, 2, 3}
 
 
 def test_visibility_is_contrast_times_the_root_of_the_area():
