@@ -40,7 +40,8 @@ OPTIONS: Final[dict[str, dict[str, Any]]] = {
 ADGAN_OPTIONS: Final[dict[str, dict[str, Any]]] = {
     "adgan-rate-1e-3": {"adgan_rate": 1e-3},
     "adgan-generated-1": {"adgan_generated": 1.0},
-    "adgan-without-anomalies": {"adgan_anomalies": False},
+    "adgan-anomalies-0.1": {"adgan_anomalies": 0.1},
+    "adgan-without-anomalies": {"adgan_anomalies": 0.0},
 }
 
 

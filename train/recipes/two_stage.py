@@ -73,10 +73,12 @@ class TwoStage(RecipeSettings):
     backbone: AnyBackbone = ResNet(architecture="resnet18", stages=("layer2", "layer3"))
     freeze: bool = True
 
-    # The attention network: channels of z, of each transposed convolution, of the two paths, and
-    # of its discriminator's first convolution.
+    # The attention network: channels of z, of each transposed convolution, of what its attention
+    # map sees of the encoder (0: nothing, as in the paper), of the two paths, and of its
+    # discriminator's first convolution.
     latent: Count = 128
     widths: Widths = (128, 64, 32, 16)
+    detail: Annotated[int, Field(ge=0)] = 128
     path: Count = 8
     discriminator: Count = 16
 
@@ -85,9 +87,10 @@ class TwoStage(RecipeSettings):
     adgan_discriminator: Count = 32
     adgan_latent: Count = 128
     adgan_widths: Widths = (128, 64, 32, 32)
-    # What its discriminator takes for fake: synthetic anomalies with a region, as in §4.2.1, and
-    # with this weight what its generator makes. Noise in features is fake too (augmentation.noise).
-    adgan_anomalies: bool = True
+    # What its discriminator takes for fake, with these weights: synthetic anomalies with a region,
+    # as in §4.2.1, and what its generator makes. Noise in features is fake too, with a weight of 1
+    # (augmentation.noise).
+    adgan_anomalies: Weight = 1.0
     adgan_generated: Weight = 0.1
 
     # Weights of the terms of Eq 5; 0 leaves a term out.
@@ -164,6 +167,7 @@ def network(settings: TwoStage) -> TwoStageNet:
             BACKBONES.of(settings.backbone).open(settings.backbone, side=settings.view.side),
             latent=settings.latent,
             widths=settings.widths,
+            detail=settings.detail,
             path=settings.path,
             freeze=settings.freeze,
         ),
@@ -321,7 +325,9 @@ class TwoStageTraining:
         real, ano, noise, fake = logits.chunk(4)
         value = settings.adgan_generated * losses.adversarial(of_image(real), of_image(fake))
         if settings.adgan_anomalies:
-            value = value + losses.adversarial(of_image(real), of_image(ano))
+            value = value + settings.adgan_anomalies * losses.adversarial(
+                of_image(real), of_image(ano)
+            )
         if settings.augmentation.noise:
             value = value + losses.adversarial(real, noise)
         self._watch.heard(of_image(real), of_image(fake))

@@ -1,9 +1,9 @@
 """The two-stage network, top to bottom.
 
-    views (N, H, W, 3) uint8 → standardise → encoder → z → decoder ─┬→ reconstruction
-                                                                    └→ attention A_gen ─┐
-                              └→ two convolutions: F_img ─ F_nor = F_img ∘ A_gen (Eq 6) ◀─┘
-                                                           └→ ADGAN's discriminator → score
+    views (N, H, W, 3) uint8 → standardise → encoder ─┬→ z → decoder ─┬→ reconstruction
+                                                      ├→ detail ──────┴→ attention A_gen ─┐
+                                                      └→ F_img ── F_nor = F_img ∘ A_gen ◀─┘
+                                                                    └→ ADGAN's discriminator → score
 
 Stage one trains the attention network against a discriminator of images beside attention maps;
 stage two, with the attention network frozen, trains ADGAN on F_nor. Only what gives score and
@@ -100,6 +100,30 @@ class OutputPath(nn.Module):
         return torch.sigmoid(self.convolve(x).float())
 
 
+class Detail(nn.Module):
+    """What the encoder found around each place, brought to the size of the view.
+
+    z is made to say what the reconstruction needs. What it leaves out is often all that tells a
+    defect from a good part.
+    """
+
+    def __init__(self, encoded: int, channels: int, out: int, factor: int) -> None:
+        super().__init__()
+        self.factor = factor
+        self.convolve = nn.Sequential(
+            nn.Conv2d(encoded, channels, 1),
+            nn.LeakyReLU(_LEAK),
+            nn.Conv2d(channels, channels, 1, bias=False),
+            nn.BatchNorm2d(channels),
+            nn.LeakyReLU(_LEAK),
+            nn.Conv2d(channels, out, 1),
+        )
+
+    def forward(self, encoded: Tensor) -> Tensor:
+        found = self.convolve(around(encoded))
+        return F.interpolate(found, scale_factor=self.factor, mode="bilinear", align_corners=False)
+
+
 class AttentionNetwork(nn.Module):
     """The generator of stage one: a variational autoencoder with a second path for attention.
 
@@ -107,6 +131,8 @@ class AttentionNetwork(nn.Module):
         backbone: The encoder; its maps are stacked on the grid of the finest.
         latent: Channels of z.
         widths: Channels after each transposed convolution.
+        detail: Channels of what the attention map is made of beside the decoder's map; 0: that
+            alone, as in the paper.
         path: Channels between the convolutions of a path.
         freeze: Keep the encoder and its BatchNorm statistics as they are.
     """
@@ -117,7 +143,14 @@ class AttentionNetwork(nn.Module):
     scale: Tensor
 
     def __init__(
-        self, backbone: Backbone, *, latent: int, widths: Sequence[int], path: int, freeze: bool
+        self,
+        backbone: Backbone,
+        *,
+        latent: int,
+        widths: Sequence[int],
+        detail: int,
+        path: int,
+        freeze: bool,
     ) -> None:
         super().__init__()
         mean, std = backbone.standardisation or IMAGENET
@@ -135,7 +168,8 @@ class AttentionNetwork(nn.Module):
         nn.init.constant_(self.latent_log_variance.bias, _FIRST_LOG_VARIANCE)
         self.decoder = Decoder(latent, widths, backbone.strides[0])
         self.reconstruct = OutputPath(widths[-1], path, 3)
-        self.attend = OutputPath(widths[-1], path, 1)
+        self.detail = Detail(channels, detail, widths[-1], backbone.strides[0]) if detail else None
+        self.attend = OutputPath(widths[-1] * (2 if detail else 1), path, 1)
         self.decoder.apply(dcgan_initialised)
 
     def standardise(self, images: Tensor) -> None:
@@ -165,11 +199,18 @@ class AttentionNetwork(nn.Module):
         if self.training:
             z = mean + torch.exp(log_variance / 2) * torch.randn_like(mean)
         decoded = self.decoder(z)
-        return Generated(self.reconstruct(decoded), self.attend(decoded), mean, log_variance)
+        attention = self._attention(decoded, encoded)
+        return Generated(self.reconstruct(decoded), attention, mean, log_variance)
 
     def attention(self, encoded: Tensor) -> Tensor:
         """A_gen alone, of the encoder's maps, from the mean of q(z|x)."""
-        found: Tensor = self.attend(self.decoder(self.latent_mean(encoded)))
+        return self._attention(self.decoder(self.latent_mean(encoded)), encoded)
+
+    def _attention(self, decoded: Tensor, encoded: Tensor) -> Tensor:
+        if self.detail is not None:
+            detail = self.detail(encoded)
+            decoded = torch.cat((decoded, detail.to(decoded.dtype)), dim=1)
+        found: Tensor = self.attend(decoded)
         return found
 
     def train(self, mode: bool = True) -> "AttentionNetwork":  # noqa: FBT001, FBT002  (PyTorch's signature)
@@ -217,9 +258,9 @@ class PatchDiscriminator(nn.Sequential):
 
 
 def of_image(places: Tensor) -> Tensor:
-    """The logit `(N, 1)` of each image: the mean of the tenth that look least real."""
+    """The logit `(N, 1)` of each image: the mean of the fiftieth that look least real."""
     logits = places.flatten(1).float()
-    least = logits.topk(max(1, logits.shape[1] // 10), dim=1, largest=False).values
+    least = logits.topk(max(1, logits.shape[1] // 50), dim=1, largest=False).values
     return least.mean(dim=1, keepdim=True)
 
 
@@ -267,7 +308,11 @@ class TwoStageNet(Network):
         base: Channels of the discriminator's first convolution.
     """
 
-    exact_in_int8 = ("attention_network.attend.", "discriminator.")  # cheap, and they decide
+    exact_in_int8 = (  # cheap, and they decide
+        "attention_network.detail.",
+        "attention_network.attend.",
+        "discriminator.",
+    )
     int8_operators = ("Conv", "ConvTranspose", "Relu", "Add", "MaxPool")
 
     def __init__(self, attention: AttentionNetwork, *, channels: int, base: int) -> None:

@@ -33,6 +33,7 @@ def two_stage():
         freeze=True,  # of random weights, as most tests give none: quicker
         latent=8,
         widths=(16, 16, 8, 8),
+        detail=8,
         path=4,
         discriminator=4,
         features=8,
