@@ -82,7 +82,7 @@ class Taught:
         self._fold = fold
 
     def heads(self, fold: int, epoch: EpochInProgress, *, steps: int) -> FoldHeads:
-        """Heads that have learnt, in so many steps, from all parts but those of `fold`."""
+        """Heads that have learnt in `steps` steps from all parts but those of `fold`."""
         rng = epoch.rng
         good, defective = (
             [part for part in parts if self._fold[part] != fold]
