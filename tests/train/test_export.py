@@ -7,6 +7,7 @@ from importlib.util import find_spec
 import numpy as np
 import onnx
 import pytest
+import safetensors.torch
 import torch
 
 from engine.backends.base import Runtime
@@ -123,6 +124,17 @@ def test_a_recipe_that_is_no_more_is_refused_by_one_line(copy):
     files = {**copy.manifest.files, RECIPE: sha256(recipe)}
     old = write_manifest(copy.path, replace(copy.manifest, files=files))
     with pytest.raises(BundleError, match=r"recipe\.json.* is of a recipe that this version"):
+        load_network(old)
+
+
+def test_weights_of_another_version_are_refused_by_one_line(copy):
+    tensors = safetensors.torch.load((copy.path / WEIGHTS).read_bytes())
+    tensors.popitem()
+    weights = safetensors.torch.save(tensors)
+    (copy.path / WEIGHTS).write_bytes(weights)
+    files = {**copy.manifest.files, WEIGHTS: sha256(weights)}
+    old = write_manifest(copy.path, replace(copy.manifest, files=files))
+    with pytest.raises(BundleError, match=r"weights\.safetensors.* is of a recipe that this ver"):
         load_network(old)
 
 

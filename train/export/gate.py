@@ -272,14 +272,21 @@ def load_network(bundle: Bundle) -> Network:
     try:
         settings = RECIPE_JSON.validate_json(_part(bundle, RECIPE))
     except ValidationError as error:
-        raise BundleError(
-            str(bundle.path / RECIPE),
-            "is of a recipe that this version does not have; it runs as it is, and training it "
-            "again makes other precisions possible",
-        ) from error
+        raise _of_another_version(bundle, RECIPE) from error
     network = open_recipe(settings).network()
-    network.load_state_dict(safetensors.torch.load(_part(bundle, WEIGHTS)))
+    try:
+        network.load_state_dict(safetensors.torch.load(_part(bundle, WEIGHTS)))
+    except RuntimeError as error:  # torch's name for tensors that are missing, or left over
+        raise _of_another_version(bundle, WEIGHTS) from error
     return network.eval()
+
+
+def _of_another_version(bundle: Bundle, part: str) -> BundleError:
+    return BundleError(
+        str(bundle.path / part),
+        "is of a recipe that this version does not have; it runs as it is, and training it again "
+        "makes other precisions possible",
+    )
 
 
 def library_versions() -> dict[str, str]:
