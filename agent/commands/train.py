@@ -257,8 +257,8 @@ def usual_recipe(backbone_weights: list[str], epochs: int | None) -> tuple[str, 
     if epochs is not None:
         return "line", "--epochs is given, and nearest has none"
     return "nearest", (
-        "with few or no known defects it finds more, with ten as many, and every good part also "
-        "counts for the threshold; --recipe line is the other choice"
+        "with few or no known defects it finds more, and every good part also counts for the "
+        "threshold; with ten known defects, compare it with --recipe line"
     )
 
 

@@ -72,7 +72,7 @@ def test_one_file_adds_a_backbone(install, parts, tmp_path):
         data=parts,
         out=out,
         backbone="pixels",
-        backbone_weights="none",
+        backbone_weights=["none"],
         epochs=1,
         defects=4,
         accept_flips=True,
