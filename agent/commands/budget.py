@@ -92,8 +92,8 @@ def best_within(
     with tempfile.TemporaryDirectory(prefix=f".{out.name}.", dir=out.parent) as folder:
         tried: list[Tried] = []
         for number, (settings, weights) in enumerate(candidates):
-            several = len(candidates) > 1 and settings.backbone is not None
-            backbone = settings.backbone.label if several and settings.backbone else ""
+            named = settings.backbone if len(candidates) > 1 else None
+            backbone = "" if named is None else named.label
             of_this: list[Tried] = []
             for side in SIDES:
                 if of_this and _expected_ms(of_this[-1], side) > 2 * budget_ms:

@@ -26,11 +26,11 @@ from agent.fleet.desired import (
     require_newer,
     require_ours,
 )
-from agent.fleet.goal import Fleet, Goal, Line, Rules
+from agent.fleet.goal import Fleet, Goal, Line, Rules, passes
 from agent.fleet.kept import Going, Memory
 from agent.fleet.oci import Registry
 from agent.station.status import DesiredStatus, FleetState, FleetStatus
-from engine.errors import AtacError, DesiredStateError, RegistryError
+from engine.errors import AtacError, DesiredStateError
 
 _CLOCKS: Final = timedelta(hours=1)
 _WORST_FIRST: Final = ("refused", "rolled back", "stopped", *get_args(FleetState))
@@ -94,14 +94,11 @@ class Follower:
         self._remark = None
         try:
             self._remark = self._poll()
-        except RegistryError as error:
-            # Where somebody alters what we pull, people should know at once.
-            if error.is_altered:
-                self._refusal = str(error)
-            else:
-                self._remark = str(error)
         except AtacError as error:
-            self._refusal = str(error)
+            if passes(error):
+                self._remark = str(error)
+            else:
+                self._refusal = str(error)
         self._changed()
 
     def watch(self) -> None:

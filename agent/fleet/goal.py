@@ -115,6 +115,13 @@ class Fleet:
     every_s: float
 
 
+def passes(error: AtacError) -> bool:
+    """Whether it may get better by itself; where somebody alters what we pull, people should know
+    at once.
+    """
+    return isinstance(error, RegistryError) and not error.is_altered
+
+
 class Goal:
     """One place on a line for a bundle: the line itself, or a product of it.
 
@@ -157,14 +164,11 @@ class Goal:
         self._refusal = self._remark = None
         try:
             self._bring(wanted)
-        except RegistryError as error:
-            # Where somebody alters what we pull, people should know at once.
-            if error.is_altered:
-                self._refusal = str(error)
-            else:
-                self._remark = str(error)
         except AtacError as error:
-            self._refusal = str(error)
+            if passes(error):
+                self._remark = str(error)
+            else:
+                self._refusal = str(error)
         fleet.changed()
 
     def watch(self) -> None:
