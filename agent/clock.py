@@ -26,12 +26,13 @@ class SystemClock:
 class ManualClock:
     """A clock that stands still until `advance` is called; for tests.
 
-    Whoever waits by it wakes when enough time has been given or the event is set.
+    Whoever waits by it wakes when enough time has been given or the event is set. Without `utc_ns`
+    it stands at the machine's UTC: parts of long ago would be too old for the ledger to keep.
     """
 
-    def __init__(self, *, now: float = 1000.0, utc_ns: int = 1_764_000_000_000_000_000) -> None:
+    def __init__(self, *, now: float = 1000.0, utc_ns: int | None = None) -> None:
         self._now = now
-        self._utc_ns = utc_ns
+        self._utc_ns = time.time_ns() if utc_ns is None else utc_ns
         self._waiting: set[int] = set()  # thread identifiers
 
     @property
