@@ -70,7 +70,7 @@ class DatagramCamera:
 
 
 def main(folder: Path, modbus_port: int, camera_port: int) -> None:
-    logging.basicConfig(format="%(message)s", level=logging.ERROR)
+    logging.basicConfig(format="%(message)s", level=logging.WARNING)
     config = Config(
         agent=AgentSettings(id="line1"),
         bundle=BundleSettings(path=folder),

@@ -13,6 +13,7 @@ import statistics
 import subprocess
 import sys
 import time
+from collections import Counter
 from contextlib import closing
 
 from tests.agent.plc.line import THRESHOLD, Plc, score
@@ -33,15 +34,19 @@ def test_no_result_is_another_part_s_whatever_begins_again(tmp_path, is_full, re
     sizes = FULL if is_full else SHORT
     modbus, camera = free_port(), free_port(socket.SOCK_DGRAM)
     command = [sys.executable, "-m", "tests.faults.plc_line", tmp_path, str(modbus), str(camera)]
+    command = [str(each) for each in command]
     rng, kills = random.Random(1), 0
-    with socket.socket(type=socket.SOCK_DGRAM) as light:
+    with (
+        socket.socket(type=socket.SOCK_DGRAM) as light,
+        (tmp_path / "log").open("a") as log,
+    ):
 
         def show(number, _count):
             light.sendto(str(number).encode(), ("127.0.0.1", camera))
 
         plc = Plc(modbus, sizes["parts"], show, faults=FAULTS, seed=1, every_s=0.03)
         began = time.monotonic()
-        agent = subprocess.Popen([str(each) for each in command])
+        agent = subprocess.Popen(command, stderr=log)
         plc.start()
         try:
             next_kill = sizes["every"]
@@ -53,7 +58,7 @@ def test_no_result_is_another_part_s_whatever_begins_again(tmp_path, is_full, re
                     agent.send_signal(signal.SIGKILL)
                     agent.wait()
                     kills += 1
-                    agent = subprocess.Popen([str(each) for each in command])
+                    agent = subprocess.Popen(command, stderr=log)
             seconds = time.monotonic() - began
         finally:
             plc.stopping.set()
@@ -72,6 +77,7 @@ def test_no_result_is_another_part_s_whatever_begins_again(tmp_path, is_full, re
         wrong=told.wrong,
         twice=told.twice,
         wrong_in_ledger=wrong,
+        without_frame=without_frame(tmp_path),
         agent_kills=kills,
         plc_restarts=told.restarts,
         strays=plc.program.strays,
@@ -82,6 +88,16 @@ def test_no_result_is_another_part_s_whatever_begins_again(tmp_path, is_full, re
     assert len(plc.ended) == sizes["parts"]
     assert told.wrong == told.twice == wrong == 0
     assert told.ends["OK"] + told.ends["NG"] > sizes["parts"] // 3
+
+
+def without_frame(folder):
+    """Why parts had no frame, and what the agents said of frames that they gave to no part."""
+    with closing(sqlite3.connect(folder / "ledger.sqlite")) as ledger:
+        why = ledger.execute(
+            "SELECT reason, count(*) FROM triggers WHERE state = 'NO_FRAME' GROUP BY reason"
+        ).fetchall()
+    said = (folder / "log").read_text().splitlines()
+    return {"parts": dict(why), "said": dict(Counter(x for x in said if x.startswith("camera")))}
 
 
 def in_ledger(folder):
