@@ -305,20 +305,54 @@ def test_strangers_and_those_without_encryption_are_turned_away(agent):
     assert kept.read_bytes() == agent.clients["strangers"].certificate_file.read_bytes()
 
 
-def test_floods_and_garbage_leave_the_clients_alone(agent):
+def test_of_a_thousand_connections_a_hundred_stay_and_the_others_are_counted(agent):
+    """A client that is there has each part meanwhile, and the process is the same."""
+    process, many = agent.service.pid, 1000
+
+    def closed(flood):
+        """Whether the server has closed it, whatever it has said before."""
+        with contextlib.suppress(BlockingIOError):
+            return not flood.recv(4096, socket.MSG_PEEK)
+        return False
+
+    async def look():
+        async with agent.client() as client, contextlib.AsyncExitStack() as open_ones:
+            before = await value(client, "Agent", "Status", "Refused")
+            floods = []
+            for number in range(many):
+                flood = socket.create_connection(("127.0.0.1", agent.port), 60)
+                floods.append(open_ones.enter_context(flood))
+                flood.setblocking(False)
+                if number % 50 == 0:
+                    await asyncio.sleep(0.01)
+            agent.part("calm")
+            await becomes(lambda: value(client, "Agent", "Last", "PartId"), "calm")
+            turned_away = many - 100 + 1  # the client has a place, too
+            await becomes(lambda: done(sum(map(closed, floods)) >= turned_away), True)
+            await becomes(lambda: refused(client, before + turned_away), True)
+            assert await value(client, "Agent", "Status", "Refused") <= before + many
+        assert (agent.service.pid, agent.service.fault) == (process, None)
+
+    asyncio.run(look())
+
+
+def test_garbage_is_counted_and_leaves_the_clients_alone(agent):
     async def look():
         async with agent.client() as client:
-            with contextlib.ExitStack() as many:
-                for _ in range(1000):
-                    flood = many.enter_context(socket.socket())
-                    flood.setblocking(False)
-                    flood.connect_ex(("127.0.0.1", agent.port))
-                bad = many.enter_context(socket.create_connection(("127.0.0.1", agent.port), 10))
-                with contextlib.suppress(OSError):
-                    bad.sendall(os.urandom(10_000))
-                agent.part("calm")
-                await becomes(lambda: value(client, "Agent", "Last", "PartId"), "calm")
-            await becomes(lambda: refused(client, 1), True)
+            before = await value(client, "Agent", "Status", "Refused")
+            for garbage in (
+                b"GET / HTTP/1.1\r\n\r\n",
+                os.urandom(10_000),
+                b"HELF" + bytes(4),
+                b"HELF" + (28).to_bytes(4, "little") + bytes(20),
+                b"MSGF" + (16).to_bytes(4, "little") + b"\xff" * 8,
+            ):
+                with socket.create_connection(("127.0.0.1", agent.port), 10) as bad:
+                    bad.sendall(garbage)
+                    agent.part(garbage[:4].hex())
+                    wanted = garbage[:4].hex()
+                    await becomes(lambda: value(client, "Agent", "Last", "PartId"), wanted)
+            await becomes(lambda: refused(client, before + 1), True)
 
     asyncio.run(look())
 
