@@ -29,11 +29,12 @@ def listening(port: int, timeout_s: float) -> None:
 
 
 @contextmanager
-def mosquitto(folder: Path) -> Iterator[int]:
+def mosquitto(folder: Path, extra: str = "") -> Iterator[int]:
     """A real broker on a free port of the loopback interface; gives the port."""
     port = free_port()
     settings = folder / "mosquitto.conf"
-    settings.write_text(f"listener {port} 127.0.0.1\nallow_anonymous true\n", encoding="utf-8")
+    text = f"listener {port} 127.0.0.1\nallow_anonymous true\n{extra}"
+    settings.write_text(text, encoding="utf-8")
     binary = shutil.which("mosquitto", path=f"{os.environ['PATH']}:/usr/sbin") or "mosquitto"
     with subprocess.Popen([binary, "-c", settings], stderr=subprocess.DEVNULL) as process:
         try:

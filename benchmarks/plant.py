@@ -1,4 +1,4 @@
-"""What the plant costs the line: metrics, Sparkplug, a PLC, OPC UA, and peers that misbehave.
+"""What the plant costs the line: metrics, Sparkplug, PLC, OPC UA, log, and peers that misbehave.
 
     python -m benchmarks.plant --bundle models/line --out benchmarks/results/plant.json
 
@@ -13,6 +13,10 @@ follow each other see the same machine. Then it works without rest.
     metrics    the service, scraped every second. Disturbed: a peer opens connections without end,
                with a wrong token
     sparkplug  a second sink, which sends each part. Disturbed: a host asks for births without end
+    websockets a second MQTT sink, over websockets, which sends each part. Disturbed: a peer opens
+               connections to the broker without end
+    logs       the log as JSON, ten events a second, many more than an agent has. Disturbed: one
+               event comes a hundred times a second
     modbus     a PLC that scans every 10 ms, with two requests each, and sends up to 20 triggers a
                second; a thread gives each its result. Disturbed: peers open a thousand connections,
                send garbage, and ask without reading the answers
@@ -21,6 +25,9 @@ follow each other see the same machine. Then it works without rest.
                variable ten times a second. Disturbed: as the PLC, and by a stranger with a
                certificate of his own who knocks without end
     opcua-events  the same, and the client only hears each part
+
+Of a kind that has a process of its own, `starts` says how many it had in these blocks: 1 where none
+was replaced.
 
 `ratio` is parts a second in blocks with work over those in the blocks of rest beside them, and
 `between` the bounds of 95 % of 2 000 resamplings of the pairs. What the OPC UA server has missed
@@ -35,6 +42,7 @@ part's Sparkplug message; `--seconds 0` measures only these.
 """
 
 import argparse
+import itertools
 import logging
 import math
 import os
@@ -51,6 +59,7 @@ from contextlib import AbstractContextManager, ExitStack, contextmanager, nullco
 from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
+from typing import Protocol, Self
 
 import numpy as np
 
@@ -60,13 +69,14 @@ from agent.cameras.conveyor import ConveyorSettings
 from agent.clock import SystemClock
 from agent.demo import BUNDLE
 from agent.inference.child import ChildInspector, Setup
+from agent.logs import JsonLines, RateLimit
 from agent.opcua.identity import Identity
 from agent.part import Part, is_alarm
 from agent.plc.blocks import ResultCode
 from agent.plc.exchange import Exchange
 from agent.plc.handshake import Result
 from agent.plc.server import ModbusServer
-from agent.ports import Watched
+from agent.ports import Sink, Watched
 from agent.record.ledger import Ledger
 from agent.registry import open_sink
 from agent.services.metrics import MetricsSettings
@@ -77,7 +87,6 @@ from agent.sinks.delivery import Deliverer
 from agent.sinks.mqtt.settings import MqttSettings
 from agent.sinks.sparkplug import SparkplugSettings, metrics
 from agent.sinks.sparkplug.payload import encoded
-from agent.sinks.sparkplug.sink import SparkplugSink
 from agent.station.controls import Controls
 from agent.station.station import Model, Station
 from agent.station.threshold import Threshold
@@ -247,10 +256,16 @@ class Belt(FramesCamera):
         return super().read()
 
 
-class Plug:
-    """A Sparkplug sink that wants parts only while it is `plugged`."""
+class Plugged(Protocol):
+    """What does something only while it is plugged."""
 
-    def __init__(self, sink: SparkplugSink) -> None:
+    plugged: bool
+
+
+class Plug:
+    """A sink that wants parts only while it is `plugged`."""
+
+    def __init__(self, sink: Sink) -> None:
         self.sink = sink
         self.plugged = False
         self.name = sink.name
@@ -267,7 +282,8 @@ class Line:
     ledger: Ledger
     watched: Watched
     child: int | None
-    plug: Plug
+    sparkplug: Plug
+    websockets: Plug
     broker: int
 
     def spend(self, seconds: float) -> Spent:
@@ -299,19 +315,21 @@ def main() -> None:
         default=150.0,
         help="for each kind, and again where it is disturbed",
     )
+    parser.add_argument("--disturbed", type=float, help="seconds for each kind where it is")
     parser.add_argument("--cores", type=int, default=1, help="of the agent; by default one")
     parser.add_argument("--out", type=Path, help="write the result here")
     options = parser.parse_args()
     logging.disable(logging.WARNING)
 
     load = os.getloadavg()[0]
+    disturbed_s = options.seconds if options.disturbed is None else options.disturbed
     turns: dict[str, Sequence[Turn]] = {}
     kinds: dict[str, object] = {}
     cost = costs()
     with running_line(options.bundle, options.cores) as line:
         alone = {kind: spent_alone(line, kind) for kind in options.kinds}
         for kind in options.kinds if options.seconds else ():
-            for name, found, share in measured(line, kind, options.seconds):
+            for name, found, share in measured(line, kind, options.seconds, disturbed_s):
                 turns[name] = found
                 kinds[name] = {
                     **compared("ratio", "between", found, rate),
@@ -349,30 +367,35 @@ class Shares:
     own: list[int] = field(default_factory=list)
     whole: list[int] = field(default_factory=list)
     seconds: float = 0.0
+    pids: set[int] = field(default_factory=set)
 
     def described(self) -> dict[str, object]:
         """The share of it, and the bounds of nine in ten blocks."""
         each = sorted(own / whole for own, whole in zip(self.own, self.whole, strict=True))
         low, high = (each[round(place * (len(each) - 1))] for place in (0.05, 0.95))
         share = sum(self.own) / sum(self.whole)
-        return {
+        starts = {"starts": len(self.pids)} if self.pids else {}
+        return starts | {
             "share": round(share, 4),
             "shares": [round(low, 4), round(high, 4)],
             "ms_per_s": round(sum(self.own) / 1e6 / self.seconds, 1),
         }
 
 
-def measured(line: Line, kind: str, seconds: float) -> Iterator[tuple[str, Sequence[Turn], Shares]]:
+def measured(
+    line: Line, kind: str, seconds: float, disturbed_s: float
+) -> Iterator[tuple[str, Sequence[Turn], Shares]]:
     """Pairs of blocks with this kind beside the line, then with what disturbs it too."""
     with ExitStack() as beside:
         with line.standing():
             known = set(run_ns("self"))
             one = beside.enter_context(KINDS[kind](line))
         yield kind, *pairs(line, one, known, seconds)
-        with line.standing():
-            peers = beside.enter_context(one.disturbed())
-        rough = replace(one, processes=(*one.processes, *peers), stops=False)
-        yield f"{kind}, disturbed", *pairs(line, rough, known, seconds)
+        if disturbed_s:
+            with line.standing():
+                peers = beside.enter_context(one.disturbed())
+            rough = replace(one, processes=(*one.processes, *peers), stops=False)
+            yield f"{kind}, disturbed", *pairs(line, rough, known, disturbed_s)
         stack = beside.pop_all()
     with line.standing():
         stack.close()
@@ -383,8 +406,10 @@ def pairs(
 ) -> tuple[Sequence[Turn], Shares]:
     """Blocks with and without, in an order that is drawn for each two; then blocks with alone."""
     found: list[Turn] = []
+    shares = Shares()
     draw, until = random.Random(0), time.monotonic() + (1 - _STEADY) * seconds
     while time.monotonic() < until:
+        shares.pids |= {pid for pid in (beside.process(),) if pid}
         spent: dict[bool, Spent] = {}
         for works in draw.sample([True, False], 2):
             with nullcontext() if works else beside.resting():
@@ -392,8 +417,9 @@ def pairs(
         if all(one.parts for one in spent.values()):
             found.append(Turn(without=spent[False], beside=spent[True]))
     line.spend(2 * _BLOCK_S)
-    shares, until = Shares(), time.monotonic() + _STEADY * seconds
+    until = time.monotonic() + _STEADY * seconds
     while time.monotonic() < until:
+        shares.pids |= {pid for pid in (beside.process(),) if pid}
         with shared(line, shares, known, beside):
             line.spend(_BLOCK_S)
     return found, shares
@@ -471,7 +497,9 @@ def running_line(bundle: Path, cores: int) -> Iterator[Line]:
     with ExitStack() as stack:
         folder = Path(stack.enter_context(tempfile.TemporaryDirectory()))
         os.sched_setaffinity(0, others())
-        broker = stack.enter_context(mosquitto(folder))
+        web = free_port()
+        extra = f"listener {web} 127.0.0.1\nprotocol websockets\n"
+        broker = stack.enter_context(mosquitto(folder, extra))
         os.sched_setaffinity(0, range(cores))
         inspector = stack.enter_context(ChildInspector(setup))
         scores = [inspector.inspect(frame).score for frame in frames]
@@ -488,11 +516,17 @@ def running_line(bundle: Path, cores: int) -> Iterator[Line]:
         def is_reported(one: Part) -> bool:
             return is_alarm(one.ended.state, "reject")
 
-        node = SparkplugSettings(host="127.0.0.1", port=broker, group="bench")
-        plug = Plug(SparkplugSink(node, agent_id="bench", is_alarm=is_reported))
-        sink = open_sink(mqtt, agent_id="bench", is_alarm=is_reported)
+        sink, sparkplug, websockets = (
+            open_sink(settings, agent_id="bench", is_alarm=is_reported)
+            for settings in (
+                mqtt,
+                SparkplugSettings(host="127.0.0.1", port=broker, group="bench"),
+                replace(mqtt, name="websockets", port=web, transport="websockets"),
+            )
+        )
+        plugs = Plug(sparkplug), Plug(websockets)
         ledger = stack.enter_context(
-            Ledger(config.ledger.path, agent_id="bench", sinks=(sink, plug))
+            Ledger(config.ledger.path, agent_id="bench", sinks=(sink, *plugs))
         )
         station = Station(
             config,
@@ -514,7 +548,8 @@ def running_line(bundle: Path, cores: int) -> Iterator[Line]:
                 ledger=ledger,
                 watched=station.monitor,
                 child=inspector.pid,
-                plug=plug,
+                sparkplug=plugs[0],
+                websockets=plugs[1],
                 broker=broker,
             )
         finally:
@@ -543,7 +578,7 @@ class Beside:
     """The process that the agent has for it, which may be replaced."""
     stops: bool = True
     """Whether these rest too."""
-    plug: Plug | None = None
+    plug: Plugged | None = None
 
     @contextmanager
     def resting(self) -> Iterator[None]:
@@ -576,25 +611,83 @@ def with_metrics(line: Line) -> Iterator[Beside]:
 
 
 @contextmanager
-def with_sparkplug(line: Line) -> Iterator[Beside]:
+def delivering(line: Line, plug: Plug, *, reports: bool) -> Iterator[None]:
+    """The sink has each part; with `reports` it has the status each second."""
     leaving = threading.Event()
-    outlet = Deliverer(line.plug.sink, line.ledger, drain_s=1)
+    outlet = Deliverer(plug.sink, line.ledger, drain_s=1)
 
     def report() -> None:
-        while not leaving.wait(1.0):
+        while reports and not leaving.wait(1.0):
             outlet.report(line.watched.status())
 
     thread = threading.Thread(target=report)
     with outlet:
-        outlet.report(line.watched.status())
+        if reports:
+            outlet.report(line.watched.status())
         thread.start()
-        line.plug.plugged = True
+        plug.plugged = True
         try:
-            yield Beside(plug=line.plug, disturbed=lambda: peers((_ASK, str(line.broker))))
+            yield
         finally:
-            line.plug.plugged = False
+            plug.plugged = False
             leaving.set()
             thread.join()
+
+
+@contextmanager
+def with_sparkplug(line: Line) -> Iterator[Beside]:
+    with delivering(line, line.sparkplug, reports=True):
+        yield Beside(plug=line.sparkplug, disturbed=lambda: peers((_ASK, str(line.broker))))
+
+
+@contextmanager
+def with_websockets(line: Line) -> Iterator[Beside]:
+    with delivering(line, line.websockets, reports=False):
+        yield Beside(plug=line.websockets, disturbed=lambda: peers((_CONNECT, str(line.broker))))
+
+
+class Log:
+    """Writes ten events a second, of so many kinds that none is held back; a context manager."""
+
+    def __init__(self, handler: logging.Handler) -> None:
+        self.plugged = True
+        self.every_s, self.kinds = 0.1, 120
+        self._handler = handler
+        self._leaving = threading.Event()
+        self._thread = threading.Thread(target=self._write)
+
+    def __enter__(self) -> Self:
+        self._thread.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._leaving.set()
+        self._thread.join()
+
+    def _write(self) -> None:
+        values: dict[str, object] = {"name": "atac_agent", "levelname": "WARNING"}
+        for number in itertools.count():
+            if self._leaving.wait(self.every_s):
+                return
+            if self.plugged:
+                values |= {"msg": f"{number % self.kinds} camera %s: no frames", "args": ("top",)}
+                self._handler.handle(logging.makeLogRecord(values))
+
+
+@contextmanager
+def with_logs(_line: Line) -> Iterator[Beside]:
+    with tempfile.TemporaryFile("w") as file:
+        handler = logging.StreamHandler(file)
+        handler.addFilter(RateLimit())
+        handler.setFormatter(JsonLines())
+        with Log(handler) as log:
+
+            @contextmanager
+            def disturbed() -> Iterator[Sequence[Process]]:
+                log.every_s, log.kinds = 0.01, 1
+                yield ()
+
+            yield Beside(plug=log, disturbed=disturbed)
 
 
 @contextmanager
@@ -664,6 +757,8 @@ def with_opcua(line: Line, every_s: float = 0.1) -> Iterator[Beside]:
 KINDS: dict[str, Callable[[Line], AbstractContextManager[Beside]]] = {
     "metrics": with_metrics,
     "sparkplug": with_sparkplug,
+    "websockets": with_websockets,
+    "logs": with_logs,
     "modbus": with_modbus,
     "modbus-23": partial(with_modbus, function="23"),
     "opcua": with_opcua,
