@@ -2,7 +2,9 @@
 
     python -m tests.faults.plc_line FOLDER MODBUS_PORT CAMERA_PORT
 
-The camera sees the part whose number comes to `CAMERA_PORT` as a datagram.
+The camera sees the part whose number comes to `CAMERA_PORT` as a datagram, with the camera's own
+count of its triggers: parts come faster than their windows end, and only such a count tells which
+of them a late frame belongs to.
 """
 
 import logging
@@ -55,11 +57,16 @@ class DatagramCamera:
     def read(self) -> Frame | None:
         while not self._stop.is_set():
             try:
-                number = int(self._socket.recv(100))
+                number, triggers = map(int, self._socket.recv(100).split())
             except TimeoutError:
                 continue
             pixels = np.full((8, 10, 3), brightness(number), np.uint8)
-            return Frame(pixels=pixels, number=next(self._numbers), captured_ns=time_ns())
+            return Frame(
+                pixels=pixels,
+                number=next(self._numbers),
+                captured_ns=time_ns(),
+                trigger_count=triggers,
+            )
         return None
 
     def part_id(self, _number: int) -> None:

@@ -2,9 +2,12 @@
 
 The agent is a process that is killed again and again. The PLC's program runs over pymodbus; each
 part is known to the camera by its number, which its score tells. No result may be another part's,
-none may come twice, and every part has an end that the PLC knows.
+none may come twice, and every part has an end that the PLC knows. In full ten lines have a tenth
+of the parts each, five of them at a time.
 """
 
+import itertools
+import multiprocessing
 import random
 import signal
 import socket
@@ -14,13 +17,17 @@ import subprocess
 import sys
 import time
 from collections import Counter
+from concurrent.futures import ProcessPoolExecutor
 from contextlib import closing
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
 
-from tests.agent.plc.line import THRESHOLD, Plc, score
+from tests.agent.plc.line import THRESHOLD, Plc, Told, score
 from tests.ports import free_port
 
-FULL = {"parts": 10_000, "every": 250}
-SHORT = {"parts": 60, "every": 25}
+PARTS, EVERY, LINES, AT_A_TIME = 10_000, 250, 10, 5
+SHORT_PARTS, SHORT_EVERY = 60, 25
 FAULTS = {
     "slow": 0.01,
     "lost reading": 0.02,
@@ -30,86 +37,118 @@ FAULTS = {
 }
 
 
+@dataclass(frozen=True, kw_only=True)
+class Seen:
+    """What became of a line's parts."""
+
+    parts: int
+    told: Told
+    wrong_in_ledger: int
+    without_frame: Counter[str]
+    said: Counter[str]
+    kills: int
+    strays: int
+
+
 def test_no_result_is_another_part_s_whatever_begins_again(tmp_path, is_full, record):
-    sizes = FULL if is_full else SHORT
+    began = time.monotonic()
+    if is_full:
+        context = multiprocessing.get_context("spawn")
+        with ProcessPoolExecutor(AT_A_TIME, context) as pool:
+            run = partial(line, tmp_path, parts=PARTS, every=EVERY)
+            lines = list(pool.map(run, range(1, LINES + 1)))
+    else:
+        lines = [line(tmp_path, 1, parts=SHORT_PARTS, every=SHORT_EVERY)]
+    told = [each.told for each in lines]
+    quantiles = statistics.quantiles((s for each in told for s in each.latencies_s), n=100)
+    ends = sum((each.ends for each in told), Counter())
+    record(
+        "g12",
+        "plc",
+        lines=len(lines),
+        parts=sum(each.parts for each in lines),
+        ends=dict(ends),
+        wrong=sum(each.wrong for each in told),
+        twice=sum(each.twice for each in told),
+        wrong_in_ledger=sum(each.wrong_in_ledger for each in lines),
+        without_frame=sum((each.without_frame for each in lines), Counter()),
+        said=sum((each.said for each in lines), Counter()),
+        agent_kills=sum(each.kills for each in lines),
+        plc_restarts=sum(each.restarts for each in told),
+        strays=sum(each.strays for each in lines),
+        seconds=round(time.monotonic() - began, 1),
+        trigger_to_result_ms={"p50": round(quantiles[49] * 1e3), "p99": round(quantiles[98] * 1e3)},
+    )
+    for each in lines:
+        assert each.kills
+        assert each.told.wrong == each.told.twice == each.wrong_in_ledger == 0
+    assert ends["OK"] + ends["NG"] > ends.total() // 3
+
+
+def line(folder: Path, seed: int, *, parts: int, every: int) -> Seen:
+    """One agent and one PLC; the agent is killed each time when about `every` parts have ended."""
+    folder = folder / f"line-{seed}"
+    folder.mkdir()
     modbus, camera = free_port(), free_port(socket.SOCK_DGRAM)
-    command = [sys.executable, "-m", "tests.faults.plc_line", tmp_path, str(modbus), str(camera)]
-    command = [str(each) for each in command]
-    rng, kills = random.Random(1), 0
+    command = [sys.executable, "-m", "tests.faults.plc_line", folder, str(modbus), str(camera)]
+    rng, kills, triggers = random.Random(seed), 0, itertools.count()
     with (
         socket.socket(type=socket.SOCK_DGRAM) as light,
-        (tmp_path / "log").open("a") as log,
+        (folder / "log").open("a") as log,
     ):
 
-        def show(number, _count):
-            light.sendto(str(number).encode(), ("127.0.0.1", camera))
+        def started() -> subprocess.Popen[bytes]:
+            return subprocess.Popen([str(each) for each in command], stderr=log)
 
-        plc = Plc(modbus, sizes["parts"], show, faults=FAULTS, seed=1, every_s=0.03)
-        began = time.monotonic()
-        agent = subprocess.Popen(command, stderr=log)
+        def show(number: int, _count: int) -> None:
+            light.sendto(f"{number} {next(triggers)}".encode(), ("127.0.0.1", camera))
+
+        plc = Plc(modbus, parts, show, faults=FAULTS, seed=seed, every_s=0.03)
+        agent = started()
         plc.start()
         try:
-            next_kill = sizes["every"]
+            next_kill = every
             while plc.is_alive():
                 plc.join(0.2)
                 assert agent.poll() is None, "the agent has ended by itself"
                 if len(plc.ended) >= next_kill:
-                    next_kill += rng.randrange(sizes["every"], 2 * sizes["every"])
+                    next_kill += rng.randrange(every, 2 * every)
                     agent.send_signal(signal.SIGKILL)
                     agent.wait()
                     kills += 1
-                    agent = subprocess.Popen(command, stderr=log)
-            seconds = time.monotonic() - began
+                    agent = started()
         finally:
             plc.stopping.set()
             plc.join(10)
             agent.terminate()
             agent.wait(30)
-    told = plc.told
-    wrong = in_ledger(tmp_path)
-    if told.latencies_s:
-        quantiles = statistics.quantiles(told.latencies_s, n=100)
-    record(
-        "g12",
-        "plc",
-        parts=sizes["parts"],
-        ends=dict(told.ends),
-        wrong=told.wrong,
-        twice=told.twice,
-        wrong_in_ledger=wrong,
-        without_frame=without_frame(tmp_path),
-        agent_kills=kills,
-        plc_restarts=told.restarts,
-        strays=plc.program.strays,
-        seconds=round(seconds, 1),
-        trigger_to_result_ms={"p50": round(quantiles[49] * 1e3), "p99": round(quantiles[98] * 1e3)},
-    )
-    assert kills
-    assert len(plc.ended) == sizes["parts"]
-    assert told.wrong == told.twice == wrong == 0
-    assert told.ends["OK"] + told.ends["NG"] > sizes["parts"] // 3
-
-
-def without_frame(folder):
-    """Why parts had no frame, and what the agents said of frames that they gave to no part."""
-    with closing(sqlite3.connect(folder / "ledger.sqlite")) as ledger:
-        why = ledger.execute(
-            "SELECT reason, count(*) FROM triggers WHERE state = 'NO_FRAME' GROUP BY reason"
-        ).fetchall()
+    assert len(plc.ended) == parts
+    wrong, without_frame = in_ledger(folder)
     said = (folder / "log").read_text().splitlines()
-    return {"parts": dict(why), "said": dict(Counter(x for x in said if x.startswith("camera")))}
+    return Seen(
+        parts=parts,
+        told=plc.told,
+        wrong_in_ledger=wrong,
+        without_frame=without_frame,
+        said=Counter(
+            each for each in said if each.startswith("camera") and "count went" not in each
+        ),
+        kills=kills,
+        strays=plc.program.strays,
+    )
 
 
-def in_ledger(folder):
-    """Rows of named parts whose score is another part's."""
+def in_ledger(folder: Path) -> tuple[int, Counter[str]]:
+    """Rows of named parts whose score is another part's, and why parts had no frame."""
     with closing(sqlite3.connect(folder / "ledger.sqlite")) as ledger:
         rows = ledger.execute(
             "SELECT part_id, score, state FROM triggers "
             "WHERE part_id LIKE 'part-%' AND score NOT NULL"
         ).fetchall()
+        why = ledger.execute("SELECT reason FROM triggers WHERE state = 'NO_FRAME'").fetchall()
     wrong = 0
     for part_id, found, state in rows:
         wanted = score(int(part_id.removeprefix("part-"))) / 1000
         is_right_state = state == "TIMEOUT" or (state == "OK") == (wanted <= THRESHOLD)
         wrong += round(found, 3) != wanted or not is_right_state
-    return wrong
+    return wrong, Counter(reason for (reason,) in why)
