@@ -76,7 +76,9 @@ class ModbusConnection:
             for found in frames(self._received):
                 if found.transaction == self._transaction:
                     return found.pdu
-            self._socket.settimeout(max(1e-3, until - monotonic()))
+            if (left_s := until - monotonic()) <= 0:
+                raise TimeoutError("no answer among what it says")
+            self._socket.settimeout(left_s)
             data = self._socket.recv(4096)
             if not data:
                 raise ConnectionError("the connection was closed")

@@ -1,8 +1,10 @@
 """A PLC whose OPC UA server the agent speaks to: the handshake, and the trigger that subscribes."""
 
 import asyncio
+import contextlib
 import logging
 import shutil
+import socket
 import sqlite3
 import threading
 import time
@@ -271,6 +273,32 @@ def test_a_plc_that_is_away_is_said(tmp_path):
     )
     with source, pytest.raises(TriggerError, match=r"127\.0\.0\.1:1: Connection refused"):
         source.read()
+
+
+def test_a_server_that_speaks_nonsense_is_said():
+    def speak():
+        with contextlib.suppress(OSError):
+            peer, _ = listener.accept()
+            with peer:
+                peer.recv(1000)
+                peer.sendall(b"ACKF" + bytes(24))
+                left.wait()
+
+    left = threading.Event()
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        thread = threading.Thread(target=speak, daemon=True)
+        thread.start()
+        url = f"opc.tcp://127.0.0.1:{listener.getsockname()[1]}"
+        source = open_trigger(
+            OpcuaSettings(
+                server=PlcServerSettings(url=url, security="none"), count_node="ns=2;s=Count"
+            ),
+            threading.Event(),
+            SystemClock(),
+        )
+        with source, pytest.raises(TriggerError, match=f"{url}: .+"):
+            source.read()
+        left.set()
 
 
 @pytest.mark.parametrize(

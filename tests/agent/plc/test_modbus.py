@@ -187,7 +187,7 @@ def test_garbage_costs_its_connection_and_no_other(server):
         assert server._exchange.peers.refused == 1
 
 
-def test_a_thousand_connections_leave_the_plc_its_own(server):
+def test_a_thousand_connections_leave_the_plc_its_own(server, eventually):
     with client(server) as plc, contextlib.ExitStack() as many:
         write(plc, heartbeat=1)
         for _ in range(1000):
@@ -195,6 +195,8 @@ def test_a_thousand_connections_leave_the_plc_its_own(server):
         for beat in range(2, 20):
             assert not write(plc, heartbeat=beat).isError()
         assert len(server._peers) <= MOST_CONNECTIONS
+        eventually(lambda: server._exchange.peers.refused > 10)
+        assert not write(plc, heartbeat=20).isError()
 
 
 def test_a_reader_that_takes_no_answers_is_closed(server, eventually):
@@ -304,6 +306,43 @@ def test_a_plc_without_such_registers_is_named(plc_memory, exchange, eventually)
     with carrier:
         eventually(lambda: "no such registers" in exchange.fault)
     assert "reading 20 registers at 190" in exchange.fault
+
+
+@pytest.mark.parametrize(
+    ("says", "why"),
+    [
+        (b"HTTP/1.1 400 Bad Request\r\n\r\n", "protocol"),
+        (b"\x00\x01\x00\x00\x00\x03\x01\x83\x04", "it has failed"),
+        (b"\x00\x01\x00\x00\x00\x05\x01\x03\x02\x00\x07", "reading 20 registers at 0"),
+        (b"\x00\x01\x00\x00\x00", "timed out"),
+        (b"", "closed"),
+        (b"\x00\x63\x00\x00\x00\x05\x01\x03\x02\x00\x07" * 5000, "no answer among|timed out"),
+    ],
+)
+def test_a_plc_that_answers_nonsense_is_said_in_time(says, why, monkeypatch):
+    monkeypatch.setattr("agent.plc.client._ANSWER_S", 0.2)
+
+    def speak():
+        peer, _ = listener.accept()
+        with peer, contextlib.suppress(OSError):
+            peer.recv(1000)
+            peer.sendall(says)
+            while says and not left.wait(0.001):
+                peer.sendall(says[:11] if len(says) > 1000 else b"")
+
+    left = threading.Event()
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        thread = threading.Thread(target=speak)
+        thread.start()
+        try:
+            with (
+                ModbusConnection("127.0.0.1", listener.getsockname()[1], 1) as connection,
+                pytest.raises(OSError, match=why),
+            ):
+                connection.read(0, 20)
+        finally:
+            left.set()
+            thread.join()
 
 
 # ---- the trigger that polls

@@ -153,17 +153,20 @@ def test_what_is_no_scrape_is_refused_and_counted(serve, port, get, request_, an
     assert 'atac_scrapes_total{outcome="refused"} 1.0' in get()[1]
 
 
+@pytest.mark.parametrize("is_encrypted", [False, True])
 def test_who_says_nothing_or_reads_nothing_is_left_after_a_while(
-    serve, port, get, monkeypatch, eventually
+    serve, port, get, certify, monkeypatch, eventually, is_encrypted
 ):
     monkeypatch.setattr(module, "_PATIENCE_S", 1.0)
-    service = serve()
+    mine = certify("127.0.0.1")
+    tls = MetricsTls(certificate_file=mine.certificate_file, key_file=mine.key_file)
+    service = serve(tls=tls if is_encrypted else None)
     with ExitStack() as stack:
-        for start in (b"", b"GET /met"):
+        for start in (b"", b"GET /met", b"\x16\x03\x01\x02\x00\x01"):
             peer = stack.enter_context(socket.create_connection(("127.0.0.1", port)))
             peer.sendall(start)
-        assert get()[0] == 200  # while they are there
-        eventually(lambda: service._refused >= 2)
+        assert is_encrypted or get()[0] == 200  # while they are there
+        eventually(lambda: service._refused >= 3)
 
 
 def test_a_thousand_connections_do_not_keep_others_out(serve, port, get, monkeypatch, eventually):

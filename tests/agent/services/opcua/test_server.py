@@ -85,9 +85,9 @@ class Agent:
         self.ledger.flush(60)
 
     @contextlib.asynccontextmanager
-    async def client(self, role="trusted"):
+    async def client(self, role="trusted", uri=URI):
         client = Client(self.url, timeout=60)
-        client.application_uri = URI
+        client.application_uri = uri
         mine = self.clients[role]
         await client.set_security(
             SecurityPolicyBasic256Sha256,
@@ -303,6 +303,29 @@ def test_strangers_and_those_without_encryption_are_turned_away(agent):
     asyncio.run(counted())
     (kept,) = (agent.folder / "opcua" / "rejected").iterdir()
     assert kept.read_bytes() == agent.clients["strangers"].certificate_file.read_bytes()
+
+
+def test_a_certificate_that_has_expired_or_is_another_application_s_opens_nothing(
+    agent, tmp_path, monkeypatch
+):
+    monkeypatch.setattr("agent.opcua.identity._YEARS", 0)
+    old = agent.clients["old"] = Identity(tmp_path, URI)
+    old.prepare()
+    shutil.copy(old.certificate_file, agent.folder / "opcua" / "operators" / "old.der")
+
+    async def look():
+        async with agent.client() as client:
+            before = await value(client, "Agent", "Status", "Refused")
+            for role, uri, why in (
+                ("old", URI, "BadCertificateTimeInvalid"),
+                ("trusted", "urn:another", "BadCertificateUriInvalid"),
+            ):
+                with pytest.raises((ua.UaError, ConnectionError, TimeoutError), match=why):
+                    async with agent.client(role, uri):
+                        pass
+            await becomes(lambda: refused(client, before + 2), True)
+
+    asyncio.run(look())
 
 
 def test_of_a_thousand_connections_a_hundred_stay_and_the_others_are_counted(agent):
