@@ -1,5 +1,6 @@
 """The tables, as Markdown, from the lines that `run` wrote."""
 
+from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from statistics import fmean, stdev
@@ -44,9 +45,15 @@ _TITLES: Final = {
 
 
 def report(folder: Path, ledgers: Path) -> str:
-    """All tables, of the results in `folder` and of the other methods' `ledgers`."""
-    found = [RESULT_JSON.validate_json(line) for line in _lines(folder, "jobs.jsonl")]
+    """All tables, of the results in `folder` and of the other methods' `ledgers`.
+
+    Where views of several sizes or trainings of several lengths were measured, the tables show
+    those of most trainings, and the last table all of them.
+    """
+    measured = [RESULT_JSON.validate_json(line) for line in _lines(folder, "jobs.jsonl")]
     small = [DCGAN_JSON.validate_json(line) for line in _lines(folder, "dcgan.jsonl")]
+    most = Counter(map(_scale, measured)).most_common(1)
+    found = [each for each in measured if _scale(each) == most[0][0]]
     full = [each for each in found if each.job.variant == "full"]
     parts = [
         "# The two-stage network on real images",
@@ -61,8 +68,15 @@ def report(folder: Path, ledgers: Path) -> str:
         _table_1(small),
         "## Beside `line` and the memory bank, AUROC of images",
         _beside(full, ledgers),
+        "## Larger views, longer trainings",
+        _by_scale(measured),
     ]
     return "\n\n".join(parts) + "\n"
+
+
+def _scale(result: Result) -> tuple[int, int]:
+    """Side of the views, and epochs of the attention network, which all variants have."""
+    return result.job.settings.view.side, result.job.settings.adgan_from
 
 
 def _lines(folder: Path, name: str) -> list[bytes]:
@@ -233,3 +247,38 @@ def _beside(full: Sequence[Result], ledgers: Path) -> str:
         "`line`, 10 defects",
     )
     return _table(head, rows())
+
+
+def _by_scale(measured: Sequence[Result]) -> str:
+    """Draws that have more than one, each by itself: draws of a set differ."""
+    full = [each for each in measured if each.job.variant == "full"]
+    trainings = Counter((each.job.set, each.job.draw) for each in full)
+    shown = [each for each in full if trainings[each.job.set, each.job.draw] > 1]
+
+    def rows() -> Iterator[Sequence[str]]:
+        for each in sorted(shown, key=lambda r: (r.job.set, r.job.draw, _scale(r))):
+            settings, unseen = each.job.settings, each.groups["unseen"]
+            yield (
+                f"{each.job.set}, draw {each.job.draw}",
+                f"{settings.view.side} px",
+                str(settings.epochs),
+                "–" if unseen.pixels is None else f"{unseen.pixels.auroc:.3f}",
+                "–" if unseen.pixels is None else f"{unseen.pixels.aupro:.3f}",
+                f"{image_auroc(unseen, 'adgan'):.3f}",
+                f"{image_auroc(unseen, 'attention_discriminator'):.3f}",
+                f"{image_auroc(unseen, 'reconstruction'):.3f}",
+                f"{each.train_seconds / 60:.0f} min",
+            )
+
+    head = (
+        "set",
+        "views",
+        "epochs",
+        "pixel AUROC",
+        "AUPRO",
+        "image AUROC, ADGAN",
+        "discriminator output",
+        "reconstruction loss",
+        "training",
+    )
+    return _table(head, rows()) if shown else "Only one scale has been measured."

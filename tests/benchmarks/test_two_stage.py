@@ -1,4 +1,5 @@
 import pickle
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -64,14 +65,16 @@ def test_a_dcgan_scores_every_image(variant):
     assert np.isfinite(scores).all()
 
 
-def result(variant, name="mvtec_bottle", pixels=0.9, stage="table", draw=0, higher=1.0):
+def result(
+    variant, name="mvtec_bottle", pixels=0.9, stage="table", draw=0, higher=1.0, settings=BASE
+):
     group = Group(
         scores=dict.fromkeys(SCORES, (0.1, 0.2, higher, 2.0)),
         defective=(False, False, True, True),
         kinds=("good", "good", "spot", "spot"),
         pixels=PixelRanking(auroc=pixels, aupro=0.5),
     )
-    job = Job(stage=stage, set=name, draw=draw, variant=variant, settings=BASE)
+    job = Job(stage=stage, set=name, draw=draw, variant=variant, settings=settings)
     return Result(
         job=job,
         groups={"validation": group, "unseen": group},
@@ -124,3 +127,21 @@ def test_the_report_has_the_papers_tables(tmp_path):
     assert "| (a) with L_adv_ano, without L_att | 0.700 (1) | 0.75 |" in text
     assert "| base | 1.000 (1) | not run here | 0.583 |" in text
     assert "| mvtec_pill | – | 0.91 |" in text
+    assert text.endswith("## Larger views, longer trainings\n\nOnly one scale has been measured.\n")
+
+
+def test_other_scales_have_a_table_of_their_own(tmp_path):
+    small = replace(BASE.lasting(16), view=replace(BASE.view, side=128))
+    found = [result("full", draw=draw, settings=small) for draw in range(3)]
+    found += [result("without_attention", pixels=0.7, settings=replace(small, epochs=9))]
+    found += [result("full", pixels=0.96), result("full", "head_ct", draw=1)]
+    (tmp_path / "jobs.jsonl").write_bytes(b"\n".join(map(RESULT_JSON.dump_json, found)) + b"\n")
+    text = report(tmp_path, tmp_path / "nothing")
+    assert "Views of 128 px, 16 epochs; the recipe has 256 px and 40 epochs." in text
+    assert "| mvtec_bottle | 0.900 ± 0.000 | 0.95 |" in text
+    assert "| (a) with L_adv_ano, without L_att | 0.700 (1) | 0.75 |" in text
+    _, scales = text.split("## Larger views, longer trainings")
+    assert [line.split(" | ")[:4] for line in scales.splitlines()[4:]] == [
+        ["| mvtec_bottle, draw 0", "128 px", "16", "0.900"],
+        ["| mvtec_bottle, draw 0", "256 px", "40", "0.960"],
+    ]
