@@ -156,6 +156,14 @@ def test_a_calibrated_bundle_counts_errors_and_gates_on_its_threshold(
     assert "fp16" in open_bundle(out).manifest.networks
 
 
+def test_export_asks_for_the_images_of_the_training(trained, agent, parts):
+    out, _ = trained
+    with pytest.raises(
+        TrainingError, match=r"is not there; give --data, or --good and --defective"
+    ):
+        agent("export", "--bundle", out, "--precision", "fp16", "--good", parts / "train/good")
+
+
 def test_cross_fitted_scores_judge_the_test_where_there_is_no_calibration(
     trained, agent, parts, tmp_path
 ):

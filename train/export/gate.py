@@ -48,7 +48,7 @@ from engine.cross_fitted import (
     CrossFitted,
     CrossFittedPart,
 )
-from engine.errors import BundleError
+from engine.errors import BundleError, TrainingError
 from engine.frame import Inspection
 from engine.likeness import fingerprint, look_alikes
 from engine.methods import MethodSpec, open_method
@@ -200,10 +200,17 @@ def add_precision(
     Raises:
         BundleError: ONNX Runtime's decisions do not agree. The others' are on record, and `auto`
             does not take what it has objections to.
+        TrainingError: `source` is not what the bundle was trained on.
     """
     split = SPLIT_JSON.validate_json(_part(bundle, SPLIT))
     network, method = load_network(bundle), bundle.manifest.method
     images, items = Images(source), _parity_items(split)
+    for item in items:
+        if not source.path(item.path).exists():
+            raise TrainingError(
+                f"verdicts are compared on images that the bundle was trained with, and {item.path}"
+                " is not there; give --data, or --good and --defective, as agent train had them"
+            )
 
     reference_backend: Backend
     if precision == "fp32":
