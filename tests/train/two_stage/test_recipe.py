@@ -183,6 +183,17 @@ def test_each_loss_can_be_left_out(images, two_stage, tmp_path, term):
     assert trained(settings, images, tmp_path).history[-1].number == 2
 
 
+def test_the_attention_map_can_be_made_of_the_decoders_alone_as_in_the_paper(
+    images, two_stage, tmp_path
+):
+    settings = replace(two_stage, detail=0, least_steps=1)
+    net = trained(settings, images, tmp_path).network.eval()
+    assert not [name for name in net.state_dict() if "detail" in name]
+    encoded = torch.zeros(1, sum(net.attention_network.backbone.channels), 8, 8)
+    net.attention_network.latent_mean.requires_grad_(requires_grad=False).weight.zero_()
+    assert torch.equal(*map(net.attention_network.attention, (encoded, encoded + 1)))
+
+
 def test_a_constant_attention_map_ends_the_training(images, two_stage, tmp_path):
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(Watch, "saw", lambda self, _: self._spreads.append(torch.tensor(1e-4)))
