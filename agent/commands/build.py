@@ -47,7 +47,8 @@ def build(
         Path | None, typer.Option(help="Defective parts for the same, with --good.")
     ] = None,
     accept_flips: Annotated[
-        bool, typer.Option(help="Accept verdicts that change; they are recorded.")
+        bool,
+        typer.Option("--accept-flips", help="Accept verdicts that change; they are recorded."),
     ] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print the result as JSON.")] = False,
 ) -> None:

@@ -30,7 +30,10 @@ def export(
         Path | None, typer.Option(help="Folder of their defective images, with --good.")
     ] = None,
     accept_flips: Annotated[
-        bool, typer.Option(help="Write it even if verdicts change; parity.json lists them.")
+        bool,
+        typer.Option(
+            "--accept-flips", help="Write it even if verdicts change; parity.json lists them."
+        ),
     ] = False,
     bits: Annotated[int | None, options.BITS] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print the result as JSON.")] = False,

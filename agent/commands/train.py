@@ -43,10 +43,10 @@ def train(
     recipe: Annotated[
         str | None,
         typer.Option(
-            help="nearest remembers good parts, and known defects if there are any; line learns by "
-            "descent; two_stage needs no defect; paper does what ATAC-Net's paper says. Or the "
-            "recipe.json of a bundle, for the same settings. Default: nearest with pretrained "
-            "weights, line without."
+            help="nearest remembers good parts, and known defects if there are any; line trains a "
+            "network, best with ten known defects and their masks; two_stage trains one on good "
+            "parts alone; paper does what ATAC-Net's paper says. Or the recipe.json of a bundle, "
+            "for the same settings. Default: nearest with pretrained weights, line without."
         ),
     ] = None,
     backbone: Annotated[
@@ -77,15 +77,24 @@ def train(
     ] = None,
     hold_out: Annotated[
         float | None,
-        typer.Option(min=0.0, max=0.9, help="Share of good images that training does not see."),
+        typer.Option(
+            min=0.0,
+            max=0.9,
+            help="Share of good images that training does not see. Default: the recipe's.",
+        ),
     ] = None,
     epochs: Annotated[int | None, typer.Option(min=1, help="Default: the recipe's.")] = None,
     seed: Annotated[
         int, typer.Option(min=0, help="The same seed on the same machine gives the same weights.")
     ] = 0,
-    resume: Annotated[bool, typer.Option(help="Continue an interrupted training.")] = False,
+    resume: Annotated[
+        bool, typer.Option("--resume", help="Continue an interrupted training.")
+    ] = False,
     accept_flips: Annotated[
-        bool, typer.Option(help="Write the bundle even if the ONNX network changes verdicts.")
+        bool,
+        typer.Option(
+            "--accept-flips", help="Write the bundle even if the ONNX network changes verdicts."
+        ),
     ] = False,
     budget: Annotated[
         str | None,
@@ -105,7 +114,6 @@ def train(
     bits: Annotated[int | None, options.BITS] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print the result as JSON.")] = False,
     curve: Annotated[Path | None, typer.Option(hidden=True)] = None,
-    profile: Annotated[str | None, typer.Option(hidden=True)] = None,
 ) -> None:
     """Train a model from images of good parts and, if there are any, of some defective ones.
 
@@ -118,8 +126,6 @@ def train(
     images to collect next. Then agent calibrate sets the threshold; agent export adds precisions.
     Ctrl-C loses at most one epoch: repeat the command with --resume.
     """
-    if profile is not None:
-        raise ConfigurationError("--profile", profile, f"is now called --recipe {profile}")
     require_training_packages("agent train")
     from agent.regions_file import read_regions
     from engine.cross_fitted import CROSS_FITTED
