@@ -521,7 +521,7 @@ def running_line(bundle: Path, cores: int) -> Iterator[Line]:
             for settings in (
                 mqtt,
                 SparkplugSettings(host="127.0.0.1", port=broker, group="bench"),
-                replace(mqtt, name="websockets", port=web, transport="websockets"),
+                replace(mqtt, name="websockets", port=web, transport="websockets", every_part=True),
             )
         )
         plugs = Plug(sparkplug), Plug(websockets)
