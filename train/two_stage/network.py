@@ -342,8 +342,13 @@ class TwoStageNet(Network):
 
 
 def around(encoded: Tensor) -> Tensor:
-    """The mean of the 3 × 3 places around each, so that one convolution sees them all."""
-    return F.avg_pool2d(encoded, 3, 1, 1)
+    """The mean of the 3 × 3 places around each, so that one convolution sees them all.
+
+    Beyond the border is 0. A pool that counts zeros would do the same; but OpenVINO moves the
+    subtraction of `encoded` behind it in int8, and at the border that is wrong.
+    """
+    there = F.avg_pool2d(encoded.new_ones(1, 1, *encoded.shape[2:]), 3, 1, 1)
+    return F.avg_pool2d(encoded, 3, 1, 1, count_include_pad=False) * there
 
 
 def as_images(views: Tensor) -> Tensor:

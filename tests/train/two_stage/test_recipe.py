@@ -1,9 +1,11 @@
 from dataclasses import replace
 
 import numpy as np
+import onnx
 import pytest
 import safetensors.torch
 import torch
+import torch.nn.functional as F  # noqa: N812
 from pydantic import ValidationError
 
 from engine.backends.opening import open_inspector
@@ -22,6 +24,7 @@ from train.recipes import RECIPE_JSON
 from train.recipes.two_stage import TwoStage, Watch, network
 from train.report import REPORT, examine, write_report
 from train.run import train_bundle
+from train.two_stage.network import around
 
 
 @pytest.fixture(scope="session")
@@ -138,6 +141,18 @@ def test_it_is_exported_in_every_precision(finished, source):
         assert all(parity.median_box_iou == 1 for parity in judged.values())
         with open_inspector(bundle, precision=precision) as inspector:
             assert np.isfinite(inspector.inspect(pixels).score)
+
+
+def test_the_mean_around_a_place_counts_zeros_beyond_the_border_but_no_pool_does(finished):
+    encoded = torch.randn(2, 3, 5, 4)
+    assert torch.allclose(around(encoded), F.avg_pool2d(encoded, 3, 1, 1), atol=1e-6)
+    done, _ = finished
+    graph = onnx.load_from_string(done.written.bundle.network("fp32")).graph
+    pools = [node for node in graph.node if node.op_type == "AveragePool"]
+    assert pools
+    for pool in pools:  # OpenVINO computes such a pool of quantised values wrongly at the border
+        of = {each.name: onnx.helper.get_attribute_value(each) for each in pool.attribute}
+        assert not (of.get("count_include_pad") and any(of.get("pads", ())))
 
 
 def test_the_same_seed_gives_the_same_weights_also_after_an_interruption(
