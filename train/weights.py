@@ -45,12 +45,16 @@ def read_weights(path: Path, *, option: str = "--backbone-weights") -> Weights:
                 metadata = file.metadata() or {}
         else:
             tensors = torch.load(path, map_location="cpu", weights_only=True)
+    except OSError as error:
+        why = error.strerror or "there is no such file"  # safetensors gives no number
+        raise ConfigurationError(option, str(path), f"cannot be read ({why})") from error
     except Exception as error:  # the two readers share no base class
+        # torch's own text advises to execute what is in the file.
         raise ConfigurationError(
             option,
             str(path),
-            f"cannot be read as a checkpoint ({str(error).splitlines()[0]}); "
-            "give a .pth or .safetensors file",
+            "is damaged, or holds more than tensors; give a .pth or .safetensors file of a model's "
+            "state_dict",
         ) from error
     if not (isinstance(tensors, dict) and all(isinstance(t, Tensor) for t in tensors.values())):
         raise ConfigurationError(
