@@ -316,7 +316,12 @@ def _written(path: Path) -> "RecipeSettings":
 def _weights(given: str, settings: "RecipeSettings") -> "Weights | None":
     from train.weights import read_weights
 
-    if given == "none" or settings.backbone is None:
+    if settings.backbone is None:
+        return None
+    if given == "none":
+        if not settings.descends:
+            remedy = f"is not for {settings.type}, which trains no backbone; name --recipe line"
+            raise ConfigurationError("--backbone-weights", given, remedy)
         return None
     if given == "download":
         return settings.backbone.download()

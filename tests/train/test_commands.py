@@ -238,7 +238,10 @@ def test_a_folder_without_enough_good_images_fails_before_training(agent, parts,
 @pytest.mark.parametrize(
     ("given", "said"),
     [
-        (("--profile", "line"), "--profile: 'line': is now called --recipe line"),
+        (
+            ("--recipe", "nearest", "--backbone-weights", "none"),
+            "--backbone-weights: 'none': is not for nearest, which trains no backbone",
+        ),
         (
             ("--recipe", "cookbook"),
             "--recipe: 'cookbook': write line or nearest or paper or two_stage",
