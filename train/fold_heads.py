@@ -2,10 +2,10 @@
 
 They come in folds: those of a fold have learnt from no part of it, so they can judge these parts as
 they will judge new ones. On the line the mean of all counts. Deviation loss (Pang et al. 2019) on
-what the bank compares; docs/adr/0018-line-v2.md has what was measured.
+the standardised features; docs/adr/0018-line-v2.md has what was measured.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Final
 
 import torch
@@ -28,23 +28,22 @@ _APART: Final = 2  # patches between those that a step is shown
 
 
 class FoldHeads(nn.Module):
-    """`(N, d, h, w)` → what the heads say of each patch, not negative: `(N, h, w)`."""
+    """`(N, C, h, w)`, or maps → what the heads say of each patch, not negative: `(N, h, w)`."""
 
-    def __init__(self, directions: int, folds: int = FOLDS) -> None:
+    def __init__(self, channels: int, folds: int = FOLDS) -> None:
         super().__init__()
         heads = folds * _HEADS
-        self.convolve = nn.Conv2d(directions, heads * _WIDTH, 1)
+        self.folds = folds
+        self.convolve = nn.Conv2d(channels, heads * _WIDTH, 1)
         self.refine = PatchResidual(heads * _WIDTH, heads)
         self.score = nn.Conv2d(heads * _WIDTH, heads, 1, groups=heads)
 
-    def forward(self, x: Tensor, *, fold: int | None = None) -> Tensor:
+    def forward(self, x: Tensor | list[Tensor], *, fold: int | None = None) -> Tensor:
         """The mean of all heads, or of those of a `fold`."""
-        answers = self.each(x)
-        if fold is not None:
-            answers = answers[:, fold * _HEADS : (fold + 1) * _HEADS]
-        return answers.mean(dim=1)
+        heads = self if fold is None else self.of(fold)
+        return heads.each(x).mean(dim=1)
 
-    def each(self, x: Tensor) -> Tensor:
+    def each(self, x: Tensor | list[Tensor]) -> Tensor:
         """What each head says: `(N, heads, h, w)`."""
         x = self.refine(torch.relu(self.convolve(x)))
         answers: Tensor = self.score(x).abs()
@@ -57,12 +56,21 @@ class FoldHeads(nn.Module):
         for mine, theirs in zip(self.parameters(), each, strict=True):
             mine.copy_(torch.cat(theirs))
 
+    @torch.no_grad()
+    def of(self, fold: int) -> "FoldHeads":
+        """The heads of one `fold`."""
+        some = FoldHeads(self.convolve.in_channels, folds=1).to(self.score.weight.device)
+        for theirs, mine in zip(some.parameters(), self.parameters(), strict=True):
+            theirs.copy_(mine.chunk(self.folds)[fold])
+        return some
+
 
 class Taught:
     """Views of parts as heads see them, and which of their patches show a defect.
 
     Args:
-        views: Of each part its whole and its closer view: `(views, d, h, w)`.
+        views: Features of each part, in its whole and its closer view: each `(C, h, w)`.
+        standardised: Makes of features what heads see.
         shown: Of known defects which patches of these views show them, bool `(views, h, w)`; None
             where nobody drew it.
         fold: Of each part the fold whose heads must not see it.
@@ -70,11 +78,13 @@ class Taught:
 
     def __init__(
         self,
-        views: Mapping[int, Tensor],
+        views: Mapping[int, Sequence[Tensor]],
+        standardised: Callable[[Tensor], Tensor],
         shown: Mapping[int, Tensor | None],
         fold: Mapping[int, int],
     ) -> None:
         self._views = views
+        self._standardised = standardised
         self._good = [part for part in views if part not in shown]
         self._defective = list(shown)
         masks = {part: mask for part, mask in shown.items() if mask is not None}
@@ -89,9 +99,10 @@ class Taught:
             for parts in (self._good, self._defective)
         )
         some = next(iter(self._views.values()))
-        heads = FoldHeads(some.shape[1], folds=1).to(some.device)
+        heads = FoldHeads(len(some[0]), folds=1).to(some[0].device)
         optimiser = torch.optim.Adam(heads.parameters(), _RATE)
-        precise = torch.autocast(some.device.type, torch.bfloat16, enabled=has_bf16(some.device))
+        device = some[0].device
+        precise = torch.autocast(device.type, torch.bfloat16, enabled=has_bf16(device))
         for step in range(steps):
             parts = [*rng.choice(good, _HALF).tolist(), *rng.choice(defective, _HALF).tolist()]
             seen = rng.integers(len(some), size=len(parts)).tolist()
@@ -101,7 +112,7 @@ class Taught:
                 [self._views[p][v][:, *some_patches] for p, v in zip(parts, seen, strict=True)]
             )
             with precise:
-                answers = heads.each(views)
+                answers = heads.each(self._standardised(views.float()))
             masks = None
             if self._masks is not None:
                 ends = zip(parts[_HALF:], seen[_HALF:], strict=True)

@@ -42,17 +42,12 @@ class Bank:
 
 
 class Compared(NamedTuple):
-    """What is compared of patches: their direction, shorter than 1, `(N, d, h, w)`; how long each
-    was, as if each channel spread by 1, `(N, 1, h, w)`.
+    """What is compared of patches: their direction, shorter than 1, `(N, d, h, w)`; and what heads
+    see of them: all channels, each with a spread of 1, `(N, C, h, w)`, or such maps.
     """
 
     direction: Tensor
-    length: Tensor
-
-    def seen_by_heads(self) -> Tensor:
-        """Both in one, about as large as what a head's first weights are made for."""
-        scale: Tensor = self.length * self.direction.shape[1] ** 0.5
-        return self.direction * scale
+    standardised: Tensor | list[Tensor]
 
 
 class Near(NamedTuple):
@@ -100,7 +95,7 @@ class NearestPatch(nn.Module):
         self.register_buffer("known_origin", torch.full((settings.defects,), -1))
         self.register_buffer("weight", torch.zeros(1))
         self.register_buffer("taught", torch.zeros(1))
-        self.heads = FoldHeads(directions)
+        self.heads = FoldHeads(channels)
         self.requires_grad_(requires_grad=False)
 
     def compared(self, features: Tensor | list[Tensor]) -> Compared:
@@ -110,7 +105,7 @@ class NearestPatch(nn.Module):
         """
         x: Tensor | list[Tensor]
         if isinstance(features, Tensor):
-            x = (features - self.mean) / self.std
+            x = self.standardised(features)
             length = lengths([x])
         else:
             ends = list(accumulate(each.shape[1] for each in features))
@@ -121,7 +116,11 @@ class NearestPatch(nn.Module):
             ]
             length = lengths(x)
         # One number a patch: it may be divided last.
-        return Compared(self.convolve(x) / length, length / self.mean.shape[1] ** 0.5)
+        return Compared(self.convolve(x) / length, x)
+
+    def standardised(self, features: Tensor) -> Tensor:
+        """Features `(N, C, h, w)`, each channel with the spread 1 over good patches."""
+        return (features - self.mean) / self.std
 
     def forward(self, features: Tensor | list[Tensor]) -> Maps:
         """The score map of features `(N, C, h, w)`, or of maps, and where to look closer."""
@@ -140,7 +139,7 @@ class NearestPatch(nn.Module):
         defect = torch.relu(good - known)
         # On the line there are no others; in training they cost time.
         if self.heads is not None and (without is None or self.taught):
-            defect = defect + self.taught * self.heads(compared.seen_by_heads(), fold=fold)
+            defect = defect + self.taught * self.heads(compared.standardised, fold=fold)
         return Near(good, defect)
 
     def forget_what_does_not_count(self) -> None:

@@ -103,7 +103,7 @@ def test_heads_learn_from_enough_known_defects(source, nearest, tmp_path):
         for frame in map(images.frame, (images.good[0], images.defective[0]))
     ]
     with torch.inference_mode():
-        seen = bank.compared(run.network.features(torch.stack(views))).seen_by_heads()
+        seen = bank.compared(run.network.features(torch.stack(views))).standardised
         good, defective = bank.heads(seen).amax(dim=(1, 2))
         of_folds = torch.stack([bank.heads(seen, fold=fold) for fold in range(FOLDS)])
     assert defective > 2 * good

@@ -24,6 +24,7 @@ from engine.methods.atac import AtacMethod
 from engine.score import ScoreSpec, top_k_mean
 from engine.spec import spec
 from engine.view import ViewSpec, view
+from train.apart import Apart
 from train.backbones import BACKBONES, AnyBackbone
 from train.backbones.resnet import ResNet
 from train.cache import ByteLimitedCache
@@ -108,6 +109,8 @@ class NearestNet(AtacNet):
     def prepare_export(self, *, half: bool) -> None:
         self.bank.forget_what_does_not_count()
         super().prepare_export(half=half)
+        if (heads := self.bank.heads) is not None:
+            heads.add_module("convolve", Apart(heads.convolve, self.backbone.channels, half=half))
 
     @property
     def bank(self) -> NearestPatch:
@@ -192,10 +195,11 @@ def weight_by_evidence(good: Sequence[LeftOut], known: Sequence[LeftOut], top_k:
 
 
 def deepest(scores: Mapping[float, tuple[Scores, Scores]]) -> float:
-    """The weight with which defects lie deepest in the tail of good parts, the least such.
+    """The weight with which defects lie deepest in the tail of good parts.
 
     The depth of one is the logarithm of the share of good parts that score no less: it speaks of
-    the promise that a user gets, and not of pairs far below it.
+    the promise that a user gets, and not of pairs far below it. Of equal weights it is 0, and else
+    the nearest to that of a single defect.
 
     Args:
         scores: Of good parts and of defects, by weight.
@@ -205,7 +209,8 @@ def deepest(scores: Mapping[float, tuple[Scores, Scores]]) -> float:
         good, defective = scores[weight]
         return float(-np.log1p((good[:, None] >= defective).sum(axis=0)).mean())
 
-    return max(sorted(scores), key=depth)
+    order = sorted(scores, key=lambda weight: (weight > 0, abs(weight - OF_ONE), weight))
+    return max(order, key=depth)
 
 
 class Parts:
@@ -330,10 +335,6 @@ class Parts:
         """What the bank compares of a `box` of image `index`."""
         return self._network.bank.compared(self.closer(index, box).float()[None])
 
-    def seen_by_heads(self, index: int, boxes: Sequence[Box]) -> Tensor:
-        """What heads see of `boxes` of image `index`: `(boxes, directions, h, w)`."""
-        return torch.cat([self.compared(index, box).seen_by_heads() for box in boxes])
-
     def shown(self, index: int, boxes: Sequence[Box]) -> Tensor | None:
         """Which patches of `boxes` show defect `index`: `(boxes, h, w)`; None: nobody drew it."""
         rows, columns = self.whole(index).shape[-2:]
@@ -437,7 +438,8 @@ def teach(bank: NearestPatch, parts: Parts, epoch: EpochInProgress, settings: Ne
     # A tensor of inference has no gradient.
     with torch.inference_mode(mode=False), torch.enable_grad():
         taught = Taught(
-            {index: parts.seen_by_heads(index, boxes[index]) for index in boxes},
+            {index: [parts.closer(index, box) for box in boxes[index]] for index in boxes},
+            bank.standardised,
             {index: parts.shown(index, boxes[index]) for index in known},
             parts.fold,
         )
@@ -447,7 +449,7 @@ def teach(bank: NearestPatch, parts: Parts, epoch: EpochInProgress, settings: Ne
     said = [
         top_k_mean(
             heads(
-                parts.compared(index, parts.view_box).seen_by_heads(), fold=parts.fold[index]
+                parts.compared(index, parts.view_box).standardised, fold=parts.fold[index]
             ).numpy(),
             HEAD_SHARE,
         )
