@@ -11,9 +11,10 @@ so it is the same on every file system.
 """
 
 import os
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Collection, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
+from itertools import groupby
 from pathlib import Path, PurePosixPath
 from typing import Final, Literal, TypeVar
 
@@ -359,7 +360,8 @@ class TrainingImages:
     """The pictures that training learns from, by number: good ones, then defective ones.
 
     Each is a whole frame of `split.training` or, with `regions`, one region of it; a defect is
-    learnt from in the regions where it is. Inspectors take `method(…)` and whole frames.
+    learnt from in the regions where it is. Inspectors take `method(…)` and whole frames. Pictures
+    of one image follow each other.
     """
 
     def __init__(self, images: Images, split: Split, regions: RegionsSpec | None = None) -> None:
@@ -376,11 +378,16 @@ class TrainingImages:
         self.good = range(len(good))
         self.defective = range(len(good), len(good) + len(defective))
         self._items = [*good, *defective]
+        first = {item.path: index for index, (item, _) in reversed([*enumerate(self._items)])}
+        self._first = [first[item.path] for item, _ in self._items]
 
-    @property
-    def is_one_each(self) -> bool:
-        """Whether there is one picture of each image."""
-        return self.regions is None or len(self.regions.regions) == 1
+    def first(self, index: int) -> int:
+        """The first picture of the image that picture `index` is of; it stands for the image."""
+        return self._first[index]
+
+    def by_image(self, pictures: Iterable[int]) -> list[tuple[int, ...]]:
+        """`pictures` in order, those of one image together."""
+        return [tuple(of_one) for _, of_one in groupby(pictures, self.first)]
 
     def item(self, index: int) -> Listed:
         """The image that picture `index` is of."""

@@ -25,7 +25,13 @@ from train.fold_heads import FOLDS
 from train.nearest_patch import Near, attention
 from train.network import TorchBackend
 from train.recipes import open_recipe
-from train.recipes.nearest import LEAST_TAUGHT, LeftOut, Nearest, weight_by_evidence
+from train.recipes.nearest import (
+    LEAST_TAUGHT,
+    LeftOut,
+    LeftOutPart,
+    Nearest,
+    weight_by_evidence,
+)
 from train.run import train_bundle
 
 
@@ -66,7 +72,7 @@ def test_scores_of_its_own_parts_are_of_banks_without_them(bundle, source, split
 def left_out(good, defect):
     """A part of whose one patch this is said."""
     near = Near(*(torch.tensor([[[each]]]) for each in (good, defect)))
-    return LeftOut(0, near, 0.0, Box.whole(1, 1))
+    return LeftOutPart((LeftOut(0, near, 0.0, Box.whole(1, 1)),))
 
 
 def test_known_defects_count_as_far_as_those_left_out_stand_out():

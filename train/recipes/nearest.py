@@ -146,20 +146,18 @@ def train(settings: Nearest, images: TrainingImages, run: Run) -> Trained:
             learn(net.bank, parts, epoch.rng, seed=run.seed)
             teach(net.bank, parts, epoch, settings)
             epoch.learning_rate = 0.0
-        good = [parts.left_out(index) for index in images.good]
-        known = [parts.left_out(index) for index in images.defective]
+        good, known = (parts.all_left_out(each) for each in (images.good, images.defective))
         gate = parts.gate(good)
         good, known = ([parts.looked_closer(one, gate) for one in each] for each in (good, known))
         weight = weight_by_evidence(good, known, settings.top_k)
         net.bank.weight.fill_(weight)
         method = parts.method(gate, [one.score(weight, settings.top_k) for one in good])
-        # Of one region of a part the bank may still hold another, so such a part is not left out.
-        scores = parts.cross_fitted(good, known, weight) if images.is_one_each else None
+        scores = parts.cross_fitted(good, known, weight)
         return Trained.of(net, method, checkpoint, cross_fitted=scores)
 
 
 class LeftOut(NamedTuple):
-    """What is near to a `picture` of a part without its own patches, in each view of it.
+    """What is near to a `picture` of a part without the part's patches, in each view of it.
 
     `peak` is that of attention in the whole view, and `box` where it is. `closer` is what is seen
     there, None where nobody looks.
@@ -172,12 +170,31 @@ class LeftOut(NamedTuple):
     closer: Near | None = None
 
     def score(self, weight: float, top_k: float) -> float:
-        """The score of the part, where known defects count `weight` times."""
+        """The score of the picture, where known defects count `weight` times."""
         seen = [near for near in (self.whole, self.closer) if near is not None]
         return float(np.mean([top_k_mean(n.score_map(weight).numpy(), top_k) for n in seen]))
 
 
-def weight_by_evidence(good: Sequence[LeftOut], known: Sequence[LeftOut], top_k: float) -> float:
+class LeftOutPart(NamedTuple):
+    """All pictures of a part that was left out: one, or one of each region."""
+
+    pictures: tuple[LeftOut, ...]
+
+    @property
+    def peak(self) -> float:
+        return max(one.peak for one in self.pictures)
+
+    def score(self, weight: float, top_k: float) -> float:
+        """The score of the part: that of its worst picture, as on the line."""
+        return max(one.score(weight, top_k) for one in self.pictures)
+
+    def worst(self, weight: float, top_k: float) -> LeftOut:
+        return max(self.pictures, key=lambda one: one.score(weight, top_k))
+
+
+def weight_by_evidence(
+    good: Sequence[LeftOutPart], known: Sequence[LeftOutPart], top_k: float
+) -> float:
     """What patches of known defects count: as much as known defects that were left out say.
 
     Args:
@@ -188,7 +205,7 @@ def weight_by_evidence(good: Sequence[LeftOut], known: Sequence[LeftOut], top_k:
     if len(known) < 2:
         return OF_ONE * len(known)
 
-    def scores(of: Sequence[LeftOut], weight: float) -> Scores:
+    def scores(of: Sequence[LeftOutPart], weight: float) -> Scores:
         return np.array([one.score(weight, top_k) for one in of])
 
     return deepest({weight: (scores(good, weight), scores(known, weight)) for weight in _WEIGHTS})
@@ -230,9 +247,8 @@ class Parts:
         self.fold = {
             index: place % FOLDS
             for indices in (images.good, images.defective)
-            for place, index in enumerate(
-                np.random.default_rng(FOLDS).permutation(indices).tolist()
-            )
+            for place, of_one in enumerate(_shuffled(images.by_image(indices)))
+            for index in of_one
         }
         self.view_box = settings.view.box
         self._kept: ByteLimitedCache[tuple[int, Box], Tensor] = ByteLimitedCache(limit=_KEPT_BYTES)
@@ -253,19 +269,31 @@ class Parts:
         return Box(left=left, top=top, right=left + half, bottom=top + half)
 
     def left_out(self, index: int) -> LeftOut:
-        """The whole view of image `index` to a bank without it."""
+        """The whole view of picture `index` to a bank without its part."""
         near = self._near(index, self._settings.view.box)
         looks = attention(near.good)[0].numpy()
         box = attention_box(looks, self._settings.view.box, self._crop(gate=0.0))
         return LeftOut(index, near, float(looks.max()), box)
 
-    def looked_closer(self, one: LeftOut, gate: float) -> LeftOut:
-        """The same with what pass 2 would see, if there were one."""
-        if one.peak < gate or one.box == self._settings.view.box:
-            return one
-        return one._replace(closer=self._near(one.picture, one.box))
+    def all_left_out(self, indices: range) -> list[LeftOutPart]:
+        """The parts that these pictures show."""
+        return [
+            LeftOutPart(tuple(map(self.left_out, of_one)))
+            for of_one in self.images.by_image(indices)
+        ]
 
-    def gate(self, good: Sequence[LeftOut]) -> float:
+    def looked_closer(self, part: LeftOutPart, gate: float) -> LeftOutPart:
+        """The same with what each pass 2 would see, if there were one."""
+        return LeftOutPart(
+            tuple(
+                one
+                if one.peak < gate or one.box == self._settings.view.box
+                else one._replace(closer=self._near(one.picture, one.box))
+                for one in part.pictures
+            )
+        )
+
+    def gate(self, good: Sequence[LeftOutPart]) -> float:
         """The attention from which on a part is looked at closer, as the chosen share of `good`."""
         share = self._settings.closer
         if not 0 < share < 1:
@@ -286,7 +314,7 @@ class Parts:
         )
 
     def cross_fitted(
-        self, good: Sequence[LeftOut], known: Sequence[LeftOut], weight: float
+        self, good: Sequence[LeftOutPart], known: Sequence[LeftOutPart], weight: float
     ) -> CrossFitted:
         """The scores of all images by banks without them.
 
@@ -299,7 +327,8 @@ class Parts:
             weight: What patches of known defects count.
         """
 
-        def scored(one: LeftOut) -> CrossFittedPart:
+        def scored(part: LeftOutPart) -> CrossFittedPart:
+            one = part.worst(weight, self._settings.top_k)
             item, frame = self.images.item(one.picture), Box.around(self.images.frame(one.picture))
             seen = one.box.scaled(of=self._settings.view.box, to=frame)
             return CrossFittedPart(
@@ -354,7 +383,7 @@ class Parts:
 
     def _near(self, index: int, box: Box) -> Near:
         found = self._network.bank.near(
-            self.compared(index, box), without=index, fold=self.fold[index]
+            self.compared(index, box), without=self.images.first(index), fold=self.fold[index]
         )
         return Near(*(each.cpu() for each in found))
 
@@ -371,7 +400,7 @@ def fill(bank: NearestPatch, parts: Parts, rng: np.random.Generator, *, seed: in
         seed: Of the search.
     """
     good = sorted(rng.permutation(list(parts.images.good))[:_MOST_GOOD].tolist())
-    _remember(bank, good, lambda index: [parts.whole(index)], rng, seed=seed)
+    _remember(bank, parts, good, lambda index: [parts.whole(index)], rng, seed=seed)
     if parts.looks_closer:
         boxes = {index: parts.left_out(index).box for index in good}
 
@@ -380,7 +409,7 @@ def fill(bank: NearestPatch, parts: Parts, rng: np.random.Generator, *, seed: in
             closer = [parts.closer(index, box) for box in (boxes[index], somewhere)]
             return [parts.whole(index), *closer]
 
-        _remember(bank, good, views, rng, seed=seed)
+        _remember(bank, parts, good, views, rng, seed=seed)
 
 
 def learn(bank: NearestPatch, parts: Parts, rng: np.random.Generator, *, seed: int) -> None:
@@ -402,14 +431,15 @@ def learn(bank: NearestPatch, parts: Parts, rng: np.random.Generator, *, seed: i
         seen = parts.left_out(index)
         for box in (parts.view_box, seen.box) if parts.looks_closer else (parts.view_box,):
             compared = parts.compared(index, box)
-            distances = bank.near(compared, without=index).good[0]
+            distances = bank.near(compared, without=parts.images.first(index)).good[0]
             shown, far = parts.shows(index, box, *distances.shape), distances.flatten()
             if shown is not None:
                 far = torch.where(shown.to(far.device), far, -1)
             best = far.topk(int(_FARTHEST * len(far)) or 1)
             chosen = best.indices[best.values >= 0]
             kept.append(compared.direction[0].flatten(1).T[chosen])
-            origin.append(torch.full((len(chosen),), index, device=far.device))
+            image = parts.images.first(index)
+            origin.append(torch.full((len(chosen),), image, device=far.device))
     if sum(map(len, kept)):
         bank.learn(torch.cat(kept), torch.cat(origin), seed=seed)
 
@@ -458,8 +488,13 @@ def teach(bank: NearestPatch, parts: Parts, epoch: EpochInProgress, settings: Ne
     bank.taught.fill_(float(np.std(far)) / max(float(np.std(said)), _LEAST_STD))
 
 
+def _shuffled(parts: Sequence[tuple[int, ...]]) -> list[tuple[int, ...]]:
+    return [parts[place] for place in np.random.default_rng(FOLDS).permutation(len(parts))]
+
+
 def _remember(
     bank: NearestPatch,
+    parts: Parts,
     good: Sequence[int],
     views: Callable[[int], Sequence[Tensor]],
     rng: np.random.Generator,
@@ -476,7 +511,7 @@ def _remember(
             patches = features.flatten(1).T
             drawn = torch.from_numpy(rng.permutation(len(patches))[:each])
             kept.append(patches[drawn.to(patches.device)])
-            origin.append(torch.full((len(kept[-1]),), index))
+            origin.append(torch.full((len(kept[-1]),), parts.images.first(index)))
     found = torch.cat(kept)
     order = torch.from_numpy(rng.permutation(len(found))).to(found.device)
     bank.fit(found[order[:FITTED]].float())
