@@ -1,6 +1,6 @@
 """The things that travel through the rooms: a frame, a box in it, and what inspection found."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Literal
 
@@ -47,6 +47,16 @@ class Box:
     def around(pixels: Pixels) -> "Box":
         """The box that covers all of `pixels`."""
         return Box.whole(pixels.shape[1], pixels.shape[0])
+
+    @staticmethod
+    def holding(boxes: "Sequence[Box]") -> "Box":
+        """The smallest box that contains all of `boxes`, at least one."""
+        return Box(
+            left=min(box.left for box in boxes),
+            top=min(box.top for box in boxes),
+            right=max(box.right for box in boxes),
+            bottom=max(box.bottom for box in boxes),
+        )
 
     def scaled(self, *, of: "Box", to: "Box") -> "Box":
         """The smallest box of image `to` that contains this box of image `of`.

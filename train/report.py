@@ -7,7 +7,7 @@ known defective ones. Those of the test stay unseen, for `agent evaluate`.
 import math
 from collections import Counter
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
@@ -18,9 +18,9 @@ from markupsafe import Markup
 from engine.backends.onnxruntime import OnnxRuntimeBackend
 from engine.bundle import TrainingRecord, replace_file
 from engine.errors import AtacError, TrainingError
-from engine.frame import Inspection, Pixels
+from engine.frame import Box, Inspection, Pixels
 from engine.likeness import fingerprint, look_alikes
-from engine.methods import open_method
+from engine.methods import MethodSpec, open_method
 from engine.pages.charts import Curve, curves_svg, histogram_svg
 from engine.pages.outlook import Outlook
 from engine.pages.rendering import render
@@ -71,7 +71,7 @@ class Outcome:
     out, or learnt from where `split.held_out_good` is empty; `defective` ones were learnt from.
     Both are sorted by score, the highest first. `threshold` is provisional: half-way from the
     highest good score to the next higher defective one. `look_alikes` of the good images for
-    training look like another one.
+    training look like another one. `geometry` says how much of a frame a view shows.
     """
 
     record: TrainingRecord
@@ -83,6 +83,7 @@ class Outcome:
     look_alikes: int
     threshold: float
     bundle_id: str
+    geometry: str = ""
 
     @property
     def separation(self) -> float | None:
@@ -124,6 +125,21 @@ def examine(finished: Finished) -> Outcome:
             [one.score for one in good], [one.score for one in defective]
         ),
         bundle_id=written.bundle.id,
+        geometry=_geometry(written.bundle.manifest.method),
+    )
+
+
+def _geometry(method: MethodSpec) -> str:
+    """How large views are, and how many pixels of the frame one of theirs shows."""
+    side, spec = method.network.side, method.regions
+    if spec is None:
+        return f"{side} × {side} pixels, of the whole frame"
+    sizes = {region.size for region in spec.regions}
+    width, height = (max(lengths) for lengths in zip(*sizes, strict=True))
+    of = f"{'at most ' if len(sizes) > 1 else ''}{width} × {height} pixels"
+    return (
+        f"{side} × {side} pixels, of {counted(len(spec.regions), 'region')} of each frame, {of}: a "
+        f"pixel of a view shows {width / side:.3g} × {height / side:.3g} of the frame"
     )
 
 
@@ -163,20 +179,19 @@ def advice(outcome: Outcome, outlook: Outlook | None = None) -> list[str]:
 def small_defects(finished: Finished, threshold: float) -> Spots:
     """Which sizes of spots the bundle's network finds on good images that may judge it."""
     bundle = finished.written.bundle
-    frames = _spotted(finished)
-    method = replace(bundle.manifest.method, regions=None)
-    with open_method(method, OnnxRuntimeBackend(bundle)) as inspector:
-        return spots_found(inspector, frames, threshold=threshold)
+    with open_method(bundle.manifest.method, OnnxRuntimeBackend(bundle)) as inspector:
+        return spots_found(inspector, _spotted(finished), threshold=threshold)
 
 
-def _spotted(finished: Finished) -> Iterator[Pixels]:
-    """Good images or, where the bundle has regions, the first of these."""
+def _spotted(finished: Finished) -> Iterator[tuple[Pixels, list[Box]]]:
+    """Good images, and the boxes that are inspected of each."""
     spec = finished.written.bundle.manifest.method.regions
     for item in shown_good(finished.split)[:_SPOTTED]:
+        pixels = finished.images.pixels(item)
         if spec is None:
-            yield finished.images.pixels(item)
+            yield pixels, [Box.around(pixels)]
         else:
-            yield regions_of(Regions(spec), finished.images, item)[0].pixels
+            yield pixels, [cut.box for cut in regions_of(Regions(spec), finished.images, item)]
 
 
 def write_report(
@@ -422,6 +437,7 @@ def _facts(outcome: Outcome) -> dict[str, str]:
         "Learnt from": f"{record.good} good, {record.defective} defective",
         "Held out": f"{len(split.held_out_good)} good",
         "AUROC on this page": "–" if separation is None else f"{separation:.4f}",
+        "Views": outcome.geometry,
         **(epochs if outcome.settings.descends else {}),
         "Time": _duration(record.seconds),
         "Recipe": record.recipe,

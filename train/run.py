@@ -25,6 +25,7 @@ from train.datasets import (
 )
 from train.export.gate import Written, judged_items, library_versions, write_bundle
 from train.recipes import RecipeSettings, Run, Trained, open_recipe
+from train.tiles import Tiles, tiled
 from train.weights import Weights
 
 
@@ -46,6 +47,7 @@ def train_bundle(
     *,
     weights: Weights | None,
     regions: RegionsSpec | None = None,
+    tiles: Tiles | None = None,
     defects: int | None = None,
     seed: int = 0,
     resume: bool = False,
@@ -64,6 +66,7 @@ def train_bundle(
         settings: Of the recipe.
         weights: Of the backbone; None: it starts from nothing.
         regions: What of each image is learnt and will be inspected; None: all of it.
+        tiles: In how many pieces; None: in one.
         defects: How many known defects train; default ten, at most half of them. None do where the
             recipe learns from good parts alone.
         seed: Of split, initialisation and batches.
@@ -75,7 +78,7 @@ def train_bundle(
 
     Raises:
         ConfigurationError: `out` or its folder for unfinished work cannot be made, or holds
-            something else; or the weights do not fit.
+            something else; or the weights or the tiles do not fit.
         TrainingError: There are too few images, or the training fails.
         BundleError: ONNX and torch do not decide alike.
     """
@@ -100,6 +103,9 @@ def train_bundle(
             on_epoch=on_epoch,
             on_warning=on_warning,
         )
+        if tiles is not None:
+            height, width = images.pixels(split.train_good[0]).shape[:2]
+            regions = tiled(regions, tiles, frame=(width, height), side=settings.view.side)
         seen = TrainingImages(images, split, regions)
         if split.train_defective and not seen.defective:
             on_warning("no known defect lies in a region, so training learns from none")

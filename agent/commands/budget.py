@@ -1,8 +1,9 @@
 """`agent train --budget 40ms`: the views that this machine has time for, and what each would find.
 
-Larger views show smaller defects and take longer. Each side is trained and measured here, from the
-smallest on, and judged by scores of models that left the part out (docs/calibration.md). The one
-that finds most within the budget is kept, and what twice the time would find is said.
+Larger views show smaller defects and take longer, and so do tiles. Each side is trained and
+measured here, from the smallest on, with `--tiles auto` also in tiles, and judged by scores of
+models that left the part out (docs/calibration.md). The one that finds most within the budget is
+kept, and what twice the time would find is said.
 """
 
 import re
@@ -10,6 +11,7 @@ import shutil
 import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
+from itertools import product
 from pathlib import Path
 from statistics import median
 from time import perf_counter
@@ -20,6 +22,7 @@ from engine.errors import ConfigurationError, TrainingError
 if TYPE_CHECKING:
     from train.recipes import RecipeSettings
     from train.run import Finished
+    from train.tiles import Tiles
     from train.weights import Weights
 
 SIDES: Final = (160, 224, 320, 448)
@@ -38,6 +41,7 @@ class Tried:
     """
 
     side: int
+    tiles: int = 1
     backbone: str = ""
     ms: float
     found: float | None
@@ -68,8 +72,9 @@ def require_evidence(settings: "RecipeSettings") -> None:
 def best_within(
     budget_ms: float,
     candidates: "Sequence[tuple[RecipeSettings, Weights | None]]",
+    tiles: "Tiles | None",
     out: Path,
-    train: "Callable[[Path, RecipeSettings, Weights | None], Finished]",
+    train: "Callable[[Path, RecipeSettings, Weights | None, Tiles | None], Finished]",
     say: Callable[[str], None],
 ) -> "Finished":
     """Train with views of several sides, and keep in `out` what finds most in time.
@@ -78,8 +83,9 @@ def best_within(
         budget_ms: What one part may take on this machine, looked at twice.
         candidates: Settings of the recipe, and weights that fit them; more than one: as many
             backbones.
+        tiles: What a frame is inspected in; `auto`: in one piece, and in as many as are needed.
         out: The folder for the bundle.
-        train: Trains with such settings and weights into a folder.
+        train: Trains with such settings, weights and tiles into a folder.
         say: Hears, in a sentence, of each side and of the choice.
 
     Raises:
@@ -95,11 +101,11 @@ def best_within(
             named = settings.backbone if len(candidates) > 1 else None
             backbone = "" if named is None else named.label
             of_this: list[Tried] = []
-            for side in SIDES:
-                if of_this and _expected_ms(of_this[-1], side) > 2 * budget_ms:
-                    break
-                place = Path(folder) / f"{number}-{side}"
-                finished = train(place, settings.with_side(side), weights)
+            for side, pieces in product(SIDES, (None, tiles) if tiles == "auto" else (tiles,)):
+                if of_this and not _is_worth_it(of_this, side, pieces, 2 * budget_ms):
+                    continue
+                place = Path(folder) / f"{number}-{len(of_this)}"
+                finished = train(place, settings.with_side(side), weights, pieces)
                 of_this.append(replace(_tried(side, finished), backbone=backbone))
                 say(_said(of_this[-1]))
             tried += of_this
@@ -125,9 +131,12 @@ def best_within(
 
 
 def chosen(tried: list[Tried]) -> Tried:
-    """What finds most; of those that find as much, the fastest. Without defects, the largest."""
+    """What finds most; of those that find as much, the fastest. Without defects, the finest."""
     return max(
-        tried, key=lambda one: (one.side, 0.0) if one.found is None else (one.found, -one.ms)
+        tried,
+        key=lambda one: (
+            (one.side**2 * one.tiles, 0.0) if one.found is None else (one.found, -one.ms)
+        ),
     )
 
 
@@ -145,8 +154,10 @@ def _tried(side: int, finished: "Finished") -> Tried:
         at = at_promise(
             good, (), defective, max_false_reject=max(rate, _LIMIT), confidence=_CONFIDENCE
         )
+    regions = finished.written.bundle.manifest.method.regions
     return Tried(
         side=side,
+        tiles=1 if regions is None else len(regions.regions),
         ms=median(_times_ms(finished)),
         found=None if at is None else at.found,
         promised=None if at is None else at.promised,
@@ -179,8 +190,32 @@ def _times_ms(finished: "Finished") -> Iterator[float]:
     return iter(times[True] or times[False])
 
 
-def _expected_ms(one: Tried, side: int) -> float:
-    return one.ms * (side / one.side) ** 2
+def _is_worth_it(
+    tried: "Sequence[Tried]", side: int, pieces: "Tiles | None", limit_ms: float
+) -> bool:
+    """Whether views of this side and these tiles are new, and may be in time.
+
+    Args:
+        tried: Of the same backbone, at least one.
+        side: Of the views.
+        pieces: What a frame would be inspected in.
+        limit_ms: The time of a part.
+    """
+    from train.tiles import tiled
+
+    last, count = tried[-1], tried[0].tiles
+    if pieces == "auto":
+        whole = tried[0].finished
+        height, width = whole.images.pixels(whole.split.train_good[0]).shape[:2]
+        regions = whole.written.bundle.manifest.method.regions
+        try:
+            cut = tiled(regions, pieces, frame=(width, height), side=side)
+        except ConfigurationError:
+            return False
+        if cut is None or cut == regions:
+            return False
+        count = len(cut.regions)
+    return last.ms * (side / last.side) ** 2 * count / last.tiles <= limit_ms
 
 
 def _said(one: Tried) -> str:
@@ -189,7 +224,8 @@ def _said(one: Tried) -> str:
 
 
 def _named(one: Tried) -> str:
-    return f"views of {one.side} pixels" + (f" with {one.backbone}" if one.backbone else "")
+    of = f" of {one.tiles} tiles or regions" if one.tiles > 1 else ""
+    return f"views of {one.side} pixels{of}" + (f" with {one.backbone}" if one.backbone else "")
 
 
 def _finds(one: Tried) -> str:
@@ -204,7 +240,7 @@ def _finds(one: Tried) -> str:
 def _of_twice_the_time(best: Tried, tried: list[Tried], budget_ms: float) -> str:
     slower = [one for one in tried if budget_ms < one.ms <= 2 * budget_ms]
     if not slower:
-        return "With twice the time nothing larger was in reach."
+        return "With twice the time nothing finer was in reach."
     other = chosen(slower)
     if best.found is None or other.found is None:
         return f"With twice the time, {_named(other)} would be in reach."

@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from train.datasets import Split
     from train.recipes import RecipeSettings
     from train.run import Finished
+    from train.tiles import Tiles
     from train.weights import Weights
 
 
@@ -111,6 +112,14 @@ def train(
             "regions: docs/regions.md. Without it the whole frame is."
         ),
     ] = None,
+    tiles: Annotated[
+        str | None,
+        typer.Option(
+            help="Inspect each frame in pieces that overlap, so that small defects on large frames "
+            "are seen: 3x2 is three across and two down, auto as many as its size asks for. Each "
+            "piece takes the time of a frame."
+        ),
+    ] = None,
     bits: Annotated[int | None, options.BITS] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print the result as JSON.")] = False,
     curve: Annotated[Path | None, typer.Option(hidden=True)] = None,
@@ -131,6 +140,7 @@ def train(
     from engine.cross_fitted import CROSS_FITTED
     from train.datasets import find_source, left_out
     from train.run import require_new, train_bundle
+    from train.tiles import tiles_of
 
     require_new(out)
     source = replace(find_source(data, good, defective), bits=bits)
@@ -138,6 +148,7 @@ def train(
     for line in unused:
         typer.echo(line, err=True)
     cut = None if regions is None else read_regions(regions)
+    pieces = None if tiles is None else tiles_of(tiles)
     why = None
     if recipe is None:
         recipe, why = usual_recipe(backbone_weights or [], epochs)
@@ -145,10 +156,6 @@ def train(
     budget_ms = None if budget is None else milliseconds(budget)
     if budget_ms is not None:
         require_evidence(settings)
-        if cut is not None and len(cut.regions) > 1:
-            raise ConfigurationError(
-                "--budget", budget, "goes with one region; of several nothing is scored without it"
-            )
         if resume:
             raise ConfigurationError("--resume", None, "does not go with --budget; start again")
     elif len(backbone_weights or []) > 1:
@@ -162,7 +169,10 @@ def train(
             progress.say(f"Recipe {recipe}: {why}.")
 
         def train_into(
-            folder: Path, settings: "RecipeSettings", weights: "Weights | None"
+            folder: Path,
+            settings: "RecipeSettings",
+            weights: "Weights | None",
+            pieces: "Tiles | None",
         ) -> "Finished":
             progress.stage("reading the images, looking for copies")
             return train_bundle(
@@ -171,6 +181,7 @@ def train(
                 settings,
                 weights=weights,
                 regions=cut,
+                tiles=pieces,
                 defects=defects,
                 seed=seed,
                 resume=resume,
@@ -182,9 +193,9 @@ def train(
 
         try:
             finished = (
-                train_into(out, *candidates[0])
+                train_into(out, *candidates[0], pieces)
                 if budget_ms is None
-                else best_within(budget_ms, candidates, out, train_into, progress.say)
+                else best_within(budget_ms, candidates, pieces, out, train_into, progress.say)
             )
         except KeyboardInterrupt:
             progress.say("\nTo continue, repeat the command with --resume.")

