@@ -137,7 +137,6 @@ def train(
     """
     require_training_packages("agent train")
     from agent.regions_file import read_regions
-    from engine.cross_fitted import CROSS_FITTED
     from train.datasets import find_source, left_out
     from train.run import require_new, train_bundle
     from train.tiles import tiles_of
@@ -203,7 +202,7 @@ def train(
         bundle = finished.written.bundle
         record = bundle.manifest.training
         progress.stage("writing the report")
-        statement, report = _report(finished)
+        statement, report, has_promise = _report(finished)
     if as_json:
         answer = {
             "bundle": str(bundle.path),
@@ -219,15 +218,15 @@ def train(
     typer.echo(statement)
     pages = "" if report is None else f" and {report}"
     typer.echo(f"Written: {bundle.path} (id {bundle.id[:12]}){pages}")
-    has_scores = CROSS_FITTED in bundle.manifest.files
-    proof = ", or for a proof with --good DIR" if has_scores else " --good DIR"
+    proof = ", or for a proof with --good DIR" if has_promise else " --good DIR"
     typer.echo(f"For the threshold: agent calibrate --bundle {bundle.path}{proof}")
 
 
-def _report(finished: "Finished") -> tuple[str, Path | None]:
+def _report(finished: "Finished") -> tuple[str, Path | None, bool]:
     """Write the page; the bundle is complete without it, so a failure is a warning.
 
-    Returns what the training came to, in words, and the page, if it could be written.
+    Returns what the training came to, in words; the page, if it could be written; and whether its
+    own images are enough for a threshold.
     """
     from calibration.outlook import training_outlook
     from train.report import (
@@ -249,11 +248,12 @@ def _report(finished: "Finished") -> tuple[str, Path | None]:
     except AtacError as error:
         sys.stderr.write(f"WARNING: no {REPORT}, but the bundle is complete: {error}\n")
         record = finished.written.bundle.manifest.training
-        return f"Trained on {record.good} good and {record.defective} defective images.", None
+        said = f"Trained on {record.good} good and {record.defective} defective images."
+        return said, None, False
     said = summary(outcome, outlook)
     if outlook is not None:
         said = " ".join(filter(None, (outlook.look_first, outlook.headline, said)))
-    return f"{said} {about_spots(spots)}", path
+    return f"{said} {about_spots(spots)}", path, outlook is not None
 
 
 def require_training_packages(command: str) -> None:

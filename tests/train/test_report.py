@@ -139,7 +139,9 @@ def test_cross_fitted_scores_lead_the_page(source: Source, split: Split, tmp_pat
     bundle = cross_fitted(
         bundle_of(tmp_path / "bundle", split), [*([1.0] * 98), 7.5, 9.3], [5, 6, 10]
     )
-    statement, path = _report(finished(bundle, source, split))
+    statement, path, has_promise = _report(finished(bundle, source, split))
+    assert has_promise
+    assert path is not None
     assert statement.startswith(
         "Look at good/099.png and good/098.png first: are they really good? They cost 2 of your 3 "
     )
@@ -357,8 +359,9 @@ def test_a_page_that_fails_costs_no_bundle(
 ) -> None:
     ended = finished(bundle, own, split, images=Images(own))
     shutil.rmtree(own.root)
-    statement, path = _report(ended)
+    statement, path, has_promise = _report(ended)
     assert path is None
+    assert not has_promise
     assert statement.startswith("Trained on ")
     assert "WARNING: no training.html, but the bundle is complete" in capsys.readouterr().err
 
