@@ -362,9 +362,24 @@ class TrainingImages:
     Each is a whole frame of `split.training` or, with `regions`, one region of it; a defect is
     learnt from in the regions where it is. Inspectors take `method(…)` and whole frames. Pictures
     of one image follow each other.
+
+    Args:
+        images: All images.
+        split: Who trains.
+        regions: Of each frame; None: the whole frame.
+        anywhere: A defect that nobody has drawn may be in any region: there is a picture of each.
+            Else it is an error.
     """
 
-    def __init__(self, images: Images, split: Split, regions: RegionsSpec | None = None) -> None:
+    def __init__(
+        self,
+        images: Images,
+        split: Split,
+        regions: RegionsSpec | None = None,
+        *,
+        anywhere: bool = False,
+    ) -> None:
+        self._anywhere = anywhere
         self.images = images
         self.split = split
         self.regions = regions
@@ -427,10 +442,11 @@ class TrainingImages:
         if cuts is None:
             return [(item, 0)]
         mask = self.images.mask(item)
-        if mask is None and len(cuts) > 1:
+        if mask is None and len(cuts) > 1 and not self._anywhere:
             raise TrainingError(
                 f"{item.path} has no mask, so nobody knows in which of the {len(cuts)} regions its "
-                f"defect is; draw one below {MASKS}, or train without known defects: --defects 0"
+                f"defect is; draw one below {MASKS}, take --recipe nearest, or train without "
+                "known defects: --defects 0"
             )
         return [
             (item, place)

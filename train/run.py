@@ -106,7 +106,7 @@ def train_bundle(
         if tiles is not None:
             height, width = images.pixels(split.train_good[0]).shape[:2]
             regions = tiled(regions, tiles, frame=(width, height), side=settings.view.side)
-        seen = TrainingImages(images, split, regions)
+        seen = TrainingImages(images, split, regions, anywhere=settings.leaves_out)
         if split.train_defective and not seen.defective:
             on_warning("no known defect lies in a region, so training learns from none")
         trained = open_recipe(settings).train(seen, run)

@@ -9,7 +9,7 @@ from engine.backends.opening import open_inspector
 from engine.cross_fitted import cross_fitted_of
 from engine.errors import ConfigurationError, TrainingError
 from engine.region_spec import RegionSpec, RegionsSpec
-from tests.training_parts import SIZE, part
+from tests.training_parts import SIZE, part, trained
 from train.datasets import Images, TrainingImages
 from train.report import examine, small_defects, write_report
 from train.run import train_bundle
@@ -101,6 +101,24 @@ def ended(source, nearest, tmp_path_factory):
         defects=4,
         accept_flips=True,
     )
+
+
+def test_a_defect_that_nobody_has_drawn_is_learnt_where_it_is(source, split, nearest, tmp_path):
+    masks = [item.mask is not None for item in split.train_defective]
+    unmarked = tuple(replace(item, mask=None) for item in split.train_defective)
+    spec = tiled(None, tiles_of("1x5"), frame=(SIZE, SIZE), side=48)  # the last rows show no part
+    drawn = TrainingImages(Images(source), split, spec)
+    undrawn = TrainingImages(
+        Images(source), replace(split, train_defective=unmarked), spec, anywhere=True
+    )
+    assert all(masks)
+    assert len(undrawn.by_image(undrawn.defective)) == len(unmarked)
+    assert len(undrawn.defective) == 5 * len(unmarked) > len(drawn.defective)
+    run = trained(nearest, undrawn, tmp_path)
+    scores = {one.path: one.score for one in run.cross_fitted.defective}
+    assert min(scores.values()) > np.median([one.score for one in run.cross_fitted.good])
+    learnt = run.network.bank.known_origin.unique().tolist()
+    assert learnt == [pictures[0] for pictures in undrawn.by_image(undrawn.defective)]
 
 
 def test_a_part_is_left_out_with_all_its_tiles(ended):

@@ -275,6 +275,16 @@ class Parts:
         box = attention_box(looks, self._settings.view.box, self._crop(gate=0.0))
         return LeftOut(index, near, float(looks.max()), box)
 
+    def known(self) -> list[int]:
+        """Pictures of known defects; of one that nobody has drawn, that which looks least good."""
+        top_k = self._settings.top_k
+        found: list[int] = []
+        for of_one in self.images.by_image(self.images.defective):
+            is_drawn = self.images.item(of_one[0]).mask is not None
+            worst = max(of_one, key=lambda index: self.left_out(index).score(0.0, top_k))
+            found += of_one if is_drawn else [worst]
+        return found
+
     def all_left_out(self, indices: range) -> list[LeftOutPart]:
         """The parts that these pictures show."""
         return [
@@ -424,7 +434,7 @@ def learn(bank: NearestPatch, parts: Parts, rng: np.random.Generator, *, seed: i
         rng: Draws these.
         seed: Of the search.
     """
-    known = sorted(rng.permutation(list(parts.images.defective))[:_MOST_DEFECTIVE].tolist())
+    known = sorted(rng.permutation(parts.known())[:_MOST_DEFECTIVE].tolist())
     kept: list[Tensor] = []
     origin: list[Tensor] = []
     for index in known:
@@ -457,11 +467,12 @@ def teach(bank: NearestPatch, parts: Parts, epoch: EpochInProgress, settings: Ne
         settings: In how many steps they learn, and the share of a map that counts.
     """
     images, heads = parts.images, bank.heads
-    if len(images.defective) < LEAST_TAUGHT or heads is None or not settings.head_steps:
+    count = len(images.by_image(images.defective))
+    if count < LEAST_TAUGHT or heads is None or not settings.head_steps:
         return
     known, good = (
         sorted(epoch.rng.permutation(list(of))[:most].tolist())
-        for of, most in ((images.defective, _MOST_DEFECTIVE), (images.good, _MOST_TAUGHT))
+        for of, most in ((parts.known(), _MOST_DEFECTIVE), (images.good, _MOST_TAUGHT))
     )
     seen = {index: parts.left_out(index) for index in (*good, *known)}
     boxes = {index: (parts.view_box, one.box) for index, one in seen.items()}
