@@ -95,8 +95,9 @@ def _about(found: Sequence[Result]) -> str:
         f"Views of {' and '.join(map(str, sides))} px, {' and '.join(map(str, epochs))} epochs; "
         f"the recipe has {BASE.view.side} px and {BASE.epochs} epochs. "
         f"Trainings: {len(found)}, on {' and '.join(devices)}; one of both stages took "
-        f"{min(seconds):.0f} to {max(seconds):.0f} s there. Means over draws with their standard "
-        "deviation; the number of draws is in brackets where it is not three."
+        f"{min(seconds):.0f} to {max(seconds):.0f} s there, beside other programs. Means over "
+        "draws with their standard deviation; the number of draws is in brackets where it is not "
+        "three."
     )
 
 
@@ -164,11 +165,14 @@ def _table_3(full: Sequence[Result]) -> str:
 
 
 def _table_4(found: Sequence[Result]) -> str:
-    names = sorted({r.job.set for r in found if r.job.variant == "without_attention"})
+    without = {(r.job.set, r.job.draw) for r in found if r.job.variant == "without_attention"}
+    names = sorted({name for name, _ in without})
 
     def rows() -> Iterator[Sequence[str]]:
         for variant, title in _TERMS.items():
-            of_variant = [r for r in found if r.job.variant == variant]
+            of_variant = [
+                r for r in found if r.job.variant == variant and (r.job.set, r.job.draw) in without
+            ]
             yield (
                 title,
                 *(_spread([_pixels(r, "auroc") for r in _of(of_variant, n)]) for n in names),
@@ -267,7 +271,6 @@ def _by_scale(measured: Sequence[Result]) -> str:
                 f"{image_auroc(unseen, 'adgan'):.3f}",
                 f"{image_auroc(unseen, 'attention_discriminator'):.3f}",
                 f"{image_auroc(unseen, 'reconstruction'):.3f}",
-                f"{each.train_seconds / 60:.0f} min",
             )
 
     head = (
@@ -279,6 +282,5 @@ def _by_scale(measured: Sequence[Result]) -> str:
         "image AUROC, ADGAN",
         "discriminator output",
         "reconstruction loss",
-        "training",
     )
     return _table(head, rows()) if shown else "Only one scale has been measured."

@@ -125,6 +125,7 @@ def test_the_report_has_the_papers_tables(tmp_path):
     text = report(tmp_path, tmp_path / "nothing")
     assert "| mvtec_bottle | 0.910 ± 0.010 | 0.95 | 0.500 ± 0.000 |" in text
     assert "| (a) with L_adv_ano, without L_att | 0.700 (1) | 0.75 |" in text
+    assert "| (c) with both | 0.900 (1) | 0.92 |" in text  # of the same draw
     assert "| base | 1.000 (1) | not run here | 0.583 |" in text
     assert "| mvtec_pill | – | 0.91 |" in text
     assert text.endswith("## Larger views, longer trainings\n\nOnly one scale has been measured.\n")
