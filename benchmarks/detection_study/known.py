@@ -29,17 +29,25 @@ _WEIGHTS: Final = (0.0, 0.25, 0.5, 1.0, 2.0)
 def main() -> None:
     kept = json.loads(_KEPT.read_text(encoding="utf-8"))["sets"]
     print("found at 3 % (AUROC), mean over draws; weight by evidence: its mean")
-    print(f"{'known':20s}{'weight':12s}" + "".join(f"{name:>16s}" for name in [*kept, "mean"]))
-    for known in ("10 with heads", "10", "10 a fifth closer", "5", "2", "1"):
+    print(f"{'known':28s}{'weight':12s}" + "".join(f"{name:>16s}" for name in [*kept, "mean"]))
+    all_channels = "10 with heads, all channels"
+    rows_of = [(known, known) for known in (all_channels, "10 with heads", "10")]
+    rows_of += [("10 with heads", all_channels)]  # on the same draws
+    rows_of += [(known, known) for known in ("10 a fifth closer", "5", "2", "1")]
+    for known, where in rows_of:
+        print(f"draws that have {where}")
         for weight in (*_WEIGHTS, None):
             rows = [
-                np.mean([judged(one, known, weight) for one in draws.values()], axis=0)
+                np.mean(
+                    [judged(one, known, weight) for one in draws.values() if where in one["known"]],
+                    axis=0,
+                )
                 for draws in kept.values()
             ]
             said = "".join(f"{f'{row[0]:.2f} ({row[1]:.3f})':>16s}" for row in rows)
             mean = np.mean(rows, axis=0)
             name = f"evidence {mean[2]:.2f}" if weight is None else f"{weight:g}"
-            print(f"{known:20s}{name:14s}{said}  {mean[0]:.2f} ({mean[1]:.3f})")
+            print(f"{known:28s}{name:14s}{said}  {mean[0]:.2f} ({mean[1]:.3f})")
 
 
 def judged(one: Mapping[str, Any], known: str, weight: float | None) -> tuple[float, float, float]:
