@@ -281,8 +281,11 @@ class Parts:
         found: list[int] = []
         for of_one in self.images.by_image(self.images.defective):
             is_drawn = self.images.item(of_one[0]).mask is not None
-            worst = max(of_one, key=lambda index: self.left_out(index).score(0.0, top_k))
-            found += of_one if is_drawn else [worst]
+            found += (
+                of_one
+                if is_drawn or len(of_one) == 1
+                else [max(of_one, key=lambda index: self.left_out(index).score(0.0, top_k))]
+            )
         return found
 
     def all_left_out(self, indices: range) -> list[LeftOutPart]:
