@@ -167,7 +167,8 @@ def regions(images: Tensor, settings: HardAugmentation) -> Tensor:
 def noised(features: Tensor, noise: float) -> Tensor:
     """`features` `(N, C, h, w)` with normal noise: this number of deviations of each channel."""
     deviation = features.std(dim=(0, 2, 3), keepdim=True)
-    return features + noise * deviation * torch.randn_like(features)
+    drawn = torch.randn(features.shape, device=features.device)  # slow in bf16 on CPUs
+    return features + noise * deviation * drawn.to(features.dtype)
 
 
 def noised_in_regions(
