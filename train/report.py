@@ -294,7 +294,7 @@ def _about_defects(outcome: Outcome) -> Iterator[str]:
     if not outcome.settings.learns_defects:
         yield (
             f"The recipe {outcome.settings.type} learns from good parts alone. Once you have "
-            f"{2 * DEFAULT_DEFECTS} defects, {sort} and compare with --recipe line."
+            f"{2 * DEFAULT_DEFECTS} defects, {sort} and compare with --recipe nearest."
         )
     elif not known:
         knows = "good parts" if outcome.settings.leaves_out else "synthetic defects"
