@@ -6,11 +6,10 @@
 without it, and of the known defects of all draws: those that the draw knows by banks without them,
 the others by the whole bank. They are those of the recipe `nearest` with the closer pass, for each
 weight of the patches of known defects, and of five folds of heads that learn from them too, where
-it says so: each image by those that left it out. They see all
-channels (ten of the twelve draws), or the bank's directions. Half of the good parts are looked at
-closer, or a fifth. Features and products were in bf16, and the places of closer views were found once for a set.
-Judged are defects of other draws, which were neither learnt from nor chosen
-by.
+it says so: each image by those that left it out. Heads see all channels (ten of the twelve draws),
+or the bank's directions. Half of the good parts are looked at closer, or a fifth. Features and
+products were in bf16, and the places of closer views were found once for a set. Judged are defects
+of other draws, which were neither learnt from nor chosen by.
 """
 
 import json
