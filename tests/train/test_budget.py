@@ -93,7 +93,12 @@ def test_the_best_of_several_trainings_becomes_the_bundle(source, nearest, tmp_p
         best_within(1e-3, [(settings, None)], None, tmp_path / "late", train, said.append)
     other = replace(settings, backbone=ResNet(architecture="resnet50", stages=("layer2",)))
     both = [(settings, None), (other, None)]
-    best_within(60_000, both, tmp_path / "both", train, said.append)
+    best_within(60_000, both, None, tmp_path / "both", train, said.append)
     assert "Views of 48 pixels with resnet50 layer2" in {line.partition(":")[0] for line in said}
-    shutil.rmtree(tmp_path / "both")
-    assert sorted(one.name for one in tmp_path.iterdir()) == ["once", "out"]
+    assert sorted(one.name for one in tmp_path.iterdir()) == [
+        "both",
+        "once",
+        "out",
+        "small",
+        "tiles",
+    ]
