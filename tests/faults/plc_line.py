@@ -1,8 +1,9 @@
 """A line whose parts a PLC announces, as a process that can be killed.
 
-    python -m tests.faults.plc_line FOLDER MODBUS_PORT CAMERA_PORT
+    python -m tests.faults.plc_line FOLDER MODBUS_PORT CAMERA
 
-The camera sees the part whose number comes to `CAMERA_PORT` as a datagram, with the camera's own
+The camera sees the part whose number comes as a datagram to the socket `CAMERA`, a file descriptor
+that outlives the process so that no other program takes its port; with the number comes its own
 count of its triggers: parts come faster than their windows end, and only such a count tells which
 of them a late frame belongs to.
 """
@@ -11,6 +12,7 @@ import logging
 import socket
 import sys
 import threading
+from contextlib import suppress
 from itertools import count
 from pathlib import Path
 from time import time_ns
@@ -39,9 +41,12 @@ class DatagramCamera:
     is_live = False
     fault = None
 
-    def __init__(self, port: int, stop: threading.Event) -> None:
-        self._socket = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
-        self._socket.bind(("127.0.0.1", port))
+    def __init__(self, descriptor: int, stop: threading.Event) -> None:
+        self._socket = socket.socket(fileno=descriptor)
+        self._socket.setblocking(False)
+        with suppress(BlockingIOError):
+            while self._socket.recv(100):  # what came while there was no agent was not seen
+                pass
         self._socket.settimeout(0.2)
         self._stop = stop
         self._numbers = count()
@@ -76,7 +81,7 @@ class DatagramCamera:
         return None
 
 
-def main(folder: Path, modbus_port: int, camera_port: int) -> None:
+def main(folder: Path, modbus_port: int, camera: int) -> None:
     logging.basicConfig(format="%(message)s", level=logging.WARNING)
     config = Config(
         agent=AgentSettings(id="line1"),
@@ -90,7 +95,7 @@ def main(folder: Path, modbus_port: int, camera_port: int) -> None:
     with stopping_on_signals(stop):
         run_station(
             config,
-            cameras=[DatagramCamera(camera_port, stop)],
+            cameras=[DatagramCamera(camera, stop)],
             inspector=BrightnessInspector(),
             model=Model(threshold=THRESHOLD),
             stop=stop,

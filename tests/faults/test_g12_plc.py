@@ -26,7 +26,7 @@ from pathlib import Path
 from tests.agent.plc.line import THRESHOLD, Plc, Told, score
 from tests.ports import free_port
 
-PARTS, EVERY, LINES, AT_A_TIME = 10_000, 250, 10, 5
+PARTS, EVERY, LINES, AT_A_TIME = 10_000, 250, 10, 10
 SHORT_PARTS, SHORT_EVERY = 60, 25
 FAULTS = {
     "slow": 0.01,
@@ -89,19 +89,22 @@ def line(folder: Path, seed: int, *, parts: int, every: int) -> Seen:
     """One agent and one PLC; the agent is killed each time when about `every` parts have ended."""
     folder = folder / f"line-{seed}"
     folder.mkdir()
-    modbus, camera = free_port(), free_port(socket.SOCK_DGRAM)
-    command = [sys.executable, "-m", "tests.faults.plc_line", folder, str(modbus), str(camera)]
+    modbus = free_port()
     rng, kills, triggers = random.Random(seed), 0, itertools.count()
     with (
         socket.socket(type=socket.SOCK_DGRAM) as light,
+        socket.socket(type=socket.SOCK_DGRAM) as camera,
         (folder / "log").open("a") as log,
     ):
+        camera.bind(("127.0.0.1", 0))
+        module = (sys.executable, "-m", "tests.faults.plc_line")
+        command = (*module, str(folder), str(modbus), str(camera.fileno()))
 
         def started() -> subprocess.Popen[bytes]:
-            return subprocess.Popen([str(each) for each in command], stderr=log)
+            return subprocess.Popen(command, stderr=log, pass_fds=(camera.fileno(),))
 
         def show(number: int, _count: int) -> None:
-            light.sendto(f"{number} {next(triggers)}".encode(), ("127.0.0.1", camera))
+            light.sendto(f"{number} {next(triggers)}".encode(), camera.getsockname())
 
         plc = Plc(modbus, parts, show, faults=FAULTS, seed=seed, every_s=0.03)
         agent = started()
